@@ -1,0 +1,24 @@
+# Two commands: `make demo` and `make test`. Both need only Python 3.11+, pip and make.
+PYTHON ?= python3
+VENV := .venv
+SQ := $(VENV)/bin/sq
+
+.PHONY: demo test setup clean
+
+demo: setup
+	$(SQ) calibrate --out profiles/demo
+	$(SQ) show profiles/demo --html profiles/demo.html
+
+test: setup
+	$(VENV)/bin/python -m pytest
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) profiles/demo.*

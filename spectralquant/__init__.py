@@ -1,0 +1,33 @@
+"""SpectralQuant: how small an LLM's KV cache can get, what it costs, and how fast it is.
+
+Everything a notebook needs is imported from here; modules load when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_EXPORTS = {
+    "calibrate": "spectralquant.calibration.api",
+    "CalibrationProfile": "spectralquant.profile",
+    "SpectralHead": "spectralquant.profile",
+    "CalibrationSettings": "spectralquant.calibration.options",
+    "Ratio": "spectralquant.calibration.targets",
+    "Bits": "spectralquant.calibration.targets",
+    "DeltaPPL": "spectralquant.calibration.targets",
+    "KL": "spectralquant.calibration.targets",
+    "load_model": "spectralquant.sources.models",
+    "load_text": "spectralquant.sources.text",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'spectralquant' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

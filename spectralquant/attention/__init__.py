@@ -1,0 +1,1 @@
+"""How the library sees, and takes part in, a transformers model's attention."""

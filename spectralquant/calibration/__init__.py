@@ -1,0 +1,1 @@
+"""Calibration: capture, statistics, spectrum, rank, bits, codebooks (method.md section 2)."""

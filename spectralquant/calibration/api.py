@@ -1,0 +1,46 @@
+"""`spectralquant.calibrate`: the library's one-call calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibration.targets import Target, parse_target
+from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.geometry import probe_geometry
+from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.tokens import tokenize
+
+
+def calibrate(
+    model: nn.Module,
+    tokenizer: Any,
+    text: str | Iterable[str],
+    *,
+    steps: int = 100,
+    target: Target | str | None = None,
+    settings: CalibrationSettings | None = None,
+    name: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> CalibrationProfile:
+    """Calibrate `model` on `text` (one string or many documents) and return its profile (not yet saved).
+
+    `target` is what the first tier is solved for, as `Ratio(33)` or `"kl=0.01"`; everything else is in `settings`.
+
+    Raises:
+        UnsupportedModelError, SourceError, InputError: see their messages.
+    """
+    settings = replace(settings or CalibrationSettings(), steps=steps)
+    if target is not None:
+        goal = parse_target(target) if isinstance(target, str) else target
+        settings = replace(settings, targets={**settings.targets, settings.tiers[0]: goal})
+    loaded = LoadedModel(name or getattr(model, "name_or_path", "") or type(model).__name__, model.eval(), tokenizer,
+                         probe_geometry(model))
+    documents = [text] if isinstance(text, str) else text
+    need = settings.steps * settings.window + 2 * settings.held_out_windows * settings.held_out_window
+    return calibrate_model(loaded, tokenize(tokenizer, documents, need), settings, text_name="text", progress=progress)

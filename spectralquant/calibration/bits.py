@@ -1,0 +1,51 @@
+"""`MaskGenerator`: bits per component by Lagrangian search over measured distortion.
+
+Source: Shoham & Gersho 1988, "Efficient bit allocation for an arbitrary set of quantizers" (IEEE Trans. ASSP 36(9)).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectralquant.calibration.codebooks import fit_codebooks
+from spectralquant.codec.mask import FrequencyMask
+from spectralquant.errors import InputError
+
+CHOICES = (0, 1, 2, 3, 4, 5, 6, 8)
+CHUNK = 512
+
+
+class MaskGenerator:
+    """Measure D_i(b) for every component and bit width once, then allocate for any budget."""
+
+    def __init__(self, samples: Tensor, weight: Tensor | None = None) -> None:
+        """`samples`: float32 `[T, N]` coefficients in units in which all errors cost the same (times `weight: [N]`)."""
+        errors = [[] for _ in CHOICES]
+        for part in samples.T.contiguous().split(CHUNK):
+            for i, bits in enumerate(CHOICES):
+                errors[i].append(part.square().mean(1) if bits == 0 else fit_codebooks(part, bits)[1])
+        self.distortion = torch.stack([torch.cat(e) for e in errors])
+        if weight is not None:
+            self.distortion = self.distortion * weight
+        self.count = samples.shape[1]
+
+    def generate(self, bits_per_component: float) -> FrequencyMask:
+        """The mask of least total distortion with at most this many bits per component on average.
+
+        Raises:
+            InputError: the budget is outside what the bit widths can give.
+        """
+        if not 0 < bits_per_component <= CHOICES[-1]:
+            raise InputError(
+                f"{bits_per_component:g} bits per scalar is outside what fixed-rate tiers offer (above 0 to {CHOICES[-1]})."
+            )
+        cost = torch.tensor(CHOICES, device=self.distortion.device, dtype=self.distortion.dtype)[:, None]
+        budget = bits_per_component * self.count
+        low, high = -60.0, 60.0
+        for _ in range(80):
+            middle = (low + high) / 2
+            choice = (self.distortion + 2.0**middle * cost).argmin(0)
+            low, high = (middle, high) if cost[choice, 0].sum() > budget else (low, middle)
+        choice = (self.distortion + 2.0**high * cost).argmin(0)
+        return FrequencyMask(torch.tensor(CHOICES, dtype=torch.uint8, device=choice.device)[choice].cpu())

@@ -1,0 +1,208 @@
+"""Capture one calibration step: keys, values, their loss gradients, queries and attention, for one window of text.
+
+No weight receives a gradient. Keys and values are taken inside the attention call, so separate, fused, biased and
+normalized projections all look the same; RoPE is undone exactly (method.md section 1, finding 3).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectralquant.attention.tap import AttentionCall, AttentionTap
+from spectralquant.codec.rotary import undo_rope, undo_rope_gradient
+from spectralquant.sources.geometry import CacheGeometry
+
+SINKS = 4
+ENTROPY_STRIDE = 8
+
+
+@dataclass
+class CapturedStep:
+    """One window of T tokens. All tensors float32 on the model's device.
+
+    keys, values, key_grads, value_grads: `[T, L, Hk, D]`, keys before RoPE. The gradients are of the next-token
+    cross-entropy summed over tokens (None without backward). keys_rotated, rotated_grads: the same after RoPE.
+    queries, queries_rotated: `[T, L, H, D]` before and after RoPE. entropy: `[L, H]` attention entropy in nats, averaged over queries.
+    received: `[L, H, T]` attention received from later queries within `horizon` blocks (see `attention_received`).
+    loss: mean cross-entropy in nats per token.
+    """
+
+    keys: Tensor
+    values: Tensor
+    key_grads: Tensor | None
+    value_grads: Tensor | None
+    keys_rotated: Tensor
+    rotated_grads: Tensor | None
+    queries: Tensor
+    queries_rotated: Tensor
+    entropy: Tensor
+    received: Tensor | None
+    loss: float
+
+
+@dataclass
+class _Recorder:
+    """Keeps every attention call; with `block`, gradients flow only through reads from beyond the recent window."""
+
+    block: int | None
+    calls: list[AttentionCall] = field(default_factory=list)
+
+    def __call__(self, call: AttentionCall) -> Tensor | None:
+        self.calls.append(call)
+        if not torch.is_grad_enabled():
+            return None
+        call.key.retain_grad()
+        call.value.retain_grad()
+        return None if self.block is None else _far_gradient_attention(call, self.block)
+
+
+def _far_gradient_attention(call: AttentionCall, block: int) -> Tensor:
+    """The same attention output, with near reads detached.
+
+    A streaming cache reads the query's own block and the one before exactly, so errors reach the loss only through
+    keys and values at least two blocks back: only those keep their gradient.
+    """
+    allowed, length = call.allowed(), call.query.shape[2]
+    near_key, near_value = call.key.detach(), call.value.detach()
+    outputs = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        far = max(0, start - block)
+        part = replace(
+            call,
+            query=call.query[:, :, start:stop],
+            key=torch.cat([call.key[:, :, :far], near_key[:, :, far:stop]], dim=2),
+            value=torch.cat([call.value[:, :, :far], near_value[:, :, far:stop]], dim=2),
+            mask=allowed[..., start:stop, :stop],
+        )
+        outputs.append(part.run())
+    return torch.cat(outputs, dim=1)
+
+
+def capture_step(
+    model: nn.Module,
+    geometry: CacheGeometry,
+    ids: Tensor,
+    *,
+    backward: bool = True,
+    received_block: int | None = None,
+    far_block: int | None = None,
+) -> CapturedStep:
+    """Run one window `ids: [T]` forward (and backward) and return what the attention layers saw.
+
+    With `received_block` the attention that each token receives from later queries of its own and the next block of
+    that many tokens is returned as well. With `far_block` gradients flow only through reads from at least two such
+    blocks back, the reads that a streaming cache serves from codes.
+    """
+    ids = ids.to(model.device)[None]
+    recorder = _Recorder(far_block)
+    with _activation_gradients(model, backward), AttentionTap(model, recorder):
+        logits = model(input_ids=ids, use_cache=False).logits
+        targets = functional.pad(ids[0, 1:], (0, 1), value=-100)
+        loss = functional.cross_entropy(logits.view(len(targets), -1).float(), targets, reduction="sum")
+        if backward:
+            loss.backward()
+    calls = recorder.calls
+    with torch.no_grad():
+        rotated = torch.stack([c.key[0] for c in calls]).float()
+        values = torch.stack([c.value[0] for c in calls]).float()
+        rotated_grads = value_grads = key_grads = None
+        if backward:
+            rotated_grads = torch.stack([c.key.grad[0] for c in calls]).float()
+            value_grads = torch.stack([c.value.grad[0] for c in calls]).float()
+            key_grads = _unrotate(rotated_grads, calls, geometry, undo_rope_gradient)
+            value_grads, key_grads, rotated_grads = map(_tokens_first, (value_grads, key_grads, rotated_grads))
+        queries = torch.stack([c.query[0].detach() for c in calls]).float()
+        received = None
+        if received_block:
+            received = torch.stack([attention_received(c, received_block) for c in calls])
+        return CapturedStep(
+            keys=_tokens_first(_unrotate(rotated, calls, geometry, undo_rope)),
+            values=_tokens_first(values),
+            key_grads=key_grads,
+            value_grads=value_grads,
+            keys_rotated=_tokens_first(rotated),
+            rotated_grads=rotated_grads,
+            queries=_tokens_first(_unrotate(queries, calls, geometry, undo_rope)),
+            queries_rotated=_tokens_first(queries),
+            entropy=torch.stack([attention_entropy(c) for c in calls]),
+            received=received,
+            loss=loss.item() / (ids.shape[1] - 1),
+        )
+
+
+def _tokens_first(x: Tensor) -> Tensor:
+    return x.detach().permute(2, 0, 1, 3).contiguous()
+
+
+def _unrotate(x: Tensor, calls: list[AttentionCall], geometry: CacheGeometry, function) -> Tensor:
+    """Apply an inverse-RoPE function per layer to `x: [L, heads, T, D]`."""
+    layers = []
+    for layer, call in enumerate(calls):
+        if geometry.rotary[layer]:
+            layers.append(function(x[layer], call.cos[0].float(), call.sin[0].float()))
+        else:
+            layers.append(x[layer])
+    return torch.stack(layers)
+
+
+@contextlib.contextmanager
+def _activation_gradients(model: nn.Module, backward: bool) -> Iterator[None]:
+    """Gradients flow to activations only: weights are frozen, the embedding output starts the graph."""
+    if not backward:
+        with torch.no_grad():
+            yield
+        return
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    handle = model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: out.requires_grad_())
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        handle.remove()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def _probabilities(call: AttentionCall, queries: slice) -> Tensor:
+    """Attention probabilities `[H, q, S]` in float32 of a slice of the queries of sequence 0."""
+    group = call.query.shape[1] // call.key.shape[1]
+    query = call.query[0, :, queries].detach().float()
+    heads, count, dim = query.shape
+    key = call.key[0].detach().float()
+    scores = (query.reshape(-1, group * count, dim) @ key.transpose(1, 2)).view(heads, count, -1) * call.scaling
+    softcap = call.options.get("softcap")
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return scores.masked_fill(~call.allowed()[0, :, queries], float("-inf")).softmax(-1)
+
+
+def attention_entropy(call: AttentionCall) -> Tensor:
+    """Entropy `[H]` in nats of the attention distribution, averaged over every eighth query."""
+    p = _probabilities(call, slice(0, None, ENTROPY_STRIDE))
+    return -(p * p.clamp_min(1e-20).log()).sum(-1).mean(-1)
+
+
+def attention_received(call: AttentionCall, block: int) -> Tensor:
+    """Attention `[H, T]` each token receives from later queries (itself left out) in its own and the next block.
+
+    This is what a streaming cache knows of a token when its block leaves the recent window.
+    """
+    total = call.query.shape[2]
+    received = call.query.new_zeros(call.query.shape[1], total, dtype=torch.float32)
+    for start in range(0, total, block):
+        stop = min(start + block, total)
+        first = max(0, start - block)
+        p = _probabilities(call, slice(start, stop))[..., first:stop]
+        index = torch.arange(start - first, stop - first, device=p.device)
+        p[:, torch.arange(stop - start, device=p.device), index] = 0
+        received[:, first:stop] += p.sum(1)
+    return received

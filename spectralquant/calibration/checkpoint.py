@@ -1,0 +1,60 @@
+"""Checkpoints of a calibration's sums: a killed run goes on where it was, and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spectralquant.errors import InputError
+from spectralquant.files import atomic_path, write_json
+
+EVERY = 10
+
+
+class Checkpoint:
+    """A folder beside the profile with the sums after k steps. `fingerprint` describes the run they belong to."""
+
+    def __init__(self, stem: Path, fingerprint: dict[str, Any]) -> None:
+        self.folder = stem.with_name(stem.name + ".partial")
+        self.fingerprint = fingerprint
+
+    def save(self, step: int, state: dict[str, Tensor]) -> None:
+        """Store the sums after `step` steps; the previous checkpoint is replaced only when this one is complete."""
+        name = f"sums-{step}.safetensors"
+        with atomic_path(self.folder / name) as path:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+        write_json(self.folder / "state.json", {"step": step, "file": name, "fingerprint": self.fingerprint})
+        for old in self.folder.glob("sums-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def load(self) -> tuple[int, dict[str, Tensor]]:
+        """Step count and sums of the interrupted run.
+
+        Raises:
+            InputError: nothing to resume, or it belongs to another run (the message names what differs).
+        """
+        file = self.folder / "state.json"
+        if not file.is_file():
+            raise InputError(f"There is nothing to resume in {self.folder}. Run without --resume.")
+        try:
+            state = json.loads(file.read_text(encoding="utf-8"))
+            found = state["fingerprint"]
+            differing = [k for k, v in self.fingerprint.items() if found.get(k) != v]
+            if not differing:
+                return int(state["step"]), load_file(self.folder / state["file"])
+        except (ValueError, KeyError, OSError, SafetensorError) as error:
+            raise InputError(f"The checkpoint in {self.folder} is damaged ({error}). Run without --resume.") from error
+        details = ", ".join(f"{k} was {found.get(k)!r} and is {self.fingerprint[k]!r}" for k in differing)
+        raise InputError(f"The checkpoint in {self.folder} belongs to another run: {details}. Use the same options, "
+                         "or run without --resume.")
+
+    def remove(self) -> None:
+        """Delete the checkpoint of a finished run."""
+        shutil.rmtree(self.folder, ignore_errors=True)

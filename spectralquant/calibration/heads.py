@@ -1,0 +1,44 @@
+"""Per-head spectra: the blocks of the big sums that belong to one head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectralquant.calibration.rank import NyquistRankSelector
+from spectralquant.calibration.spectrum import FrequencyAnalyzer, gaussian_rate
+from spectralquant.calibration.statistics import SpanMoments
+from spectralquant.profile_tensors import HeadSpectra
+from spectralquant.sources.geometry import CacheGeometry
+
+
+def head_spectra(
+    geometry: CacheGeometry, moments: list[SpanMoments], entropy: Tensor, step: float, *, use_metric: bool
+) -> HeadSpectra:
+    """Basis, spectrum, rank and bits of every head at the water level of `step` (in units of the metric)."""
+    dim, shape = geometry.head_dim, (geometry.layers, geometry.kv_heads)
+    entropy = entropy.float().cpu()
+    grouped = entropy.view(*shape, geometry.group).mean(-1)
+    selector = NyquistRankSelector(step)
+    analyzer = FrequencyAnalyzer()
+    parts: dict[str, list[Tensor]] = {"basis": [], "synthesis": [], "variance": [], "rank": [], "bits": []}
+    for moment in moments:
+        bases = []
+        for i in range(moment.width // moment.span):
+            covariance, metric = moment.covariance(i).cpu(), moment.metric_matrix(i).cpu() if use_metric else None
+            for at in range(0, moment.span, dim):
+                part = slice(at, at + dim)
+                one = None if metric is None else metric[part, part]
+                bases.append(analyzer.solve(covariance[part, part], one, torch.zeros(dim, dtype=torch.float64)))
+        variance = torch.stack([b.variance for b in bases]).view(*shape, dim)
+        parts["basis"].append(torch.stack([_unit(b.analysis, 1) for b in bases]).view(*shape, dim, dim).half())
+        parts["synthesis"].append(torch.stack([_unit(b.synthesis, 0) for b in bases]).view(*shape, dim, dim).half())
+        parts["variance"].append(variance.float())
+        parts["rank"].append(selector.ranks(variance, grouped))
+        parts["bits"].append(gaussian_rate(variance.flatten(), step).view(*shape, dim).sum(-1).float() / dim)
+    stacked = {name: torch.stack(value) for name, value in parts.items()}
+    return HeadSpectra(entropy=entropy, **stacked)
+
+
+def _unit(matrix: Tensor, dim: int) -> Tensor:
+    return matrix / matrix.norm(dim=dim, keepdim=True).clamp_min(1e-30)

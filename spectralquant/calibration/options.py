@@ -1,0 +1,96 @@
+"""Options of a calibration run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spectralquant.calibration.targets import Target, parse_target
+from spectralquant.errors import InputError, did_you_mean
+from spectralquant.sources.geometry import CacheGeometry
+
+METRICS = ("fisher", "attention", "energy")
+TIERS = ("cold", "warm", "hot")
+DEFAULT_TARGETS = {"cold": "ratio=33", "warm": "ratio=8", "hot": "ratio=4"}
+MAX_SPAN_WIDTH = 8192
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """What to calibrate. One step is one window of `window` tokens, forward and backward.
+
+    span: head, layer, a number of layers, all, or auto (all layers where one dense eigenproblem stays under 8,192
+    coordinates, else as many layers as do; method.md section 2). block: size of the blocks a cache will compress;
+    gradients are taken only through reads from at least two blocks later. predict: tokens or none.
+    """
+
+    steps: int = 100
+    window: int = 512
+    metric: str = "fisher"
+    span: str = "auto"
+    tiers: tuple[str, ...] = ("cold",)
+    targets: dict[str, Target] = field(default_factory=dict)
+    predict: str = "tokens"
+    block: int = 128
+    seed: int = 0
+    held_out_windows: int = 2
+    held_out_window: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"--steps {self.steps}: at least one step is needed; 100 is the default.")
+        if self.metric not in METRICS:
+            raise InputError(f"--metric {self.metric!r} is not one of {', '.join(METRICS)}."
+                             f"{did_you_mean(self.metric, METRICS)}")
+        if self.predict not in ("tokens", "none"):
+            raise InputError(f"--predict {self.predict!r} is not one of tokens, none.")
+        if self.window < 3 * self.block:
+            raise InputError(f"--window {self.window} is too short: a token leaves the recent window after two blocks "
+                             f"of {self.block} tokens, so nothing would be learnt. Use at least {3 * self.block}.")
+        if self.held_out_windows < 1 or self.held_out_window < 3 * self.block:
+            raise InputError(f"Held-out text needs at least one window of at least {3 * self.block} tokens.")
+        for tier in self.tiers:
+            if tier not in TIERS:
+                raise InputError(f"--tier {tier!r} is not one of {', '.join(TIERS)}, all.{did_you_mean(tier, TIERS)}")
+
+    def target(self, tier: str) -> Target:
+        """The goal of a tier."""
+        return self.targets.get(tier, parse_target(DEFAULT_TARGETS[tier]))
+
+    def span_width(self, geometry: CacheGeometry) -> int:
+        """Coordinates per group of the cold tier.
+
+        Raises:
+            InputError: not a known span, or a number of layers that does not divide L.
+        """
+        if self.span == "auto":
+            best = max(
+                (n for n in range(1, geometry.layers + 1)
+                 if geometry.layers % n == 0 and n * geometry.layer_width <= MAX_SPAN_WIDTH),
+                default=1,
+            )
+            return best * geometry.layer_width
+        named = {"head": geometry.head_dim, "layer": geometry.layer_width, "all": geometry.width}
+        if self.span in named:
+            return named[self.span]
+        if not self.span.isdecimal() or int(self.span) < 1 or geometry.layers % int(self.span):
+            divisors = [str(n) for n in range(1, geometry.layers + 1) if geometry.layers % n == 0]
+            raise InputError(f"--span {self.span!r} must be head, layer, all, auto, or a number of layers that divides "
+                             f"{geometry.layers}: {', '.join(divisors)}.")
+        return int(self.span) * geometry.layer_width
+
+
+def parse_targets(texts: list[str], tiers: tuple[str, ...]) -> dict[str, Target]:
+    """`ratio=33` for the (first) calibrated tier, or `warm:ratio=8` for a named one.
+
+    Raises:
+        InputError: a malformed target, or one for a tier that is not calibrated.
+    """
+    out: dict[str, Target] = {}
+    for text in texts:
+        tier, colon, rest = text.partition(":")
+        if not colon:
+            tier, rest = tiers[0], text
+        if tier not in tiers:
+            raise InputError(f"--target {text!r} names tier {tier!r}, but only {', '.join(tiers)} will be calibrated.")
+        out[tier] = parse_target(rest)
+    return out

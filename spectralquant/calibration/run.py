@@ -1,0 +1,228 @@
+"""The calibration run: capture → sums → bases → tables → held-out measurement → profile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralquant.calibration.capture import SINKS, CapturedStep, capture_step
+from spectralquant.calibration.checkpoint import EVERY, Checkpoint
+from spectralquant.calibration.cold import ColdFitter
+from spectralquant.calibration.fixed import FixedFitter
+from spectralquant.calibration.heads import head_spectra
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.samples import SampleWindow, keep_sample, sample_indices
+from spectralquant.calibration.solve import solve_cold, solve_fixed
+from spectralquant.calibration.spectrum import FrequencyAnalyzer
+from spectralquant.calibration.sums import CalibrationSums
+from spectralquant.codec.features import TokenFeatures, embedding_projection
+from spectralquant.errors import InputError, SourceError
+from spectralquant.profile import CalibrationProfile, model_identity
+from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.tokens import TokenText, tokens_sha256
+
+Progress = Callable[[str, int, int], None]
+KEEP_SAMPLES_BYTES = 2 << 30
+
+
+def calibrate_model(
+    loaded: LoadedModel,
+    text: TokenText,
+    settings: CalibrationSettings,
+    *,
+    text_name: str = "text",
+    out: str | Path | None = None,
+    resume: bool = False,
+    held_out: TokenText | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> CalibrationProfile:
+    """Calibrate a model on text; with `out` the run is checkpointed there and the profile saved.
+
+    Held-out windows are taken from `held_out`, or from `text` after the calibration windows.
+
+    Raises:
+        SourceError: too little text. InputError: nothing to resume, or options that cannot be met.
+    """
+    run = _Run(loaded, text, settings, text_name, out, resume, held_out, progress)
+    return run.execute()
+
+
+class _Run:
+    def __init__(self, loaded: LoadedModel, text: TokenText, settings: CalibrationSettings, text_name: str,
+                 out: str | Path | None, resume: bool, held_out: TokenText | None, progress: Progress) -> None:
+        self.loaded, self.settings, self.text_name, self.progress = loaded, settings, text_name, progress
+        self.geometry = loaded.geometry
+        self.device = loaded.device
+        torch.manual_seed(settings.seed)
+        body = settings.window - (text.bos is not None)
+        self.windows = text.windows(settings.window, settings.steps)
+        self.held_out = _held_out_windows(text if held_out is None else held_out, settings,
+                                          settings.steps * body if held_out is None else 0)
+        self.span = settings.span_width(self.geometry)
+        self.identity = model_identity(loaded.name, loaded.model, self.geometry)
+        self.features = None
+        if settings.predict == "tokens" and "cold" in settings.tiers:
+            embedding = loaded.model.get_input_embeddings().weight.detach().float()
+            self.features = TokenFeatures(embedding, embedding_projection(embedding))
+        self.stem = None if out is None else Path(out).expanduser()
+        self.checkpoint = None if self.stem is None else Checkpoint(self.stem, self._fingerprint())
+        if resume and self.checkpoint is None:
+            raise InputError("Resuming needs the profile's path (--out).")
+        self.resume = resume
+        self.times: dict[str, float] = {}
+
+    def _fingerprint(self) -> dict[str, Any]:
+        s = self.settings
+        return {
+            "model": self.identity.weights_sha256_bfloat16,
+            "text": tokens_sha256(self.windows),
+            "steps": s.steps,
+            "window": s.window,
+            "metric": s.metric,
+            "span": self.span,
+            "predict": s.predict,
+            "block": s.block,
+            "tiers": sorted(s.tiers),
+            "seed": s.seed,
+            "dtype": str(self.loaded.model.dtype),
+        }
+
+    def execute(self) -> CalibrationProfile:
+        with self._stage("capture"):
+            sums, samples = self._first_pass()
+        cold = None
+        use_metric = self.settings.metric != "energy"
+        tiers: dict[str, Any] = {}
+        summaries: dict[str, Any] = {}
+        if "cold" in self.settings.tiers:
+            with self._stage("bases"):
+                self.progress("bases", 0, 2)
+                cold = ColdFitter(
+                    self.geometry, sums.moments, samples, self.settings.block, use_metric=use_metric,
+                    features=self.features, feature_moments=sums.features,
+                    progress=lambda text: self.progress(text, 0, 1),
+                )
+            with self._stage("cold tier"):
+                tiers["cold"], summaries["cold"] = solve_cold(
+                    cold, self.loaded, self.settings.target("cold"), self.held_out, self.progress
+                )
+        for name in ("warm", "hot"):
+            if name in self.settings.tiers:
+                with self._stage(f"{name} tier"):
+                    moments = sums.moments if name == "warm" else [sums.rotated, sums.moments[1]]
+                    width = self.geometry.layer_width if name == "warm" else self.geometry.head_dim
+                    fitter = FixedFitter(moments, (width, width), samples, use_metric=use_metric, rotated=name == "hot")
+                    tiers[name], summaries[name] = solve_fixed(
+                        fitter, name, self.loaded, self.settings.target(name), self.held_out, self.progress
+                    )
+        with self._stage("heads"):
+            step = summaries["cold"].step if cold else self._water_level(sums)
+            heads = head_spectra(self.geometry, sums.moments, sums.entropy.mean, step, use_metric=use_metric)
+        profile = CalibrationProfile(self._sidecar(summaries), heads, tiers)
+        if self.stem is not None:
+            with self._stage("save"):
+                profile.sidecar.run["stages_s"] = self.times
+                profile.save(self.stem)
+                self.checkpoint.remove()
+        return profile
+
+    def _first_pass(self) -> tuple[CalibrationSums, list[SampleWindow]]:
+        sums = CalibrationSums(self.loaded.model, self.geometry, self.span, self.features, self.settings)
+        done = 0
+        if self.resume:
+            done, state = self.checkpoint.load()
+            sums.load_state(state)
+        wanted = sample_indices(self.settings.steps)
+        samples: dict[int, SampleWindow] = {}
+        per_window = 4 * 4 * self.geometry.width * self.settings.window
+        keep = per_window * len(wanted) <= KEEP_SAMPLES_BYTES or self.device.type == "cpu"
+        try:
+            for index in range(done, self.settings.steps):
+                self.progress("calibrate", index, self.settings.steps)
+                step = self._capture(index, sample=index in wanted and keep)
+                sums.add(step, self.windows[index])
+                if index in wanted and keep:
+                    samples[index] = self._sample(index, step)
+                done = index + 1
+                if self.checkpoint is not None and done % EVERY == 0 and done < self.settings.steps:
+                    self.checkpoint.save(done, sums.state())
+        except KeyboardInterrupt:
+            if self.checkpoint is not None and done:
+                self.checkpoint.save(done, sums.state())
+            raise
+        if self.checkpoint is not None:
+            self.checkpoint.save(done, sums.state())
+        sums.finish()
+        self.progress("calibrate", self.settings.steps, self.settings.steps)
+        for index in wanted:
+            if index not in samples:
+                self.progress("sample windows", wanted.index(index), len(wanted))
+                samples[index] = self._sample(index, self._capture(index, sample=True))
+        return sums, [samples[i] for i in wanted]
+
+    def _capture(self, index: int, *, sample: bool) -> CapturedStep:
+        return capture_step(
+            self.loaded.model, self.geometry, self.windows[index],
+            backward=self.settings.metric == "fisher",
+            received_block=self.settings.block if sample else None,
+            far_block=self.settings.block,
+        )
+
+    def _sample(self, index: int, step: CapturedStep) -> SampleWindow:
+        return keep_sample(step, self.windows[index], self.settings.block, rotated="hot" in self.settings.tiers)
+
+    def _water_level(self, sums: CalibrationSums) -> float:
+        """Without a cold tier: the step at which per-head Gaussian components would take two bits a scalar."""
+        from spectralquant.calibration.rank import RankAllocator
+
+        level = head_spectra(self.geometry, sums.moments, sums.entropy.mean, 1.0,
+                             use_metric=self.settings.metric != "energy")
+        return RankAllocator([level.variance.flatten()]).step_for_bits(2.0, 2 * self.geometry.width)
+
+    def _sidecar(self, summaries: dict[str, Any]) -> ProfileSidecar:
+        s = self.settings
+        return ProfileSidecar(
+            schema_version=SCHEMA_VERSION,
+            tensors_sha256="",
+            tensor_bytes=0,
+            model=self.identity,
+            text=TextIdentity(source=self.text_name, sha256=tokens_sha256(self.windows), tokens=self.windows.numel(),
+                              window=s.window),
+            calibration=CalibrationOptions(
+                steps=s.steps, metric=s.metric, span=s.span, span_width=self.span, solver=f"dense {str(FrequencyAnalyzer.solver_dtype(self.span, self.device)).removeprefix('torch.')} eigh",
+                block=s.block, sinks=SINKS, predict=s.predict if self.features else "none", labels="text", seed=s.seed,
+            ),
+            tiers=summaries,
+            run=provenance(**device_facts(self.device), dtype=str(self.loaded.model.dtype).removeprefix("torch."),
+                           held_out_sha256=tokens_sha256(self.held_out), stages_s=self.times),
+        )
+
+    @contextmanager
+    def _stage(self, name: str):
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times[name] = round(time.perf_counter() - start, 3)
+
+
+def _held_out_windows(text: TokenText, settings: CalibrationSettings, start: int) -> Tensor:
+    """Two disjoint sets, one after the other: the first half solves for targets, the second is reported."""
+    try:
+        return text.windows(settings.held_out_window, 2 * settings.held_out_windows, start)
+    except SourceError as error:
+        body = settings.held_out_window
+        fits = max(0, (len(text.ids) - 2 * settings.held_out_windows * body) // settings.window)
+        raise SourceError(
+            f"The text has {len(text.ids):,} tokens: too few for {settings.steps} steps of {settings.window} and "
+            f"{2 * settings.held_out_windows} held-out windows of {body}. Give more text, or use --steps {fits} or fewer."
+        ) from error
+

@@ -1,0 +1,158 @@
+"""Solve a tier for its target, and measure what it costs on held-out text.
+
+The first half of the held-out windows decides (targets in dppl and kl, which centroids to use), the second half is
+reported, so a reported figure was never searched on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralquant.calibration.cold import ColdFitter
+from spectralquant.calibration.fixed import FixedFitter
+from spectralquant.calibration.targets import Target
+from spectralquant.codec.fixed import FixedRateCodec
+from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.errors import InputError
+from spectralquant.evaluation.measure import Measurement, measure
+from spectralquant.methods.base import Method
+from spectralquant.methods.spectral import SpectralCold, SpectralFixed
+from spectralquant.profile_schema import TierSummary
+from spectralquant.profile_tensors import ColdTier, FixedTier
+from spectralquant.sources.models import LoadedModel
+
+Progress = Callable[[str, int, int], None]
+MAX_TRIALS = 7
+TOLERANCE = 0.04
+
+
+def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out: Tensor,
+               progress: Progress) -> tuple[ColdTier, TierSummary]:
+    """Find the step for the target, choose centroids by held-out KL, measure the result."""
+    search, report = held_out.chunk(2)
+
+    def tier_for_ratio(ratio: float) -> ColdTier:
+        return fitter.fit(fitter.step_for_ratio(ratio))[0]
+
+    def method(tier: ColdTier) -> Method:
+        return _cold_method(tier, loaded)
+
+    ratio = 16 / target.bits if target.bits else _ratio_for_quality(
+        lambda r: _measure_one(loaded, method(tier_for_ratio(r)), search, progress, f"solving for {target}"), target, 30.0
+    )
+    progress("step for the target", 0, 1)
+    tier, found = fitter.fit(fitter.step_for_ratio(ratio))
+    tier, centroids = _choose_centroids(tier, loaded, search, progress)
+    measured = _measure_one(loaded, method(tier), report, progress, "held-out measurement")
+    summary = TierSummary(
+        target=str(target),
+        step=found.step,
+        predicted_ratio=found.predicted_ratio,
+        alive_key=found.alive_key,
+        alive_value=found.alive_value,
+        captured_energy_key=found.captured_energy[0],
+        captured_energy_value=found.captured_energy[1],
+        importance_r2_key=found.importance_r2[0],
+        importance_r2_value=found.importance_r2[1],
+        centroids=centroids,
+        measured=_stable_row(measured, loaded, report),
+    )
+    return tier, summary
+
+
+def solve_fixed(fitter: FixedFitter, name: str, loaded: LoadedModel, target: Target, held_out: Tensor,
+                progress: Progress) -> tuple[FixedTier, TierSummary]:
+    """Find the bits for the target and measure the result."""
+    search, report = held_out.chunk(2)
+
+    def method(bits: float) -> Method:
+        codec = FixedRateCodec(fitter.fit(bits), loaded.geometry, loaded.device, rotated=name == "hot")
+        return SpectralFixed(codec)
+
+    bits = target.bits or 16 / _ratio_for_quality(
+        lambda r: _measure_one(loaded, method(16 / r), search, progress, f"solving for {target}"), target, 6.0
+    )
+    progress(f"{name} tier: bits and codebooks", 0, 1)
+    tier = fitter.fit(bits)
+    width = loaded.geometry.width
+    total_bits = int(tier.key_bits.long().sum() + tier.value_bits.long().sum())
+    measured = _measure_one(loaded, method(bits), report, progress, f"{name} tier: held-out measurement")
+    kept = [getattr(tier, kind).variance.sum() / fitter.weights[i].sum() for i, kind in enumerate(("key", "value"))]
+    summary = TierSummary(
+        target=str(target),
+        predicted_ratio=16 * 2 * width / total_bits,
+        alive_key=len(tier.key_bits) / width,
+        alive_value=len(tier.value_bits) / width,
+        captured_energy_key=float(kept[0]),
+        captured_energy_value=float(kept[1]),
+        measured=_stable_row(measured, loaded, report),
+    )
+    return tier, summary
+
+
+def _cold_method(tier: ColdTier, loaded: LoadedModel) -> SpectralCold:
+    embedding = loaded.model.get_input_embeddings().weight.detach()
+    return SpectralCold(SpectralCodec(tier, loaded.geometry, embedding, loaded.device))
+
+
+def _measure_one(loaded: LoadedModel, method: Method, windows: Tensor, progress: Progress, stage: str) -> Measurement:
+    return measure(loaded.model, loaded.geometry, windows, [method], lambda d, t: progress(stage, d, t))[0]
+
+
+def _stable_row(measured: Measurement, loaded: LoadedModel, windows: Tensor) -> dict[str, Any]:
+    """A result row without times, which would differ between equal runs."""
+    row = measured.row(loaded.geometry, loaded.name, windows.shape[1])
+    return {k: v for k, v in row.items() if k not in ("encode_s", "decode_s", "time_unit")}
+
+
+def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, start: float) -> float:
+    """The largest ratio whose quality loss on held-out text stays under the target.
+
+    Bisection in log ratio; loss grows roughly with a power of the ratio, which only guides the first steps.
+
+    Raises:
+        InputError: even at a ratio of 2 the loss is above the target.
+    """
+    loss = lambda m: m.kl if target.quantity == "kl" else m.delta_ppl  # noqa: E731
+    low, high, ratio, best = 1.5, 400.0, start, None
+    for _ in range(MAX_TRIALS):
+        found = loss(trial(ratio))
+        if found <= target.value:
+            low, best = ratio, ratio
+            if found >= target.value * (1 - TOLERANCE):
+                break
+        else:
+            high = ratio
+        guess = ratio * (target.value / max(found, target.value / 50)) ** 0.6
+        inside = low * 1.02 < guess < high / 1.02
+        ratio = guess if inside else math.sqrt(low * high)
+        if high / low < 1.03:
+            break
+    if best is None:
+        raise InputError(f"--target {target}: even at {ratio:.1f}:1 the loss on held-out text was {found:.4g}. "
+                         "Allow more, or calibrate on more text (--steps).")
+    return best
+
+
+def _choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor,
+                      progress: Progress) -> tuple[ColdTier, str]:
+    """Use centroid reconstruction for keys and for values where held-out KL says so (method.md section 3)."""
+    plain = {"key_centroid": torch.ones_like(tier.key_centroid), "value_centroid": torch.ones_like(tier.value_centroid)}
+    options = {
+        "keys and values": tier,
+        "keys": replace(tier, value_centroid=plain["value_centroid"]),
+        "values": replace(tier, key_centroid=plain["key_centroid"]),
+        "none": replace(tier, **plain),
+    }
+    methods = [_cold_method(t, loaded) for t in options.values()]
+    stage = "choosing centroids"
+    found = measure(loaded.model, loaded.geometry, windows[:1], methods, lambda d, t: progress(stage, d, t))
+    best = min(range(len(found)), key=lambda i: found[i].kl)
+    name = list(options)[best]
+    return options[name], name

@@ -1,0 +1,189 @@
+"""Mergeable, resumable sums of calibration data.
+
+Everything kept from the first pass is a sum over tokens, so two halves of a run add up to the whole and a killed
+run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MAX_TILE = 1024
+
+
+class SymmetricSum:
+    """The running sum of XᵀX for X `[T, p]`: a symmetric p × p matrix of which only lower tiles are computed."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.width = width
+        count = -(-width // MAX_TILE)
+        size = -(-width // count)
+        self.edges = [min(i * size, width) for i in range(count + 1)]
+        self.tiles = {
+            (i, j): torch.zeros(self._length(i), self._length(j), device=device)
+            for i in range(count)
+            for j in range(i + 1)
+        }
+
+    def _length(self, i: int) -> int:
+        return self.edges[i + 1] - self.edges[i]
+
+    def add(self, x: Tensor) -> None:
+        """Add the Gram matrix of `x: [T, p]`."""
+        parts = [x[:, a:b] for a, b in zip(self.edges, self.edges[1:], strict=False)]
+        for (i, j), tile in self.tiles.items():
+            tile.addmm_(parts[i].T, parts[j])
+
+    def merge(self, other: SymmetricSum) -> None:
+        """Add another sum of the same width."""
+        for key, tile in self.tiles.items():
+            tile += other.tiles[key].to(tile.device)
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The full symmetric matrix `[p, p]`."""
+        device = next(iter(self.tiles.values())).device
+        out = torch.zeros(self.width, self.width, dtype=dtype, device=device)
+        for (i, j), tile in self.tiles.items():
+            rows, columns = slice(*self.edges[i : i + 2]), slice(*self.edges[j : j + 2])
+            out[rows, columns] = tile.to(dtype)
+            out[columns, rows] = tile.T.to(dtype)
+        return out
+
+
+class SpanMoments:
+    """n, Σx, and per span of coordinates Σxxᵀ and the metric sum, for one kind of tensor (keys or values).
+
+    Coordinates are layer-major: layer·C + head·D + d. `spans` are equal, contiguous and cover all P coordinates.
+    """
+
+    def __init__(self, width: int, span: int, device: torch.device | str = "cpu") -> None:
+        if width % span:
+            raise ValueError(f"span {span} does not divide width {width}")
+        self.width, self.span = width, span
+        self.count = 0
+        self.sum = torch.zeros(width, dtype=torch.float64, device=device)
+        self.second = [SymmetricSum(span, device) for _ in range(width // span)]
+        self.metric = [SymmetricSum(span, device) for _ in range(width // span)]
+        self.head_metric: Tensor | None = None
+
+    def add(self, x: Tensor, metric_rows: Tensor | None) -> None:
+        """Add tokens `x: [T, P]`; `metric_rows: [T', P]` are the rows whose Gram matrix is the metric, or None."""
+        self.count += x.shape[0]
+        self.sum += x.sum(0, dtype=torch.float64)
+        for i, second in enumerate(self.second):
+            part = slice(i * self.span, (i + 1) * self.span)
+            second.add(x[:, part])
+            if metric_rows is not None:
+                self.metric[i].add(metric_rows[:, part])
+
+    def merge(self, other: SpanMoments) -> None:
+        """Add the sums of another run over other text."""
+        if (other.width, other.span) != (self.width, self.span):
+            raise ValueError("moments of different width or span cannot be merged")
+        self.count += other.count
+        self.sum += other.sum.to(self.sum.device)
+        for mine, theirs in zip(self.second + self.metric, other.second + other.metric, strict=True):
+            mine.merge(theirs)
+
+    @property
+    def mean(self) -> Tensor:
+        """μ `[P]`, float64."""
+        return self.sum / self.count
+
+    def covariance(self, i: int) -> Tensor:
+        """Centred covariance `[span, span]` of span i, float64."""
+        mean = self.mean[i * self.span : (i + 1) * self.span]
+        return self.second[i].dense() / self.count - torch.outer(mean, mean)
+
+    def metric_matrix(self, i: int) -> Tensor:
+        """The metric `[span, span]` of span i per token, float64.
+
+        Where `head_metric: [heads, D, D]` is set, it is block-diagonal with those blocks, one a head.
+        """
+        if self.head_metric is None:
+            return self.metric[i].dense() / self.count
+        per_span = self.span // self.head_metric.shape[-1]
+        return torch.block_diag(*self.head_metric[i * per_span : (i + 1) * per_span])
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        out = {f"{prefix}.sum": self.sum, f"{prefix}.count": torch.tensor(self.count)}
+        for name, sums in (("second", self.second), ("metric", self.metric)):
+            for i, one in enumerate(sums):
+                for (a, b), tile in one.tiles.items():
+                    out[f"{prefix}.{name}.{i}.{a}.{b}"] = tile
+        return out
+
+    def load_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.sum.copy_(state[f"{prefix}.sum"])
+        self.count = int(state[f"{prefix}.count"])
+        for name, sums in (("second", self.second), ("metric", self.metric)):
+            for i, one in enumerate(sums):
+                for (a, b), tile in one.tiles.items():
+                    tile.copy_(state[f"{prefix}.{name}.{i}.{a}.{b}"])
+
+
+@dataclass
+class EntropySum:
+    """Sum of per-head attention entropies `[L, H]` over steps."""
+
+    total: Tensor
+    steps: int = 0
+
+    def add(self, entropy: Tensor) -> None:
+        self.total += entropy.to(self.total)
+        self.steps += 1
+
+    def merge(self, other: EntropySum) -> None:
+        self.total += other.total.to(self.total.device)
+        self.steps += other.steps
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / max(1, self.steps)
+
+
+class FeatureMoments:
+    """Sums that a linear predictor of keys and values from token features needs (see `codec.features`).
+
+    Features `[T, F]`, targets `[T, 2P]` (keys, then values).
+    """
+
+    def __init__(self, features: int, targets: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.sum = torch.zeros(features, dtype=torch.float64, device=device)
+        self.gram = SymmetricSum(features, device)
+        self.cross = torch.zeros(features, targets, device=device)
+
+    def add(self, features: Tensor, targets: tuple[Tensor, Tensor]) -> None:
+        """Add tokens: features `[T, F]`, keys and values each `[T, P]`."""
+        self.count += features.shape[0]
+        self.sum += features.sum(0, dtype=torch.float64)
+        self.gram.add(features)
+        half = self.cross.shape[1] // 2
+        self.cross[:, :half].addmm_(features.T, targets[0])
+        self.cross[:, half:].addmm_(features.T, targets[1])
+
+    def merge(self, other: FeatureMoments) -> None:
+        """Add the sums of another run."""
+        self.count += other.count
+        self.sum += other.sum.to(self.sum.device)
+        self.gram.merge(other.gram)
+        self.cross += other.cross.to(self.cross.device)
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        out = {f"{prefix}.sum": self.sum, f"{prefix}.count": torch.tensor(self.count), f"{prefix}.cross": self.cross}
+        return out | {f"{prefix}.gram.{a}.{b}": tile for (a, b), tile in self.gram.tiles.items()}
+
+    def load_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.count = int(state[f"{prefix}.count"])
+        self.sum.copy_(state[f"{prefix}.sum"])
+        self.cross.copy_(state[f"{prefix}.cross"])
+        for (a, b), tile in self.gram.tiles.items():
+            tile.copy_(state[f"{prefix}.gram.{a}.{b}"])

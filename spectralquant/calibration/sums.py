@@ -1,0 +1,113 @@
+"""All sums of a calibration run together: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spectralquant.attention.tap import attention_modules
+from spectralquant.calibration.capture import SINKS, CapturedStep
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.statistics import EntropySum, FeatureMoments, SpanMoments
+from spectralquant.codec.features import TokenFeatures
+from spectralquant.errors import UnsupportedModelError
+from spectralquant.sources.geometry import CacheGeometry
+
+
+class CalibrationSums:
+    """Moments of keys, values (and rotated keys for the hot tier), feature moments and attention entropy."""
+
+    def __init__(self, model: nn.Module, geometry: CacheGeometry, span: int, features: TokenFeatures | None,
+                 settings: CalibrationSettings) -> None:
+        self.geometry, self.settings, self.extractor = geometry, settings, features
+        device, width = model.device, geometry.width
+        self.moments = [SpanMoments(width, span, device) for _ in range(2)]
+        self.rotated = SpanMoments(width, geometry.head_dim, device) if "hot" in settings.tiers else None
+        self.entropy = EntropySum(torch.zeros(geometry.layers, geometry.heads, dtype=torch.float64, device=device))
+        self.features = None
+        if features is not None:
+            self.features = FeatureMoments(features.width, 2 * width, device)
+        shape = (geometry.layers * geometry.kv_heads, geometry.head_dim, geometry.head_dim)
+        self.query_grams = None
+        if settings.metric == "attention":
+            self.query_grams = [torch.zeros(shape, dtype=torch.float64, device=device) for _ in range(2)]
+            self.output_gram = output_projection_gram(model, geometry)
+
+    def add(self, step: CapturedStep, ids: Tensor) -> None:
+        """Add one captured window without its sinks."""
+        flat = lambda x: None if x is None else x[SINKS:].flatten(1)  # noqa: E731
+        keys, values = flat(step.keys), flat(step.values)
+        fisher = self.settings.metric == "fisher"
+        self.moments[0].add(keys, flat(step.key_grads) if fisher else None)
+        self.moments[1].add(values, flat(step.value_grads) if fisher else None)
+        if self.rotated is not None:
+            self.rotated.add(flat(step.keys_rotated), flat(step.rotated_grads) if fisher else None)
+        if self.features is not None:
+            rows = self.extractor(ids, -1)[SINKS:].to(keys.device)
+            self.features.add(rows, (keys, values))
+        if self.query_grams is not None:
+            for gram, queries in zip(self.query_grams, (step.queries, step.queries_rotated), strict=True):
+                g = self.geometry
+                rows = queries[SINKS:].reshape(-1, g.layers * g.kv_heads, g.group, g.head_dim).double()
+                gram += torch.einsum("tngd,tnge->nde", rows, rows)
+        self.entropy.add(step.entropy)
+
+    def finish(self) -> None:
+        """Set the attention metric, which is a block per head (method.md section 2), from its sums."""
+        if self.query_grams is None:
+            return
+        tokens = self.moments[0].count
+        self.moments[0].head_metric = self.query_grams[0] / tokens
+        self.moments[1].head_metric = self.output_gram
+        if self.rotated is not None:
+            self.rotated.head_metric = self.query_grams[1] / tokens
+
+    def state(self) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        out = {"entropy": self.entropy.total, "entropy.steps": torch.tensor(self.entropy.steps)}
+        for name, part in self._parts().items():
+            out |= part.state(name)
+        for i, gram in enumerate(self.query_grams or ()):
+            out[f"query_gram.{i}"] = gram
+        return out
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.entropy.total.copy_(state["entropy"])
+        self.entropy.steps = int(state["entropy.steps"])
+        for name, part in self._parts().items():
+            part.load_state(name, state)
+        for i, gram in enumerate(self.query_grams or ()):
+            gram.copy_(state[f"query_gram.{i}"])
+
+    def merge(self, other: CalibrationSums) -> None:
+        """Add the sums of a run over other text with the same settings."""
+        self.entropy.merge(other.entropy)
+        for mine, theirs in zip(self._parts().values(), other._parts().values(), strict=True):
+            mine.merge(theirs)
+        for mine, theirs in zip(self.query_grams or (), other.query_grams or (), strict=True):
+            mine += theirs
+
+    def _parts(self) -> dict[str, SpanMoments | FeatureMoments]:
+        parts = {"key": self.moments[0], "value": self.moments[1], "rotated": self.rotated, "features": self.features}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def output_projection_gram(model: nn.Module, geometry: CacheGeometry) -> Tensor:
+    """Gram matrices float64 `[L·Hk, D, D]` of the output projection W_O, summed over each head's query group.
+
+    Raises:
+        UnsupportedModelError: a layer has no `o_proj` or `dense` matrix of the expected shape.
+    """
+    grams = []
+    for module in attention_modules(model):
+        projection = getattr(module, "o_proj", None) or getattr(module, "dense", None)
+        weight = getattr(projection, "weight", None)
+        if weight is None or weight.shape[1] != geometry.heads * geometry.head_dim:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} has no output projection named o_proj or dense, which the attention metric "
+                "needs. Use --metric fisher or energy."
+            )
+        rows = weight.detach().double().view(-1, geometry.kv_heads, geometry.group, geometry.head_dim)
+        grams.append(torch.einsum("okgd,okge->kde", rows, rows))
+    return torch.cat(grams)

@@ -1,0 +1,37 @@
+"""`KVBlock`: the unit that every codec works on, a run of tokens of one sequence over all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KVBlock:
+    """Keys and values of T consecutive tokens.
+
+    keys (before RoPE) and values: float32 `[T, L, Hk, D]`. start: position of the first token.
+    received: float32 `[T, L, H]`, attention received from later queries of the token's own block and the next one
+    (its own query left out), or None where attention was not observed.
+    token_ids: int64 `[T]`, and previous_id, the id just before the block (−1 for none): what the token predictor reads.
+    cos, sin: per layer `[T, Dr]`, or None for layers without RoPE; for codecs that work after RoPE.
+    """
+
+    keys: Tensor
+    values: Tensor
+    start: int
+    received: Tensor | None = None
+    token_ids: Tensor | None = None
+    previous_id: int = -1
+    cos: tuple[Tensor | None, ...] = ()
+    sin: tuple[Tensor | None, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        return self.keys.shape[0]
+
+    @property
+    def fp16_bytes(self) -> int:
+        """Bytes of this block held in fp16."""
+        return 2 * (self.keys.numel() + self.values.numel())

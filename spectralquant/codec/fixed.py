@@ -1,0 +1,102 @@
+"""`FixedRateCodec`: warm and hot tiers, codes of fixed width per component.
+
+Warm codes keys before RoPE in a basis per layer; hot codes rotated keys in a basis per head, so that attention can
+read the codes in place (method.md sections 3 and 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from sqkernels.bitpack import pack_codes, unpack_codes
+from torch import Tensor
+
+from spectralquant.codec.block import KVBlock
+from spectralquant.codec.projector import SpectralProjector
+from spectralquant.codec.rotary import apply_rope, undo_rope
+from spectralquant.profile_tensors import FixedTier
+from spectralquant.sources.geometry import CacheGeometry
+
+
+@dataclass(frozen=True)
+class FixedBlock:
+    """Packed codes uint8 `[T, bytes]` of keys and values, and the rotary tables a hot block is rotated back with."""
+
+    keys: Tensor
+    values: Tensor
+    cos: tuple[Tensor | None, ...]
+    sin: tuple[Tensor | None, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes; there is nothing else (rotary tables follow from positions)."""
+        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
+
+
+class _Codebooks:
+    """Nearest-point search for components of different widths, one width at a time."""
+
+    def __init__(self, bits: Tensor, points: Tensor) -> None:
+        self.groups: list[tuple[Tensor, Tensor]] = []
+        starts = torch.cumsum(2 ** bits.long(), 0) - 2 ** bits.long()
+        for width in sorted(set(bits.tolist())):
+            index = torch.nonzero(bits == width).squeeze(1)
+            rows = starts[index][:, None] + torch.arange(2**width)
+            self.groups.append((index.to(points.device), points[rows.to(points.device)]))
+
+    def encode(self, y: Tensor) -> Tensor:
+        codes = torch.zeros(y.shape, dtype=torch.uint8, device=y.device)
+        for index, points in self.groups:
+            middles = ((points[:, 1:] + points[:, :-1]) / 2).contiguous()
+            found = torch.searchsorted(middles, y[:, index].T.contiguous())
+            codes[:, index] = found.T.to(torch.uint8)
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        y = torch.zeros(codes.shape, device=codes.device)
+        for index, points in self.groups:
+            y[:, index] = points.gather(1, codes[:, index].long().T).T
+        return y
+
+
+class FixedRateCodec:
+    """Encoder and decoder of one profile's warm or hot tier."""
+
+    def __init__(
+        self, tier: FixedTier, geometry: CacheGeometry, device: torch.device | str = "cpu", *, rotated: bool
+    ) -> None:
+        self.geometry = geometry
+        self.rotated = rotated
+        self.projectors = (SpectralProjector(tier.key, device), SpectralProjector(tier.value, device))
+        self.bits = (tier.key_bits, tier.value_bits)
+        self.books = (
+            _Codebooks(tier.key_bits, tier.key_codebooks.to(device)),
+            _Codebooks(tier.value_bits, tier.value_codebooks.to(device)),
+        )
+
+    def encode(self, block: KVBlock) -> FixedBlock:
+        """Quantize and pack a block."""
+        keys = self._rotate(block, apply_rope, block.keys) if self.rotated else block.keys
+        packed = []
+        for i, x in enumerate((keys, block.values)):
+            y = self.projectors[i].project(x.reshape(block.tokens, -1).float(), None)
+            packed.append(pack_codes(self.books[i].encode(y), self.bits[i]))
+        return FixedBlock(packed[0], packed[1], block.cos, block.sin)
+
+    def decode(self, coded: FixedBlock) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`."""
+        shape = (-1, self.geometry.layers, self.geometry.kv_heads, self.geometry.head_dim)
+        out = []
+        for i, packed in enumerate((coded.keys, coded.values)):
+            y = self.books[i].decode(unpack_codes(packed, self.bits[i]))
+            out.append(self.projectors[i].reconstruct(y, None).view(shape))
+        keys = self._rotate(coded, undo_rope, out[0]) if self.rotated else out[0]
+        return keys, out[1]
+
+    def _rotate(self, tables: KVBlock | FixedBlock, function, keys: Tensor) -> Tensor:
+        layers = keys.permute(1, 2, 0, 3)
+        out = [
+            k if c is None else function(k, c, s) for k, c, s in zip(layers, tables.cos, tables.sin, strict=True)
+        ]
+        return torch.stack(out).permute(2, 0, 1, 3)

@@ -1,0 +1,46 @@
+"""Importance classes: spend fewer bits on tokens that nothing will read (method.md section 3).
+
+A ridge regression, fitted at calibration, predicts the log of a token's mean squared loss gradient from the attention
+it has received and from the energy of its coefficients. Its class j ∈ −4…4 scales the step by 2^(j/2); classes travel
+in the packet, so a decoder needs no attention.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CLASSES = 9
+NEUTRAL = CLASSES // 2
+FLOOR = 1e-4
+
+
+@dataclass(frozen=True)
+class ImportanceModel:
+    """Linear prediction of centred log w. weight: float32 `[features, 2]` (keys, values), bias: `[2]`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def classes(self, features: Tensor) -> Tensor:
+        """Class index 0…8 per token, int64 `[T, 2]` (keys, values); 4 is the base step."""
+        log_weight = features @ self.weight.to(features) + self.bias.to(features)
+        steps = (-log_weight / math.log(2)).round()
+        return (torch.nan_to_num(steps).clamp(-NEUTRAL, NEUTRAL) + NEUTRAL).long()
+
+
+def importance_features(received: Tensor, key_coefficients: Tensor, value_coefficients: Tensor) -> Tensor:
+    """Features `[T, L·H + 2]`: log attention received per layer and head, log energy of key and value coefficients.
+
+    received: `[T, L, H]`; coefficients: `[T, R]` in units of the base step.
+    """
+    energies = [torch.log(c.square().mean(1, keepdim=True) + 1e-9) for c in (key_coefficients, value_coefficients)]
+    return torch.cat([torch.log(received.flatten(1) + FLOOR), *energies], dim=1)
+
+
+def class_step(classes: Tensor) -> Tensor:
+    """Step of each class relative to the base step: 2^((index − 4)/2), float32."""
+    return torch.exp2((classes.float() - NEUTRAL) / 2)

@@ -1,0 +1,228 @@
+"""`SpectralPacket`: a prompt's KV cache as self-describing bytes.
+
+Header, index, sections. All integers little-endian.
+
+======  =====  =======================================================================================
+offset  size   field
+======  =====  =======================================================================================
+0       4      magic ``SQKV``
+4       2      format version (1)
+6       2      L, layers
+8       2      Hk, key/value heads
+10      2      D, head dimension
+12      4      total tokens
+16      4      block size in tokens
+20      2      sinks: leading tokens kept exact
+22      1      dtype of exact sections: 0 float16, 1 bfloat16, 2 float32, 3 int8 with float16 scales
+23      1      reserved, 0
+24      4      n, number of sections
+28      4      step scale, float32: the calibrated base step was multiplied by it
+32      16     profile id: first half of the SHA-256 of the profile's tensor file
+48      8      length of the whole packet in bytes
+56      4      CRC-32 of bytes 0…55 and of the index
+60      4      CRC-32 of bytes 0…59
+64      24·n   index, one entry a section, in token order:
+               offset u64, length u32, first token u32, tokens u16, kind u8 (0 coded, 1 exact), 0 u8, CRC-32 u32
+…       …      the sections, one after the other, without gaps, up to the end
+======  =====  =======================================================================================
+
+A coded section is a block of `codec.coded_block`. An exact section holds keys *after* RoPE, then values, each
+`[L, Hk, T, D]`; with int8 all codes come first and then all scales. Sections are found through the index, so any
+token block is decoded alone, also from a memory map. Every byte is under a checksum. A reader allocates only what the
+sections' sizes, checked against the packet's own length, ask for.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectralquant.codec.exact import int8_decode, int8_encode
+from spectralquant.errors import PacketError
+from spectralquant.files import write_bytes
+
+MAGIC = b"SQKV"
+VERSION = 1
+HEADER = struct.Struct("<4sHHHHIIHBBIf16sQI")
+CHECK = struct.Struct("<I")
+HEADER_SIZE = HEADER.size + CHECK.size
+INDEX_ENTRY = struct.Struct("<QIIHBBI")
+CODED, EXACT = 0, 1
+EXACT_DTYPES = ("float16", "bfloat16", "float32", "int8")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One entry of the index."""
+
+    offset: int
+    length: int
+    start: int
+    tokens: int
+    kind: int
+    crc: int
+
+
+@dataclass(frozen=True)
+class PacketHeader:
+    """What a packet says about itself."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+    block: int
+    sinks: int
+    exact_dtype: str
+    step_scale: float
+    profile_id: bytes
+
+
+class SpectralPacket:
+    """A packet in memory or in a memory map; sections are checked when they are read."""
+
+    def __init__(self, data: bytes | memoryview | mmap.mmap) -> None:
+        """Parse header and index.
+
+        Raises:
+            PacketError: not a packet, another version, truncated, or damaged.
+        """
+        self.data = memoryview(data)
+        self.header, self.sections = _parse(self.data)
+
+    @classmethod
+    def open(cls, path: str | Path) -> SpectralPacket:
+        """Memory-map a packet file; nothing but header and index is read."""
+        path = Path(path)
+        if not path.is_file():
+            raise PacketError(f"There is no packet file {path}. Check the path.")
+        if path.stat().st_size < HEADER_SIZE:
+            raise PacketError(f"{path} has {path.stat().st_size} bytes, less than a packet's header of {HEADER_SIZE}.")
+        with path.open("rb") as handle:
+            return cls(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+
+    @classmethod
+    def build(cls, header: PacketHeader, sections: Sequence[tuple[int, int, int, bytes]]) -> SpectralPacket:
+        """Assemble a packet from (first token, tokens, kind, bytes), in token order."""
+        offset = HEADER_SIZE + INDEX_ENTRY.size * len(sections)
+        entries, bodies = [], []
+        for start, tokens, kind, body in sections:
+            entries.append(INDEX_ENTRY.pack(offset, len(body), start, tokens, kind, 0, zlib.crc32(body)))
+            bodies.append(body)
+            offset += len(body)
+        index = b"".join(entries)
+        head = HEADER.pack(
+            MAGIC, VERSION, header.layers, header.kv_heads, header.head_dim, header.tokens, header.block, header.sinks,
+            EXACT_DTYPES.index(header.exact_dtype), 0, len(sections), header.step_scale, header.profile_id, offset, 0,
+        )[: -CHECK.size]
+        head += CHECK.pack(zlib.crc32(index, zlib.crc32(head)))
+        head += CHECK.pack(zlib.crc32(head))
+        return cls(head + index + b"".join(bodies))
+
+    @property
+    def nbytes(self) -> int:
+        """All bytes of the packet."""
+        return len(self.data)
+
+    @property
+    def coded_bytes(self) -> int:
+        """Bytes that belong to coded tokens: their sections and index entries, and the header."""
+        return HEADER_SIZE + sum(s.length + INDEX_ENTRY.size for s in self.sections if s.kind == CODED)
+
+    @property
+    def coded_tokens(self) -> int:
+        return sum(s.tokens for s in self.sections if s.kind == CODED)
+
+    def body(self, section: Section) -> memoryview:
+        """The bytes of a section.
+
+        Raises:
+            PacketError: the checksum does not match.
+        """
+        body = self.data[section.offset : section.offset + section.length]
+        if zlib.crc32(body) != section.crc:
+            raise PacketError(
+                f"The section of tokens {section.start} to {section.start + section.tokens} is damaged (checksum). "
+                "Fetch or make the packet again."
+            )
+        return body
+
+    def exact(self, section: Section) -> tuple[Tensor, Tensor]:
+        """Keys (after RoPE) and values `[L, Hk, T, D]` of an exact section, in the stored dtype (float32 for int8)."""
+        h = self.header
+        shape = (2, h.layers, h.kv_heads, section.tokens, h.head_dim)
+        body = self.body(section)
+        if section.length != exact_length(h, section.tokens):
+            raise PacketError(f"An exact section of {section.tokens} tokens has {section.length} bytes, expected "
+                              f"{exact_length(h, section.tokens)}.")
+        if h.exact_dtype == "int8":
+            count = int(np.prod(shape))
+            codes = torch.from_numpy(np.frombuffer(body, np.int8, count).copy()).view(shape)
+            scales = torch.from_numpy(np.frombuffer(body, np.float16, offset=count).copy()).view(*shape[:-1], 1)
+            both = int8_decode(codes, scales)
+        else:
+            dtype = getattr(torch, h.exact_dtype)
+            both = torch.frombuffer(bytearray(body), dtype=dtype).view(shape)
+        return both[0], both[1]
+
+    def save(self, path: str | Path) -> None:
+        """Write the packet atomically."""
+        write_bytes(path, bytes(self.data))
+
+
+def exact_section(keys: Tensor, values: Tensor, exact_dtype: str) -> bytes:
+    """Bytes of an exact section; keys (after RoPE) and values `[L, Hk, T, D]`."""
+    both = torch.stack([keys, values]).cpu().contiguous()
+    if exact_dtype == "int8":
+        codes, scales = int8_encode(both)
+        return codes.numpy().tobytes() + scales.numpy().tobytes()
+    return both.to(getattr(torch, exact_dtype)).view(torch.uint8).numpy().tobytes()
+
+
+def exact_length(header: PacketHeader, tokens: int) -> int:
+    """Bytes that an exact section of `tokens` tokens must have."""
+    vectors = 2 * header.layers * header.kv_heads * tokens
+    per_vector = {"float32": 4 * header.head_dim, "int8": header.head_dim + 2}.get(header.exact_dtype, 2 * header.head_dim)
+    return vectors * per_vector
+
+
+def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
+    if len(data) < HEADER_SIZE:
+        raise PacketError(f"{len(data)} bytes are less than a packet's header of {HEADER_SIZE}; it is truncated.")
+    if bytes(data[:4]) != MAGIC:
+        raise PacketError("These bytes are not a SpectralQuant packet (wrong magic number).")
+    if CHECK.unpack_from(data, HEADER.size)[0] != zlib.crc32(data[: HEADER.size]):
+        raise PacketError("The packet's header is damaged (checksum). Fetch or make the packet again.")
+    (_, version, layers, kv_heads, head_dim, tokens, block, sinks, dtype, _, count, scale, profile, length, crc) = (
+        HEADER.unpack_from(data)
+    )
+    if version != VERSION:
+        raise PacketError(f"The packet has format version {version}; this program reads version {VERSION}. "
+                          "Use the program that wrote it, or pack the prompt again.")
+    if length != len(data):
+        raise PacketError(f"The packet announces {length} bytes but has {len(data)}; it is truncated or has a tail.")
+    end = HEADER_SIZE + count * INDEX_ENTRY.size
+    if end > length or dtype >= len(EXACT_DTYPES):
+        raise PacketError("The packet's header contradicts its size.")
+    index = data[HEADER_SIZE:end]
+    if zlib.crc32(index, zlib.crc32(data[: HEADER.size - CHECK.size])) != crc:
+        raise PacketError("The packet's index is damaged (checksum). Fetch or make the packet again.")
+    header = PacketHeader(layers, kv_heads, head_dim, tokens, block, sinks, EXACT_DTYPES[dtype], scale, profile)
+    sections, at, token = [], end, 0
+    for entry in INDEX_ENTRY.iter_unpack(index):
+        section = Section(entry[0], entry[1], entry[2], entry[3], entry[4], entry[6])
+        if section.offset != at or section.start != token or section.kind not in (CODED, EXACT):
+            raise PacketError("The packet's index does not describe consecutive sections.")
+        at, token = at + section.length, token + section.tokens
+        sections.append(section)
+    if at != length or token != tokens:
+        raise PacketError("The packet's index does not cover the packet.")
+    return header, sections

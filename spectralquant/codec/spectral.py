@@ -1,0 +1,123 @@
+"""`SpectralCodec`: the cold tier, blocks of keys and values to entropy-coded bytes and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectralquant.codec import coded_block
+from spectralquant.codec.block import KVBlock
+from spectralquant.codec.entropy import EntropyCoder
+from spectralquant.codec.features import TokenFeatures
+from spectralquant.codec.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.projector import SpectralProjector
+from spectralquant.codec.quantizer import SpectralQuantizer
+from spectralquant.errors import PacketError
+from spectralquant.profile_tensors import ColdTier
+from spectralquant.sources.geometry import CacheGeometry
+
+
+class SpectralCodec:
+    """Encoder and decoder of one profile's cold tier.
+
+    `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
+    `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better.
+    """
+
+    def __init__(
+        self,
+        tier: ColdTier,
+        geometry: CacheGeometry,
+        embedding: Tensor | None,
+        device: torch.device | str = "cpu",
+        step_scale: float = 1.0,
+    ) -> None:
+        self.geometry = geometry
+        self.device = torch.device(device)
+        self.step_scale = step_scale
+        self.projectors = (SpectralProjector(tier.key, device), SpectralProjector(tier.value, device))
+        self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
+        choice = (tier.key_choice.numpy(), tier.value_choice.numpy())
+        self.coder = EntropyCoder(tier.tables.numpy(), choice, tier.class_tables.numpy())
+        self.importance = ImportanceModel(tier.importance_weight.to(device), tier.importance_bias.to(device))
+        self.features = None
+        if len(tier.key.predictor):
+            if embedding is None:
+                raise ValueError("this profile predicts from token ids and needs the model's input embedding")
+            projection = tier.embedding_projection if tier.embedding_projection.numel() else None
+            self.features = TokenFeatures(embedding.to(device), projection)
+
+    def encode(self, block: KVBlock) -> bytes:
+        """Compress a block (layout: `codec.coded_block`). Never expands: what does not shrink is stored raw."""
+        symbols, classes = self.symbols(block)
+        if symbols is None:
+            return self._raw(block)
+        words, escapes = self.coder.encode(symbols, classes)
+        if 4 * (len(words) + len(escapes)) >= block.fp16_bytes:
+            return self._raw(block)
+        ids, previous = self._ids(block)
+        return coded_block.join(
+            coded_block.BlockParts(coded_block.SPECTRAL, block.tokens, previous, ids, words, escapes, None)
+        )
+
+    def symbols(self, block: KVBlock) -> tuple[tuple[np.ndarray, np.ndarray] | None, np.ndarray]:
+        """Key and value symbols int32 `[T, R]` and classes `[T, 2]`; no symbols where the block must be raw."""
+        features = self._features(block.token_ids, block.previous_id)
+        flat = [x.reshape(block.tokens, -1).to(self.device, torch.float32) for x in (block.keys, block.values)]
+        y = [p.project(x, features) for p, x in zip(self.projectors, flat, strict=True)]
+        classes = torch.full((block.tokens, 2), NEUTRAL, device=self.device)
+        if block.received is not None:
+            classes = self.importance.classes(importance_features(block.received.to(self.device), *y))
+        steps = class_step(classes) * self.step_scale
+        try:
+            pair = [q.quantize(c, steps[:, i]).cpu().numpy() for i, (q, c) in enumerate(zip(self.quantizers, y, strict=True))]
+        except OverflowError:
+            return None, classes.cpu().numpy()
+        return (pair[0], pair[1]), classes.cpu().numpy()
+
+    def decode(self, data: bytes | memoryview) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`.
+
+        Raises:
+            PacketError: damaged bytes.
+        """
+        shape = (-1, self.geometry.layers, self.geometry.kv_heads, self.geometry.head_dim)
+        parts = coded_block.split(data, 2 * self.geometry.width)
+        if parts.raw is not None:
+            both = torch.from_numpy(parts.raw.astype(np.float32)).to(self.device).view(2, parts.tokens, -1)
+            return both[0].view(shape), both[1].view(shape)
+        symbols, classes = self.coder.decode(parts.words, parts.escapes, parts.tokens)
+        ids = None if parts.ids is None else torch.from_numpy(parts.ids)
+        features = self._features(ids, parts.previous_id)
+        steps = class_step(torch.from_numpy(classes).to(self.device)) * self.step_scale
+        out = []
+        for i, (quantizer, projector) in enumerate(zip(self.quantizers, self.projectors, strict=True)):
+            y = quantizer.dequantize(torch.from_numpy(symbols[i]).to(self.device), steps[:, i])
+            out.append(projector.reconstruct(y, features).view(shape))
+        return out[0], out[1]
+
+    def _features(self, ids: Tensor | None, previous: int) -> Tensor | None:
+        if self.features is None:
+            return None
+        if ids is None:
+            raise PacketError("This profile predicts from token ids, but the block carries none.")
+        if len(ids) and int(ids.max()) >= len(self.features.embedding):
+            raise PacketError("A block names a token id outside the model's vocabulary.")
+        return self.features(ids, previous)
+
+    def _ids(self, block: KVBlock) -> tuple[np.ndarray | None, int]:
+        if self.features is None or block.token_ids is None:
+            return None, -1
+        return block.token_ids.cpu().numpy().astype(np.int64), block.previous_id
+
+    def _raw(self, block: KVBlock) -> bytes:
+        both = torch.stack([block.keys, block.values]).float().cpu().numpy()
+        with np.errstate(over="ignore"):
+            half = both.astype(np.float16)
+        fits = np.array_equal(np.isfinite(half), np.isfinite(both))
+        mode = coded_block.RAW16 if fits else coded_block.RAW32
+        none = np.zeros(0, np.uint32)
+        return coded_block.join(
+            coded_block.BlockParts(mode, block.tokens, -1, None, none, none, half if fits else both)
+        )

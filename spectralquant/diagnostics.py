@@ -1,0 +1,145 @@
+"""Checks of the surroundings for `sq doctor`: each says what it found and, where needed, what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+MIN_TORCH, MIN_TRANSFORMERS, MIN_TRITON = (2, 11), (5, 17), (3, 6)
+NEED_GB = 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    status: str
+    found: str
+    fix: str = ""
+
+
+def run_checks() -> Iterator[Check]:
+    """All checks, one after the other (they take some seconds: torch is imported, a kernel is run)."""
+    checks: list[Callable[[], Check]] = [
+        _python, lambda: _package("torch", MIN_TORCH), lambda: _package("transformers", MIN_TRANSFORMERS), _triton,
+        lambda: _package("constriction", (0, 4)), _gpu, _nvml, _shadowing, _hub_cache, _builtin_model, _disk, _smoke,
+    ]
+    for check in checks:
+        yield check()
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info >= (3, 11):
+        return Check("Python", OK, version)
+    return Check("Python", FAIL, version, "Install Python 3.11 or newer.")
+
+
+def _package(name: str, least: tuple[int, ...]) -> Check:
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, FAIL, "not installed", f"pip install '{name}>={'.'.join(map(str, least))}'")
+    numbers = tuple(int(p) for p in found.split("+")[0].split(".")[: len(least)] if p.isdecimal())
+    if numbers < least:
+        wanted = ".".join(map(str, least))
+        return Check(name, FAIL, found, f"pip install --upgrade '{name}>={wanted}'")
+    return Check(name, OK, found)
+
+
+def _triton() -> Check:
+    if sys.platform != "linux":
+        return Check("triton", WARN, "not available on this platform", "Kernels run on Linux only; all else works.")
+    return _package("triton", MIN_TRITON)
+
+
+def _gpu() -> Check:
+    try:
+        import torch
+    except ImportError:
+        return Check("GPU", WARN, "unknown without torch", "Install torch first.")
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return Check("GPU", OK, f"{torch.cuda.get_device_name(0)}, {count} device{'s' if count > 1 else ''}, "
+                                f"CUDA {torch.version.cuda}")
+    if torch.version.cuda:
+        return Check("GPU", WARN, f"none seen by a CUDA {torch.version.cuda} build",
+                     "Check the driver with nvidia-smi, and CUDA_VISIBLE_DEVICES.")
+    return Check("GPU", WARN, "none, and torch is a CPU build", "Fine for calibration of small models; for speed "
+                 "install a CUDA build of torch on a machine with an NVIDIA GPU.")
+
+
+def _nvml() -> Check:
+    if importlib.util.find_spec("pynvml") is None:
+        return Check("NVML", WARN, "nvidia-ml-py is not installed", "pip install nvidia-ml-py (clocks, power, throttling)")
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return Check("NVML", OK, f"driver {pynvml.nvmlSystemGetDriverVersion()}")
+    except pynvml.NVMLError as error:
+        return Check("NVML", WARN, str(error), "Expected without an NVIDIA driver.")
+
+
+def _shadowing() -> Check:
+    """The published package `kernels` must not be hidden by our source folder of the same name."""
+    ours = Path(__file__).resolve().parent.parent / "kernels"
+    spec = importlib.util.find_spec("kernels")
+    where = None if spec is None else spec.origin
+    if where is not None and Path(where).resolve().is_relative_to(ours):
+        return Check("import kernels", FAIL, f"our folder {ours}", "Remove kernels/__init__.py: it hides a package that "
+                     "transformers uses.")
+    if importlib.util.find_spec("sqkernels") is None:
+        return Check("import sqkernels", FAIL, "not found", "pip install -e . (or reinstall the wheel)")
+    return Check("import shadowing", OK, "sqkernels found, `kernels` " + ("free" if where is None else "is the published one"))
+
+
+def _hub_cache() -> Check:
+    folder = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    if not folder.exists():
+        return Check("hub cache", OK, f"{folder}, not there yet{offline}")
+    if not os.access(folder, os.W_OK):
+        return Check("hub cache", WARN, f"{folder} is not writable", "Set HF_HOME to a folder you can write.")
+    return Check("hub cache", OK, f"{folder}{offline}")
+
+
+def _builtin_model() -> Check:
+    from spectralquant.sources.cache import NAME, cache_folder
+
+    folder = cache_folder() / "models" / NAME
+    if (folder / "config.json").is_file():
+        return Check("built-in model", OK, str(folder))
+    return Check("built-in model", WARN, "not fetched yet", "The first calibration fetches it (93 MB).")
+
+
+def _disk() -> Check:
+    from spectralquant.sources.cache import cache_folder
+
+    folder = cache_folder()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < NEED_GB:
+        return Check("disk", FAIL, f"{free:.1f} GB free in {folder}", f"Free {NEED_GB:.0f} GB, or set SPECTRALQUANT_CACHE.")
+    return Check("disk", OK, f"{free:.0f} GB free in {folder}")
+
+
+def _smoke() -> Check:
+    """Compile and run a small kernel: on the GPU where there is one, else under Triton's interpreter."""
+    if sys.platform != "linux" or importlib.util.find_spec("triton") is None:
+        return Check("Triton smoke test", WARN, "skipped", "Needs Linux and triton.")
+    done = subprocess.run([sys.executable, "-m", "sqkernels.smoke"], capture_output=True, text=True, check=False, timeout=300)
+    if done.returncode == 0:
+        return Check("Triton smoke test", OK, done.stdout.strip())
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    return Check("Triton smoke test", FAIL, last, "Reinstall triton; on a GPU machine check that gcc and the driver work.")

@@ -1,0 +1,40 @@
+"""Errors a user can act on.
+
+Every message names the constraint that was broken and the way out. The command line turns any of them into one
+line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpectralQuantError(Exception):
+    """Base of all errors that input, files or the surroundings cause (never a bug of ours)."""
+
+
+class InputError(SpectralQuantError, ValueError):
+    """An argument or an option is outside what is allowed."""
+
+
+class UnsupportedModelError(SpectralQuantError):
+    """The model's attention cannot be calibrated or compressed; the message says why."""
+
+
+class SourceError(SpectralQuantError):
+    """A model or a text could not be found, fetched or read."""
+
+
+class ProfileError(SpectralQuantError):
+    """A calibration profile is damaged, of another schema, or belongs to another model."""
+
+
+class PacketError(SpectralQuantError):
+    """A packet is damaged, truncated, of another version, or was written with another profile."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

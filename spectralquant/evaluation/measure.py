@@ -1,0 +1,165 @@
+"""Measure methods on windows of text and reduce them to result rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from spectralquant.codec.exact import exact_bytes
+from spectralquant.codec.packet import HEADER_SIZE
+from spectralquant.errors import SpectralQuantError
+from spectralquant.evaluation.streaming import StreamTotals, stream_window
+from spectralquant.methods.base import Method
+from spectralquant.sources.geometry import CacheGeometry
+
+MIN_EVALUATION_WINDOW = 3 * 128
+BOOTSTRAP = 2000
+CHANGE_FLOOR = 1e-7
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One method on n windows of one length. Per-window sums are kept, so comparisons can be paired."""
+
+    method: str
+    options: dict[str, Any]
+    exact_bits: int
+    windows: list[StreamTotals]
+
+    def total(self, name: str) -> float:
+        return sum(getattr(w, name) for w in self.windows)
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(exact ‖ compressed) in nats per scored token."""
+        return self.total("kl") / self.total("tokens")
+
+    @property
+    def base_ppl(self) -> float:
+        return math.exp(self.total("exact_nll") / self.total("tokens"))
+
+    @property
+    def delta_ppl(self) -> float:
+        """Perplexity of the compressed model minus that of the exact one."""
+        return math.exp(self.total("nll") / self.total("tokens")) - self.base_ppl
+
+    def payload_ratio(self, geometry: CacheGeometry) -> float:
+        """fp16 bytes of coded tokens over the bytes of their code."""
+        coded = self.total("coded_bytes") + HEADER_SIZE * len(self.windows)
+        return self.total("coded_tokens") * geometry.fp16_bytes_per_token / coded
+
+    def whole_cache_ratio(self, geometry: CacheGeometry) -> float:
+        """fp16 bytes of all tokens over all bytes held for them at the end of a window, sinks and recent included."""
+        exact = exact_bytes(
+            int(self.total("exact_tokens")), 2 * geometry.layers * geometry.kv_heads, geometry.head_dim, self.exact_bits
+        )
+        everything = (self.total("exact_tokens") + self.total("coded_tokens")) * geometry.fp16_bytes_per_token
+        return everything / (self.total("coded_bytes") + HEADER_SIZE * len(self.windows) + exact)
+
+    def interval(self, function: Callable[[list[StreamTotals]], float], seed: int = 0) -> tuple[float, float]:
+        """95 % bootstrap interval over windows of a statistic of their totals."""
+        return bootstrap_interval(self.windows, function, seed)
+
+    def row(self, geometry: CacheGeometry, model: str, context: int) -> dict[str, Any]:
+        """The result row of method.md section 6; `resident_ratio` is null: this harness holds no cache object."""
+        low_kl, high_kl = self.interval(lambda ws: sum(w.kl for w in ws) / sum(w.tokens for w in ws))
+        low_ppl, high_ppl = self.interval(_delta_ppl)
+        scored, coded = self.total("tokens"), max(1.0, self.total("coded_tokens"))
+        return {
+            "method": self.method,
+            "options": self.options,
+            "model": model,
+            "context": context,
+            "n_tokens": int(scored),
+            "n_windows": len(self.windows),
+            "payload_ratio": self.payload_ratio(geometry),
+            "whole_cache_ratio": self.whole_cache_ratio(geometry),
+            "resident_ratio": None,
+            "base_ppl": self.base_ppl,
+            "delta_ppl": self.delta_ppl,
+            "delta_ppl_ci95": [low_ppl, high_ppl],
+            "kl_nats": self.kl,
+            "kl_nats_ci95": [low_kl, high_kl],
+            "top1": self.total("top1") / scored,
+            "coded_tokens": int(self.total("coded_tokens")),
+            "coded_bytes": int(self.total("coded_bytes")),
+            "encode_s": 1000 * self.total("encode_s") / coded,
+            "decode_s": 1000 * self.total("decode_s") / coded,
+            "time_unit": "seconds per 1,000 coded tokens",
+        }
+
+
+def _delta_ppl(windows: Sequence[StreamTotals]) -> float:
+    n = sum(w.tokens for w in windows)
+    return math.exp(sum(w.nll for w in windows) / n) - math.exp(sum(w.exact_nll for w in windows) / n)
+
+
+def bootstrap_interval(
+    windows: Sequence[StreamTotals], function: Callable[[list[StreamTotals]], float], seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap over windows (Efron 1979), 95 %. A single window has no interval: its value twice."""
+    if len(windows) == 1:
+        value = function(list(windows))
+        return value, value
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(0, len(windows), size=(BOOTSTRAP, len(windows)))
+    values = [function([windows[i] for i in row]) for row in picks]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_difference(
+    a: Measurement, b: Measurement, quantity: str = "kl", seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """Mean difference a − b of a per-token quantity (kl or nll) with its 95 % interval over paired windows."""
+    pairs = list(zip(a.windows, b.windows, strict=True))
+    difference = lambda rows: sum(  # noqa: E731
+        getattr(x, quantity) - getattr(y, quantity) for x, y in rows
+    ) / sum(x.tokens for x, _ in rows)
+    return difference(pairs), bootstrap_interval(pairs, difference, seed)
+
+
+def measure(
+    model: nn.Module,
+    geometry: CacheGeometry,
+    windows: Tensor,
+    methods: Sequence[Method],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Measurement]:
+    """Run all methods over `windows: [n, T]`, every one on the same tokens in the same batch.
+
+    Raises:
+        SpectralQuantError: the window is too short for anything to be coded, or a method changed nothing.
+    """
+    if windows.shape[1] < MIN_EVALUATION_WINDOW:
+        raise SpectralQuantError(
+            f"Windows of {windows.shape[1]} tokens are too short: the last 128 to 255 tokens stay exact, so hardly "
+            f"anything would be coded. Use at least {MIN_EVALUATION_WINDOW}."
+        )
+    out = [Measurement(m.name, m.options, m.exact_bits, []) for m in methods]
+    for done, ids in enumerate(windows):
+        progress(done, len(windows))
+        for measurement, totals in zip(out, stream_window(model, geometry, ids, methods), strict=True):
+            measurement.windows.append(totals)
+    progress(len(windows), len(windows))
+    for measurement in out:
+        require_change(measurement)
+    return out
+
+
+def require_change(measurement: Measurement) -> None:
+    """Refuse a compressor that silently does nothing, the classic failure of this field.
+
+    Raises:
+        SpectralQuantError: every decoded tensor equalled its input (unless the method is `none`).
+    """
+    if measurement.method != "none" and measurement.total("change") <= CHANGE_FLOOR:
+        raise SpectralQuantError(
+            f"Method {measurement.method} with options {measurement.options} left every key and value unchanged: it "
+            "compresses nothing, so its figures would mean nothing."
+        )

@@ -1,0 +1,209 @@
+"""The streaming protocol: every block older than the recent window is read only through the codec.
+
+A window of text is processed in blocks of 128 tokens. After block c has been computed, block c − 1 leaves the
+recent window: it is encoded, decoded and replaced, while the model goes on, so errors accumulate as in real
+decoding and every query sees 128 to 255 exact recent tokens and 4 exact sinks. The exact model and all methods run
+as one batch over the same tokens (method.md section 6).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from spectralquant.attention.tap import AttentionCall, AttentionTap
+from spectralquant.codec.block import KVBlock
+from spectralquant.codec.exact import int8_round_trip
+from spectralquant.codec.rotary import apply_rope, undo_rope
+from spectralquant.methods.base import EncodedBlock, Method
+from spectralquant.sources.geometry import CacheGeometry
+
+BLOCK = 128
+SINKS = 4
+
+
+@dataclass
+class StreamTotals:
+    """What one method did to one window. Sums over scored tokens; nats; bytes; seconds."""
+
+    tokens: int = 0
+    nll: float = 0.0
+    exact_nll: float = 0.0
+    kl: float = 0.0
+    top1: int = 0
+    coded_tokens: int = 0
+    coded_bytes: int = 0
+    exact_tokens: int = 0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    change: float = 0.0
+    detail: dict[str, float] = field(default_factory=dict)
+
+
+class _Streams:
+    """Key/value buffers of B parallel streams over one window, and the attention that reads them."""
+
+    def __init__(self, geometry: CacheGeometry, streams: int, ids: Tensor) -> None:
+        length, device = len(ids), ids.device
+        shape = (geometry.layers, streams, geometry.kv_heads, length, geometry.head_dim)
+        self.ids = ids
+        self.geometry = geometry
+        self.keys = torch.zeros(shape, device=device)
+        self.values = torch.zeros(shape, device=device)
+        self.received = torch.zeros(geometry.layers, streams, geometry.heads, length, device=device)
+        self.cos: list[Tensor | None] = [None] * geometry.layers
+        self.sin: list[Tensor | None] = [None] * geometry.layers
+        self.length = length
+        self.start = 0
+
+    def attend(self, call: AttentionCall) -> Tensor:
+        layer, start, stop = call.layer, self.start, self.start + call.query.shape[2]
+        self.keys[layer, :, :, start:stop] = call.key.float()
+        self.values[layer, :, :, start:stop] = call.value.float()
+        self._keep_rotary(call, start, stop)
+        keys, values = self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        batch, heads, new, dim = call.query.shape
+        kv = keys.shape[1]
+        query = call.query.float().reshape(batch, kv, -1, dim)
+        scores = (query @ keys.transpose(2, 3)).view(batch, heads, new, stop) * call.scaling
+        softcap = call.options.get("softcap")
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores.masked_fill_(~self._allowed(start, stop, call.options.get("sliding_window")), float("-inf"))
+        p = scores.softmax(-1)
+        output = (p.view(batch, kv, -1, stop) @ values).view(batch, heads, new, dim)
+        self._count_received(layer, p, start, stop)
+        return output.transpose(1, 2).to(call.query.dtype).contiguous()
+
+    def _allowed(self, start: int, stop: int, window: int | None) -> Tensor:
+        rows = torch.arange(start, stop, device=self.keys.device)[:, None]
+        columns = torch.arange(stop, device=self.keys.device)
+        allowed = columns <= rows
+        return allowed if window is None else allowed & (columns > rows - window)
+
+    def _count_received(self, layer: int, p: Tensor, start: int, stop: int) -> None:
+        first = max(0, start - BLOCK)
+        recent = p[..., first:stop].sum(2)
+        recent[..., start - first :] -= p[..., start:stop].diagonal(dim1=2, dim2=3)
+        self.received[layer, :, :, first:stop] += recent
+
+    def _keep_rotary(self, call: AttentionCall, start: int, stop: int) -> None:
+        if call.cos is None or not self.geometry.rotary[call.layer]:
+            return
+        if self.cos[call.layer] is None:
+            shape = (self.length, call.cos.shape[-1])
+            self.cos[call.layer] = torch.zeros(shape, device=self.keys.device)
+            self.sin[call.layer] = torch.zeros(shape, device=self.keys.device)
+        self.cos[call.layer][start:stop] = call.cos[0].float()
+        self.sin[call.layer][start:stop] = call.sin[0].float()
+
+    def block(self, stream: int, start: int, stop: int) -> KVBlock:
+        """Tokens start … stop of one stream, keys before RoPE."""
+        cos = tuple(None if c is None else c[start:stop] for c in self.cos)
+        sin = tuple(None if s is None else s[start:stop] for s in self.sin)
+        keys = self.keys[:, stream, :, start:stop]
+        plain = torch.stack([k if c is None else undo_rope(k, c, s) for k, c, s in zip(keys, cos, sin, strict=True)])
+        received = self.received[:, stream, :, start:stop].permute(2, 0, 1).contiguous()
+        values = self.values[:, stream, :, start:stop].permute(2, 0, 1, 3).contiguous()
+        return KVBlock(
+            keys=plain.permute(2, 0, 1, 3).contiguous(),
+            values=values,
+            start=start,
+            received=received,
+            token_ids=self.ids[start:stop],
+            previous_id=int(self.ids[start - 1]) if start else -1,
+            cos=cos,
+            sin=sin,
+        )
+
+    def round_recent(self, stream: int, start: int, stop: int) -> None:
+        """Hold the newest block at 8 bits from now on (its own queries have already read it exactly)."""
+        for buffer in (self.keys, self.values):
+            part = buffer[:, stream, :, start:stop]
+            buffer[:, stream, :, start:stop] = int8_round_trip(part)
+
+    def replace(self, stream: int, block: KVBlock, keys: Tensor, values: Tensor) -> None:
+        """Overwrite a block by its decoded keys (before RoPE) and values, both `[T, L, Hk, D]`."""
+        part = slice(block.start, block.start + block.tokens)
+        rows = keys.permute(1, 2, 0, 3)
+        rotated = [
+            k if c is None else apply_rope(k, c, s) for k, c, s in zip(rows, block.cos, block.sin, strict=True)
+        ]
+        self.keys[:, stream, :, part] = torch.stack(rotated)
+        self.values[:, stream, :, part] = values.permute(1, 2, 0, 3)
+
+
+@torch.no_grad()
+def stream_window(
+    model: nn.Module,
+    geometry: CacheGeometry,
+    ids: Tensor,
+    methods: Sequence[Method],
+    on_block: Callable[[int, KVBlock, EncodedBlock], None] | None = None,
+) -> list[StreamTotals]:
+    """Score one window `ids: [T]` under every method and the exact model, in one batch.
+
+    `on_block(method_index, block, encoded)` sees each encoded block. Returns one `StreamTotals` per method.
+    """
+    device = model.device
+    ids = ids.to(device)
+    count = 1 + len(methods)
+    streams = _Streams(geometry, count, ids)
+    totals = [StreamTotals(exact_tokens=len(ids)) for _ in methods]
+    with AttentionTap(model, streams.attend):
+        for start in range(0, len(ids), BLOCK):
+            stop = min(start + BLOCK, len(ids))
+            streams.start = start
+            batch = ids[start:stop].expand(count, -1)
+            positions = torch.arange(start, stop, device=device).expand(count, -1)
+            logits = model(input_ids=batch, position_ids=positions, use_cache=False).logits
+            _score(totals, logits, ids[start + 1 : stop + 1])
+            for index, method in enumerate(methods):
+                if method.exact_bits == 8:
+                    streams.round_recent(index + 1, start, stop)
+            if start >= BLOCK:
+                first = max(SINKS, start - BLOCK)
+                for index, method in enumerate(methods):
+                    _compress(streams, index, method, first, start, totals[index], on_block)
+    return totals
+
+
+def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor) -> None:
+    n = len(targets)
+    exact = logits[0, :n].float().log_softmax(-1)
+    exact_nll = -exact.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
+    for index, total in enumerate(totals):
+        coded = logits[index + 1, :n].float().log_softmax(-1)
+        total.tokens += n
+        total.exact_nll += exact_nll
+        total.nll += -coded.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
+        total.kl += (exact.exp() * (exact - coded)).sum(dtype=torch.float64).item()
+        total.top1 += (exact.argmax(-1) == coded.argmax(-1)).sum().item()
+
+
+def _compress(streams: _Streams, index: int, method: Method, start: int, stop: int, total: StreamTotals,
+              on_block: Callable[[int, KVBlock, EncodedBlock], None] | None) -> None:
+    block = streams.block(index + 1, start, stop)
+    begin = _now(block.keys.device)
+    encoded = method.encode(block)
+    middle = _now(block.keys.device)
+    keys, values = method.decode(encoded)
+    total.decode_s += _now(block.keys.device) - middle
+    total.encode_s += middle - begin
+    total.coded_tokens += block.tokens
+    total.exact_tokens -= block.tokens
+    total.coded_bytes += encoded.nbytes
+    total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
+    streams.replace(index + 1, block, keys, values)
+    if on_block is not None:
+        on_block(index, block, encoded)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,170 @@
+"""`CalibrationProfile`: one safetensors file and one JSON sidecar, everything a codec needs at run time."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from spectralquant.errors import InputError, ProfileError
+from spectralquant.files import file_sha256, write_bytes, write_text
+from spectralquant.profile_schema import ModelIdentity, ProfileSidecar
+from spectralquant.profile_tensors import TIERS, ColdTier, FixedTier, HeadSpectra, flatten, unflatten
+from spectralquant.sidecar import load_sidecar, profile_stem
+from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.models import weights_sha256
+
+
+@dataclass(frozen=True)
+class SpectralHead:
+    """One head of a profile.
+
+    kind: "key" or "value". basis `[D, D]` analysis rows (unit norm, leading first), spectrum `[D]` variances in units
+    of the metric, rank: components above the water level, bits: predicted bits per scalar at that level, entropy:
+    attention entropy in nats of the query heads that read this head.
+    """
+
+    layer: int
+    head: int
+    kind: str
+    basis: Tensor
+    spectrum: Tensor
+    rank: int
+    bits: float
+    entropy: float
+
+
+@dataclass
+class CalibrationProfile:
+    """Bases, codebooks and tables of one model on one domain, with where they came from."""
+
+    sidecar: ProfileSidecar
+    heads: HeadSpectra
+    tiers: dict[str, ColdTier | FixedTier]
+    path: Path | None = None
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        m = self.sidecar.model
+        return CacheGeometry(m.layers, m.heads, m.kv_heads, m.head_dim, tuple(m.rotary))
+
+    @property
+    def id(self) -> bytes:
+        """16 bytes that packets name: the first half of the SHA-256 of the tensor file."""
+        return bytes.fromhex(self.sidecar.tensors_sha256)[:16]
+
+    def tier(self, name: str) -> ColdTier | FixedTier:
+        """A tier by name.
+
+        Raises:
+            ProfileError: the profile was calibrated without it.
+        """
+        if name not in self.tiers:
+            raise ProfileError(
+                f"This profile has no {name} tier, only {', '.join(self.tiers)}. Calibrate with --tier {name} or all."
+            )
+        return self.tiers[name]
+
+    def head(self, layer: int, head: int, kind: str = "key") -> SpectralHead:
+        """One head's basis, spectrum, rank, bits and entropy.
+
+        Raises:
+            InputError: no such layer, head or kind.
+        """
+        g = self.geometry
+        for name, value, count in (("layer", layer, g.layers), ("head", head, g.kv_heads)):
+            if not 0 <= value < count:
+                raise InputError(f"--{name} {value} is outside 0 to {count - 1}.")
+        if kind not in ("key", "value"):
+            raise InputError(f"kind must be key or value, not {kind!r}.")
+        k = ("key", "value").index(kind)
+        group = self.heads.entropy[layer, head * g.group : (head + 1) * g.group]
+        return SpectralHead(
+            layer, head, kind, self.heads.basis[k, layer, head].float(), self.heads.variance[k, layer, head],
+            int(self.heads.rank[k, layer, head]), float(self.heads.bits[k, layer, head]), float(group.mean()),
+        )
+
+    def require_model(self, model: nn.Module, name: str = "this model") -> None:
+        """Refuse a model that the profile was not calibrated on.
+
+        Raises:
+            ProfileError: naming both models.
+        """
+        mine = self.sidecar.model
+        dtype = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
+        expected = mine.weights_sha256_float16 if dtype == torch.float16 else mine.weights_sha256_bfloat16
+        if weights_sha256(model, dtype) != expected:
+            raise ProfileError(
+                f"The profile was calibrated on {mine.name} ({mine.architecture}, {mine.layers} layers, weights "
+                f"{mine.weights_sha256_bfloat16[:12]}), not on {name} ({type(model).__name__}, weights "
+                f"{weights_sha256(model)[:12]}). Calibrate a profile for this model."
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path`.safetensors and `path`.json, each to a temporary name and renamed; returns the JSON path."""
+        stem = profile_stem(path)
+        data = profile_bytes(self.heads, self.tiers)
+        self.sidecar.tensors_sha256 = hashlib.sha256(data).hexdigest()
+        self.sidecar.tensor_bytes = len(data)
+        write_bytes(stem.with_name(stem.name + ".safetensors"), data)
+        sidecar = stem.with_name(stem.name + ".json")
+        write_text(sidecar, self.sidecar.model_dump_json(indent=2) + "\n")
+        self.path = stem
+        return sidecar
+
+    @classmethod
+    def load(cls, path: str | Path, *, verify: bool = True) -> CalibrationProfile:
+        """Load and check a profile. `verify=False` skips hashing the tensor file (it may be over 100 MB).
+
+        Raises:
+            ProfileError: missing, damaged, of another schema, or with shapes that do not fit.
+        """
+        stem = profile_stem(path)
+        sidecar = load_sidecar(stem)
+        file = stem.with_name(stem.name + ".safetensors")
+        if not file.is_file():
+            raise ProfileError(f"{file} is missing; a profile is a .json and a .safetensors file side by side.")
+        if file.stat().st_size != sidecar.tensor_bytes or (verify and file_sha256(file) != sidecar.tensors_sha256):
+            raise ProfileError(f"{file} does not match its sidecar (size or SHA-256): it is damaged or belongs to "
+                               "another run. Calibrate again.")
+        try:
+            with safe_open(file, framework="pt") as handle:
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise ProfileError(f"{file} cannot be read ({error}). Calibrate again.") from error
+        tiers = {name: unflatten(name, TIERS[name], tensors) for name in sidecar.tiers}
+        profile = cls(sidecar, unflatten("heads", HeadSpectra, tensors), tiers, stem)
+        for name, tier in tiers.items():
+            for kind in ("key", "value"):
+                getattr(tier, kind).check(f"{file} ({name} {kind}s)", profile.geometry.width)
+        return profile
+
+
+def profile_bytes(heads: HeadSpectra, tiers: dict[str, Any]) -> bytes:
+    """The tensor file's content; equal tensors give equal bytes."""
+    tensors = flatten("heads", heads)
+    for name in sorted(tiers):
+        tensors |= flatten(name, tiers[name])
+    return safetensors_bytes(dict(sorted(tensors.items())), metadata={"format": "spectralquant.profile.1"})
+
+
+def model_identity(name: str, model: nn.Module, geometry: CacheGeometry) -> ModelIdentity:
+    """Describe a loaded model for the sidecar."""
+    return ModelIdentity(
+        name=name,
+        architecture=type(model).__name__,
+        layers=geometry.layers,
+        heads=geometry.heads,
+        kv_heads=geometry.kv_heads,
+        head_dim=geometry.head_dim,
+        rotary=list(geometry.rotary),
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+        weights_sha256_bfloat16=weights_sha256(model, torch.bfloat16),
+        weights_sha256_float16=weights_sha256(model, torch.float16),
+    )

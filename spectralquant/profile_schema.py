@@ -1,0 +1,82 @@
+"""The JSON sidecar of a profile, checked on load because it comes from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ModelIdentity(_Part):
+    """Which model a profile belongs to. Hashes are of sampled weights rounded to bfloat16 and to float16."""
+
+    name: str
+    architecture: str
+    layers: int = Field(gt=0)
+    heads: int = Field(gt=0)
+    kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    rotary: list[bool]
+    vocabulary: int = Field(gt=0)
+    weights_sha256_bfloat16: str
+    weights_sha256_float16: str
+
+
+class TextIdentity(_Part):
+    """Which text a profile was calibrated on."""
+
+    source: str
+    sha256: str
+    tokens: int
+    window: int
+
+
+class CalibrationOptions(_Part):
+    """How it was calibrated."""
+
+    steps: int
+    metric: str
+    span: str
+    span_width: int
+    solver: str
+    block: int
+    sinks: int
+    predict: str
+    labels: str
+    seed: int
+
+
+class TierSummary(_Part):
+    """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured)."""
+
+    target: str
+    step: float | None = None
+    predicted_ratio: float
+    alive_key: float
+    alive_value: float
+    captured_energy_key: float
+    captured_energy_value: float
+    importance_r2_key: float | None = None
+    importance_r2_value: float | None = None
+    centroids: str | None = None
+    measured: dict[str, Any] | None = None
+
+
+class ProfileSidecar(_Part):
+    """The whole sidecar. `run` holds what may differ between two equal runs: times, versions, paths."""
+
+    schema_version: int
+    kind: str = "spectralquant.profile"
+    tensors_sha256: str
+    tensor_bytes: int
+    model: ModelIdentity
+    text: TextIdentity
+    calibration: CalibrationOptions
+    tiers: dict[str, TierSummary]
+    run: dict[str, Any]

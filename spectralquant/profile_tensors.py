@@ -1,0 +1,140 @@
+"""The tensors of a calibration profile, tier by tier, and their names in the safetensors file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from spectralquant.errors import ProfileError
+
+KINDS = ("key", "value")
+
+
+@dataclass(frozen=True)
+class StoredBasis:
+    """Basis of all P coordinates in groups of p; R kept components, group after group.
+
+    analysis, synthesis: float16 `[R, p]` unit rows. gain, back: float32 `[R]`: coefficients are
+    gain · (analysis · x), x is synthesisᵀ · (back · coefficients). mean: float32 `[P]`. ranks: int64 `[P/p]`.
+    variance: float32 `[R]` of the coefficients. predictor: float16 `[F, P]`, or `[0, P]` for none.
+    """
+
+    analysis: Tensor
+    synthesis: Tensor
+    gain: Tensor
+    back: Tensor
+    mean: Tensor
+    ranks: Tensor
+    variance: Tensor
+    predictor: Tensor
+
+    def check(self, where: str, width: int) -> None:
+        """Raise `ProfileError` unless all shapes agree with each other and with P = `width`."""
+        rank, span = self.analysis.shape if self.analysis.dim() == 2 else (-1, -1)
+        good = (
+            span > 0
+            and width % span == 0
+            and self.synthesis.shape == (rank, span)
+            and all(t.shape == (rank,) for t in (self.gain, self.back, self.variance))
+            and self.mean.shape == (width,)
+            and self.ranks.shape == (width // span,)
+            and int(self.ranks.sum()) == rank
+            and self.predictor.dim() == 2
+            and self.predictor.shape[1] == width
+        )
+        if not good:
+            raise ProfileError(f"{where}: tensor shapes do not fit a model of width {width}. Calibrate again.")
+
+
+@dataclass(frozen=True)
+class ColdTier:
+    """Entropy-coded tier. Coefficients are in units of the base step.
+
+    centroids: float32 `[R]` per kind. choice: uint8 `[9, R]` per kind. tables: float32 `[K, 32]`. class_tables:
+    float32 `[2, 9]`. importance_weight: float32 `[L·H + 2, 2]`; importance_bias: `[2]`.
+    embedding_projection: `[hidden, d]`, or `[0, 0]` for none.
+    """
+
+    key: StoredBasis
+    value: StoredBasis
+    key_centroid: Tensor
+    value_centroid: Tensor
+    key_choice: Tensor
+    value_choice: Tensor
+    tables: Tensor
+    class_tables: Tensor
+    importance_weight: Tensor
+    importance_bias: Tensor
+    embedding_projection: Tensor
+
+
+@dataclass(frozen=True)
+class FixedTier:
+    """Fixed-rate tier (warm, hot). Coefficients are in units of each component's standard deviation.
+
+    key_bits, value_bits: uint8 `[R]`, bits of each kept component (FrequencyMask).
+    key_codebooks, value_codebooks: float32 `[Σ 2^bits]`, the components' reconstruction points one after the other.
+    """
+
+    key: StoredBasis
+    value: StoredBasis
+    key_bits: Tensor
+    value_bits: Tensor
+    key_codebooks: Tensor
+    value_codebooks: Tensor
+
+
+@dataclass(frozen=True)
+class HeadSpectra:
+    """Per-head spectra, for `SpectralHead` and the rank tables (method.md section 2).
+
+    basis, synthesis: float16 `[2, L, Hk, D, D]`, variance: float32 `[2, L, Hk, D]` (index 0 keys, 1 values; in units
+    of the metric). entropy: float32 `[L, H]`, mean attention entropy in nats. rank, bits: float32 `[2, L, Hk]`.
+    """
+
+    basis: Tensor
+    synthesis: Tensor
+    variance: Tensor
+    entropy: Tensor
+    rank: Tensor
+    bits: Tensor
+
+
+TIERS = {"cold": ColdTier, "warm": FixedTier, "hot": FixedTier}
+
+
+def flatten(prefix: str, part: object) -> dict[str, Tensor]:
+    """Named tensors of a (nested) dataclass of tensors."""
+    out: dict[str, Tensor] = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, Tensor):
+            out[f"{prefix}.{f.name}"] = value.detach().cpu().contiguous()
+        else:
+            out |= flatten(f"{prefix}.{f.name}", value)
+    return out
+
+
+def unflatten(prefix: str, kind: type, tensors: dict[str, Tensor]):
+    """Rebuild what `flatten` took apart.
+
+    Raises:
+        ProfileError: a tensor is missing.
+    """
+    values = {}
+    for f in fields(kind):
+        name = f"{prefix}.{f.name}"
+        if f.type in ("StoredBasis", StoredBasis):
+            values[f.name] = unflatten(name, StoredBasis, tensors)
+        elif name in tensors:
+            values[f.name] = tensors[name]
+        else:
+            raise ProfileError(f"The profile's tensor file lacks {name!r}: it is damaged or from another version.")
+    return kind(**values)
+
+
+def empty() -> Tensor:
+    """Stands for an absent optional matrix."""
+    return torch.zeros(0, 0)

@@ -1,0 +1,83 @@
+"""Where a result came from: command, versions, commit, device."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("spectralquant-toolkit", "torch", "transformers", "triton", "constriction", "numpy", "safetensors")
+
+
+def provenance(**extra: Any) -> dict[str, Any]:
+    """The `provenance` object of a results file; `extra` adds model and text hashes, seed and the like."""
+    commit, dirty = _git()
+    return {
+        "command": shlex.join(["sq", *sys.argv[1:]]) if _is_command() else None,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "git_commit": commit,
+        "git_dirty": dirty,
+        **extra,
+    }
+
+
+def device_facts(device: Any) -> dict[str, Any]:
+    """Name of a torch device, with the driver for CUDA and the thread count for CPUs."""
+    import torch
+
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device), "driver": _driver(), "cuda": torch.version.cuda}
+    return {"device": _cpu_name(), "threads": torch.get_num_threads()}
+
+
+def _is_command() -> bool:
+    return Path(sys.argv[0]).name in {"sq", "spectralquant"}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Commit and dirty flag of the checkout this package runs from (None for an installed wheel)."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None, None
+    try:
+        run = lambda *a: subprocess.run(  # noqa: E731
+            ["git", "-C", str(folder), *a], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+        return run("rev-parse", "HEAD"), bool(run("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+
+
+def _driver() -> str | None:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # NVML is optional, and raises its own error family
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,15 @@
+"""Where fetched and converted models live."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+NAME = "smollm2-135m"
+
+
+def cache_folder() -> Path:
+    """`$SPECTRALQUANT_CACHE`, else the user cache folder of the platform."""
+    return Path(os.environ.get("SPECTRALQUANT_CACHE") or platformdirs.user_cache_dir("spectralquant"))

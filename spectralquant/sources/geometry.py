@@ -1,0 +1,134 @@
+"""`CacheGeometry`: the shape of a model's KV cache, found by running the model, not by guessing names.
+
+A short probe at two position offsets tells which layers apply RoPE: unrotated keys must not depend on the offset.
+A rotary layout we cannot invert is found here and refused, instead of degrading silently later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spectralquant.attention.tap import AttentionCall, AttentionTap
+from spectralquant.codec.rotary import undo_rope
+from spectralquant.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class CacheGeometry:
+    """Shape letters of method.md: L layers, H query heads, Hk key/value heads, D head dimension.
+
+    `rotary[l]` says whether layer l rotates its keys.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: tuple[bool, ...]
+
+    @property
+    def group(self) -> int:
+        """G = H / Hk, query heads per key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def layer_width(self) -> int:
+        """C = Hk·D, one layer's key (or value) width."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def width(self) -> int:
+        """P = L·C, key (or value) width over all layers."""
+        return self.layers * self.layer_width
+
+    @property
+    def fp16_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in fp16."""
+        return 2 * 2 * self.width
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Raise `UnsupportedModelError` for architectures whose cache is not per-head keys and values."""
+    config = model.config
+    name = type(model).__name__
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder model: its cross-attention cache is written once from the encoder and is "
+            "not covered by the codec. Use a decoder-only model."
+        )
+    if getattr(text, "kv_lora_rank", None):
+        raise UnsupportedModelError(
+            f"{name} uses multi-head latent attention (kv_lora_rank={text.kv_lora_rank}): its cache is already a "
+            "low-rank latent, not keys and values per head. Use a model with MHA, MQA or GQA."
+        )
+    kinds = set(getattr(text, "layer_types", None) or ()) | set(getattr(text, "layers_block_type", None) or ())
+    odd = sorted(k for k in kinds if k not in {"full_attention", "sliding_attention", "attention", "chunked_attention"})
+    if odd:
+        raise UnsupportedModelError(
+            f"{name} has layers without softmax attention ({', '.join(odd)}): a state-space or other recurrent layer "
+            "keeps a state instead of keys and values. Use a model in which every layer is softmax attention."
+        )
+
+
+def probe_geometry(model: nn.Module) -> CacheGeometry:
+    """Run `model` on 12 tokens at two position offsets and read its cache geometry.
+
+    Raises:
+        UnsupportedModelError: encoder-decoder, latent attention, state-space or hybrid models; layers of unequal
+            shape; a rotary embedding that cannot be inverted.
+    """
+    refuse_unsupported(model)
+    text = model.config.get_text_config()
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, text.vocab_size, (1, 12), generator=generator).to(model.device)
+    first, second = (_probe(model, ids, offset) for offset in (0, 5))
+    shapes = {(c.query.shape[1], c.key.shape[1], c.key.shape[3], c.value.shape[3]) for c in first}
+    if len(shapes) != 1 or any(d != v for _, _, d, v in shapes):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has layers of different key/value shapes {sorted(shapes)} "
+            "(query heads, kv heads, key dim, value dim); the codec needs one shape for all layers."
+        )
+    if [c.layer for c in first] != list(range(len(first))):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} shares keys and values between layers (attention calls came from layers "
+            f"{[c.layer for c in first]}); sharing is not supported."
+        )
+    heads, kv_heads, head_dim, _ = shapes.pop()
+    rotary = tuple(_rotates(a, b) for a, b in zip(first, second, strict=True))
+    return CacheGeometry(len(first), heads, kv_heads, head_dim, rotary)
+
+
+@torch.no_grad()
+def _probe(model: nn.Module, ids: Tensor, offset: int) -> list[AttentionCall]:
+    calls: list[AttentionCall] = []
+    positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)[None]
+    with AttentionTap(model, calls.append):
+        model(input_ids=ids, position_ids=positions, use_cache=False)
+    return calls
+
+
+def _rotates(first: AttentionCall, second: AttentionCall) -> bool:
+    if first.cos is None:
+        return False
+    raw = _relative_change(first.key, second.key)
+    a = undo_rope(first.key.float(), first.cos[:, None].float(), first.sin[:, None].float())
+    b = undo_rope(second.key.float(), second.cos[:, None].float(), second.sin[:, None].float())
+    unrotated = _relative_change(a, b)
+    tolerance = 1e-3 if first.key.dtype == torch.float32 else 3e-2
+    if unrotated <= max(tolerance, raw / 20):
+        return True
+    if raw <= tolerance:
+        return False
+    raise UnsupportedModelError(
+        f"Layer {first.layer} rotates its keys in a layout that cannot be inverted (keys change by {unrotated:.2g} "
+        "relative after undoing half-split RoPE, which must leave them unchanged). Interleaved and multi-axis rotary "
+        "embeddings are not supported yet."
+    )
+
+
+def _relative_change(a: Tensor, b: Tensor) -> float:
+    return ((a.float() - b.float()).norm() / a.float().norm().clamp_min(1e-30)).item()

@@ -1,0 +1,191 @@
+"""Loading a model and its tokenizer from a built-in name, a local folder, a GGUF file or a hub id."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from spectralquant.errors import InputError, SourceError, UnsupportedModelError, did_you_mean
+from spectralquant.sources import builtin_model
+from spectralquant.sources.cache import NAME
+from spectralquant.sources.geometry import CacheGeometry, probe_geometry, refuse_unsupported
+
+BUILTIN = {f"builtin:{NAME}": builtin_model.builtin_model_folder}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SAMPLES_PER_TENSOR = 65_536
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for use, its tokenizer, its name as the user gave it, and its cache geometry."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    geometry: CacheGeometry
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:n` to a device.
+
+    Raises:
+        InputError: unknown name, or no such GPU.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in {"cpu", "cuda"}:
+        raise InputError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, …")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices. Use --device cpu, "
+            "or run `sq doctor` to see what is missing."
+        )
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on the CPU and bfloat16 on a GPU.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"--dtype {name!r} is not one of auto, {', '.join(DTYPES)}.{did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def load_model(
+    spec: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+    report: Callable[[str], None] = lambda _: None,
+) -> LoadedModel:
+    """Load `builtin:NAME`, a folder, a `.gguf` file or a hub id, in evaluation mode, and probe its cache.
+
+    Raises:
+        SourceError: not found, not readable, not reachable.
+        UnsupportedModelError: the architecture has no per-head keys and values that could be coded.
+    """
+    target = pick_device(device)
+    kind = pick_dtype(dtype, target)
+    with _quiet_transformers():
+        if spec.startswith("builtin:"):
+            if spec not in BUILTIN:
+                raise SourceError(f"There is no built-in model {spec!r}; there is {', '.join(BUILTIN)}."
+                                  f"{did_you_mean(spec, BUILTIN)}")
+            model, tokenizer = _load_folder(BUILTIN[spec](offline=offline, report=report), kind, local=True)
+        elif spec.endswith(".gguf"):
+            if not Path(spec).is_file():
+                raise SourceError(f"There is no GGUF file {spec}. Check the path.")
+            model, tokenizer = load_gguf(Path(spec), dtype=kind)
+        elif Path(spec).is_dir():
+            model, tokenizer = _load_folder(Path(spec), kind, local=True)
+        elif spec.startswith((".", "/", "~")) or spec.count("/") > 1 or not spec.strip():
+            raise SourceError(f"There is no model folder {spec!r}. Pass a folder with config.json and safetensors, "
+                              f"a .gguf file, a hub id (owner/name), or {', '.join(BUILTIN)}.")
+        else:
+            model, tokenizer = _load_hub(spec, kind, offline)
+    model = model.to(target).eval()
+    return LoadedModel(spec, model, tokenizer, probe_geometry(model))
+
+
+def load_gguf(path: Path, *, dtype: str | torch.dtype) -> tuple[nn.Module, Any]:
+    """Load a GGUF file with its weights dequantized to `dtype`."""
+    options: dict[str, Any] = {"gguf_file": path.name, "dtype": dtype}
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model = AutoModelForCausalLM.from_pretrained(path.parent, **options)
+    except Exception as error:  # the gguf reader raises almost anything on damaged files
+        raise SourceError(f"{path} cannot be read as a GGUF model ({_first_line(error)}). Check the file.") from error
+    return model, tokenizer
+
+
+def _load_folder(folder: str | Path, dtype: torch.dtype, *, local: bool) -> tuple[nn.Module, Any]:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        if getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(
+                f"{folder} is an encoder-decoder model ({config.model_type}): its cross-attention cache is not "
+                "covered by the codec. Use a decoder-only model."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=local)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, … for bad folders
+        raise SourceError(f"Model {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
+    refuse_unsupported(model)
+    return model, tokenizer
+
+
+def _load_hub(name: str, dtype: torch.dtype, offline: bool) -> tuple[nn.Module, Any]:
+    try:
+        return _load_folder(name, dtype, local=offline or bool(os.environ.get("HF_HUB_OFFLINE")))
+    except SourceError as error:
+        raise SourceError(
+            f"{error} Check the hub id, the network (or drop --offline), and your access to the model; "
+            f"a local folder or {', '.join(BUILTIN)} needs no hub.{did_you_mean(name, BUILTIN)}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".") + "."
+
+
+def weights_sha256(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str:
+    """SHA-256 over every parameter's name, shape and up to 65,536 evenly spaced elements, rounded to `dtype`.
+
+    Sampling keeps it near a second for an 8B model and still sees any fine-tuning, which moves all weights.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLES_PER_TENSOR)
+        sample = flat[::step][:SAMPLES_PER_TENSOR].to(dtype).cpu().contiguous()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

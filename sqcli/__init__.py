@@ -1,0 +1,1 @@
+"""The `sq` command line: parse, call, render. No mathematics, and no torch at import time."""

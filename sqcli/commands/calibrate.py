@@ -1,0 +1,81 @@
+"""`sq calibrate`: the rank and bit profile of a model on domain text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqcli.options import Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+
+
+def calibrate(
+    model: Model = "builtin:smollm2-135m",
+    data: Data = "builtin:pydoc",
+    steps: Annotated[int, typer.Option(help="Batches of text, forward and backward.")] = 100,
+    window: Annotated[int, typer.Option(help="Tokens per step.")] = 512,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="ratio=33, bits=2, dppl=0.18 or kl=0.01; for one of several tiers warm:ratio=8."),
+    ] = None,
+    tier: Annotated[str, typer.Option(help="cold, warm, hot or all.")] = "cold",
+    metric: Annotated[str, typer.Option(help="fisher, attention (no backward pass) or energy (plain PCA).")] = "fisher",
+    span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
+    predict: Annotated[str, typer.Option(help="tokens: predict keys and values from token ids first; or none.")] = "tokens",
+    held_out: Annotated[int, typer.Option(help="Held-out windows to solve on, and as many to report on.")] = 2,
+    held_out_window: Annotated[int, typer.Option(help="Tokens per held-out window.")] = 1024,
+    held_out_data: Annotated[str | None, typer.Option(help="Other text for the held-out windows.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Profile path: OUT.safetensors and OUT.json are written.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Calibrate a model on domain text and write its rank and bit profile.
+
+    Example: [bold]sq calibrate --data file:tickets.jsonl --target kl=0.01 --out profiles/tickets[/bold]
+    """
+    from spectralquant.calibration.options import TIERS, CalibrationSettings, parse_targets
+    from spectralquant.errors import InputError
+
+    tiers = TIERS if tier == "all" else tuple(t.strip() for t in tier.split(","))
+    settings = CalibrationSettings(
+        steps=steps, window=window, metric=metric, span=span, tiers=tiers, predict=predict, seed=seed,
+        targets=parse_targets(target or [], tiers), held_out_windows=held_out, held_out_window=held_out_window,
+    )
+    if dtype == "float16":
+        raise InputError("--dtype float16 overflows in the backward pass. Use float32 or bfloat16.")
+    stem = out or Path("profiles") / _default_name(model, data)
+
+    from spectralquant.calibration.run import calibrate_model
+    from spectralquant.sources.models import load_model
+    from spectralquant.sources.text import load_text
+    from spectralquant.sources.tokens import tokenize
+    from sqcli.output import Output
+    from sqcli.render.calibration import calibration_view
+    from sqcli.results import calibration_result
+
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    documents = load_text(data, offline=offline)
+    extra = None if held_out_data is None else load_text(held_out_data, offline=offline)
+    loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+    need = steps * window + 2 * held_out * held_out_window
+    text = tokenize(loaded.tokenizer, documents, need)
+    other = None if extra is None else tokenize(loaded.tokenizer, extra, need)
+    with output.progress() as bar:
+        profile = calibrate_model(
+            loaded, text, settings, text_name=data, out=stem, resume=resume, held_out=other, progress=bar
+        )
+    output.show(*calibration_view(profile, stem))
+    output.finish(calibration_result(profile), title=f"sq calibrate --steps {steps}")
+
+
+def _default_name(model: str, data: str) -> str:
+    clean = lambda text: "".join(c if c.isalnum() or c in "-." else "-" for c in text.rsplit("/", 1)[-1])  # noqa: E731
+    return f"{clean(model.removeprefix('builtin:'))}-{clean(data.split(':', 1)[-1])}"

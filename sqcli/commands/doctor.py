@@ -1,0 +1,37 @@
+"""`sq doctor`: is this machine ready?"""
+
+from __future__ import annotations
+
+import typer
+
+from sqcli.options import Json, Quiet, Svg
+
+
+def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
+    """Check Python, torch, triton, driver, GPU, caches, disk and imports; each line ok, warn or fail with the fix.
+
+    Example: [bold]sq doctor --json -[/bold]
+    """
+    from rich.table import Table
+
+    from spectralquant.diagnostics import FAIL, run_checks
+    from spectralquant.provenance import provenance
+    from spectralquant.results import results_file
+    from sqcli.output import Output
+
+    output = Output(json_file=json, svg_file=svg, quiet=quiet)
+    table = Table(box=None, padding=(0, 1))
+    for name in ("", "check", "found"):
+        table.add_column(name, overflow="fold")
+    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    rows = []
+    with output.progress() as bar:
+        for done, check in enumerate(run_checks()):
+            bar("checking", done + 1, 12)
+            rows.append({"check": check.name, "status": check.status, "found": check.found, "fix": check.fix})
+            found = check.found if not check.fix else f"{check.found}\n[dim]→ {check.fix}[/dim]"
+            table.add_row(f"[{colours[check.status]}]{check.status}[/]", check.name, found)
+    output.show(table)
+    output.finish(results_file("doctor", rows, provenance()), title="sq doctor")
+    if any(row["status"] == FAIL for row in rows):
+        raise typer.Exit(1)

@@ -1,0 +1,51 @@
+"""`sq show`: what a profile holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqcli.options import Csv, Json, Quiet, Svg
+
+
+def show(
+    profile: Annotated[Path, typer.Argument(help="Profile path, with or without .json.")],
+    layer: Annotated[int | None, typer.Option(help="Show this layer's heads.")] = None,
+    head: Annotated[int | None, typer.Option(help="Show this head (needs --layer).")] = None,
+    diff: Annotated[Path | None, typer.Option(help="A second profile to compare with.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the same as one self-contained page.")] = None,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show ranks, bits, spectra and attention entropy of a profile.
+
+    Example: [bold]sq show profiles/demo --layer 12 --head 1[/bold]
+    """
+    from spectralquant.errors import InputError
+    from spectralquant.profile_view import ProfileView
+    from sqcli.output import Output
+    from sqcli.render.page import write_page
+    from sqcli.render.profile import diff_view, head_view, layer_view, profile_page, profile_view
+    from sqcli.results import show_result
+
+    if head is not None and layer is None:
+        raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    one = ProfileView.load(profile)
+    other = None if diff is None else ProfileView.load(diff)
+    if other is not None:
+        output.show(*diff_view(one, other))
+    elif layer is None:
+        output.show(*profile_view(one, output.console.width))
+    elif head is None:
+        output.show(*layer_view(one, layer))
+    else:
+        output.show(*head_view(one, layer, head))
+    if html is not None:
+        write_page(html, profile_page(one, other))
+        output.note(f"Wrote {html}")
+    output.finish(show_result(one, other, layer, head), title=f"sq show {profile.name}")

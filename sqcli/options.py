@@ -1,0 +1,21 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+MODEL_HELP = "builtin:smollm2-135m, a folder, a .gguf file, or a hub id."
+DATA_HELP = "builtin:pydoc, builtin:stdlib, file:PATH (txt, jsonl, parquet), or hub:NAME[:config][:split][:column]."
+
+Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
+Data = Annotated[str, typer.Option("--data", "-d", help=DATA_HELP)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto (float32 on CPU, bfloat16 on GPU), float32, bfloat16 or float16.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Json = Annotated[str | None, typer.Option("--json", help="Write results as JSON to this file (- = stdout alone).")]
+Csv = Annotated[str | None, typer.Option("--csv", help="Write the rows as CSV to this file.")]
+Svg = Annotated[str | None, typer.Option("--svg", help="Write a picture of the terminal output to this file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]

@@ -1,0 +1,81 @@
+"""Small random models and a tokenizer, made on the spot; the built-in model where a test needs a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from spectralquant.sources.geometry import probe_geometry
+from spectralquant.sources.models import LoadedModel, load_model
+from spectralquant.sources.text import load_text
+
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 4096}
+ARCHITECTURES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": 64},
+    "gemma2": {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "gemma3_text": {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "phi3": {"pad_token_id": 0, "partial_rotary_factor": 0.5},
+}
+
+
+def random_model(architecture: str = "llama", **changes):
+    """A small random model; weights are scaled up so that attention is not uniform."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(architecture, **{**SMALL, **ARCHITECTURES.get(architecture, {}), **changes})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.5)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 512 tokens, trained on the built-in text."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    documents = [text for text, _ in zip(load_text("builtin:pydoc"), range(20), strict=False)]
+    raw.train_from_iterator(documents, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw)
+
+
+@pytest.fixture(scope="session")
+def small(tokenizer) -> LoadedModel:
+    """A random three-layer Llama with its tokenizer."""
+    model = random_model()
+    return LoadedModel("small-random", model, tokenizer, probe_geometry(model))
+
+
+@pytest.fixture(scope="session")
+def small_folder(small, tmp_path_factory) -> Path:
+    """The same model as a local folder."""
+    folder = tmp_path_factory.mktemp("model")
+    small.model.save_pretrained(folder)
+    small.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def builtin() -> LoadedModel:
+    """The built-in model (fetched on first use)."""
+    return load_model("builtin:smollm2-135m", device="cpu")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
