@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every command: --help with an example. Any command: --config FILE.toml ([calibrate] steps = 50), flags win.",
+    epilog=r"Every command has --help with an example, and takes --config FILE.toml (a table per command; flags win).",
 )
 
 
@@ -56,8 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = command.main(arguments, prog_name="sq", standalone_mode=False, default_map=defaults)
         sys.exit(code if isinstance(code, int) else 0)
     except KeyboardInterrupt:
-        _say("Interrupted. Finished work is kept; `sq calibrate --resume` with the same options goes on.")
-        sys.exit(INTERRUPTED)
+        sys.exit(_interrupted())
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _interrupted()
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -68,8 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _end(error: Exception) -> int:
     """One clear line for what a user can mend; a traceback only for bugs of ours."""
     if type(error).__name__ == "Abort":
-        _say("Interrupted. Finished work is kept; `sq calibrate --resume` with the same options goes on.")
-        return INTERRUPTED
+        return _interrupted()
     if hasattr(error, "exit_code") and hasattr(error, "show"):
         error.show()
         return error.exit_code
@@ -84,6 +86,11 @@ def _end(error: Exception) -> int:
         _say("Not enough memory. Use a smaller --window, --span N, a smaller model, or --dtype bfloat16.")
         return BAD_INPUT
     raise error
+
+
+def _interrupted() -> int:
+    _say("Interrupted. Finished work is kept; the same command with --resume goes on (calibrate).")
+    return INTERRUPTED
 
 
 def _say(text: str) -> None:

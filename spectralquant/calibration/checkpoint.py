@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from spectralquant.errors import InputError
-from spectralquant.files import atomic_path, write_json
+from spectralquant.files import write_bytes, write_json
 
 EVERY = 10
 
@@ -27,8 +27,7 @@ class Checkpoint:
     def save(self, step: int, state: dict[str, Tensor]) -> None:
         """Store the sums after `step` steps; the previous checkpoint is replaced only when this one is complete."""
         name = f"sums-{step}.safetensors"
-        with atomic_path(self.folder / name) as path:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+        write_bytes(self.folder / name, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
         write_json(self.folder / "state.json", {"step": step, "file": name, "fingerprint": self.fingerprint})
         for old in self.folder.glob("sums-*.safetensors"):
             if old.name != name:

@@ -41,6 +41,7 @@ class ColdReport:
     alive_value: float
     importance_r2: tuple[float, float]
     captured_energy: tuple[float, float]
+    overhead_bytes: float
 
 
 class ColdFitter:
@@ -111,11 +112,15 @@ class ColdFitter:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def kept(self, kind: int, step: float) -> Tensor:
-        """Indices of components whose |y| reaches Δ/2 on the samples: the others have rank 0 and are not stored."""
+        """Indices of components whose |y| reaches Δ/2 on the samples: the others have rank 0 and are not stored.
+
+        At least one is kept, so that a profile is never empty.
+        """
         y = self.coefficients[kind]
         need = max(1, math.ceil(KEPT_SHARE * len(y)))
         reach = torch.cat([(part.abs() >= step / 2).sum(0) for part in y.split(512, dim=1)])
-        return torch.nonzero(reach >= need).squeeze(1)
+        kept = torch.nonzero(reach >= need).squeeze(1)
+        return kept if len(kept) else reach.argmax()[None]
 
     def step_for_ratio(self, ratio: float) -> float:
         """The base step at which the fitted tables predict this payload ratio."""
@@ -185,6 +190,7 @@ class ColdFitter:
             alive_key=len(kept[0]) / width,
             alive_value=len(kept[1]) / width,
             importance_r2=(r2[0], r2[1]),
+            overhead_bytes=self._overhead_bytes(),
             captured_energy=tuple(
                 (self.variance[i][kept[i]].sum() / self.variance[i].sum()).item() for i in range(2)
             ),

@@ -48,6 +48,12 @@ def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out
     )
     progress("step for the target", 0, 1)
     tier, found = fitter.fit(fitter.step_for_ratio(ratio))
+    if target.bits and found.predicted_ratio < 0.8 * ratio:
+        raise InputError(
+            f"--target {target}: this model reaches at most {found.predicted_ratio:.1f}:1, because token ids and block "
+            f"headers alone take {found.overhead_bytes:.1f} bytes of a token's "
+            f"{loaded.geometry.fp16_bytes_per_token}. Ask for less, or use --predict none."
+        )
     tier, centroids = _choose_centroids(tier, loaded, search, progress)
     measured = _measure_one(loaded, method(tier), report, progress, "held-out measurement")
     summary = TierSummary(

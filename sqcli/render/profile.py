@@ -63,9 +63,9 @@ def head_view(view: ProfileView, layer: int, head: int) -> list[RenderableType]:
             (f"Layer {layer} head {head} {name}s  ", "bold"),
             f"rank {view.rank[kind, layer, head]:.0f} of {len(variance)}, {view.bits[kind, layer, head]:.2f} bits/scalar, "
             f"entropy {view.head_entropy[layer, head]:.2f} nats\n  variance  ",
-            sparkline(log, log.min(), log.max(), 64), f"  10^{log.max():.1f} to 10^{log.min():.1f}\n  captured  ",
-            sparkline(share, 0, 1, 64, "green"),
-            f"  {100 * share[0]:.0f} % in 1, {100 * share[min(7, len(share) - 1)]:.0f} % in 8 components\n",
+            sparkline(log, log.min(), log.max(), 48), f"  10^{log.max():.1f} to 10^{log.min():.1f}\n  captured  ",
+            sparkline(share, 0, 1, 48, "green"),
+            f"  {100 * share[0]:.0f} % in 1, {100 * share[min(7, len(share) - 1)]:.0f} % in 8\n",
         ))
     return parts
 
@@ -139,7 +139,7 @@ def _heading(view: ProfileView) -> Text:
     return Text.assemble(
         (view.stem.name, "bold"), f"  {g.name}, {g.layers} layers × {g.kv_heads} KV heads × {g.head_dim}\n",
         (f"{s.calibration.steps} steps of {s.text.window} tokens of {s.text.source}; metric {s.calibration.metric}, "
-         f"span {s.calibration.span_width // (g.kv_heads * g.head_dim) or '<1'} layers, {s.tensor_bytes / 1e6:.1f} MB", "dim"),
+         f"span {s.calibration.span}, {s.tensor_bytes / 1e6:.0f} MB", "dim"), overflow="fold",
     )
 
 
@@ -154,14 +154,14 @@ def _spectra(view: ProfileView, width: int) -> Text:
 
 def _bit_histogram(view: ProfileView) -> Text:
     edges, counts = _histogram(view)
-    out = Text.assemble(("bits per head", "bold"), "\n")
+    out = Text.assemble(("bits per scalar, heads", "bold"), "\n")
     top = max(max(c) for c in counts.values())
     for i in range(len(edges) - 1):
         out.append(f"  {edges[i]:4.2f}–{edges[i + 1]:4.2f} ")
         for (name, count), colour in zip(counts.items(), ("cyan", "magenta"), strict=True):
-            bar = "█" * round(24 * count[i] / max(top, 1))
-            out.append_text(Text(f"{bar:<25}", style=colour))
-            out.append(f"{count[i]:>4} {name}  ")
+            bar = "█" * round(20 * count[i] / max(top, 1))
+            out.append_text(Text(f"{bar:<21}", style=colour))
+            out.append(f"{count[i]:>3} {name} ")
         out.append("\n")
     return out
 

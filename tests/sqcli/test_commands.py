@@ -1,0 +1,206 @@
+"""The command line as a user meets it: output, files, exit codes, wrong input, speed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SQ = [sys.executable, "-m", "sqcli.app"]
+FAST = ["--steps", "6", "--window", "384", "--held-out", "1", "--held-out-window", "512", "--target", "ratio=10",
+        "--device", "cpu"]
+
+
+def sq(*arguments, **options):
+    environment = {**os.environ, **options.pop("env", {})}
+    return subprocess.run([*SQ, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300,
+                          env=environment, **options)
+
+
+@pytest.fixture(scope="module")
+def profile(small_folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "first"
+    done = sq("calibrate", "--model", small_folder, *FAST, "--out", out, "--json", out.with_suffix(".result.json"),
+              "--csv", out.with_suffix(".csv"), "--svg", out.with_suffix(".svg"))
+    assert done.returncode == 0, done.stderr
+    assert "measured, held-out" in done.stdout and "Rank (of 16)" in done.stdout
+    return out
+
+
+@pytest.fixture(scope="module")
+def second(small_folder, profile) -> Path:
+    out = profile.with_name("second")
+    done = sq("calibrate", "--model", small_folder, "--data", "builtin:stdlib", *FAST, "--out", out, "--quiet", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["text"]["source"] == "builtin:stdlib"
+    assert done.stderr == ""
+    return out
+
+
+def test_calibrate_writes_results_with_provenance(profile):
+    result = json.loads(profile.with_suffix(".result.json").read_text())
+    assert result["schema_version"] == 1
+    assert {"command", "versions", "git_commit", "git_dirty", "device", "stages_s"} <= result["provenance"].keys()
+    assert result["rows"][0]["kl_nats"] > 0 and len(result["layers"]) == 3
+    assert "payload_ratio" in profile.with_suffix(".csv").read_text().splitlines()[0]
+    assert "<svg" in profile.with_suffix(".svg").read_text()
+
+
+def test_tables_fit_80_columns_when_piped(profile):
+    for arguments in (("show", profile), ("show", profile, "--layer", 1), ("show", profile, "--layer", 1, "--head", 0)):
+        done = sq(*arguments)
+        assert done.returncode == 0
+        assert max(len(line) for line in done.stdout.splitlines()) <= 80
+
+
+def test_show_json_has_one_row_a_head(profile):
+    rows = json.loads(sq("show", profile, "--json", "-", "--quiet").stdout)["rows"]
+    assert len(rows) == 3 * 2 * 2 and rows[0]["rank"] <= 16
+
+
+def test_show_page_is_self_contained(profile, second):
+    page = profile.with_suffix(".html")
+    assert sq("show", profile, "--diff", second, "--html", page).returncode == 0
+    text = page.read_text()
+    assert text.count("<svg") >= 10
+    assert "http" not in text and "<script" not in text and "src=" not in text
+
+
+def test_show_diff_compares_domains(profile, second):
+    done = sq("show", profile, "--diff", second)
+    assert "builtin:pydoc against builtin:stdlib" in done.stdout and "mean key rank" in done.stdout
+
+
+def test_config_file_gives_defaults_and_flags_win(profile, small_folder, tmp_path):
+    config = tmp_path / "sq.toml"
+    config.write_text(f'[calibrate]\nmodel = "{small_folder}"\nsteps = 0\n')
+    done = sq("calibrate", "--config", config, "--out", tmp_path / "x")
+    assert done.returncode == 2 and "--steps 0" in done.stderr
+    config.write_text("[calibrate]\nstepz = 3\n")
+    done = sq("calibrate", "--config", config)
+    assert done.returncode == 2 and "no option 'stepz'" in done.stderr
+
+
+WRONG = {
+    "no such model folder": (["--model", "./nowhere"], "no model folder"),
+    "unknown built-in": (["--model", "builtin:smollm"], "Did you mean 'builtin:smollm2-135m'"),
+    "no such file": (["--data", "file:/nowhere.txt"], "no file /nowhere.txt"),
+    "forgotten prefix": (["--data", __file__], f"write file:{__file__}"),
+    "no steps": (["--steps", "0"], "at least one step"),
+    "short window": (["--window", "64"], "Use at least 384"),
+    "bad target": (["--target", "ration=3"], "Did you mean 'ratio'"),
+    "target out of range": (["--target", "ratio=-3"], "between"),
+    "bad metric": (["--metric", "fischer"], "Did you mean 'fisher'"),
+    "bad tier": (["--tier", "lukewarm"], "is not one of cold, warm, hot"),
+    "bad device": (["--device", "gpu"], "not one of auto, cpu, cuda"),
+    "bad dtype": (["--dtype", "fp32"], "not one of auto"),
+    "unknown option": (["--stepz", "3"], "No such option"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_clear_message_and_exit_2(case, small_folder, tmp_path):
+    arguments, message = WRONG[case]
+    model = [] if "--model" in arguments else ["--model", str(small_folder)]
+    done = sq("calibrate", *model, *arguments, "--out", tmp_path / "p")
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content, message", [("", "is empty"), (" \n ", "text is empty"), ("too short", "Give more text")],
+                         ids=["empty", "blank", "short"])
+def test_text_that_is_not_enough(small_folder, tmp_path, content, message):
+    text = tmp_path / "t.txt"
+    text.write_text(content)
+    done = sq("calibrate", "--model", small_folder, "--data", f"file:{text}", "--out", tmp_path / "p")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_network_is_one_clear_message(tmp_path):
+    env = {"SPECTRALQUANT_CACHE": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_NO_INDEX": "",
+           "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull}
+    done = sq("calibrate", "--out", tmp_path / "p", env=env)
+    assert done.returncode == 2 and "could not be fetched" in done.stderr and "Traceback" not in done.stderr
+    done = sq("calibrate", "--offline", "--out", tmp_path / "p", env=env)
+    assert done.returncode == 2 and "--offline forbids" in done.stderr
+
+
+def test_damaged_profiles_are_refused(profile, tmp_path):
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(profile.with_suffix(suffix), tmp_path / f"p{suffix}")
+    side = tmp_path / "p.json"
+    original = side.read_text()
+    for text, message in (
+        (original[:-20], "not a profile"), ("{}", "not a SpectralQuant profile"),
+        (original.replace('"schema_version": 1', '"schema_version": 9'), "profile schema 9"),
+        (original.replace('"layers": 3', '"layers": "x"'), "model.layers"),
+    ):
+        side.write_text(text)
+        done = sq("show", side)
+        assert done.returncode == 2 and message in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
+    side.write_text(original)
+    with (tmp_path / "p.safetensors").open("ab") as handle:
+        handle.write(b"x")
+    done = sq("show", side)
+    assert done.returncode == 2 and "wrong size" in " ".join(done.stderr.split())
+
+
+def test_a_full_disk_leaves_nothing_behind(small_folder, tmp_path):
+    """A file size limit fails the write as a full disk does."""
+    limited = f"ulimit -f 100; exec {' '.join(SQ)} calibrate --model {small_folder} {' '.join(FAST)} --out {tmp_path}/p"
+    done = subprocess.run(["bash", "-c", f"trap '' XFSZ; {limited}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Cannot write" in done.stderr and "Traceback" not in done.stderr
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(small_folder, tmp_path):
+    command = [*SQ, "calibrate", "--model", str(small_folder), "--steps", "250", "--window", "384", "--held-out", "1",
+               "--held-out-window", "512", "--target", "ratio=10", "--out", str(tmp_path / "p")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    state = tmp_path / "p.partial" / "state.json"
+    end = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "--resume" in stderr and "Traceback" not in stderr
+    assert state.exists() and not (tmp_path / "p.json").exists()
+    done = subprocess.run([*command, "--resume", "--quiet"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not state.exists()
+
+
+def best_time(*arguments, runs=5):
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        assert sq(*arguments).returncode == 0
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_help_and_show_are_quick(profile):
+    assert best_time("--help") < 0.3
+    assert best_time("show", profile, runs=2) < 2.0
+
+
+def test_no_color_is_respected(profile):
+    assert "\x1b[" not in sq("show", profile, env={"NO_COLOR": "1"}).stdout
+
+
+def test_doctor_reports_every_line_with_a_fix():
+    done = sq("doctor", "--json", "-", "--quiet")
+    rows = {r["check"]: r for r in json.loads(done.stdout)["rows"]}
+    assert rows["torch"]["status"] == "ok" and rows["Triton smoke test"]["status"] in {"ok", "warn"}
+    assert all(r["fix"] for r in rows.values() if r["status"] != "ok")
+    assert done.returncode == int(any(r["status"] == "fail" for r in rows.values()))

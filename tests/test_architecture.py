@@ -1,0 +1,58 @@
+"""The house rules: which way imports go, no shadowing, no heavy imports at the command line, small files."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = {"sqkernels": 0, "spectralquant": 1, "sqcli": 2}
+INSIDE = [
+    {"errors", "files", "profile_tensors", "profile_schema", "provenance", "results", "sidecar"},
+    {"attention", "codec", "sources", "profile", "profile_view"},
+    {"methods"},
+    {"evaluation"},
+    {"calibration"},
+]
+RANK = {name: i for i, names in enumerate(INSIDE) for name in names}
+FILES = [p for top in ("sqcli", "spectralquant", "kernels/sqkernels") for p in (ROOT / top).rglob("*.py")]
+
+
+def imports(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_imports_upwards(path):
+    parts = path.relative_to(ROOT).parts
+    mine = "sqkernels" if parts[0] == "kernels" else parts[0]
+    for name in imports(path):
+        words = name.split(".")
+        if words[0] in LAYERS:
+            assert LAYERS[words[0]] <= LAYERS[mine], f"{path} imports {name}"
+        if mine == words[0] == "spectralquant" and len(words) > 1:
+            here = parts[1].removesuffix(".py")
+            assert RANK.get(words[1], 0) <= RANK.get(here, len(INSIDE)), f"{path} imports {name}"
+
+
+def test_no_package_shadows_the_published_kernels():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_stay_small(path):
+    assert len(path.read_text().splitlines()) <= 400
+    assert path.name != "utils.py"
+
+
+def test_the_command_line_starts_without_torch():
+    code = "import sys, sqcli.app; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
