@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sqcli.commands import calibrate, doctor, show
+from sqcli.commands import calibrate, doctor, show, study
 
 INTERRUPTED = 130
 BAD_INPUT = 2
@@ -44,6 +44,7 @@ def root(
 app.command("doctor")(doctor.doctor)
 app.command("calibrate")(calibrate.calibrate)
 app.command("show")(show.show)
+app.command("study")(study.study)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ INSIDE = [
     {"methods"},
     {"evaluation"},
     {"calibration"},
+    {"studies"},
 ]
 RANK = {name: i for i, names in enumerate(INSIDE) for name in names}
 FILES = [p for top in ("sqcli", "spectralquant", "kernels/sqkernels") for p in (ROOT / top).rglob("*.py")]

@@ -51,11 +51,13 @@ def calibrate_model(
     Raises:
         SourceError: too little text. InputError: nothing to resume, or options that cannot be met.
     """
-    run = _Run(loaded, text, settings, text_name, out, resume, held_out, progress)
+    run = CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress)
     return run.execute()
 
 
-class _Run:
+class CalibrationRun:
+    """One run, stage by stage: `first_pass` (resumable), `cold_fitter`, `execute` (all of it)."""
+
     def __init__(self, loaded: LoadedModel, text: TokenText, settings: CalibrationSettings, text_name: str,
                  out: str | Path | None, resume: bool, held_out: TokenText | None, progress: Progress) -> None:
         self.loaded, self.settings, self.text_name, self.progress = loaded, settings, text_name, progress
@@ -97,19 +99,14 @@ class _Run:
 
     def execute(self) -> CalibrationProfile:
         with self._stage("capture"):
-            sums, samples = self._first_pass()
+            sums, samples = self.first_pass()
         cold = None
         use_metric = self.settings.metric != "energy"
         tiers: dict[str, Any] = {}
         summaries: dict[str, Any] = {}
         if "cold" in self.settings.tiers:
             with self._stage("bases"):
-                self.progress("bases", 0, 2)
-                cold = ColdFitter(
-                    self.geometry, sums.moments, samples, self.settings.block, use_metric=use_metric,
-                    features=self.features, feature_moments=sums.features,
-                    progress=lambda text: self.progress(text, 0, 1),
-                )
+                cold = self.cold_fitter(sums, samples)
             with self._stage("cold tier"):
                 tiers["cold"], summaries["cold"] = solve_cold(
                     cold, self.loaded, self.settings.target("cold"), self.held_out, self.progress
@@ -134,7 +131,14 @@ class _Run:
                 self.checkpoint.remove()
         return profile
 
-    def _first_pass(self) -> tuple[CalibrationSums, list[SampleWindow]]:
+    def cold_fitter(self, sums: CalibrationSums, samples: list[SampleWindow]) -> ColdFitter:
+        """Bases of the cold tier, ready to be fitted at any step."""
+        return ColdFitter(
+            self.geometry, sums.moments, samples, self.settings.block, use_metric=self.settings.metric != "energy",
+            features=self.features, feature_moments=sums.features, progress=lambda text: self.progress(text, 0, 1),
+        )
+
+    def first_pass(self) -> tuple[CalibrationSums, list[SampleWindow]]:
         sums = CalibrationSums(self.loaded.model, self.geometry, self.span, self.features, self.settings)
         done = 0
         if self.resume:

@@ -41,7 +41,7 @@ def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out
         return fitter.fit(fitter.step_for_ratio(ratio))[0]
 
     def method(tier: ColdTier) -> Method:
-        return _cold_method(tier, loaded)
+        return cold_method(tier, loaded)
 
     ratio = 16 / target.bits if target.bits else _ratio_for_quality(
         lambda r: _measure_one(loaded, method(tier_for_ratio(r)), search, progress, f"solving for {target}"), target, 30.0
@@ -54,7 +54,7 @@ def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out
             f"headers alone take {found.overhead_bytes:.1f} bytes of a token's "
             f"{loaded.geometry.fp16_bytes_per_token}. Ask for less, or use --predict none."
         )
-    tier, centroids = _choose_centroids(tier, loaded, search, progress)
+    tier, centroids = choose_centroids(tier, loaded, search, progress)
     measured = _measure_one(loaded, method(tier), report, progress, "held-out measurement")
     summary = TierSummary(
         target=str(target),
@@ -102,9 +102,12 @@ def solve_fixed(fitter: FixedFitter, name: str, loaded: LoadedModel, target: Tar
     return tier, summary
 
 
-def _cold_method(tier: ColdTier, loaded: LoadedModel) -> SpectralCold:
+def cold_method(tier: ColdTier, loaded: LoadedModel, exact_bits: int = 16, *, adaptive: bool = False,
+                **options: Any) -> SpectralCold:
+    """A cold tier as a method for the harness; `options` are shown in its result rows."""
     embedding = loaded.model.get_input_embeddings().weight.detach()
-    return SpectralCold(SpectralCodec(tier, loaded.geometry, embedding, loaded.device))
+    codec = SpectralCodec(tier, loaded.geometry, embedding, loaded.device, adaptive=adaptive)
+    return SpectralCold(codec, exact_bits, **options)
 
 
 def _measure_one(loaded: LoadedModel, method: Method, windows: Tensor, progress: Progress, stage: str) -> Measurement:
@@ -146,7 +149,7 @@ def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, st
     return best
 
 
-def _choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor,
+def choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor,
                       progress: Progress) -> tuple[ColdTier, str]:
     """Use centroid reconstruction for keys and for values where held-out KL says so (method.md section 3)."""
     plain = {"key_centroid": torch.ones_like(tier.key_centroid), "value_centroid": torch.ones_like(tier.value_centroid)}
@@ -156,7 +159,7 @@ def _choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor,
         "values": replace(tier, key_centroid=plain["key_centroid"]),
         "none": replace(tier, **plain),
     }
-    methods = [_cold_method(t, loaded) for t in options.values()]
+    methods = [cold_method(t, loaded) for t in options.values()]
     stage = "choosing centroids"
     found = measure(loaded.model, loaded.geometry, windows[:1], methods, lambda d, t: progress(stage, d, t))
     best = min(range(len(found)), key=lambda i: found[i].kl)

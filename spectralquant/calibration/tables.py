@@ -32,7 +32,8 @@ def cluster_tables(histogram: Tensor, tables: int = TABLES) -> tuple[Tensor, Ten
     """Cluster histograms `[9, N, 32]` into `tables` distributions.
 
     Returns:
-        choice uint8 `[9, N]` and tables float32 `[K, 32]`, every entry positive, rows summing to 1.
+        choice uint8 `[9, N]` and tables float32 `[K, 32]`, every entry positive, rows summing to 1, ordered by
+        entropy.
     """
     counts = histogram.reshape(-1, ALPHABET)
     choice = _scale_bins(histogram, tables).flatten()
@@ -41,7 +42,11 @@ def cluster_tables(histogram: Tensor, tables: int = TABLES) -> tuple[Tensor, Ten
         cost = -(counts + PRIOR_COUNT * fitted[choice]) @ fitted.log2().T
         choice = cost.argmin(1)
     fitted = _pool(counts, choice, tables)
-    return choice.view(histogram.shape[:2]).to(torch.uint8), fitted
+    order = -(fitted * fitted.log2()).sum(1)
+    rank = order.argsort()
+    place = torch.empty_like(rank)
+    place[rank] = torch.arange(tables, device=rank.device)
+    return place[choice].view(histogram.shape[:2]).to(torch.uint8), fitted[rank]
 
 
 def _scale_bins(histogram: Tensor, tables: int) -> Tensor:

@@ -3,11 +3,11 @@
 ======  =====  ==================================================================
 offset  size   field (little-endian)
 ======  =====  ==================================================================
-0       1      mode: 0 spectral, 1 raw float16, 2 raw float32
+0       1      mode: 0 spectral, 1 raw float16, 2 raw float32, 3 spectral with shifted tables
 1       1      width of a token id in bytes: 0 (no ids), 2 or 4
 2       2      T, number of tokens
-4       4      n, number of 32-bit words of entropy-coded symbols (mode 0), else 0
-8       4      e, number of escaped values (mode 0), else 0
+4       4      n, number of 32-bit words of entropy-coded symbols (modes 0, 3), else 0
+8       4      e, number of escaped values (modes 0, 3), else 0
 12      …      ids: the id before the block (all ones: none), then T ids; absent with width 0
 …       4·n    words of the ANS coder
 …       4·e    escaped symbols, int32
@@ -27,7 +27,7 @@ import numpy as np
 
 from spectralquant.errors import PacketError
 
-SPECTRAL, RAW16, RAW32 = 0, 1, 2
+SPECTRAL, RAW16, RAW32, ADAPTIVE = 0, 1, 2, 3
 HEADER = struct.Struct("<BBHII")
 RAW_DTYPES = {RAW16: np.dtype("<f2"), RAW32: np.dtype("<f4")}
 MAX_TOKENS = 0xFFFF
@@ -35,7 +35,7 @@ MAX_TOKENS = 0xFFFF
 
 @dataclass(frozen=True)
 class BlockParts:
-    """A block taken apart; `payload` holds words and escapes (mode 0) or raw numbers."""
+    """A block taken apart; words and escapes, or raw numbers."""
 
     mode: int
     tokens: int
@@ -68,9 +68,9 @@ def split(data: bytes | memoryview, scalars_per_token: int) -> BlockParts:
     if len(data) < HEADER.size:
         raise PacketError(f"A block of {len(data)} bytes is shorter than its header of {HEADER.size}.")
     mode, width, tokens, words, escapes = HEADER.unpack_from(data)
-    if mode not in (SPECTRAL, RAW16, RAW32) or width not in (0, 2, 4):
+    if mode not in (SPECTRAL, RAW16, RAW32, ADAPTIVE) or width not in (0, 2, 4):
         raise PacketError(f"A block has the unknown mode {mode} or token id width {width}.")
-    body = 4 * (words + escapes) if mode == SPECTRAL else tokens * scalars_per_token * RAW_DTYPES[mode].itemsize
+    body = 4 * (words + escapes) if mode not in RAW_DTYPES else tokens * scalars_per_token * RAW_DTYPES[mode].itemsize
     id_bytes = width * (tokens + 1) if width else 0
     if HEADER.size + id_bytes + body != len(data):
         raise PacketError(f"A block announces {HEADER.size + id_bytes + body} bytes but has {len(data)}.")
@@ -80,7 +80,7 @@ def split(data: bytes | memoryview, scalars_per_token: int) -> BlockParts:
         previous = -1 if both[0] == (1 << 8 * width) - 1 else int(both[0])
         ids, at = both[1:], at + id_bytes
     none = np.zeros(0, np.uint32)
-    if mode != SPECTRAL:
+    if mode in RAW_DTYPES:
         raw = np.frombuffer(data, RAW_DTYPES[mode], tokens * scalars_per_token, at)
         return BlockParts(mode, tokens, previous, ids, none, none.astype(np.int32), raw)
     coded = np.frombuffer(data, "<u4", words, at)

@@ -13,8 +13,8 @@ from sqkernels.bitpack import pack_codes, unpack_codes
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
+from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.projector import SpectralProjector
-from spectralquant.codec.rotary import apply_rope, undo_rope
 from spectralquant.profile_tensors import FixedTier
 from spectralquant.sources.geometry import CacheGeometry
 
@@ -77,7 +77,7 @@ class FixedRateCodec:
 
     def encode(self, block: KVBlock) -> FixedBlock:
         """Quantize and pack a block."""
-        keys = self._rotate(block, apply_rope, block.keys) if self.rotated else block.keys
+        keys = rotate_block_keys(block, block.keys) if self.rotated else block.keys
         packed = []
         for i, x in enumerate((keys, block.values)):
             y = self.projectors[i].project(x.reshape(block.tokens, -1).float(), None)
@@ -91,12 +91,5 @@ class FixedRateCodec:
         for i, packed in enumerate((coded.keys, coded.values)):
             y = self.books[i].decode(unpack_codes(packed, self.bits[i]))
             out.append(self.projectors[i].reconstruct(y, None).view(shape))
-        keys = self._rotate(coded, undo_rope, out[0]) if self.rotated else out[0]
+        keys = unrotate_block_keys(coded, out[0]) if self.rotated else out[0]
         return keys, out[1]
-
-    def _rotate(self, tables: KVBlock | FixedBlock, function, keys: Tensor) -> Tensor:
-        layers = keys.permute(1, 2, 0, 3)
-        out = [
-            k if c is None else function(k, c, s) for k, c, s in zip(layers, tables.cos, tables.sin, strict=True)
-        ]
-        return torch.stack(out).permute(2, 0, 1, 3)

@@ -22,6 +22,7 @@ class SpectralCodec:
     """Encoder and decoder of one profile's cold tier.
 
     `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
+    `adaptive` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
     `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better.
     """
 
@@ -32,10 +33,12 @@ class SpectralCodec:
         embedding: Tensor | None,
         device: torch.device | str = "cpu",
         step_scale: float = 1.0,
+        adaptive: bool = False,
     ) -> None:
         self.geometry = geometry
         self.device = torch.device(device)
         self.step_scale = step_scale
+        self.adaptive = adaptive
         self.projectors = (SpectralProjector(tier.key, device), SpectralProjector(tier.value, device))
         self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
         choice = (tier.key_choice.numpy(), tier.value_choice.numpy())
@@ -53,12 +56,17 @@ class SpectralCodec:
         symbols, classes = self.symbols(block)
         if symbols is None:
             return self._raw(block)
+        mode = coded_block.SPECTRAL
         words, escapes = self.coder.encode(symbols, classes)
+        if self.adaptive:
+            shifted = self.coder.encode(symbols, classes, self.coder.best_shifts(symbols, classes))
+            if len(shifted[0]) < len(words):
+                mode, (words, escapes) = coded_block.ADAPTIVE, shifted
         if 4 * (len(words) + len(escapes)) >= block.fp16_bytes:
             return self._raw(block)
         ids, previous = self._ids(block)
         return coded_block.join(
-            coded_block.BlockParts(coded_block.SPECTRAL, block.tokens, previous, ids, words, escapes, None)
+            coded_block.BlockParts(mode, block.tokens, previous, ids, words, escapes, None)
         )
 
     def symbols(self, block: KVBlock) -> tuple[tuple[np.ndarray, np.ndarray] | None, np.ndarray]:
@@ -71,7 +79,9 @@ class SpectralCodec:
             classes = self.importance.classes(importance_features(block.received.to(self.device), *y))
         steps = class_step(classes) * self.step_scale
         try:
-            pair = [q.quantize(c, steps[:, i]).cpu().numpy() for i, (q, c) in enumerate(zip(self.quantizers, y, strict=True))]
+            pair = [
+                q.quantize(c, steps[:, i]).cpu().numpy() for i, (q, c) in enumerate(zip(self.quantizers, y, strict=True))
+            ]
         except OverflowError:
             return None, classes.cpu().numpy()
         return (pair[0], pair[1]), classes.cpu().numpy()
@@ -87,7 +97,9 @@ class SpectralCodec:
         if parts.raw is not None:
             both = torch.from_numpy(parts.raw.astype(np.float32)).to(self.device).view(2, parts.tokens, -1)
             return both[0].view(shape), both[1].view(shape)
-        symbols, classes = self.coder.decode(parts.words, parts.escapes, parts.tokens)
+        symbols, classes = self.coder.decode(
+            parts.words, parts.escapes, parts.tokens, adaptive=parts.mode == coded_block.ADAPTIVE
+        )
         ids = None if parts.ids is None else torch.from_numpy(parts.ids)
         features = self._features(ids, parts.previous_id)
         steps = class_step(torch.from_numpy(classes).to(self.device)) * self.step_scale

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.block import KVBlock
+from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.exact import int8_round_trip
-from spectralquant.codec.rotary import apply_rope, undo_rope
 from spectralquant.methods.base import EncodedBlock, Method
 from spectralquant.sources.geometry import CacheGeometry
 
@@ -41,7 +41,14 @@ class StreamTotals:
     encode_s: float = 0.0
     decode_s: float = 0.0
     change: float = 0.0
-    detail: dict[str, float] = field(default_factory=dict)
+    answered: bool = True
+    exact_answered: bool = True
+
+
+@dataclass(frozen=True)
+class _Tables:
+    cos: tuple[Tensor | None, ...]
+    sin: tuple[Tensor | None, ...]
 
 
 class _Streams:
@@ -103,21 +110,22 @@ class _Streams:
 
     def block(self, stream: int, start: int, stop: int) -> KVBlock:
         """Tokens start … stop of one stream, keys before RoPE."""
-        cos = tuple(None if c is None else c[start:stop] for c in self.cos)
-        sin = tuple(None if s is None else s[start:stop] for s in self.sin)
-        keys = self.keys[:, stream, :, start:stop]
-        plain = torch.stack([k if c is None else undo_rope(k, c, s) for k, c, s in zip(keys, cos, sin, strict=True)])
+        tables = _Tables(
+            tuple(None if c is None else c[start:stop] for c in self.cos),
+            tuple(None if s is None else s[start:stop] for s in self.sin),
+        )
+        keys = self.keys[:, stream, :, start:stop].permute(2, 0, 1, 3)
         received = self.received[:, stream, :, start:stop].permute(2, 0, 1).contiguous()
         values = self.values[:, stream, :, start:stop].permute(2, 0, 1, 3).contiguous()
         return KVBlock(
-            keys=plain.permute(2, 0, 1, 3).contiguous(),
+            keys=unrotate_block_keys(tables, keys).contiguous(),
             values=values,
             start=start,
             received=received,
             token_ids=self.ids[start:stop],
             previous_id=int(self.ids[start - 1]) if start else -1,
-            cos=cos,
-            sin=sin,
+            cos=tables.cos,
+            sin=tables.sin,
         )
 
     def round_recent(self, stream: int, start: int, stop: int) -> None:
@@ -129,11 +137,7 @@ class _Streams:
     def replace(self, stream: int, block: KVBlock, keys: Tensor, values: Tensor) -> None:
         """Overwrite a block by its decoded keys (before RoPE) and values, both `[T, L, Hk, D]`."""
         part = slice(block.start, block.start + block.tokens)
-        rows = keys.permute(1, 2, 0, 3)
-        rotated = [
-            k if c is None else apply_rope(k, c, s) for k, c, s in zip(rows, block.cos, block.sin, strict=True)
-        ]
-        self.keys[:, stream, :, part] = torch.stack(rotated)
+        self.keys[:, stream, :, part] = rotate_block_keys(block, keys).permute(1, 2, 0, 3)
         self.values[:, stream, :, part] = values.permute(1, 2, 0, 3)
 
 
@@ -144,10 +148,13 @@ def stream_window(
     ids: Tensor,
     methods: Sequence[Method],
     on_block: Callable[[int, KVBlock, EncodedBlock], None] | None = None,
+    *,
+    answer: int = 0,
 ) -> list[StreamTotals]:
     """Score one window `ids: [T]` under every method and the exact model, in one batch.
 
-    `on_block(method_index, block, encoded)` sees each encoded block. Returns one `StreamTotals` per method.
+    `on_block(method_index, block, encoded)` sees each encoded block. With `answer` n, `answered` tells whether each of
+    the last n tokens was the first choice. Returns one `StreamTotals` per method.
     """
     device = model.device
     ids = ids.to(device)
@@ -161,7 +168,8 @@ def stream_window(
             batch = ids[start:stop].expand(count, -1)
             positions = torch.arange(start, stop, device=device).expand(count, -1)
             logits = model(input_ids=batch, position_ids=positions, use_cache=False).logits
-            _score(totals, logits, ids[start + 1 : stop + 1])
+            targets = ids[start + 1 : stop + 1]
+            _score(totals, logits, targets, max(0, len(ids) - answer - start - 1) if answer else len(targets))
             for index, method in enumerate(methods):
                 if method.exact_bits == 8:
                     streams.round_recent(index + 1, start, stop)
@@ -172,7 +180,7 @@ def stream_window(
     return totals
 
 
-def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor) -> None:
+def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor, answer_from: int) -> None:
     n = len(targets)
     exact = logits[0, :n].float().log_softmax(-1)
     exact_nll = -exact.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
@@ -183,6 +191,8 @@ def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor) -> None:
         total.nll += -coded.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
         total.kl += (exact.exp() * (exact - coded)).sum(dtype=torch.float64).item()
         total.top1 += (exact.argmax(-1) == coded.argmax(-1)).sum().item()
+        total.answered &= bool((coded.argmax(-1) == targets)[answer_from:].all())
+        total.exact_answered &= bool((exact.argmax(-1) == targets)[answer_from:].all())
 
 
 def _compress(streams: _Streams, index: int, method: Method, start: int, stop: int, total: StreamTotals,

@@ -1,0 +1,80 @@
+"""Needle retrieval: a short pass key hidden in filler, asked for at the end (Mohtashami & Jaggi 2023, 2305.16300).
+
+The key stands in a block that has long left the recent window when it is asked for, so it is read through the codec.
+A trial counts when every token of the key is the model's first choice, which is what greedy decoding would print.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralquant.errors import InputError
+from spectralquant.evaluation.streaming import stream_window
+from spectralquant.methods.base import Method
+from spectralquant.sources.models import LoadedModel
+
+FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key. "
+QUESTION = "What is the pass key? The pass key is"
+DIGITS = 5
+DEPTHS = (0.1, 0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True)
+class NeedleResult:
+    """Hits of one method (and of the exact model on the same prompts) out of n trials at one context length."""
+
+    method: str
+    options: dict[str, Any]
+    context: int
+    trials: int
+    hits: int
+    exact_hits: int
+
+    def row(self) -> dict[str, Any]:
+        return {"method": self.method, "options": self.options, "context": self.context, "needle_trials": self.trials,
+                "needle": self.hits / self.trials, "needle_uncompressed": self.exact_hits / self.trials}
+
+
+def needle_prompt(tokenizer: Any, context: int, depth: float, key: str) -> tuple[Tensor, int]:
+    """Token ids int64 `[≤ context]` of filler, needle at `depth`, filler, question and key; and the key's length."""
+    encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    needle, question, answer = encode(NEEDLE.format(key=key)), encode(QUESTION), encode(" " + key)
+    bos = [tokenizer.bos_token_id] if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else []
+    room = context - len(needle) - len(question) - len(answer) - len(bos)
+    if room < 64:
+        raise InputError(f"A context of {context} tokens is too short for needle retrieval; use at least 256.")
+    filler = encode(FILLER)
+    filler = (filler * (room // len(filler) + 1))[:room]
+    at = int(depth * room)
+    ids = bos + filler[:at] + needle + filler[at:] + question + answer
+    return torch.tensor(ids, dtype=torch.int64), len(answer)
+
+
+def needle_retrieval(
+    loaded: LoadedModel,
+    methods: Sequence[Method],
+    context: int,
+    *,
+    trials: int = 20,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[NeedleResult]:
+    """Run `trials` prompts of `context` tokens through all methods, depths taken in turn."""
+    chooser = random.Random(seed)
+    hits = [[0, 0] for _ in methods]
+    for trial in range(trials):
+        progress(trial, trials)
+        key = "".join(chooser.choice("123456789") for _ in range(DIGITS))
+        ids, answer = needle_prompt(loaded.tokenizer, context, DEPTHS[trial % len(DEPTHS)], key)
+        for hit, totals in zip(hits, stream_window(loaded.model, loaded.geometry, ids, methods, answer=answer), strict=True):
+            hit[0] += totals.answered
+            hit[1] += totals.exact_answered
+    progress(trials, trials)
+    return [NeedleResult(m.name, m.options, context, trials, h[0], h[1]) for m, h in zip(methods, hits, strict=True)]

@@ -1,0 +1,57 @@
+"""Domain shift: profiles of two domains, each used on both, with and without adaptive tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from spectralquant.calibration.cold import ColdFitter
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.run import CalibrationRun
+from spectralquant.calibration.solve import cold_method
+from spectralquant.evaluation.measure import measure
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results import results_file
+from spectralquant.sources.models import LoadedModel, weights_sha256
+from spectralquant.sources.tokens import TokenText, tokens_sha256
+from spectralquant.studies.curve import ratio_at_kl
+
+RATIOS = (20.0, 45.0, 90.0)
+KL = 0.01
+
+
+def domain_study(loaded: LoadedModel, texts: dict[str, TokenText], steps: int, window: int, windows: int,
+                 progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Calibrate on the first windows of each text, score on the last ones of both."""
+    fitters: dict[str, ColdFitter] = {}
+    for name, text in texts.items():
+        settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
+        run = CalibrationRun(loaded, text, settings, name, None, False, None, progress)
+        fitters[name] = run.cold_fitter(*run.first_pass())
+    methods, rows = [], []
+    for profile, fitter in fitters.items():
+        for ratio in RATIOS:
+            tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
+            for adaptive in (False, True):
+                methods.append(cold_method(tier, loaded, adaptive=adaptive, profile=profile, adaptive_tables=adaptive,
+                                           target_ratio=ratio))
+    hashes = {}
+    for name, text in texts.items():
+        scored = text.windows(window)[-windows:]
+        hashes[name] = tokens_sha256(scored)
+        found = measure(loaded.model, loaded.geometry, scored, methods, lambda d, t: progress("scoring", d, t))
+        rows += [{**m.row(loaded.geometry, loaded.name, window), "text": name} for m in found]
+    table = []
+    for text in texts:
+        for profile in texts:
+            for adaptive in (False, True):
+                chosen = [r for r in rows if r["text"] == text and r["options"]["profile"] == profile
+                          and r["options"]["adaptive_tables"] == adaptive]
+                table.append({"text": text, "profile": profile, "adaptive_tables": adaptive, "kl_nats": KL,
+                              "payload_ratio": ratio_at_kl(chosen, KL)})
+    return results_file(
+        "domains", rows,
+        provenance(**device_facts(loaded.device), model=loaded.name, weights_sha256=weights_sha256(loaded.model),
+                   evaluation_sha256=hashes, steps=steps, seed=0),
+        table=table,
+    )
