@@ -135,6 +135,11 @@ def unflatten(prefix: str, kind: type, tensors: dict[str, Tensor]):
     return kind(**values)
 
 
+def on_cpu(tier: ColdTier | FixedTier) -> ColdTier | FixedTier:
+    """The same tier with all tensors on the CPU, as it would be loaded from a file."""
+    return unflatten("tier", type(tier), flatten("tier", tier))
+
+
 def empty() -> Tensor:
     """Stands for an absent optional matrix."""
     return torch.zeros(0, 0)

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spectralquant.attention.observe import attention_entropy, attention_received
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import undo_rope, undo_rope_gradient
 from spectralquant.sources.geometry import CacheGeometry
-
-SINKS = 4
-ENTROPY_STRIDE = 8
-
 
 @dataclass
 class CapturedStep:
@@ -29,7 +26,7 @@ class CapturedStep:
     keys, values, key_grads, value_grads: `[T, L, Hk, D]`, keys before RoPE. The gradients are of the next-token
     cross-entropy summed over tokens (None without backward). keys_rotated, rotated_grads: the same after RoPE.
     queries, queries_rotated: `[T, L, H, D]` before and after RoPE. entropy: `[L, H]` attention entropy in nats, averaged over queries.
-    received: `[L, H, T]` attention received from later queries within `horizon` blocks (see `attention_received`).
+    received: `[L, H, T]` attention received from later queries within `horizon` blocks (see `attention.observe`).
     loss: mean cross-entropy in nats per token.
     """
 
@@ -170,39 +167,3 @@ def _activation_gradients(model: nn.Module, backward: bool) -> Iterator[None]:
         handle.remove()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-def _probabilities(call: AttentionCall, queries: slice) -> Tensor:
-    """Attention probabilities `[H, q, S]` in float32 of a slice of the queries of sequence 0."""
-    group = call.query.shape[1] // call.key.shape[1]
-    query = call.query[0, :, queries].detach().float()
-    heads, count, dim = query.shape
-    key = call.key[0].detach().float()
-    scores = (query.reshape(-1, group * count, dim) @ key.transpose(1, 2)).view(heads, count, -1) * call.scaling
-    softcap = call.options.get("softcap")
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    return scores.masked_fill(~call.allowed()[0, :, queries], float("-inf")).softmax(-1)
-
-
-def attention_entropy(call: AttentionCall) -> Tensor:
-    """Entropy `[H]` in nats of the attention distribution, averaged over every eighth query."""
-    p = _probabilities(call, slice(0, None, ENTROPY_STRIDE))
-    return -(p * p.clamp_min(1e-20).log()).sum(-1).mean(-1)
-
-
-def attention_received(call: AttentionCall, block: int) -> Tensor:
-    """Attention `[H, T]` each token receives from later queries (itself left out) in its own and the next block.
-
-    This is what a streaming cache knows of a token when its block leaves the recent window.
-    """
-    total = call.query.shape[2]
-    received = call.query.new_zeros(call.query.shape[1], total, dtype=torch.float32)
-    for start in range(0, total, block):
-        stop = min(start + block, total)
-        first = max(0, start - block)
-        p = _probabilities(call, slice(start, stop))[..., first:stop]
-        index = torch.arange(start - first, stop - first, device=p.device)
-        p[:, torch.arange(stop - start, device=p.device), index] = 0
-        received[:, first:stop] += p.sum(1)
-    return received

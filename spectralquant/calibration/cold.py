@@ -19,7 +19,7 @@ from spectralquant.calibration.tables import class_tables, cluster_tables, code_
 from spectralquant.codec import coded_block
 from spectralquant.codec.features import TokenFeatures
 from spectralquant.codec.importance import NEUTRAL, ImportanceModel, class_step, importance_features
-from spectralquant.profile_tensors import ColdTier, StoredBasis, empty
+from spectralquant.profile_tensors import ColdTier, StoredBasis, empty, on_cpu
 from spectralquant.sources.geometry import CacheGeometry
 
 CENTROID_RANGE = (0.6, 1.2)
@@ -73,6 +73,7 @@ class ColdFitter:
             self._solve(kind, moment, use_metric, feature_moments)
         progress("sample coefficients")
         self.coefficients = [self._coefficients(kind) for kind in range(2)]
+        self.squared_gradients = [self._squared_gradients(kind) for kind in range(2)] if self.importance else []
         self.variance = [torch.cat([b.variance for b in bases]) for bases in self.bases]
         self.allocator = RankAllocator(self.variance)
 
@@ -195,7 +196,7 @@ class ColdFitter:
                 (self.variance[i][kept[i]].sum() / self.variance[i].sum()).item() for i in range(2)
             ),
         )
-        return tier, report
+        return on_cpu(tier), report
 
     def _classes(self, y: list[Tensor], kept: list[Tensor]) -> tuple[Tensor, ImportanceModel, list[float]]:
         count = len(y[0])
@@ -207,15 +208,16 @@ class ColdFitter:
         features = importance_features(received, *y)
         far = torch.cat([s.far for s in self.samples]).to(self.device)
         block = torch.cat([s.block for s in self.samples]).to(self.device)
-        weights = log_importance(*(self._gradients(kind, kept[kind]) for kind in range(2)))
-        model, r2 = fit_importance(features[far], weights[far], block[far])
+        weights = log_importance(*(g[:, k] for g, k in zip(self.squared_gradients, kept, strict=True)))
+        model, r2 = fit_importance(features[far], weights, block[far])
         return model.classes(features), model, r2
 
-    def _gradients(self, kind: int, kept: Tensor) -> Tensor:
+    def _squared_gradients(self, kind: int) -> Tensor:
+        """Squared gradients float32 `[N', P]` of the coefficients of the N' far sample tokens."""
         rows = []
         for sample in self.samples:
-            g = (sample.key_grads, sample.value_grads)[kind].to(self.device)
-            rows.append(self._per_group(g, kind, lambda part, basis: part @ basis.synthesis)[:, kept])
+            g = (sample.key_grads, sample.value_grads)[kind][sample.far].to(self.device)
+            rows.append(self._per_group(g, kind, lambda part, basis: part @ basis.synthesis).square_())
         return torch.cat(rows)
 
     def _stored(self, kind: int, kept: Tensor, step: float) -> StoredBasis:

@@ -13,7 +13,7 @@ from spectralquant.calibration.samples import SampleWindow
 from spectralquant.calibration.spectrum import FrequencyAnalyzer, WeightedBasis
 from spectralquant.calibration.statistics import SpanMoments
 from spectralquant.codec.mask import FrequencyMask
-from spectralquant.profile_tensors import FixedTier, StoredBasis
+from spectralquant.profile_tensors import FixedTier, StoredBasis, on_cpu
 
 MAX_TOKENS = 4096
 CHUNK = 512
@@ -58,7 +58,7 @@ class FixedFitter:
             kept = torch.nonzero(FrequencyMask(bits).binary).squeeze(1)
             parts.append((self._stored(kind, kept), bits[kept], self._codebooks(kind, kept, bits[kept])))
         (key, key_bits, key_books), (value, value_bits, value_books) = parts
-        return FixedTier(key, value, key_bits, value_bits, key_books, value_books)
+        return on_cpu(FixedTier(key, value, key_bits, value_bits, key_books, value_books))
 
     def _codebooks(self, kind: int, kept: Tensor, bits: Tensor) -> Tensor:
         """Points of all kept components, one after the other, float32 `[Σ 2^bits]`."""

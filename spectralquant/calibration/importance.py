@@ -10,9 +10,9 @@ from spectralquant.codec.importance import ImportanceModel
 RIDGE = 1e-2
 
 
-def log_importance(key_gradients: Tensor, value_gradients: Tensor) -> Tensor:
-    """log w `[T, 2]`: log mean squared loss gradient over the kept components, gradients `[T, R]`."""
-    return torch.stack([torch.log(g.square().mean(1) + 1e-20) for g in (key_gradients, value_gradients)], dim=1)
+def log_importance(key_squares: Tensor, value_squares: Tensor) -> Tensor:
+    """log w `[T, 2]`: log mean squared loss gradient over the kept components, squared gradients `[T, R]`."""
+    return torch.stack([torch.log(g.mean(1) + 1e-20) for g in (key_squares, value_squares)], dim=1)
 
 
 def fit_importance(features: Tensor, log_weight: Tensor, group: Tensor) -> tuple[ImportanceModel, list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spectralquant.calibration.targets import Target, parse_target
+from spectralquant.codec.block import BLOCK
 from spectralquant.errors import InputError, did_you_mean
 from spectralquant.sources.geometry import CacheGeometry
 
@@ -30,7 +31,7 @@ class CalibrationSettings:
     tiers: tuple[str, ...] = ("cold",)
     targets: dict[str, Target] = field(default_factory=dict)
     predict: str = "tokens"
-    block: int = 128
+    block: int = BLOCK
     seed: int = 0
     held_out_windows: int = 2
     held_out_window: int = 1024

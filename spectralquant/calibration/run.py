@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralquant.calibration.capture import SINKS, CapturedStep, capture_step
+from spectralquant.calibration.capture import CapturedStep, capture_step
 from spectralquant.calibration.checkpoint import EVERY, Checkpoint
 from spectralquant.calibration.cold import ColdFitter
 from spectralquant.calibration.fixed import FixedFitter
@@ -21,6 +21,7 @@ from spectralquant.calibration.samples import SampleWindow, keep_sample, sample_
 from spectralquant.calibration.solve import solve_cold, solve_fixed
 from spectralquant.calibration.spectrum import FrequencyAnalyzer
 from spectralquant.calibration.sums import CalibrationSums
+from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
 from spectralquant.profile import CalibrationProfile, model_identity

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectralquant.calibration.capture import SINKS, CapturedStep
+from spectralquant.calibration.capture import CapturedStep
+from spectralquant.codec.block import SINKS
 
 SAMPLE_WINDOWS = 16
 

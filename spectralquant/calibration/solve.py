@@ -30,6 +30,7 @@ from spectralquant.sources.models import LoadedModel
 Progress = Callable[[str, int, int], None]
 MAX_TRIALS = 7
 TOLERANCE = 0.04
+CENTROID_TOKENS = 640
 
 
 def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out: Tensor,
@@ -89,14 +90,14 @@ def solve_fixed(fitter: FixedFitter, name: str, loaded: LoadedModel, target: Tar
     width = loaded.geometry.width
     total_bits = int(tier.key_bits.long().sum() + tier.value_bits.long().sum())
     measured = _measure_one(loaded, method(bits), report, progress, f"{name} tier: held-out measurement")
-    kept = [getattr(tier, kind).variance.sum() / fitter.weights[i].sum() for i, kind in enumerate(("key", "value"))]
+    kept = [float(getattr(tier, kind).variance.sum()) / float(fitter.weights[i].sum()) for i, kind in enumerate(("key", "value"))]
     summary = TierSummary(
         target=str(target),
         predicted_ratio=16 * 2 * width / total_bits,
         alive_key=len(tier.key_bits) / width,
         alive_value=len(tier.value_bits) / width,
-        captured_energy_key=float(kept[0]),
-        captured_energy_value=float(kept[1]),
+        captured_energy_key=kept[0],
+        captured_energy_value=kept[1],
         measured=_stable_row(measured, loaded, report),
     )
     return tier, summary
@@ -161,7 +162,7 @@ def choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor,
     }
     methods = [cold_method(t, loaded) for t in options.values()]
     stage = "choosing centroids"
-    found = measure(loaded.model, loaded.geometry, windows[:1], methods, lambda d, t: progress(stage, d, t))
+    found = measure(loaded.model, loaded.geometry, windows[:1, :CENTROID_TOKENS], methods, lambda d, t: progress(stage, d, t))
     best = min(range(len(found)), key=lambda i: found[i].kl)
     name = list(options)[best]
     return options[name], name

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from spectralquant.attention.tap import attention_modules
-from spectralquant.calibration.capture import SINKS, CapturedStep
+from spectralquant.calibration.capture import CapturedStep
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.statistics import EntropySum, FeatureMoments, SpanMoments
+from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.geometry import CacheGeometry
@@ -37,11 +38,14 @@ class CalibrationSums:
         """Add one captured window without its sinks."""
         flat = lambda x: None if x is None else x[SINKS:].flatten(1)  # noqa: E731
         keys, values = flat(step.keys), flat(step.values)
+        block = self.settings.block
+        read = max(SINKS, ((len(ids) - 1) // block - 1) * block)
+        grads = lambda x: x[SINKS:read].flatten(1)  # noqa: E731 (later tokens leave the recent window unread: zeros)
         fisher = self.settings.metric == "fisher"
-        self.moments[0].add(keys, flat(step.key_grads) if fisher else None)
-        self.moments[1].add(values, flat(step.value_grads) if fisher else None)
+        self.moments[0].add(keys, grads(step.key_grads) if fisher else None)
+        self.moments[1].add(values, grads(step.value_grads) if fisher else None)
         if self.rotated is not None:
-            self.rotated.add(flat(step.keys_rotated), flat(step.rotated_grads) if fisher else None)
+            self.rotated.add(flat(step.keys_rotated), grads(step.rotated_grads) if fisher else None)
         if self.features is not None:
             rows = self.extractor(ids, -1)[SINKS:].to(keys.device)
             self.features.add(rows, (keys, values))

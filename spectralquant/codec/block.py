@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+BLOCK = 128
+SINKS = 4
+
 
 @dataclass(frozen=True)
 class KVBlock:

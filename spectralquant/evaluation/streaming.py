@@ -16,14 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from spectralquant.attention.tap import AttentionCall, AttentionTap
-from spectralquant.codec.block import KVBlock
+from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.exact import int8_round_trip
 from spectralquant.methods.base import EncodedBlock, Method
 from spectralquant.sources.geometry import CacheGeometry
-
-BLOCK = 128
-SINKS = 4
 
 
 @dataclass

@@ -39,11 +39,11 @@ class ColdStudy:
     window: int = 2048
     windows: int = 24
     long_context: int = 8192
-    ratios: tuple[float, ...] = (12, 20, 30, 40, 50, 60, 70, 80, 95, 110, 130, 160)
-    long_ratios: tuple[float, ...] = (60, 80, 95, 110, 130)
+    ratios: tuple[float, ...] = (12, 20, 30, 42, 56, 70, 85, 110, 140)
+    long_ratios: tuple[float, ...] = (70, 95, 120)
     turbo_bits: tuple[int, ...] = (2, 3, 4)
     needle_contexts: tuple[int, ...] = (512, 1024, 2048)
-    needle_ratios: tuple[float, ...] = (40, 80)
+    needle_ratios: tuple[float, ...] = (70,)
 
 
 def cold_study(loaded: LoadedModel, text: TokenText, study: ColdStudy, text_name: str,

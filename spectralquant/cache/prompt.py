@@ -1,0 +1,191 @@
+"""A prompt's KV cache to a packet and back.
+
+`pack_prompt` runs the prefill once, exactly, and encodes every token between the sinks and the recent window.
+`unpack_cache` decodes a packet into a `transformers` cache that `generate` continues from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from spectralquant.attention.observe import attention_received
+from spectralquant.attention.rotary_tables import RotaryTables
+from spectralquant.attention.tap import AttentionCall, AttentionTap
+from spectralquant.codec.block import BLOCK, SINKS, KVBlock
+from spectralquant.codec.block_rotary import rotate_block_keys
+from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
+from spectralquant.codec.rotary import undo_rope
+from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.errors import InputError, PacketError
+from spectralquant.profile import CalibrationProfile
+
+Progress = Callable[[int, int], None]
+DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+
+
+def profile_codec(model: nn.Module, profile: CalibrationProfile, *, step_scale: float = 1.0,
+                  adaptive: bool = False) -> SpectralCodec:
+    """The cold-tier codec of a profile for a model.
+
+    Raises:
+        ProfileError: the profile belongs to another model, or has no cold tier.
+    """
+    profile.require_model(model)
+    embedding = model.get_input_embeddings().weight.detach()
+    return SpectralCodec(profile.tier("cold"), profile.geometry, embedding, model.device, step_scale, adaptive)
+
+
+@torch.no_grad()
+def pack_prompt(
+    model: nn.Module,
+    profile: CalibrationProfile,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    exact: str = "auto",
+    step_scale: float = 1.0,
+    adaptive: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> list[SpectralPacket]:
+    """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
+
+    The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`.
+
+    Raises:
+        InputError: an empty prompt, or an unknown `exact`.
+    """
+    exact = DTYPE_NAMES[model.dtype] if exact == "auto" else exact
+    if exact not in EXACT_DTYPES:
+        raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
+    codec = profile_codec(model, profile, step_scale=step_scale, adaptive=adaptive)
+    packets = []
+    for row, ids in enumerate(input_ids):
+        if attention_mask is not None:
+            ids = ids[attention_mask[row].bool()]
+        if len(ids) == 0:
+            raise InputError("A prompt is empty; at least one token is needed.")
+        packets.append(_pack_one(model, profile, codec, ids, exact, progress))
+    return packets
+
+
+def _pack_one(model: nn.Module, profile: CalibrationProfile, codec: SpectralCodec, ids: Tensor, exact: str,
+              progress: Progress) -> SpectralPacket:
+    geometry = profile.geometry
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]] = []
+
+    def observe(call: AttentionCall) -> None:
+        rotates = geometry.rotary[call.layer]
+        seen.append((call.key[0], call.value[0], attention_received(call, BLOCK),
+                     call.cos[0].float() if rotates else None, call.sin[0].float() if rotates else None))
+
+    with AttentionTap(model, observe):
+        model(input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+    total = len(ids)
+    keys, values, received = (torch.stack([layer[i] for layer in seen]) for i in range(3))
+    attention = received.permute(2, 0, 1)
+    cos, sin = tuple(layer[3] for layer in seen), tuple(layer[4] for layer in seen)
+    first, last = coded_range(total)
+    sections: list[tuple[int, int, int, bytes]] = []
+    head = min(first, total)
+    sections.append((0, head, EXACT, exact_section(keys[:, :, :head], values[:, :, :head], exact)))
+    starts = [first] if first < last else []
+    starts += list(range(BLOCK, last, BLOCK)) if starts else []
+    for done, start in enumerate(starts):
+        progress(done, len(starts))
+        stop = min(last, (start // BLOCK + 1) * BLOCK)
+        part = slice(start, stop)
+        block = KVBlock(
+            keys=_unrotated(keys[:, :, part], cos, sin, part),
+            values=values[:, :, part].permute(2, 0, 1, 3).float(),
+            start=start,
+            received=attention[part],
+            token_ids=ids[part],
+            previous_id=int(ids[start - 1]),
+        )
+        sections.append((start, stop - start, CODED, codec.encode(block)))
+    progress(len(starts), len(starts))
+    if last < total:
+        sections.append((last, total - last, EXACT, exact_section(keys[:, :, last:], values[:, :, last:], exact)))
+    header = PacketHeader(geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, head, exact,
+                          codec.step_scale, profile.id)
+    return SpectralPacket.build(header, sections)
+
+
+def coded_range(total: int) -> tuple[int, int]:
+    """First and one past the last coded token of a prompt: whole blocks but the last, sinks left out."""
+    whole = max(0, (total - 1) // BLOCK - (0 if total % BLOCK == 0 else 1)) * BLOCK
+    if whole <= SINKS:
+        return total, total
+    return SINKS, whole
+
+
+def _unrotated(keys: Tensor, cos: Sequence[Tensor | None], sin: Sequence[Tensor | None], part: slice) -> Tensor:
+    layers = [
+        k.float() if c is None else undo_rope(k.float(), c[part], s[part]) for k, c, s in zip(keys, cos, sin, strict=True)
+    ]
+    return torch.stack(layers).permute(2, 0, 1, 3)
+
+
+def require_packet(profile: CalibrationProfile, packet: SpectralPacket) -> None:
+    """Refuse a packet that another profile wrote.
+
+    Raises:
+        PacketError: naming both profiles.
+    """
+    h, g = packet.header, profile.geometry
+    if h.profile_id != profile.id:
+        raise PacketError(f"The packet was written with profile {h.profile_id.hex()[:12]}, this is profile "
+                          f"{profile.id.hex()[:12]}. Use the profile that packed it.")
+    if (h.layers, h.kv_heads, h.head_dim) != (g.layers, g.kv_heads, g.head_dim):
+        raise PacketError("The packet's shape does not fit the profile's model.")
+
+
+@torch.no_grad()
+def unpack_cache(
+    model: nn.Module,
+    profile: CalibrationProfile,
+    packet: SpectralPacket,
+    *,
+    threads: int = 2,
+    progress: Progress = lambda done, total: None,
+) -> DynamicCache:
+    """Decode a packet into a `DynamicCache` in the model's dtype, ready for `generate` to continue.
+
+    Raises:
+        PacketError: damaged, or written with another profile. ProfileError: the profile is for another model.
+    """
+    require_packet(profile, packet)
+    codec = profile_codec(model, profile, step_scale=packet.header.step_scale)
+    h = packet.header
+    shape = (h.layers, 1, h.kv_heads, h.tokens, h.head_dim)
+    keys = torch.empty(shape, dtype=model.dtype, device=model.device)
+    values = torch.empty_like(keys)
+    cos, sin = RotaryTables(model, profile.geometry)(torch.arange(h.tokens))
+
+    def place(index: int) -> None:
+        section = packet.sections[index]
+        part = slice(section.start, section.start + section.tokens)
+        if section.kind == EXACT:
+            k, v = packet.exact(section)
+        else:
+            plain, v = codec.decode(packet.body(section))
+            if len(plain) != section.tokens:
+                raise PacketError(f"A block announced {section.tokens} tokens and holds {len(plain)}.")
+            tables = KVBlock(plain, v, section.start, cos=tuple(None if c is None else c[part] for c in cos),
+                             sin=tuple(None if s is None else s[part] for s in sin))
+            k, v = rotate_block_keys(tables, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+        keys[:, 0, :, part] = k.to(keys)
+        values[:, 0, :, part] = v.to(values)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done, _ in enumerate(pool.map(place, range(len(packet.sections)))):
+            progress(done + 1, len(packet.sections))
+    cache = DynamicCache()
+    for layer in range(h.layers):
+        cache.update(keys[layer], values[layer], layer)
+    return cache
