@@ -39,7 +39,7 @@ class ColdStudy:
     window: int = 2048
     windows: int = 24
     long_context: int = 8192
-    ratios: tuple[float, ...] = (12, 20, 30, 42, 56, 70, 85, 110, 140)
+    ratios: tuple[float, ...] = (12, 20, 32, 45, 60, 75, 95, 130)
     long_ratios: tuple[float, ...] = (70, 95, 120)
     turbo_bits: tuple[int, ...] = (2, 3, 4)
     needle_contexts: tuple[int, ...] = (512, 1024, 2048)
