@@ -39,7 +39,7 @@ def device_facts(device: Any) -> dict[str, Any]:
 
 
 def _is_command() -> bool:
-    return Path(sys.argv[0]).name in {"sq", "spectralquant"}
+    return Path(sys.argv[0]).name in {"sq", "spectralquant"} or sys.argv[0].endswith("sqcli/app.py")
 
 
 def _version(name: str) -> str | None:

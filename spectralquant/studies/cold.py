@@ -70,8 +70,8 @@ def cold_study(loaded: LoadedModel, text: TokenText, study: ColdStudy, text_name
     turbo = [TurboQuant(loaded.geometry.head_dim, bits) for bits in study.turbo_bits]
     rows = _rows(loaded, windows, [_method(tiers, r, loaded) for r in study.ratios] + turbo, progress, "2K windows")
     times["short"] = time.perf_counter() - start - sum(times.values())
-    long = windows.reshape(-1, study.long_context) if windows.numel() % study.long_context == 0 else windows[:0]
-    if len(long):
+    if study.long_ratios:
+        long = windows.reshape(-1)[: windows.numel() // study.long_context * study.long_context].view(-1, study.long_context)
         methods: list[Method] = [_method(tiers, r, loaded) for r in study.long_ratios]
         methods += [_method(tiers, r, loaded, exact_bits=8) for r in study.long_ratios]
         rows += _rows(loaded, long, [*methods, *turbo], progress, "8K windows")

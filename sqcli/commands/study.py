@@ -11,7 +11,7 @@ from sqcli.options import Data, Device, Dtype, Model, Offline, Quiet
 
 
 def study(
-    name: Annotated[str, typer.Argument(help="cold (rate–distortion curve), domains (profiles on foreign text).")],
+    name: Annotated[str, typer.Argument(help="cold, domains or second-model.")],
     out: Annotated[Path, typer.Option(help="Results file to write (JSON).")],
     model: Model = "builtin:smollm2-135m",
     data: Data = "builtin:pydoc",
@@ -19,6 +19,7 @@ def study(
     steps: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     windows: Annotated[int, typer.Option(help="Scored windows, taken from the end of the text.")] = 24,
+    train_seconds: Annotated[float, typer.Option(help="Training time of second-model.")] = 90.0,
     device: Device = "auto",
     dtype: Dtype = "float32",
     offline: Offline = False,
@@ -26,12 +27,15 @@ def study(
 ) -> None:
     """Measure what the README states, on your model and text: writes one results file.
 
+    cold: rate–distortion curve and TurboQuant on the same tokens. domains: profiles of two domains, each used on both.
+    second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve.
+
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
     from spectralquant.errors import InputError, did_you_mean
     from spectralquant.files import write_json
 
-    known = ("cold", "domains")
+    known = ("cold", "domains", "second-model")
     if name not in known:
         raise InputError(f"There is no study {name!r}; there are {', '.join(known)}.{did_you_mean(name, known)}")
     from spectralquant.sources.models import load_model
@@ -42,6 +46,8 @@ def study(
 
     output = Output(quiet=quiet)
     documents = load_text(data, offline=offline)
+    if name == "second-model":
+        return _second_model(documents, data, out, device, offline, train_seconds, output)
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
     text = tokenize(loaded.tokenizer, documents)
     with output.progress() as bar:
@@ -54,6 +60,25 @@ def study(
 
             other = tokenize(loaded.tokenizer, load_text(other_data, offline=offline), 2 * (steps + windows) * window)
             result = domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
+    write_json(out, result)
+    output.show(*study_view(result))
+    output.note(f"Wrote {out}")
+
+
+def _second_model(documents, data: str, out: Path, device: str, offline: bool, train_seconds: float, output) -> None:
+    from transformers import AutoTokenizer
+
+    from spectralquant.files import write_json
+    from spectralquant.sources.builtin_model import builtin_model_folder
+    from spectralquant.sources.models import pick_device
+    from spectralquant.sources.tokens import tokenize
+    from spectralquant.studies.second_model import second_model_study
+    from sqcli.render.study import study_view
+
+    tokenizer = AutoTokenizer.from_pretrained(builtin_model_folder(offline=offline, report=output.note))
+    text = tokenize(tokenizer, documents)
+    with output.progress() as bar:
+        result = second_model_study(tokenizer, text, data, pick_device(device), train_seconds, bar)
     write_json(out, result)
     output.show(*study_view(result))
     output.note(f"Wrote {out}")
