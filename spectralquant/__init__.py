@@ -17,6 +17,9 @@ _EXPORTS = {
     "Bits": "spectralquant.calibration.targets",
     "DeltaPPL": "spectralquant.calibration.targets",
     "KL": "spectralquant.calibration.targets",
+    "SpectralPacket": "spectralquant.codec.packet",
+    "pack_prompt": "spectralquant.cache.prompt",
+    "unpack_cache": "spectralquant.cache.prompt",
     "load_model": "spectralquant.sources.models",
     "load_text": "spectralquant.sources.text",
 }

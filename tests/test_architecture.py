@@ -14,6 +14,7 @@ LAYERS = {"sqkernels": 0, "spectralquant": 1, "sqcli": 2}
 INSIDE = [
     {"errors", "files", "profile_tensors", "profile_schema", "provenance", "results", "sidecar"},
     {"attention", "codec", "sources", "profile", "profile_view"},
+    {"cache"},
     {"methods"},
     {"evaluation"},
     {"calibration"},

@@ -23,6 +23,7 @@ from spectralquant.codec.rotary import undo_rope
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.models import LoadedModel
 
 Progress = Callable[[int, int], None]
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -189,3 +190,23 @@ def unpack_cache(
     for layer in range(h.layers):
         cache.update(keys[layer], values[layer], layer)
     return cache
+
+
+@torch.no_grad()
+def continue_from(loaded: LoadedModel, cache: DynamicCache, text: str, new_tokens: int) -> str:
+    """Greedy continuation of the cached prompt followed by `text`; returns the generated text.
+
+    Raises:
+        InputError: `text` has no tokens.
+    """
+    ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(loaded.device)
+    if ids.shape[1] == 0:
+        raise InputError("The text to continue with has no tokens.")
+    out: list[int] = []
+    for _ in range(new_tokens):
+        token = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
+        if int(token) == loaded.tokenizer.eos_token_id:
+            break
+        out.append(int(token))
+        ids = token[:, None]
+    return loaded.tokenizer.decode(out)

@@ -17,7 +17,6 @@ from spectralquant.sources.tokens import TokenText, tokens_sha256
 from spectralquant.studies.curve import ratio_at_kl
 
 RATIOS = (20.0, 45.0, 90.0)
-KL = 0.01
 
 
 def domain_study(loaded: LoadedModel, texts: dict[str, TokenText], steps: int, window: int, windows: int,
@@ -41,17 +40,25 @@ def domain_study(loaded: LoadedModel, texts: dict[str, TokenText], steps: int, w
         hashes[name] = tokens_sha256(scored)
         found = measure(loaded.model, loaded.geometry, scored, methods, lambda d, t: progress("scoring", d, t))
         rows += [{**m.row(loaded.geometry, loaded.name, window), "text": name} for m in found]
-    table = []
-    for text in texts:
-        for profile in texts:
-            for adaptive in (False, True):
-                chosen = [r for r in rows if r["text"] == text and r["options"]["profile"] == profile
-                          and r["options"]["adaptive_tables"] == adaptive]
-                table.append({"text": text, "profile": profile, "adaptive_tables": adaptive, "kl_nats": KL,
-                              "payload_ratio": ratio_at_kl(chosen, KL)})
     return results_file(
         "domains", rows,
         provenance(**device_facts(loaded.device), model=loaded.name, weights_sha256=weights_sha256(loaded.model),
                    evaluation_sha256=hashes, steps=steps, seed=0),
-        table=table,
+        table=domain_table(rows),
     )
+
+
+def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Payload ratio of every (text, profile, adaptive or not) at one KL that all curves reach, interpolated."""
+    curves: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+    for row in rows:
+        options = row["options"]
+        curves.setdefault((row["text"], options["profile"], options["adaptive_tables"]), []).append(row)
+    low = max(min(r["kl_nats"] for r in curve) for curve in curves.values())
+    high = min(max(r["kl_nats"] for r in curve) for curve in curves.values())
+    kl = (low * high) ** 0.5
+    return [
+        {"text": text, "profile": profile, "adaptive_tables": adaptive, "kl_nats": kl,
+         "payload_ratio": ratio_at_kl(curve, kl)}
+        for (text, profile, adaptive), curve in curves.items()
+    ]

@@ -1,0 +1,43 @@
+"""`sq inspect`: what a packet or profile holds, its sizes, its integrity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqcli.options import Json, Quiet, Svg
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A packet (.sqkv) or a profile (.json or .safetensors).")],
+    json: Json = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Read every section or tensor, verify checksums, list sizes.
+
+    Example: [bold]sq inspect manual.sqkv[/bold]
+    """
+    from spectralquant.provenance import provenance
+    from spectralquant.results import results_file
+    from spectralquant.sidecar import profile_stem
+    from sqcli.output import Output
+
+    output = Output(json_file=json, svg_file=svg, quiet=quiet)
+    if file.suffix in {".json", ".safetensors"} or profile_stem(file).with_name(file.name + ".json").is_file():
+        from spectralquant.profile import CalibrationProfile
+        from sqcli.render.packet import profile_contents
+
+        rows, view = profile_contents(CalibrationProfile.load(file))
+    else:
+        from spectralquant.codec.packet import SpectralPacket
+        from sqcli.render.packet import packet_row, packet_view
+
+        packet = SpectralPacket.open(file)
+        for section in packet.sections:
+            packet.body(section)
+        rows, view = [packet_row(packet)], packet_view(packet, f"{file}: all {len(packet.sections)} checksums are right")
+    output.show(view)
+    output.finish(results_file("inspect", rows, provenance()), title=f"sq inspect {file.name}")

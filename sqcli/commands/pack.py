@@ -1,0 +1,72 @@
+"""`sq pack`: a prompt's KV cache to a packet on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Svg
+
+
+def pack(
+    profile: Annotated[Path, typer.Option("--profile", "-p", help="Calibration profile with a cold tier.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Packet file to write.")],
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this text file.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Cut the prompt after this many tokens.")] = None,
+    exact: Annotated[str, typer.Option(help="Sinks and recent window: auto (model dtype), float16, float32 or int8.")] = "auto",
+    step_scale: Annotated[float, typer.Option(help="Multiply the calibrated step: above 1 smaller, below 1 better.")] = 1.0,
+    adaptive: Annotated[bool, typer.Option("--adaptive", help="Let blocks shift their tables (text unlike the calibration's).")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run a prompt through the model once and write its compressed KV cache.
+
+    Example: [bold]sq pack --profile profiles/demo --file manual.txt --out manual.sqkv[/bold]
+    """
+    from spectralquant.errors import InputError, SourceError
+
+    if (prompt is None) == (file is None):
+        raise InputError("Give either a prompt or --file, as in sq pack --file manual.txt.")
+    if not 0.05 <= step_scale <= 20:
+        raise InputError(f"--step-scale {step_scale:g} must lie between 0.05 and 20.")
+    if file is not None:
+        if not file.is_file():
+            raise SourceError(f"There is no file {file}. Check the path.")
+        prompt = file.read_text(encoding="utf-8")
+    if not prompt.strip():
+        raise InputError("The prompt is empty; there is nothing to pack.")
+
+    import time
+
+    import torch
+
+    from spectralquant.cache.prompt import pack_prompt
+    from spectralquant.profile import CalibrationProfile
+    from spectralquant.provenance import device_facts, provenance
+    from spectralquant.results import results_file
+    from spectralquant.sources.models import load_model
+    from sqcli.output import Output
+    from sqcli.render.packet import packet_row, packet_view
+
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    loaded_profile = CalibrationProfile.load(profile)
+    loaded = load_model(model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline,
+                        report=output.note)
+    ids = torch.tensor([loaded.tokenizer(prompt, verbose=False).input_ids[:max_tokens]])
+    start = time.perf_counter()
+    with output.progress() as bar:
+        packet = pack_prompt(loaded.model, loaded_profile, ids, exact=exact, step_scale=step_scale, adaptive=adaptive,
+                             progress=lambda d, t: bar("encoding blocks", d, t))[0]
+    packet.save(out)
+    row = packet_row(packet) | {"prefill_and_encode_s": time.perf_counter() - start, "file": str(out)}
+    output.show(packet_view(packet, f"Packed {packet.header.tokens:,} tokens into {out}"))
+    output.finish(results_file("pack", [row], provenance(**device_facts(loaded.device))), title="sq pack")

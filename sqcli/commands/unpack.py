@@ -1,0 +1,74 @@
+"""`sq unpack`: a packet back to a KV cache, and on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Svg
+
+
+def unpack(
+    packet: Annotated[Path, typer.Argument(help="Packet file.")],
+    profile: Annotated[Path, typer.Option("--profile", "-p", help="The profile that packed it.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write keys and values as safetensors.")] = None,
+    then: Annotated[str | None, typer.Option(help="Go on with this text and generate.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after --then.")] = 40,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Decode a packet into a cache; write it out, or continue the prompt from it.
+
+    Example: [bold]sq unpack manual.sqkv --profile profiles/demo --then " In short,"[/bold]
+    """
+    import time
+
+    from spectralquant.cache.prompt import require_packet, unpack_cache
+    from spectralquant.codec.packet import SpectralPacket
+    from spectralquant.profile import CalibrationProfile
+    from spectralquant.provenance import device_facts, provenance
+    from spectralquant.results import results_file
+    from spectralquant.sources.models import load_model
+    from sqcli.output import Output
+    from sqcli.render.packet import packet_row, packet_view
+
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    loaded_profile = CalibrationProfile.load(profile)
+    opened = SpectralPacket.open(packet)
+    require_packet(loaded_profile, opened)
+    loaded = load_model(model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline,
+                        report=output.note)
+    start = time.perf_counter()
+    with output.progress() as bar:
+        cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))
+    seconds = time.perf_counter() - start
+    row = packet_row(opened) | {"decode_s": seconds}
+    output.show(packet_view(opened, f"Decoded {opened.header.tokens:,} tokens in {seconds:.2f} s"))
+    if out is not None:
+        _write_tensors(out, cache)
+        output.note(f"Wrote {out}")
+    if then is not None:
+        from spectralquant.cache.prompt import continue_from
+
+        row["continuation"] = continue_from(loaded, cache, then, new_tokens)
+        output.show(row["continuation"])
+    output.finish(results_file("unpack", [row], provenance(**device_facts(loaded.device))), title="sq unpack")
+
+
+def _write_tensors(path: Path, cache) -> None:
+    from safetensors.torch import save
+
+    from spectralquant.files import write_bytes
+
+    tensors = {}
+    for i, layer in enumerate(cache.layers):
+        tensors |= {f"layer.{i}.key": layer.keys.cpu().contiguous(), f"layer.{i}.value": layer.values.cpu().contiguous()}
+    write_bytes(path, save(tensors))
