@@ -6,7 +6,7 @@ SQ := $(VENV)/bin/sq
 .PHONY: demo test setup clean
 
 demo: setup
-	$(SQ) calibrate --out profiles/demo
+	$(SQ) calibrate --out profiles/demo --json profiles/demo.results.json
 	$(SQ) show profiles/demo --html profiles/demo.html
 
 test: setup

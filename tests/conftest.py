@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from spectralquant.sources.geometry import probe_geometry
@@ -45,6 +45,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of 512 tokens, trained on the built-in text."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     documents = [text for text, _ in zip(load_text("builtin:pydoc"), range(20), strict=False)]
     raw.train_from_iterator(documents, trainer)

@@ -58,11 +58,14 @@ class ColdFitter:
         features: TokenFeatures | None = None,
         feature_moments: FeatureMoments | None = None,
         importance: bool = True,
+        span: int | None = None,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.geometry = geometry
         self.block = block
-        self.features = features
+        self.features = features if feature_moments is not None else None
+        self.span = moments[0].span if span is None else span
+        self.allowed: list[Tensor | None] = [None, None]
         self.device = moments[0].sum.device
         self.samples = samples
         self.importance = importance and samples[0].key_grads is not None and samples[0].received is not None
@@ -83,14 +86,12 @@ class ColdFitter:
             predictor, gram, cross = solve_predictor(features, moment, kind)
         analyzer = FrequencyAnalyzer()
         bases = []
-        for i in range(moment.width // moment.span):
-            part = slice(i * moment.span, (i + 1) * moment.span)
-            covariance = moment.covariance(i)
+        for part, covariance, metric in moment.groups(self.span, metric=use_metric):
             mean = moment.mean[part]
             if predictor is not None:
                 covariance = residual_covariance(covariance, predictor.weight[:, part], gram, cross[:, part])
                 mean = predictor.offset[part]
-            basis = analyzer.solve(covariance, moment.metric_matrix(i) if use_metric else None, mean)
+            basis = analyzer.solve(covariance, metric, mean)
             bases.append(WeightedBasis(*(t.float() for t in (basis.analysis, basis.synthesis, basis.mean, basis.variance))))
         self.predictors.append(predictor)
         self.bases.append(bases)
@@ -120,8 +121,18 @@ class ColdFitter:
         y = self.coefficients[kind]
         need = max(1, math.ceil(KEPT_SHARE * len(y)))
         reach = torch.cat([(part.abs() >= step / 2).sum(0) for part in y.split(512, dim=1)])
-        kept = torch.nonzero(reach >= need).squeeze(1)
+        alive = reach >= need
+        if self.allowed[kind] is not None:
+            alive &= self.allowed[kind]
+        kept = torch.nonzero(alive).squeeze(1)
         return kept if len(kept) else reach.argmax()[None]
+
+    def limit_rank(self, step: float, count: int) -> None:
+        """From now on keep at most `count` components over keys and values, those of largest variance at `step`."""
+        kept = [self.kept(kind, step) for kind in range(2)]
+        variance = torch.cat([self.variance[kind][k] for kind, k in enumerate(kept)])
+        level = variance.sort(descending=True).values[min(count, len(variance)) - 1]
+        self.allowed = [v >= level for v in self.variance]
 
     def step_for_ratio(self, ratio: float) -> float:
         """The base step at which the fitted tables predict this payload ratio."""

@@ -102,13 +102,7 @@ class FixedFitter:
 def _sub_bases(moment: SpanMoments, span: int, use_metric: bool) -> list[WeightedBasis]:
     """Bases of consecutive groups of `span` coordinates, from sums kept over equal or larger spans."""
     analyzer, out = FrequencyAnalyzer(), []
-    for i in range(moment.width // moment.span):
-        covariance = moment.covariance(i)
-        metric = moment.metric_matrix(i) if use_metric else None
-        mean = moment.mean[i * moment.span : (i + 1) * moment.span]
-        for at in range(0, moment.span, span):
-            part = slice(at, at + span)
-            one = None if metric is None else metric[part, part]
-            basis = analyzer.solve(covariance[part, part], one, mean[part])
-            out.append(WeightedBasis(*(t.float() for t in (basis.analysis, basis.synthesis, basis.mean, basis.variance))))
+    for part, covariance, metric in moment.groups(span, metric=use_metric):
+        basis = analyzer.solve(covariance, metric, moment.mean[part])
+        out.append(WeightedBasis(*(t.float() for t in (basis.analysis, basis.synthesis, basis.mean, basis.variance))))
     return out

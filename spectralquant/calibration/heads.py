@@ -23,13 +23,11 @@ def head_spectra(
     analyzer = FrequencyAnalyzer()
     parts: dict[str, list[Tensor]] = {"basis": [], "synthesis": [], "variance": [], "rank": [], "bits": []}
     for moment in moments:
-        bases = []
-        for i in range(moment.width // moment.span):
-            covariance, metric = moment.covariance(i).cpu(), moment.metric_matrix(i).cpu() if use_metric else None
-            for at in range(0, moment.span, dim):
-                part = slice(at, at + dim)
-                one = None if metric is None else metric[part, part]
-                bases.append(analyzer.solve(covariance[part, part], one, torch.zeros(dim, dtype=torch.float64)))
+        zero = torch.zeros(dim, dtype=torch.float64)
+        bases = [
+            analyzer.solve(covariance.cpu(), None if metric is None else metric.cpu(), zero)
+            for _, covariance, metric in moment.groups(dim, metric=use_metric)
+        ]
         variance = torch.stack([b.variance for b in bases]).view(*shape, dim)
         parts["basis"].append(torch.stack([_unit(b.analysis, 1) for b in bases]).view(*shape, dim, dim).half())
         parts["synthesis"].append(torch.stack([_unit(b.synthesis, 0) for b in bases]).view(*shape, dim, dim).half())

@@ -21,7 +21,8 @@ class CalibrationSettings:
 
     span: head, layer, a number of layers, all, or auto (all layers where one dense eigenproblem stays under 8,192
     coordinates, else as many layers as do; method.md section 2). block: size of the blocks a cache will compress;
-    gradients are taken only through reads from at least two blocks later. predict: tokens or none.
+    gradients are taken only through reads from at least two blocks later. predict: tokens or none. profile_budget:
+    bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen.
     """
 
     steps: int = 100
@@ -35,6 +36,7 @@ class CalibrationSettings:
     seed: int = 0
     held_out_windows: int = 2
     held_out_window: int = 1024
+    profile_budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:

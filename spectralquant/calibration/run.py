@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralquant.calibration.budget import fit_to_budget
 from spectralquant.calibration.capture import CapturedStep, capture_step
 from spectralquant.calibration.checkpoint import EVERY, Checkpoint
 from spectralquant.calibration.cold import ColdFitter
@@ -32,6 +33,7 @@ from spectralquant.sources.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 KEEP_SAMPLES_BYTES = 2 << 30
+FILE_OVERHEAD = 20_000
 
 
 def calibrate_model(
@@ -133,10 +135,26 @@ class CalibrationRun:
         return profile
 
     def cold_fitter(self, sums: CalibrationSums, samples: list[SampleWindow]) -> ColdFitter:
-        """Bases of the cold tier, ready to be fitted at any step."""
+        """Bases of the cold tier, ready to be fitted at any step; cut to the profile budget where one is set."""
+        predict = self.features is not None
+        if self.settings.profile_budget is None:
+            return self._fitter(sums, samples, self.span, predict)
+        layers = self.span // self.geometry.layer_width
+        spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]
+        heads = 2 * self.geometry.layers * self.geometry.kv_heads * (4 * self.geometry.head_dim**2 + 4 * self.geometry.head_dim)
+        budget = self.settings.profile_budget - heads - FILE_OVERHEAD
+        ratio = 16 / (self.settings.target("cold").bits or 16 / 30)
+        make = lambda span, predict: self._fitter(sums, samples, span, predict)  # noqa: E731
+        choice = fit_to_budget(make, spans, predict, budget, ratio)
+        self.span = choice.span
+        self.features = self.features if choice.predict else None
+        return choice.fitter
+
+    def _fitter(self, sums: CalibrationSums, samples: list[SampleWindow], span: int, predict: bool) -> ColdFitter:
         return ColdFitter(
             self.geometry, sums.moments, samples, self.settings.block, use_metric=self.settings.metric != "energy",
-            features=self.features, feature_moments=sums.features, progress=lambda text: self.progress(text, 0, 1),
+            features=self.features, feature_moments=sums.features if predict else None, span=span,
+            progress=lambda text: self.progress(text, 0, 1),
         )
 
     def first_pass(self) -> tuple[CalibrationSums, list[SampleWindow]]:

@@ -6,6 +6,7 @@ run goes on from its last checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +108,16 @@ class SpanMoments:
             return self.metric[i].dense() / self.count
         per_span = self.span // self.head_metric.shape[-1]
         return torch.block_diag(*self.head_metric[i * per_span : (i + 1) * per_span])
+
+    def groups(self, span: int, *, metric: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Coordinates, covariance and metric (or None) of consecutive groups of `span` ≤ `self.span` coordinates."""
+        for i in range(self.width // self.span):
+            covariance = self.covariance(i)
+            matrix = self.metric_matrix(i) if metric else None
+            for at in range(0, self.span, span):
+                part = slice(at, at + span)
+                start = i * self.span + at
+                yield slice(start, start + span), covariance[part, part], None if matrix is None else matrix[part, part]
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """Named tensors for a checkpoint."""

@@ -23,6 +23,9 @@ def calibrate(
     metric: Annotated[str, typer.Option(help="fisher, attention (no backward pass) or energy (plain PCA).")] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
     predict: Annotated[str, typer.Option(help="tokens: predict keys and values from token ids first; or none.")] = "tokens",
+    profile_budget: Annotated[
+        str | None, typer.Option(help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit.")
+    ] = None,
     held_out: Annotated[int, typer.Option(help="Held-out windows to solve on, and as many to report on.")] = 2,
     held_out_window: Annotated[int, typer.Option(help="Tokens per held-out window.")] = 1024,
     held_out_data: Annotated[str | None, typer.Option(help="Other text for the held-out windows.")] = None,
@@ -43,11 +46,13 @@ def calibrate(
     """
     from spectralquant.calibration.options import TIERS, CalibrationSettings, parse_targets
     from spectralquant.errors import InputError
+    from spectralquant.sizes import parse_size
 
     tiers = TIERS if tier == "all" else tuple(t.strip() for t in tier.split(","))
     settings = CalibrationSettings(
         steps=steps, window=window, metric=metric, span=span, tiers=tiers, predict=predict, seed=seed,
         targets=parse_targets(target or [], tiers), held_out_windows=held_out, held_out_window=held_out_window,
+        profile_budget=None if profile_budget is None else parse_size(profile_budget, "--profile-budget"),
     )
     if dtype == "float16":
         raise InputError("--dtype float16 overflows in the backward pass. Use float32 or bfloat16.")

@@ -204,3 +204,68 @@ def test_doctor_reports_every_line_with_a_fix():
     assert rows["torch"]["status"] == "ok" and rows["Triton smoke test"]["status"] in {"ok", "warn"}
     assert all(r["fix"] for r in rows.values() if r["status"] != "ok")
     assert done.returncode == int(any(r["status"] == "fail" for r in rows.values()))
+
+
+@pytest.fixture(scope="module")
+def packet(profile, small_folder) -> Path:
+    out = profile.with_name("prompt.sqkv")
+    prompt = profile.with_name("prompt.txt")
+    prompt.write_text("The import statement binds names in the local namespace. " * 40)
+    done = sq("pack", "--profile", profile, "--model", small_folder, "--file", prompt, "--out", out, "--max-tokens", 700)
+    assert done.returncode == 0, done.stderr
+    assert "payload ratio" in done.stdout
+    return out
+
+
+def test_pack_inspect_unpack(packet, profile, small_folder, tmp_path):
+    row = json.loads(sq("inspect", packet, "--json", "-", "--quiet").stdout)["rows"][0]
+    assert row["tokens"] == 700 and row["bytes"] == packet.stat().st_size
+    done = sq("unpack", packet, "--profile", profile, "--model", small_folder, "--out", tmp_path / "kv.safetensors",
+              "--then", " and", "--new-tokens", 5, "--json", tmp_path / "r.json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "kv.safetensors").stat().st_size > 700 * 2 * 96 * 4
+    assert isinstance(json.loads((tmp_path / "r.json").read_text())["rows"][0]["continuation"], str)
+
+
+def test_inspect_of_a_profile_lists_its_tensors(profile):
+    done = sq("inspect", profile)
+    assert done.returncode == 0 and "cold.key.analysis" in done.stdout
+
+
+def test_damaged_packets_and_foreign_profiles_are_refused(packet, profile, second, small_folder, tmp_path):
+    damaged = tmp_path / "d.sqkv"
+    data = bytearray(packet.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    for arguments, message in (
+        (["inspect", damaged], "is damaged (checksum)"),
+        (["inspect", tmp_path / "none.sqkv"], "no packet file"),
+        (["unpack", packet, "--profile", second, "--model", small_folder], "Use the profile that packed it"),
+        (["unpack", damaged, "--profile", profile, "--model", small_folder], "is damaged (checksum)"),
+        (["pack", "--profile", profile, "--out", tmp_path / "x"], "Give either a prompt or --file"),
+        (["pack", " ", "--profile", profile, "--out", tmp_path / "x"], "nothing to pack"),
+    ):
+        done = sq(*arguments)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_profile_budget_is_kept(profile, small_folder, tmp_path):
+    full = profile.with_suffix(".safetensors").stat().st_size
+    budget = int(full * 0.6)
+    done = sq("calibrate", "--model", small_folder, *FAST, "--profile-budget", f"{budget / 1000:.0f}KB", "--out", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "b.safetensors").stat().st_size <= budget
+    done = sq("calibrate", "--model", small_folder, *FAST, "--profile-budget", "1KB", "--out", tmp_path / "c")
+    assert done.returncode == 2 and "smallest" in done.stderr
+    done = sq("calibrate", "--model", small_folder, "--profile-budget", "large", "--out", tmp_path / "c")
+    assert done.returncode == 2 and "as in 20MB" in done.stderr
+
+
+def test_study_writes_one_results_file(small_folder, tmp_path):
+    out = tmp_path / "r.json"
+    done = sq("study", "domains", "--model", small_folder, "--steps", 4, "--window", 384, "--windows", 2, "--out", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert len(result["rows"]) == 24 and len(result["table"]) == 8 and "adaptive" in done.stdout
+    done = sq("study", "colder", "--out", out)
+    assert done.returncode == 2 and "Did you mean 'cold'" in done.stderr
