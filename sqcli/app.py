@@ -36,7 +36,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -128,7 +130,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         options = {p.name for p in known[name].params} | {o.lstrip("-") for p in known[name].params for o in p.opts}
         for key in table:
             if key not in options and key.replace("-", "_") not in options:
-                raise InputError(f"--config {path}: [{name}] has no option {key!r}; it has {', '.join(sorted(options))}.")
+                raise InputError(
+                    f"--config {path}: [{name}] has no option {key!r}; it has {', '.join(sorted(options))}."
+                )
     return {
         name: {_parameter(known[name], key): value for key, value in table.items()} for name, table in tables.items()
     }

@@ -19,8 +19,14 @@ PIPED_WIDTH = 80
 class Output:
     """One command's output. With `--json -` stdout carries JSON alone."""
 
-    def __init__(self, *, json_file: str | None = None, csv_file: str | None = None, svg_file: str | None = None,
-                 quiet: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        json_file: str | None = None,
+        csv_file: str | None = None,
+        svg_file: str | None = None,
+        quiet: bool = False,
+    ) -> None:
         self.json_file, self.csv_file, self.svg_file, self.quiet = json_file, csv_file, svg_file, quiet
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self.console = Console(stderr=json_file == "-", width=width, soft_wrap=False, highlight=False)
@@ -50,8 +56,14 @@ class Output:
         if self.csv_file:
             write_text(self.csv_file, _csv(result["rows"]))
         if self.svg_file:
-            recorder = Console(record=True, width=SVG_WIDTH, file=io.StringIO(), force_terminal=True,
-                               color_system="truecolor", highlight=False)
+            recorder = Console(
+                record=True,
+                width=SVG_WIDTH,
+                file=io.StringIO(),
+                force_terminal=True,
+                color_system="truecolor",
+                highlight=False,
+            )
             for part in self._shown:
                 recorder.print(part)
             write_text(self.svg_file, recorder.export_svg(title=title))
@@ -66,8 +78,14 @@ class StageProgress:
 
     def __init__(self, console: Console, *, visible: bool) -> None:
         self._bar = Progress(
-            TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(), console=console, disable=not visible, transient=True,
+            TextColumn("{task.description:<34}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not visible,
+            transient=True,
         )
         self._stage: str | None = None
         self._task: TaskID | None = None

@@ -17,9 +17,13 @@ def calibration_result(profile: CalibrationProfile) -> dict[str, Any]:
     side = profile.sidecar
     rows = [{"tier": name, **(tier.measured or {})} for name, tier in side.tiers.items()]
     return results_file(
-        "calibrate", rows, side.run,
+        "calibrate",
+        rows,
+        side.run,
         profile={"path": str(profile.path), "tensors_sha256": side.tensors_sha256, "tensor_bytes": side.tensor_bytes},
-        model=side.model.model_dump(), text=side.text.model_dump(), calibration=side.calibration.model_dump(),
+        model=side.model.model_dump(),
+        text=side.text.model_dump(),
+        calibration=side.calibration.model_dump(),
         tiers={name: tier.model_dump(exclude={"measured"}) for name, tier in side.tiers.items()},
         layers=layer_rows(profile.heads.rank.numpy(), profile.heads.bits.numpy()),
     )
@@ -28,8 +32,13 @@ def calibration_result(profile: CalibrationProfile) -> dict[str, Any]:
 def layer_rows(rank: Any, bits: Any) -> list[dict[str, Any]]:
     """Mean rank and bits per layer of `[2, L, Hk]` arrays."""
     return [
-        {"layer": i, "key_rank": float(rank[0, i].mean()), "value_rank": float(rank[1, i].mean()),
-         "key_bits": float(bits[0, i].mean()), "value_bits": float(bits[1, i].mean())}
+        {
+            "layer": i,
+            "key_rank": float(rank[0, i].mean()),
+            "value_rank": float(rank[1, i].mean()),
+            "key_bits": float(bits[0, i].mean()),
+            "value_bits": float(bits[1, i].mean()),
+        }
         for i in range(rank.shape[1])
     ]
 
@@ -41,9 +50,15 @@ def show_result(view: ProfileView, other: ProfileView | None, layer: int | None,
     for i in range(layers) if layer is None else [layer]:
         for h in range(heads) if head is None else [head]:
             for kind, name in enumerate(("key", "value")):
-                row = {"layer": i, "head": h, "kind": name, "rank": int(view.rank[kind, i, h]),
-                       "bits": float(view.bits[kind, i, h]), "entropy_nats": float(view.head_entropy[i, h]),
-                       "captured_energy": float(view.captured(kind)[i, h])}
+                row = {
+                    "layer": i,
+                    "head": h,
+                    "kind": name,
+                    "rank": int(view.rank[kind, i, h]),
+                    "bits": float(view.bits[kind, i, h]),
+                    "entropy_nats": float(view.head_entropy[i, h]),
+                    "captured_energy": float(view.captured(kind)[i, h]),
+                }
                 if head is not None:
                     row["spectrum"] = [float(v) for v in view.variance[kind, i, h]]
                 if other is not None:

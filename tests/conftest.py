@@ -13,8 +13,15 @@ from spectralquant.sources.geometry import probe_geometry
 from spectralquant.sources.models import LoadedModel, load_model
 from spectralquant.sources.text import load_text
 
-SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 4096}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 4096,
+}
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {},
@@ -46,7 +53,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     documents = [text for text, _ in zip(load_text("builtin:pydoc"), range(20), strict=False)]
     raw.train_from_iterator(documents, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw)

@@ -21,9 +21,16 @@ def random_basis(seed: int) -> StoredBasis:
     generator = torch.Generator().manual_seed(seed)
     q, _ = torch.linalg.qr(torch.randn(64, 64, generator=generator))
     rows = q[:RANK]
-    return StoredBasis(rows.half(), rows.half(), torch.full((RANK,), 2.0), torch.full((RANK,), 0.5),
-                       torch.randn(64, generator=generator), torch.tensor([RANK]), torch.ones(RANK),
-                       torch.zeros(0, 64).half())
+    return StoredBasis(
+        rows.half(),
+        rows.half(),
+        torch.full((RANK,), 2.0),
+        torch.full((RANK,), 0.5),
+        torch.randn(64, generator=generator),
+        torch.tensor([RANK]),
+        torch.ones(RANK),
+        torch.zeros(0, 64).half(),
+    )
 
 
 @functools.cache
@@ -34,10 +41,17 @@ def random_codec() -> SpectralCodec:
     histogram = symbol_histogram(symbols, torch.randint(0, 9, (2000,), generator=generator))
     choice, tables = cluster_tables(histogram, 16)
     tier = ColdTier(
-        key=random_basis(1), value=random_basis(2), key_centroid=torch.ones(RANK), value_centroid=torch.ones(RANK),
-        key_choice=choice[:, :RANK].contiguous(), value_choice=choice[:, RANK:].contiguous(), tables=tables,
-        class_tables=torch.full((2, 9), 1 / 9), importance_weight=torch.zeros(2 * 4 + 2, 2),
-        importance_bias=torch.zeros(2), embedding_projection=empty(),
+        key=random_basis(1),
+        value=random_basis(2),
+        key_centroid=torch.ones(RANK),
+        value_centroid=torch.ones(RANK),
+        key_choice=choice[:, :RANK].contiguous(),
+        value_choice=choice[:, RANK:].contiguous(),
+        tables=tables,
+        class_tables=torch.full((2, 9), 1 / 9),
+        importance_weight=torch.zeros(2 * 4 + 2, 2),
+        importance_bias=torch.zeros(2),
+        embedding_projection=empty(),
     )
     return SpectralCodec(tier, GEOMETRY, None)
 
@@ -48,6 +62,10 @@ def random_block(seed: int, tokens: int, scale: float) -> KVBlock:
     shape = (tokens, 2, 2, 16)
     angle = torch.rand(tokens, 8, generator=generator).repeat(1, 2)
     return KVBlock(
-        keys=scale * torch.randn(shape, generator=generator), values=scale * torch.randn(shape, generator=generator),
-        start=4, received=torch.rand(tokens, 2, 4, generator=generator), cos=(angle.cos(), None), sin=(angle.sin(), None),
+        keys=scale * torch.randn(shape, generator=generator),
+        values=scale * torch.randn(shape, generator=generator),
+        start=4,
+        received=torch.rand(tokens, 2, 4, generator=generator),
+        cos=(angle.cos(), None),
+        sin=(angle.sin(), None),
     )

@@ -19,7 +19,9 @@ def run(*command, **options):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    done = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "--disable-pip-version-check", "-w", folder, ROOT)
+    done = run(
+        sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "--disable-pip-version-check", "-w", folder, ROOT
+    )
     assert done.returncode == 0, done.stderr
     return next(folder.glob("spectralquant_toolkit-*.whl"))
 
@@ -36,8 +38,19 @@ def test_wheel_contents(wheel):
 def test_published_kernels_package_is_not_shadowed(wheel, tmp_path):
     """Both installed side by side, and again from the repository root, where a folder `kernels` lies."""
     site = tmp_path / "site"
-    done = run(sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--target", site,
-               wheel, "kernels")
+    done = run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--target",
+        site,
+        wheel,
+        "kernels",
+    )
     if done.returncode != 0 and "No matching distribution" not in done.stderr:
         pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stderr

@@ -58,8 +58,11 @@ class RotaryTables:
                 sin.append(None)
                 continue
             module, args, kwargs = source
-            key = (id(module), tuple(a for a in args if isinstance(a, str)),
-                   tuple((k, v) for k, v in kwargs.items() if isinstance(v, str)))
+            key = (
+                id(module),
+                tuple(a for a in args if isinstance(a, str)),
+                tuple((k, v) for k, v in kwargs.items() if isinstance(v, str)),
+            )
             if key not in made:
                 swap = lambda v: positions if torch.is_tensor(v) and not v.is_floating_point() else v  # noqa: E731
                 pair = module(*[swap(a) for a in args], **{k: swap(v) for k, v in kwargs.items()})

@@ -150,9 +150,7 @@ def _tap_attention(
         raise RuntimeError(f"attention implementation {IMPLEMENTATION!r} is set, but no AttentionTap is open")
     cos, sin = tap.rotary(module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = AttentionCall(
-        module, module.layer_idx, query, key, value, attention_mask, scale, cos, sin, options
-    )
+    call = AttentionCall(module, module.layer_idx, query, key, value, attention_mask, scale, cos, sin, options)
     output = tap.observer(call)
     return (call.run() if output is None else output), None
 

@@ -29,8 +29,9 @@ Progress = Callable[[int, int], None]
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
-def profile_codec(model: nn.Module, profile: CalibrationProfile, *, step_scale: float = 1.0,
-                  adaptive: bool = False) -> SpectralCodec:
+def profile_codec(
+    model: nn.Module, profile: CalibrationProfile, *, step_scale: float = 1.0, adaptive: bool = False
+) -> SpectralCodec:
     """The cold-tier codec of a profile for a model.
 
     Raises:
@@ -74,15 +75,23 @@ def pack_prompt(
     return packets
 
 
-def _pack_one(model: nn.Module, profile: CalibrationProfile, codec: SpectralCodec, ids: Tensor, exact: str,
-              progress: Progress) -> SpectralPacket:
+def _pack_one(
+    model: nn.Module, profile: CalibrationProfile, codec: SpectralCodec, ids: Tensor, exact: str, progress: Progress
+) -> SpectralPacket:
     geometry = profile.geometry
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]] = []
 
     def observe(call: AttentionCall) -> None:
         rotates = geometry.rotary[call.layer]
-        seen.append((call.key[0], call.value[0], attention_received(call, BLOCK),
-                     call.cos[0].float() if rotates else None, call.sin[0].float() if rotates else None))
+        seen.append(
+            (
+                call.key[0],
+                call.value[0],
+                attention_received(call, BLOCK),
+                call.cos[0].float() if rotates else None,
+                call.sin[0].float() if rotates else None,
+            )
+        )
 
     with AttentionTap(model, observe):
         model(input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1)
@@ -112,8 +121,9 @@ def _pack_one(model: nn.Module, profile: CalibrationProfile, codec: SpectralCode
     progress(len(starts), len(starts))
     if last < total:
         sections.append((last, total - last, EXACT, exact_section(keys[:, :, last:], values[:, :, last:], exact)))
-    header = PacketHeader(geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, head, exact,
-                          codec.step_scale, profile.id)
+    header = PacketHeader(
+        geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, head, exact, codec.step_scale, profile.id
+    )
     return SpectralPacket.build(header, sections)
 
 
@@ -127,7 +137,8 @@ def coded_range(total: int) -> tuple[int, int]:
 
 def _unrotated(keys: Tensor, cos: Sequence[Tensor | None], sin: Sequence[Tensor | None], part: slice) -> Tensor:
     layers = [
-        k.float() if c is None else undo_rope(k.float(), c[part], s[part]) for k, c, s in zip(keys, cos, sin, strict=True)
+        k.float() if c is None else undo_rope(k.float(), c[part], s[part])
+        for k, c, s in zip(keys, cos, sin, strict=True)
     ]
     return torch.stack(layers).permute(2, 0, 1, 3)
 
@@ -140,8 +151,10 @@ def require_packet(profile: CalibrationProfile, packet: SpectralPacket) -> None:
     """
     h, g = packet.header, profile.geometry
     if h.profile_id != profile.id:
-        raise PacketError(f"The packet was written with profile {h.profile_id.hex()[:12]}, this is profile "
-                          f"{profile.id.hex()[:12]}. Use the profile that packed it.")
+        raise PacketError(
+            f"The packet was written with profile {h.profile_id.hex()[:12]}, this is profile "
+            f"{profile.id.hex()[:12]}. Use the profile that packed it."
+        )
     if (h.layers, h.kv_heads, h.head_dim) != (g.layers, g.kv_heads, g.head_dim):
         raise PacketError("The packet's shape does not fit the profile's model.")
 
@@ -177,8 +190,13 @@ def unpack_cache(
             plain, v = codec.decode(packet.body(section))
             if len(plain) != section.tokens:
                 raise PacketError(f"A block announced {section.tokens} tokens and holds {len(plain)}.")
-            tables = KVBlock(plain, v, section.start, cos=tuple(None if c is None else c[part] for c in cos),
-                             sin=tuple(None if s is None else s[part] for s in sin))
+            tables = KVBlock(
+                plain,
+                v,
+                section.start,
+                cos=tuple(None if c is None else c[part] for c in cos),
+                sin=tuple(None if s is None else s[part] for s in sin),
+            )
             k, v = rotate_block_keys(tables, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
         keys[:, 0, :, part] = k.to(keys)
         values[:, 0, :, part] = v.to(values)

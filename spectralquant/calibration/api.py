@@ -39,8 +39,12 @@ def calibrate(
     if target is not None:
         goal = parse_target(target) if isinstance(target, str) else target
         settings = replace(settings, targets={**settings.targets, settings.tiers[0]: goal})
-    loaded = LoadedModel(name or getattr(model, "name_or_path", "") or type(model).__name__, model.eval(), tokenizer,
-                         probe_geometry(model))
+    loaded = LoadedModel(
+        name or getattr(model, "name_or_path", "") or type(model).__name__,
+        model.eval(),
+        tokenizer,
+        probe_geometry(model),
+    )
     documents = [text] if isinstance(text, str) else text
     need = settings.steps * settings.window + 2 * settings.held_out_windows * settings.held_out_window
     return calibrate_model(loaded, tokenize(tokenizer, documents, need), settings, text_name="text", progress=progress)

@@ -19,6 +19,7 @@ from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import undo_rope, undo_rope_gradient
 from spectralquant.sources.geometry import CacheGeometry
 
+
 @dataclass
 class CapturedStep:
     """One window of T tokens. All tensors float32 on the model's device.

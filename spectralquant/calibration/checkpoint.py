@@ -51,8 +51,10 @@ class Checkpoint:
         except (ValueError, KeyError, OSError, SafetensorError) as error:
             raise InputError(f"The checkpoint in {self.folder} is damaged ({error}). Run without --resume.") from error
         details = ", ".join(f"{k} was {found.get(k)!r} and is {self.fingerprint[k]!r}" for k in differing)
-        raise InputError(f"The checkpoint in {self.folder} belongs to another run: {details}. Use the same options, "
-                         "or run without --resume.")
+        raise InputError(
+            f"The checkpoint in {self.folder} belongs to another run: {details}. Use the same options, "
+            "or run without --resume."
+        )
 
     def remove(self) -> None:
         """Delete the checkpoint of a finished run."""

@@ -92,7 +92,9 @@ class ColdFitter:
                 covariance = residual_covariance(covariance, predictor.weight[:, part], gram, cross[:, part])
                 mean = predictor.offset[part]
             basis = analyzer.solve(covariance, metric, mean)
-            bases.append(WeightedBasis(*(t.float() for t in (basis.analysis, basis.synthesis, basis.mean, basis.variance))))
+            bases.append(
+                WeightedBasis(*(t.float() for t in (basis.analysis, basis.synthesis, basis.mean, basis.variance)))
+            )
         self.predictors.append(predictor)
         self.bases.append(bases)
 
@@ -176,9 +178,7 @@ class ColdFitter:
         bits = code_length(both, choice, tables) / len(classes)
         per_class = class_tables(classes)
         if self.importance:
-            bits += sum(
-                -per_class[i].log2()[classes[:, i]].mean().item() for i in range(2)
-            )
+            bits += sum(-per_class[i].log2()[classes[:, i]].mean().item() for i in range(2))
         split = len(kept[0])
         tier = ColdTier(
             key=self._stored(0, kept[0], step),
@@ -203,9 +203,7 @@ class ColdFitter:
             alive_value=len(kept[1]) / width,
             importance_r2=(r2[0], r2[1]),
             overhead_bytes=self._overhead_bytes(),
-            captured_energy=tuple(
-                (self.variance[i][kept[i]].sum() / self.variance[i].sum()).item() for i in range(2)
-            ),
+            captured_energy=tuple((self.variance[i][kept[i]].sum() / self.variance[i].sum()).item() for i in range(2)),
         )
         return on_cpu(tier), report
 

@@ -42,13 +42,16 @@ class CalibrationSettings:
         if self.steps < 1:
             raise InputError(f"--steps {self.steps}: at least one step is needed; 100 is the default.")
         if self.metric not in METRICS:
-            raise InputError(f"--metric {self.metric!r} is not one of {', '.join(METRICS)}."
-                             f"{did_you_mean(self.metric, METRICS)}")
+            raise InputError(
+                f"--metric {self.metric!r} is not one of {', '.join(METRICS)}.{did_you_mean(self.metric, METRICS)}"
+            )
         if self.predict not in ("tokens", "none"):
             raise InputError(f"--predict {self.predict!r} is not one of tokens, none.")
         if self.window < 3 * self.block:
-            raise InputError(f"--window {self.window} is too short: a token leaves the recent window after two blocks "
-                             f"of {self.block} tokens, so nothing would be learnt. Use at least {3 * self.block}.")
+            raise InputError(
+                f"--window {self.window} is too short: a token leaves the recent window after two blocks "
+                f"of {self.block} tokens, so nothing would be learnt. Use at least {3 * self.block}."
+            )
         if self.held_out_windows < 1 or self.held_out_window < 3 * self.block:
             raise InputError(f"Held-out text needs at least one window of at least {3 * self.block} tokens.")
         for tier in self.tiers:
@@ -67,8 +70,11 @@ class CalibrationSettings:
         """
         if self.span == "auto":
             best = max(
-                (n for n in range(1, geometry.layers + 1)
-                 if geometry.layers % n == 0 and n * geometry.layer_width <= MAX_SPAN_WIDTH),
+                (
+                    n
+                    for n in range(1, geometry.layers + 1)
+                    if geometry.layers % n == 0 and n * geometry.layer_width <= MAX_SPAN_WIDTH
+                ),
                 default=1,
             )
             return best * geometry.layer_width
@@ -77,8 +83,10 @@ class CalibrationSettings:
             return named[self.span]
         if not self.span.isdecimal() or int(self.span) < 1 or geometry.layers % int(self.span):
             divisors = [str(n) for n in range(1, geometry.layers + 1) if geometry.layers % n == 0]
-            raise InputError(f"--span {self.span!r} must be head, layer, all, auto, or a number of layers that divides "
-                             f"{geometry.layers}: {', '.join(divisors)}.")
+            raise InputError(
+                f"--span {self.span!r} must be head, layer, all, auto, or a number of layers that divides "
+                f"{geometry.layers}: {', '.join(divisors)}."
+            )
         return int(self.span) * geometry.layer_width
 
 

@@ -61,16 +61,26 @@ def calibrate_model(
 class CalibrationRun:
     """One run, stage by stage: `first_pass` (resumable), `cold_fitter`, `execute` (all of it)."""
 
-    def __init__(self, loaded: LoadedModel, text: TokenText, settings: CalibrationSettings, text_name: str,
-                 out: str | Path | None, resume: bool, held_out: TokenText | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        text: TokenText,
+        settings: CalibrationSettings,
+        text_name: str,
+        out: str | Path | None,
+        resume: bool,
+        held_out: TokenText | None,
+        progress: Progress,
+    ) -> None:
         self.loaded, self.settings, self.text_name, self.progress = loaded, settings, text_name, progress
         self.geometry = loaded.geometry
         self.device = loaded.device
         torch.manual_seed(settings.seed)
         body = settings.window - (text.bos is not None)
         self.windows = text.windows(settings.window, settings.steps)
-        self.held_out = _held_out_windows(text if held_out is None else held_out, settings,
-                                          settings.steps * body if held_out is None else 0)
+        self.held_out = _held_out_windows(
+            text if held_out is None else held_out, settings, settings.steps * body if held_out is None else 0
+        )
         self.span = settings.span_width(self.geometry)
         self.identity = model_identity(loaded.name, loaded.model, self.geometry)
         self.features = None
@@ -141,7 +151,12 @@ class CalibrationRun:
             return self._fitter(sums, samples, self.span, predict)
         layers = self.span // self.geometry.layer_width
         spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]
-        heads = 2 * self.geometry.layers * self.geometry.kv_heads * (4 * self.geometry.head_dim**2 + 4 * self.geometry.head_dim)
+        heads = (
+            2
+            * self.geometry.layers
+            * self.geometry.kv_heads
+            * (4 * self.geometry.head_dim**2 + 4 * self.geometry.head_dim)
+        )
         budget = self.settings.profile_budget - heads - FILE_OVERHEAD
         ratio = 16 / (self.settings.target("cold").bits or 16 / 30)
         make = lambda span, predict: self._fitter(sums, samples, span, predict)  # noqa: E731
@@ -152,8 +167,14 @@ class CalibrationRun:
 
     def _fitter(self, sums: CalibrationSums, samples: list[SampleWindow], span: int, predict: bool) -> ColdFitter:
         return ColdFitter(
-            self.geometry, sums.moments, samples, self.settings.block, use_metric=self.settings.metric != "energy",
-            features=self.features, feature_moments=sums.features if predict else None, span=span,
+            self.geometry,
+            sums.moments,
+            samples,
+            self.settings.block,
+            use_metric=self.settings.metric != "energy",
+            features=self.features,
+            feature_moments=sums.features if predict else None,
+            span=span,
             progress=lambda text: self.progress(text, 0, 1),
         )
 
@@ -193,7 +214,9 @@ class CalibrationRun:
 
     def _capture(self, index: int, *, sample: bool) -> CapturedStep:
         return capture_step(
-            self.loaded.model, self.geometry, self.windows[index],
+            self.loaded.model,
+            self.geometry,
+            self.windows[index],
             backward=self.settings.metric == "fisher",
             received_block=self.settings.block if sample else None,
             far_block=self.settings.block,
@@ -206,8 +229,9 @@ class CalibrationRun:
         """Without a cold tier: the step at which per-head Gaussian components would take two bits a scalar."""
         from spectralquant.calibration.rank import RankAllocator
 
-        level = head_spectra(self.geometry, sums.moments, sums.entropy.mean, 1.0,
-                             use_metric=self.settings.metric != "energy")
+        level = head_spectra(
+            self.geometry, sums.moments, sums.entropy.mean, 1.0, use_metric=self.settings.metric != "energy"
+        )
         return RankAllocator([level.variance.flatten()]).step_for_bits(2.0, 2 * self.geometry.width)
 
     def _sidecar(self, summaries: dict[str, Any]) -> ProfileSidecar:
@@ -217,15 +241,28 @@ class CalibrationRun:
             tensors_sha256="",
             tensor_bytes=0,
             model=self.identity,
-            text=TextIdentity(source=self.text_name, sha256=tokens_sha256(self.windows), tokens=self.windows.numel(),
-                              window=s.window),
+            text=TextIdentity(
+                source=self.text_name, sha256=tokens_sha256(self.windows), tokens=self.windows.numel(), window=s.window
+            ),
             calibration=CalibrationOptions(
-                steps=s.steps, metric=s.metric, span=s.span, span_width=self.span, solver=f"dense {str(FrequencyAnalyzer.solver_dtype(self.span, self.device)).removeprefix('torch.')} eigh",
-                block=s.block, sinks=SINKS, predict=s.predict if self.features else "none", labels="text", seed=s.seed,
+                steps=s.steps,
+                metric=s.metric,
+                span=s.span,
+                span_width=self.span,
+                solver=f"dense {str(FrequencyAnalyzer.solver_dtype(self.span, self.device)).removeprefix('torch.')} eigh",
+                block=s.block,
+                sinks=SINKS,
+                predict=s.predict if self.features else "none",
+                labels="text",
+                seed=s.seed,
             ),
             tiers=summaries,
-            run=provenance(**device_facts(self.device), dtype=str(self.loaded.model.dtype).removeprefix("torch."),
-                           held_out_sha256=tokens_sha256(self.held_out), stages_s=self.times),
+            run=provenance(
+                **device_facts(self.device),
+                dtype=str(self.loaded.model.dtype).removeprefix("torch."),
+                held_out_sha256=tokens_sha256(self.held_out),
+                stages_s=self.times,
+            ),
         )
 
     @contextmanager
@@ -248,4 +285,3 @@ def _held_out_windows(text: TokenText, settings: CalibrationSettings, start: int
             f"The text has {len(text.ids):,} tokens: too few for {settings.steps} steps of {settings.window} and "
             f"{2 * settings.held_out_windows} held-out windows of {body}. Give more text, or use --steps {fits} or fewer."
         ) from error
-

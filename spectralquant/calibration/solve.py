@@ -33,8 +33,9 @@ TOLERANCE = 0.04
 CENTROID_TOKENS = 640
 
 
-def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out: Tensor,
-               progress: Progress) -> tuple[ColdTier, TierSummary]:
+def solve_cold(
+    fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out: Tensor, progress: Progress
+) -> tuple[ColdTier, TierSummary]:
     """Find the step for the target, choose centroids by held-out KL, measure the result."""
     search, report = held_out.chunk(2)
 
@@ -44,8 +45,14 @@ def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out
     def method(tier: ColdTier) -> Method:
         return cold_method(tier, loaded)
 
-    ratio = 16 / target.bits if target.bits else _ratio_for_quality(
-        lambda r: _measure_one(loaded, method(tier_for_ratio(r)), search, progress, f"solving for {target}"), target, 30.0
+    ratio = (
+        16 / target.bits
+        if target.bits
+        else _ratio_for_quality(
+            lambda r: _measure_one(loaded, method(tier_for_ratio(r)), search, progress, f"solving for {target}"),
+            target,
+            30.0,
+        )
     )
     progress("step for the target", 0, 1)
     tier, found = fitter.fit(fitter.step_for_ratio(ratio))
@@ -73,8 +80,9 @@ def solve_cold(fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out
     return tier, summary
 
 
-def solve_fixed(fitter: FixedFitter, name: str, loaded: LoadedModel, target: Target, held_out: Tensor,
-                progress: Progress) -> tuple[FixedTier, TierSummary]:
+def solve_fixed(
+    fitter: FixedFitter, name: str, loaded: LoadedModel, target: Target, held_out: Tensor, progress: Progress
+) -> tuple[FixedTier, TierSummary]:
     """Find the bits for the target and measure the result."""
     search, report = held_out.chunk(2)
 
@@ -90,7 +98,10 @@ def solve_fixed(fitter: FixedFitter, name: str, loaded: LoadedModel, target: Tar
     width = loaded.geometry.width
     total_bits = int(tier.key_bits.long().sum() + tier.value_bits.long().sum())
     measured = _measure_one(loaded, method(bits), report, progress, f"{name} tier: held-out measurement")
-    kept = [float(getattr(tier, kind).variance.sum()) / float(fitter.weights[i].sum()) for i, kind in enumerate(("key", "value"))]
+    kept = [
+        float(getattr(tier, kind).variance.sum()) / float(fitter.weights[i].sum())
+        for i, kind in enumerate(("key", "value"))
+    ]
     summary = TierSummary(
         target=str(target),
         predicted_ratio=16 * 2 * width / total_bits,
@@ -103,8 +114,9 @@ def solve_fixed(fitter: FixedFitter, name: str, loaded: LoadedModel, target: Tar
     return tier, summary
 
 
-def cold_method(tier: ColdTier, loaded: LoadedModel, exact_bits: int = 16, *, adaptive: bool = False,
-                **options: Any) -> SpectralCold:
+def cold_method(
+    tier: ColdTier, loaded: LoadedModel, exact_bits: int = 16, *, adaptive: bool = False, **options: Any
+) -> SpectralCold:
     """A cold tier as a method for the harness; `options` are shown in its result rows."""
     embedding = loaded.model.get_input_embeddings().weight.detach()
     codec = SpectralCodec(tier, loaded.geometry, embedding, loaded.device, adaptive=adaptive)
@@ -145,13 +157,14 @@ def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, st
         if high / low < 1.03:
             break
     if best is None:
-        raise InputError(f"--target {target}: even at {ratio:.1f}:1 the loss on held-out text was {found:.4g}. "
-                         "Allow more, or calibrate on more text (--steps).")
+        raise InputError(
+            f"--target {target}: even at {ratio:.1f}:1 the loss on held-out text was {found:.4g}. "
+            "Allow more, or calibrate on more text (--steps)."
+        )
     return best
 
 
-def choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor,
-                      progress: Progress) -> tuple[ColdTier, str]:
+def choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor, progress: Progress) -> tuple[ColdTier, str]:
     """Use centroid reconstruction for keys and for values where held-out KL says so (method.md section 3)."""
     plain = {"key_centroid": torch.ones_like(tier.key_centroid), "value_centroid": torch.ones_like(tier.value_centroid)}
     options = {
@@ -162,7 +175,9 @@ def choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor,
     }
     methods = [cold_method(t, loaded) for t in options.values()]
     stage = "choosing centroids"
-    found = measure(loaded.model, loaded.geometry, windows[:1, :CENTROID_TOKENS], methods, lambda d, t: progress(stage, d, t))
+    found = measure(
+        loaded.model, loaded.geometry, windows[:1, :CENTROID_TOKENS], methods, lambda d, t: progress(stage, d, t)
+    )
     best = min(range(len(found)), key=lambda i: found[i].kl)
     name = list(options)[best]
     return options[name], name

@@ -18,8 +18,14 @@ from spectralquant.sources.geometry import CacheGeometry
 class CalibrationSums:
     """Moments of keys, values (and rotated keys for the hot tier), feature moments and attention entropy."""
 
-    def __init__(self, model: nn.Module, geometry: CacheGeometry, span: int, features: TokenFeatures | None,
-                 settings: CalibrationSettings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        geometry: CacheGeometry,
+        span: int,
+        features: TokenFeatures | None,
+        settings: CalibrationSettings,
+    ) -> None:
         self.geometry, self.settings, self.extractor = geometry, settings, features
         device, width = model.device, geometry.width
         self.moments = [SpanMoments(width, span, device) for _ in range(2)]

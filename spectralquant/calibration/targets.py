@@ -56,8 +56,10 @@ def parse_target(text: str) -> Target:
     name, _, number = text.partition("=")
     name = name.strip()
     if name not in LIMITS:
-        raise InputError(f"--target {text!r}: the quantity must be one of {', '.join(LIMITS)}, as in ratio=33."
-                         f"{did_you_mean(name, LIMITS)}")
+        raise InputError(
+            f"--target {text!r}: the quantity must be one of {', '.join(LIMITS)}, as in ratio=33."
+            f"{did_you_mean(name, LIMITS)}"
+        )
     try:
         value = float(number)
     except ValueError:

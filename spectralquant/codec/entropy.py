@@ -21,7 +21,7 @@ ALPHABET = 2 * SPAN + 2
 ESCAPE = ALPHABET - 1
 SHIFTS = (-48, -32, -20, -10, -4, 0, 4, 10, 20, 32, 48)
 SHIFT_GROUP = 16
-SHIFT_PROBABILITIES = np.array([0.5**abs(i - len(SHIFTS) // 2) for i in range(len(SHIFTS))])
+SHIFT_PROBABILITIES = np.array([0.5 ** abs(i - len(SHIFTS) // 2) for i in range(len(SHIFTS))])
 NO_SHIFT = len(SHIFTS) // 2
 
 Array = np.ndarray
@@ -69,7 +69,9 @@ class EntropyCoder:
             coder.encode_reverse(classes[:, kind].astype(np.int32), self._class_models[kind])
         return coder.get_compressed(), np.concatenate(escapes).astype(np.int32)
 
-    def decode(self, words: Array, escapes: Array, tokens: int, *, adaptive: bool = False) -> tuple[tuple[Array, Array], Array]:
+    def decode(
+        self, words: Array, escapes: Array, tokens: int, *, adaptive: bool = False
+    ) -> tuple[tuple[Array, Array], Array]:
         """Inverse of `encode`.
 
         Raises:

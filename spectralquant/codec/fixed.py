@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from sqkernels.bitpack import pack_codes, unpack_codes
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
@@ -17,6 +16,7 @@ from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_k
 from spectralquant.codec.projector import SpectralProjector
 from spectralquant.profile_tensors import FixedTier
 from spectralquant.sources.geometry import CacheGeometry
+from sqkernels.bitpack import pack_codes, unpack_codes
 
 
 @dataclass(frozen=True)

@@ -120,8 +120,21 @@ class SpectralPacket:
             offset += len(body)
         index = b"".join(entries)
         head = HEADER.pack(
-            MAGIC, VERSION, header.layers, header.kv_heads, header.head_dim, header.tokens, header.block, header.sinks,
-            EXACT_DTYPES.index(header.exact_dtype), 0, len(sections), header.step_scale, header.profile_id, offset, 0,
+            MAGIC,
+            VERSION,
+            header.layers,
+            header.kv_heads,
+            header.head_dim,
+            header.tokens,
+            header.block,
+            header.sinks,
+            EXACT_DTYPES.index(header.exact_dtype),
+            0,
+            len(sections),
+            header.step_scale,
+            header.profile_id,
+            offset,
+            0,
         )[: -CHECK.size]
         head += CHECK.pack(zlib.crc32(index, zlib.crc32(head)))
         head += CHECK.pack(zlib.crc32(head))
@@ -161,8 +174,10 @@ class SpectralPacket:
         shape = (2, h.layers, h.kv_heads, section.tokens, h.head_dim)
         body = self.body(section)
         if section.length != exact_length(h, section.tokens):
-            raise PacketError(f"An exact section of {section.tokens} tokens has {section.length} bytes, expected "
-                              f"{exact_length(h, section.tokens)}.")
+            raise PacketError(
+                f"An exact section of {section.tokens} tokens has {section.length} bytes, expected "
+                f"{exact_length(h, section.tokens)}."
+            )
         if h.exact_dtype == "int8":
             count = int(np.prod(shape))
             codes = torch.from_numpy(np.frombuffer(body, np.int8, count).copy()).view(shape)
@@ -190,7 +205,9 @@ def exact_section(keys: Tensor, values: Tensor, exact_dtype: str) -> bytes:
 def exact_length(header: PacketHeader, tokens: int) -> int:
     """Bytes that an exact section of `tokens` tokens must have."""
     vectors = 2 * header.layers * header.kv_heads * tokens
-    per_vector = {"float32": 4 * header.head_dim, "int8": header.head_dim + 2}.get(header.exact_dtype, 2 * header.head_dim)
+    per_vector = {"float32": 4 * header.head_dim, "int8": header.head_dim + 2}.get(
+        header.exact_dtype, 2 * header.head_dim
+    )
     return vectors * per_vector
 
 
@@ -205,8 +222,10 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
         HEADER.unpack_from(data)
     )
     if version != VERSION:
-        raise PacketError(f"The packet has format version {version}; this program reads version {VERSION}. "
-                          "Use the program that wrote it, or pack the prompt again.")
+        raise PacketError(
+            f"The packet has format version {version}; this program reads version {VERSION}. "
+            "Use the program that wrote it, or pack the prompt again."
+        )
     if length != len(data):
         raise PacketError(f"The packet announces {length} bytes but has {len(data)}; it is truncated or has a tail.")
     end = HEADER_SIZE + count * INDEX_ENTRY.size

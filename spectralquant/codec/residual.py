@@ -43,8 +43,9 @@ class TurboQuantResidual:
     `error(key_error, value_error)` measures differences `[T, L, Hk, D]` (keys before RoPE); default: squared L2 norm.
     """
 
-    def __init__(self, base: SpectralCodec, bits: int = 4, mode: str = "auto", seed: int = 0,
-                 error: ErrorMeasure | None = None) -> None:
+    def __init__(
+        self, base: SpectralCodec, bits: int = 4, mode: str = "auto", seed: int = 0, error: ErrorMeasure | None = None
+    ) -> None:
         if mode not in (*MODES, "auto"):
             raise InputError(f"mode {mode!r} is not one of auto, {', '.join(MODES)}.")
         self.base, self.mode = base, mode

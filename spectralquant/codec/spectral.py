@@ -65,9 +65,7 @@ class SpectralCodec:
         if 4 * (len(words) + len(escapes)) >= block.fp16_bytes:
             return self._raw(block)
         ids, previous = self._ids(block)
-        return coded_block.join(
-            coded_block.BlockParts(mode, block.tokens, previous, ids, words, escapes, None)
-        )
+        return coded_block.join(coded_block.BlockParts(mode, block.tokens, previous, ids, words, escapes, None))
 
     def symbols(self, block: KVBlock) -> tuple[tuple[np.ndarray, np.ndarray] | None, np.ndarray]:
         """Key and value symbols int32 `[T, R]` and classes `[T, 2]`; no symbols where the block must be raw."""
@@ -80,7 +78,8 @@ class SpectralCodec:
         steps = class_step(classes) * self.step_scale
         try:
             pair = [
-                q.quantize(c, steps[:, i]).cpu().numpy() for i, (q, c) in enumerate(zip(self.quantizers, y, strict=True))
+                q.quantize(c, steps[:, i]).cpu().numpy()
+                for i, (q, c) in enumerate(zip(self.quantizers, y, strict=True))
             ]
         except OverflowError:
             return None, classes.cpu().numpy()

@@ -11,10 +11,10 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from sqkernels.bitpack import pack_codes, unpack_codes
 from torch import Tensor
 
 from spectralquant.errors import InputError
+from sqkernels.bitpack import pack_codes, unpack_codes
 
 NORM_BYTES = 2
 GRID = 20_001

@@ -118,9 +118,10 @@ def paired_difference(
 ) -> tuple[float, tuple[float, float]]:
     """Mean difference a − b of a per-token quantity (kl or nll) with its 95 % interval over paired windows."""
     pairs = list(zip(a.windows, b.windows, strict=True))
-    difference = lambda rows: sum(  # noqa: E731
-        getattr(x, quantity) - getattr(y, quantity) for x, y in rows
-    ) / sum(x.tokens for x, _ in rows)
+
+    def difference(rows):
+        return sum(getattr(x, quantity) - getattr(y, quantity) for x, y in rows) / sum(x.tokens for x, _ in rows)
+
     return difference(pairs), bootstrap_interval(pairs, difference, seed)
 
 

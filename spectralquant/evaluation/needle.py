@@ -38,8 +38,14 @@ class NeedleResult:
     exact_hits: int
 
     def row(self) -> dict[str, Any]:
-        return {"method": self.method, "options": self.options, "context": self.context, "needle_trials": self.trials,
-                "needle": self.hits / self.trials, "needle_uncompressed": self.exact_hits / self.trials}
+        return {
+            "method": self.method,
+            "options": self.options,
+            "context": self.context,
+            "needle_trials": self.trials,
+            "needle": self.hits / self.trials,
+            "needle_uncompressed": self.exact_hits / self.trials,
+        }
 
 
 def needle_prompt(tokenizer: Any, context: int, depth: float, key: str) -> tuple[Tensor, int]:
@@ -73,7 +79,9 @@ def needle_retrieval(
         progress(trial, trials)
         key = "".join(chooser.choice("123456789") for _ in range(DIGITS))
         ids, answer = needle_prompt(loaded.tokenizer, context, DEPTHS[trial % len(DEPTHS)], key)
-        for hit, totals in zip(hits, stream_window(loaded.model, loaded.geometry, ids, methods, answer=answer), strict=True):
+        for hit, totals in zip(
+            hits, stream_window(loaded.model, loaded.geometry, ids, methods, answer=answer), strict=True
+        ):
             hit[0] += totals.answered
             hit[1] += totals.exact_answered
     progress(trials, trials)

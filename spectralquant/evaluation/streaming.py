@@ -192,8 +192,15 @@ def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor, answer_f
         total.exact_answered &= bool((exact.argmax(-1) == targets)[answer_from:].all())
 
 
-def _compress(streams: _Streams, index: int, method: Method, start: int, stop: int, total: StreamTotals,
-              on_block: Callable[[int, KVBlock, EncodedBlock], None] | None) -> None:
+def _compress(
+    streams: _Streams,
+    index: int,
+    method: Method,
+    start: int,
+    stop: int,
+    total: StreamTotals,
+    on_block: Callable[[int, KVBlock, EncodedBlock], None] | None,
+) -> None:
     block = streams.block(index + 1, start, stop)
     begin = _now(block.keys.device)
     encoded = method.encode(block)

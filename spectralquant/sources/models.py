@@ -95,8 +95,9 @@ def load_model(
     with _quiet_transformers():
         if spec.startswith("builtin:"):
             if spec not in BUILTIN:
-                raise SourceError(f"There is no built-in model {spec!r}; there is {', '.join(BUILTIN)}."
-                                  f"{did_you_mean(spec, BUILTIN)}")
+                raise SourceError(
+                    f"There is no built-in model {spec!r}; there is {', '.join(BUILTIN)}.{did_you_mean(spec, BUILTIN)}"
+                )
             model, tokenizer = _load_folder(BUILTIN[spec](offline=offline, report=report), kind, local=True)
         elif spec.endswith(".gguf"):
             if not Path(spec).is_file():
@@ -105,8 +106,10 @@ def load_model(
         elif Path(spec).is_dir():
             model, tokenizer = _load_folder(Path(spec), kind, local=True)
         elif spec.startswith((".", "/", "~")) or spec.count("/") > 1 or not spec.strip():
-            raise SourceError(f"There is no model folder {spec!r}. Pass a folder with config.json and safetensors, "
-                              f"a .gguf file, a hub id (owner/name), or {', '.join(BUILTIN)}.")
+            raise SourceError(
+                f"There is no model folder {spec!r}. Pass a folder with config.json and safetensors, "
+                f"a .gguf file, a hub id (owner/name), or {', '.join(BUILTIN)}."
+            )
         else:
             model, tokenizer = _load_hub(spec, kind, offline)
     model = model.to(target).eval()

@@ -58,8 +58,9 @@ def _file(path: Path) -> Iterator[str]:
     try:
         return iter([path.read_text(encoding="utf-8")])
     except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 text (byte {error.start}). Convert it, or pass jsonl or parquet."
-                          ) from error
+        raise SourceError(
+            f"{path} is not UTF-8 text (byte {error.start}). Convert it, or pass jsonl or parquet."
+        ) from error
 
 
 def _columns(builder: str, path: str) -> Iterator[str]:
@@ -80,14 +81,18 @@ def _hub(rest: str, offline: bool) -> Iterator[str]:
     datasets.disable_progress_bars()
     name, config, split, column = (rest.split(":") + [""] * 3)[:4]
     if offline or os.environ.get("HF_HUB_OFFLINE"):
-        raise SourceError(f"hub:{name} needs the network and --offline (or HF_HUB_OFFLINE) forbids it. "
-                          "Use file:PATH or builtin:pydoc.")
+        raise SourceError(
+            f"hub:{name} needs the network and --offline (or HF_HUB_OFFLINE) forbids it. "
+            "Use file:PATH or builtin:pydoc."
+        )
     try:
         rows = iter(datasets.load_dataset(name, config or None, split=split or "train", streaming=True))
         first = next(rows, None)
     except Exception as error:  # datasets raises network, file and value errors alike
-        raise SourceError(f"hub:{name} cannot be read: {str(error).splitlines()[0]} Check the name, config and split "
-                          "(hub:NAME:config:split:column) and the network.") from error
+        raise SourceError(
+            f"hub:{name} cannot be read: {str(error).splitlines()[0]} Check the name, config and split "
+            "(hub:NAME:config:split:column) and the network."
+        ) from error
     return _text_column(rows, first, f"hub:{name}", column or None)
 
 
@@ -96,6 +101,8 @@ def _text_column(rows: Iterator[dict], first: dict | None, where: str, column: s
         raise SourceError(f"{where} holds no rows. Calibration needs text.")
     names = [column] if column else [c for c in COLUMNS if c in first]
     if not names or names[0] not in first:
-        raise SourceError(f"{where} has no text column {column or ' / '.join(COLUMNS)}; it has {', '.join(first)}. "
-                          "Rename one, or name it as hub:NAME:config:split:column.")
+        raise SourceError(
+            f"{where} has no text column {column or ' / '.join(COLUMNS)}; it has {', '.join(first)}. "
+            "Rename one, or name it as hub:NAME:config:split:column."
+        )
     return (str(row[names[0]]) for row in itertools.chain([first], rows) if row[names[0]])

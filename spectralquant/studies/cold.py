@@ -47,13 +47,19 @@ class ColdStudy:
     needle_ratios: tuple[float, ...] = (70,)
 
 
-def cold_study(loaded: LoadedModel, text: TokenText, study: ColdStudy, text_name: str,
-               progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+def cold_study(
+    loaded: LoadedModel,
+    text: TokenText,
+    study: ColdStudy,
+    text_name: str,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
     """Calibrate, measure every point, and summarize; returns a results file."""
     times: dict[str, float] = {}
     start = time.perf_counter()
-    settings = CalibrationSettings(steps=study.steps, window=study.window, held_out_windows=1,
-                                   held_out_window=study.window)
+    settings = CalibrationSettings(
+        steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window
+    )
     run = CalibrationRun(loaded, text, settings, text_name, None, False, None, progress)
     sums, samples = run.first_pass()
     times["capture"] = time.perf_counter() - start
@@ -72,7 +78,9 @@ def cold_study(loaded: LoadedModel, text: TokenText, study: ColdStudy, text_name
     rows = _rows(loaded, windows, [_method(tiers, r, loaded) for r in study.ratios] + turbo, progress, "2K windows")
     times["short"] = time.perf_counter() - start - sum(times.values())
     if study.long_ratios:
-        long = windows.reshape(-1)[: windows.numel() // study.long_context * study.long_context].view(-1, study.long_context)
+        long = windows.reshape(-1)[: windows.numel() // study.long_context * study.long_context].view(
+            -1, study.long_context
+        )
         methods: list[Method] = [_method(tiers, r, loaded) for r in study.long_ratios]
         methods += [_method(tiers, r, loaded, exact_bits=8) for r in study.long_ratios]
         rows += _rows(loaded, long, [*methods, *turbo], progress, "8K windows")
@@ -85,10 +93,19 @@ def cold_study(loaded: LoadedModel, text: TokenText, study: ColdStudy, text_name
     times["needle"] = time.perf_counter() - start - sum(times.values())
     middle = study.ratios[len(study.ratios) // 2]
     return results_file(
-        "cold", rows,
-        provenance(**device_facts(loaded.device), model=loaded.name, weights_sha256=weights_sha256(loaded.model),
-                   text=text_name, calibration_sha256=tokens_sha256(run.windows), evaluation_sha256=tokens_sha256(windows),
-                   dtype=str(loaded.model.dtype), seed=0, stages_s={k: round(v, 1) for k, v in times.items()}),
+        "cold",
+        rows,
+        provenance(
+            **device_facts(loaded.device),
+            model=loaded.name,
+            weights_sha256=weights_sha256(loaded.model),
+            text=text_name,
+            calibration_sha256=tokens_sha256(run.windows),
+            evaluation_sha256=tokens_sha256(windows),
+            dtype=str(loaded.model.dtype),
+            seed=0,
+            stages_s={k: round(v, 1) for k, v in times.items()},
+        ),
         summary=summarize(rows, study),
         needle=needle,
         spectrum=_spectrum(fitter, reports),
@@ -101,8 +118,9 @@ def _method(tiers: dict[float, ColdTier], ratio: float, loaded: LoadedModel, exa
     return cold_method(tiers[ratio], loaded, exact_bits, target_ratio=ratio)
 
 
-def _rows(loaded: LoadedModel, windows: torch.Tensor, methods: Sequence[Method], progress: Progress,
-          stage: str) -> list[dict[str, Any]]:
+def _rows(
+    loaded: LoadedModel, windows: torch.Tensor, methods: Sequence[Method], progress: Progress, stage: str
+) -> list[dict[str, Any]]:
     found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress(stage, d, t))
     return [m.row(loaded.geometry, loaded.name, windows.shape[1]) for m in found]
 
@@ -110,7 +128,9 @@ def _rows(loaded: LoadedModel, windows: torch.Tensor, methods: Sequence[Method],
 def summarize(rows: Sequence[dict[str, Any]], study: ColdStudy) -> dict[str, Any]:
     """The figures of method.md section 7, from measured rows."""
     pick = lambda method, context, bits=16: [  # noqa: E731
-        r for r in rows if r["method"] == method and r["context"] == context and r["options"].get("exact_bits", 16) == bits
+        r
+        for r in rows
+        if r["method"] == method and r["context"] == context and r["options"].get("exact_bits", 16) == bits
     ]
     short, turbo = pick("spectral", study.window), pick("turboquant", study.window)
     out: dict[str, Any] = {
@@ -144,8 +164,15 @@ def _mean_whole_cache(row: dict[str, Any], exact_bits: int) -> float:
 def _spectrum(fitter: Any, reports: dict[float, Any]) -> list[dict[str, Any]]:
     """Shares of components alive, predicted rates and R² of the importance regression, one row a step."""
     return [
-        {"target_ratio": ratio, "step": r.step, "predicted_ratio": r.predicted_ratio, "alive_key": r.alive_key,
-         "alive_value": r.alive_value, "importance_r2_key": r.importance_r2[0], "importance_r2_value": r.importance_r2[1]}
+        {
+            "target_ratio": ratio,
+            "step": r.step,
+            "predicted_ratio": r.predicted_ratio,
+            "alive_key": r.alive_key,
+            "alive_value": r.alive_value,
+            "importance_r2_key": r.importance_r2[0],
+            "importance_r2_value": r.importance_r2[1],
+        }
         for ratio, r in sorted(reports.items())
     ]
 

@@ -20,8 +20,9 @@ def ratio_at_kl(rows: Sequence[dict[str, Any]], kl: float, quantity: str = "payl
     return math.exp(float(np.interp(math.log(kl), x, [p[1] for p in points])))
 
 
-def best_under_bar(rows: Sequence[dict[str, Any]], quantity: str = "payload_ratio", *, kl: float = KL_BAR,
-                   dppl: float = DPPL_BAR) -> dict[str, Any] | None:
+def best_under_bar(
+    rows: Sequence[dict[str, Any]], quantity: str = "payload_ratio", *, kl: float = KL_BAR, dppl: float = DPPL_BAR
+) -> dict[str, Any] | None:
     """The measured row of largest ratio with KL and ΔPPL under the bar; no interpolation."""
     good = [r for r in rows if r["kl_nats"] <= kl and r["delta_ppl"] <= dppl]
     return max(good, key=lambda r: r[quantity], default=None)

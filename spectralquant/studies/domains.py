@@ -19,8 +19,14 @@ from spectralquant.studies.curve import ratio_at_kl
 RATIOS = (20.0, 45.0, 90.0)
 
 
-def domain_study(loaded: LoadedModel, texts: dict[str, TokenText], steps: int, window: int, windows: int,
-                 progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+def domain_study(
+    loaded: LoadedModel,
+    texts: dict[str, TokenText],
+    steps: int,
+    window: int,
+    windows: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
     """Calibrate on the first windows of each text, score on the last ones of both."""
     fitters: dict[str, ColdFitter] = {}
     for name, text in texts.items():
@@ -32,8 +38,11 @@ def domain_study(loaded: LoadedModel, texts: dict[str, TokenText], steps: int, w
         for ratio in RATIOS:
             tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
             for adaptive in (False, True):
-                methods.append(cold_method(tier, loaded, adaptive=adaptive, profile=profile, adaptive_tables=adaptive,
-                                           target_ratio=ratio))
+                methods.append(
+                    cold_method(
+                        tier, loaded, adaptive=adaptive, profile=profile, adaptive_tables=adaptive, target_ratio=ratio
+                    )
+                )
     hashes = {}
     for name, text in texts.items():
         scored = text.windows(window)[-windows:]
@@ -41,9 +50,16 @@ def domain_study(loaded: LoadedModel, texts: dict[str, TokenText], steps: int, w
         found = measure(loaded.model, loaded.geometry, scored, methods, lambda d, t: progress("scoring", d, t))
         rows += [{**m.row(loaded.geometry, loaded.name, window), "text": name} for m in found]
     return results_file(
-        "domains", rows,
-        provenance(**device_facts(loaded.device), model=loaded.name, weights_sha256=weights_sha256(loaded.model),
-                   evaluation_sha256=hashes, steps=steps, seed=0),
+        "domains",
+        rows,
+        provenance(
+            **device_facts(loaded.device),
+            model=loaded.name,
+            weights_sha256=weights_sha256(loaded.model),
+            evaluation_sha256=hashes,
+            steps=steps,
+            seed=0,
+        ),
         table=domain_table(rows),
     )
 
@@ -58,7 +74,12 @@ def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     high = min(max(r["kl_nats"] for r in curve) for curve in curves.values())
     kl = (low * high) ** 0.5
     return [
-        {"text": text, "profile": profile, "adaptive_tables": adaptive, "kl_nats": kl,
-         "payload_ratio": ratio_at_kl(curve, kl)}
+        {
+            "text": text,
+            "profile": profile,
+            "adaptive_tables": adaptive,
+            "kl_nats": kl,
+            "payload_ratio": ratio_at_kl(curve, kl),
+        }
         for (text, profile, adaptive), curve in curves.items()
     ]

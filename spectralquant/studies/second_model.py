@@ -21,26 +21,48 @@ from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText
 from spectralquant.studies.cold import ColdStudy, cold_study
 
-SHAPE = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 8,
-         "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 4096, "tie_word_embeddings": True}
+SHAPE = {
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
 WINDOW, BATCH, PEAK_RATE, HELD_OUT = 1024, 16, 1.5e-3, 0.1
 
 
-def second_model_study(tokenizer: Any, text: TokenText, text_name: str, device: torch.device, train_seconds: float,
-                       progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+def second_model_study(
+    tokenizer: Any,
+    text: TokenText,
+    text_name: str,
+    device: torch.device,
+    train_seconds: float,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
     """Train for `train_seconds`, then measure the cold curve on text the model has not seen."""
     cut = int(len(text.ids) * (1 - HELD_OUT))
     model, facts = train(TokenText(text.ids[:cut], text.bos), len(tokenizer), device, train_seconds, progress)
     loaded = LoadedModel("qwen3-12x384-trained-here", model, tokenizer, probe_geometry(model))
-    study = ColdStudy(steps=60, window=WINDOW, windows=16, ratios=(12, 20, 30, 42, 55, 70, 95), long_ratios=(),
-                      needle_contexts=(), needle_ratios=())
+    study = ColdStudy(
+        steps=60,
+        window=WINDOW,
+        windows=16,
+        ratios=(12, 20, 30, 42, 55, 70, 95),
+        long_ratios=(),
+        needle_contexts=(),
+        needle_ratios=(),
+    )
     result = cold_study(loaded, text, study, text_name, progress)
     result["training"] = facts
     return result
 
 
-def train(text: TokenText, vocabulary: int, device: torch.device, seconds: float,
-          progress: Callable[[str, int, int], None]) -> tuple[nn.Module, dict[str, Any]]:
+def train(
+    text: TokenText, vocabulary: int, device: torch.device, seconds: float, progress: Callable[[str, int, int], None]
+) -> tuple[nn.Module, dict[str, Any]]:
     """AdamW with a cosine schedule over wall-clock time; returns the model in float32 and how training went."""
     torch.manual_seed(0)
     config = AutoConfig.for_model("qwen3", vocab_size=vocabulary, **SHAPE)
@@ -65,6 +87,12 @@ def train(text: TokenText, vocabulary: int, device: torch.device, seconds: float
         steps += 1
         if steps % 20 == 0:
             loss = out.loss.item()
-    facts = {"steps": steps, "seconds": round(spent, 1), "tokens_seen": steps * len(at) * WINDOW, "last_loss": loss,
-             "text_tokens": len(ids), "shape": SHAPE}
+    facts = {
+        "steps": steps,
+        "seconds": round(spent, 1),
+        "tokens_seen": steps * len(at) * WINDOW,
+        "last_loss": loss,
+        "text_tokens": len(ids),
+        "shape": SHAPE,
+    }
     return model.eval(), facts

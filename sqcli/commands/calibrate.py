@@ -22,7 +22,9 @@ def calibrate(
     tier: Annotated[str, typer.Option(help="cold, warm, hot or all.")] = "cold",
     metric: Annotated[str, typer.Option(help="fisher, attention (no backward pass) or energy (plain PCA).")] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
-    predict: Annotated[str, typer.Option(help="tokens: predict keys and values from token ids first; or none.")] = "tokens",
+    predict: Annotated[
+        str, typer.Option(help="tokens: predict keys and values from token ids first; or none.")
+    ] = "tokens",
     profile_budget: Annotated[
         str | None, typer.Option(help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit.")
     ] = None,
@@ -30,7 +32,9 @@ def calibrate(
     held_out_window: Annotated[int, typer.Option(help="Tokens per held-out window.")] = 1024,
     held_out_data: Annotated[str | None, typer.Option(help="Other text for the held-out windows.")] = None,
     out: Annotated[Path | None, typer.Option(help="Profile path: OUT.safetensors and OUT.json are written.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
+    ] = False,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -50,8 +54,16 @@ def calibrate(
 
     tiers = TIERS if tier == "all" else tuple(t.strip() for t in tier.split(","))
     settings = CalibrationSettings(
-        steps=steps, window=window, metric=metric, span=span, tiers=tiers, predict=predict, seed=seed,
-        targets=parse_targets(target or [], tiers), held_out_windows=held_out, held_out_window=held_out_window,
+        steps=steps,
+        window=window,
+        metric=metric,
+        span=span,
+        tiers=tiers,
+        predict=predict,
+        seed=seed,
+        targets=parse_targets(target or [], tiers),
+        held_out_windows=held_out,
+        held_out_window=held_out_window,
         profile_budget=None if profile_budget is None else parse_size(profile_budget, "--profile-budget"),
     )
     if dtype == "float16":

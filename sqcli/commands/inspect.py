@@ -38,6 +38,9 @@ def inspect(
         packet = SpectralPacket.open(file)
         for section in packet.sections:
             packet.body(section)
-        rows, view = [packet_row(packet)], packet_view(packet, f"{file}: all {len(packet.sections)} checksums are right")
+        rows, view = (
+            [packet_row(packet)],
+            packet_view(packet, f"{file}: all {len(packet.sections)} checksums are right"),
+        )
     output.show(view)
     output.finish(results_file("inspect", rows, provenance()), title=f"sq inspect {file.name}")

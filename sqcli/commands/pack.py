@@ -17,9 +17,15 @@ def pack(
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this text file.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Cut the prompt after this many tokens.")] = None,
-    exact: Annotated[str, typer.Option(help="Sinks and recent window: auto (model dtype), float16, float32 or int8.")] = "auto",
-    step_scale: Annotated[float, typer.Option(help="Multiply the calibrated step: above 1 smaller, below 1 better.")] = 1.0,
-    adaptive: Annotated[bool, typer.Option("--adaptive", help="Let blocks shift their tables (text unlike the calibration's).")] = False,
+    exact: Annotated[
+        str, typer.Option(help="Sinks and recent window: auto (model dtype), float16, float32 or int8.")
+    ] = "auto",
+    step_scale: Annotated[
+        float, typer.Option(help="Multiply the calibrated step: above 1 smaller, below 1 better.")
+    ] = 1.0,
+    adaptive: Annotated[
+        bool, typer.Option("--adaptive", help="Let blocks shift their tables (text unlike the calibration's).")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offline: Offline = False,
@@ -59,13 +65,21 @@ def pack(
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     loaded_profile = CalibrationProfile.load(profile)
-    loaded = load_model(model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline,
-                        report=output.note)
+    loaded = load_model(
+        model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline, report=output.note
+    )
     ids = torch.tensor([loaded.tokenizer(prompt, verbose=False).input_ids[:max_tokens]])
     start = time.perf_counter()
     with output.progress() as bar:
-        packet = pack_prompt(loaded.model, loaded_profile, ids, exact=exact, step_scale=step_scale, adaptive=adaptive,
-                             progress=lambda d, t: bar("encoding blocks", d, t))[0]
+        packet = pack_prompt(
+            loaded.model,
+            loaded_profile,
+            ids,
+            exact=exact,
+            step_scale=step_scale,
+            adaptive=adaptive,
+            progress=lambda d, t: bar("encoding blocks", d, t),
+        )[0]
     packet.save(out)
     row = packet_row(packet) | {"prefill_and_encode_s": time.perf_counter() - start, "file": str(out)}
     output.show(packet_view(packet, f"Packed {packet.header.tokens:,} tokens into {out}"))

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sqcli.options import Data, Device, Dtype, Model, Offline, Quiet
 
+if TYPE_CHECKING:
+    from sqcli.output import Output
+
+STUDIES = ("cold", "domains", "second-model", "packet")
+
 
 def study(
-    name: Annotated[str, typer.Argument(help="cold, domains or second-model.")],
+    name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES[:-1])} or {STUDIES[-1]}.")],
     out: Annotated[Path, typer.Option(help="Results file to write (JSON).")],
     model: Model = "builtin:smollm2-135m",
     data: Data = "builtin:pydoc",
     other_data: Annotated[str, typer.Option(help="The second domain of `domains`.")] = "builtin:stdlib",
+    profile: Annotated[Path | None, typer.Option("--profile", "-p", help="The profile of `packet`.")] = None,
     steps: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     windows: Annotated[int, typer.Option(help="Scored windows, taken from the end of the text.")] = 24,
-    train_seconds: Annotated[float, typer.Option(help="Training time of second-model.")] = 90.0,
+    train_seconds: Annotated[float, typer.Option(help="Training time of `second-model`.")] = 75.0,
     device: Device = "auto",
     dtype: Dtype = "float32",
     offline: Offline = False,
@@ -28,57 +34,82 @@ def study(
     """Measure what the README states, on your model and text: writes one results file.
 
     cold: rate–distortion curve and TurboQuant on the same tokens. domains: profiles of two domains, each used on both.
-    second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve.
+    second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve. packet: time to
+    decode a prompt's packet against computing its prefill again.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
     from spectralquant.errors import InputError, did_you_mean
     from spectralquant.files import write_json
 
-    known = ("cold", "domains", "second-model")
-    if name not in known:
-        raise InputError(f"There is no study {name!r}; there are {', '.join(known)}.{did_you_mean(name, known)}")
-    from spectralquant.sources.models import load_model
+    if name not in STUDIES:
+        raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
+    if name == "packet" and profile is None:
+        raise InputError("The packet study needs --profile, as in --profile profiles/demo.")
     from spectralquant.sources.text import load_text
-    from spectralquant.sources.tokens import tokenize
     from sqcli.output import Output
     from sqcli.render.study import study_view
 
     output = Output(quiet=quiet)
     documents = load_text(data, offline=offline)
     if name == "second-model":
-        return _second_model(documents, data, out, device, offline, train_seconds, output)
+        result = _second_model(documents, data, device, offline, train_seconds, output)
+    else:
+        result = _on_model(
+            name, model, documents, data, other_data, profile, (steps, window, windows), device, dtype, offline, output
+        )
+    write_json(out, result)
+    output.show(*study_view(result))
+    output.note(f"Wrote {out}")
+
+
+def _on_model(
+    name: str,
+    model: str,
+    documents: Any,
+    data: str,
+    other_data: str,
+    profile: Path | None,
+    sizes: tuple[int, int, int],
+    device: str,
+    dtype: str,
+    offline: bool,
+    output: Output,
+) -> dict[str, Any]:
+    from spectralquant.sources.models import load_model
+    from spectralquant.sources.text import load_text
+    from spectralquant.sources.tokens import tokenize
+
+    steps, window, windows = sizes
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
     text = tokenize(loaded.tokenizer, documents)
     with output.progress() as bar:
         if name == "cold":
             from spectralquant.studies.cold import ColdStudy, cold_study
 
-            result = cold_study(loaded, text, ColdStudy(steps=steps, window=window, windows=windows), data, bar)
-        else:
-            from spectralquant.studies.domains import domain_study
+            return cold_study(loaded, text, ColdStudy(steps=steps, window=window, windows=windows), data, bar)
+        if name == "packet":
+            from spectralquant.profile import CalibrationProfile
+            from spectralquant.studies.packet import packet_study
 
-            other = tokenize(loaded.tokenizer, load_text(other_data, offline=offline), 2 * (steps + windows) * window)
-            result = domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
-    write_json(out, result)
-    output.show(*study_view(result))
-    output.note(f"Wrote {out}")
+            return packet_study(loaded, CalibrationProfile.load(profile), text, window, bar)
+        from spectralquant.studies.domains import domain_study
+
+        other = tokenize(loaded.tokenizer, load_text(other_data, offline=offline), 2 * (steps + windows) * window)
+        return domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
 
 
-def _second_model(documents, data: str, out: Path, device: str, offline: bool, train_seconds: float, output) -> None:
+def _second_model(
+    documents: Any, data: str, device: str, offline: bool, train_seconds: float, output: Output
+) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from spectralquant.files import write_json
     from spectralquant.sources.builtin_model import builtin_model_folder
     from spectralquant.sources.models import pick_device
     from spectralquant.sources.tokens import tokenize
     from spectralquant.studies.second_model import second_model_study
-    from sqcli.render.study import study_view
 
     tokenizer = AutoTokenizer.from_pretrained(builtin_model_folder(offline=offline, report=output.note))
     text = tokenize(tokenizer, documents)
     with output.progress() as bar:
-        result = second_model_study(tokenizer, text, data, pick_device(device), train_seconds, bar)
-    write_json(out, result)
-    output.show(*study_view(result))
-    output.note(f"Wrote {out}")
+        return second_model_study(tokenizer, text, data, pick_device(device), train_seconds, bar)

@@ -44,8 +44,9 @@ def unpack(
     loaded_profile = CalibrationProfile.load(profile)
     opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
-    loaded = load_model(model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline,
-                        report=output.note)
+    loaded = load_model(
+        model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline, report=output.note
+    )
     start = time.perf_counter()
     with output.progress() as bar:
         cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))
@@ -70,5 +71,8 @@ def _write_tensors(path: Path, cache) -> None:
 
     tensors = {}
     for i, layer in enumerate(cache.layers):
-        tensors |= {f"layer.{i}.key": layer.keys.cpu().contiguous(), f"layer.{i}.value": layer.values.cpu().contiguous()}
+        tensors |= {
+            f"layer.{i}.key": layer.keys.cpu().contiguous(),
+            f"layer.{i}.value": layer.values.cpu().contiguous(),
+        }
     write_bytes(path, save(tensors))

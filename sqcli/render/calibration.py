@@ -31,19 +31,31 @@ def calibration_view(profile: CalibrationProfile, stem: Path) -> list[Renderable
 
 def layer_table(rank, bits, head_dim: int) -> Table:
     """Rank and bits per layer, keys and values, layers folded into two columns of rows."""
-    table = Table(title=f"Rank (of {head_dim}) and predicted bits per scalar, mean over heads", title_justify="left",
-                  box=None, pad_edge=False, padding=(0, 1))
+    table = Table(
+        title=f"Rank (of {head_dim}) and predicted bits per scalar, mean over heads",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1),
+    )
     layers = rank.shape[1]
     folds = 2 if layers > 12 else 1
     rows = -(-layers // folds)
     for fold in range(folds):
         for name in ("layer", "K rank", "V rank", "K bits", "V bits"):
-            table.add_column(name + ("  " if fold < folds - 1 and name == "V bits" else ""), justify="right", no_wrap=True)
+            table.add_column(
+                name + ("  " if fold < folds - 1 and name == "V bits" else ""), justify="right", no_wrap=True
+            )
     for i in range(rows):
         cells: list[str] = []
         for layer in range(i, layers, rows):
-            cells += [str(layer), f"{rank[0, layer].mean():.1f}", f"{rank[1, layer].mean():.1f}",
-                      f"{bits[0, layer].mean():.2f}", f"{bits[1, layer].mean():.2f}"]
+            cells += [
+                str(layer),
+                f"{rank[0, layer].mean():.1f}",
+                f"{rank[1, layer].mean():.1f}",
+                f"{bits[0, layer].mean():.2f}",
+                f"{bits[1, layer].mean():.2f}",
+            ]
         table.add_row(*cells)
     return table
 
@@ -69,8 +81,10 @@ def tier_table(profile: CalibrationProfile) -> Table:
     row("  top-1 kept", lambda t: f"{100 * t.measured['top1']:.1f} %")
     row("  scored tokens", lambda t: f"{t.measured['n_tokens']:,} in {t.measured['n_windows']} windows")
     row("components kept, K / V", lambda t: f"{100 * t.alive_key:.0f} % / {100 * t.alive_value:.0f} %")
-    row("weighted energy captured, K / V",
-        lambda t: f"{100 * t.captured_energy_key:.2f} % / {100 * t.captured_energy_value:.2f} %")
+    row(
+        "weighted energy captured, K / V",
+        lambda t: f"{100 * t.captured_energy_key:.2f} % / {100 * t.captured_energy_value:.2f} %",
+    )
     return table
 
 
@@ -79,6 +93,8 @@ def footer(profile: CalibrationProfile, stem: Path) -> Text:
     side = profile.sidecar
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in side.run["stages_s"].items())
     return Text.assemble(
-        "\nProfile ", (f"{stem}.json", "bold"), f" + .safetensors, {side.tensor_bytes / 1e6:.1f} MB, shared by all requests\n",
+        "\nProfile ",
+        (f"{stem}.json", "bold"),
+        f" + .safetensors, {side.tensor_bytes / 1e6:.1f} MB, shared by all requests\n",
         (f"{side.calibration.steps} steps of {side.text.window} tokens of {side.text.source}; {stages}", "dim"),
     )

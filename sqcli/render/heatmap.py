@@ -18,7 +18,9 @@ def ramp(x: float) -> tuple[int, int, int]:
     return tuple(round(a + (b - a) * (x - i)) for a, b in zip(RAMP[i], RAMP[i + 1], strict=True))
 
 
-def heatmap(title: str, grid: np.ndarray, unit: str, width: int, limits: tuple[float, float] | None = None) -> RenderableType:
+def heatmap(
+    title: str, grid: np.ndarray, unit: str, width: int, limits: tuple[float, float] | None = None
+) -> RenderableType:
     """`grid: [layers, heads]` as rows of heads; where the layers do not fit, neighbours are averaged."""
     layers, heads = grid.shape
     label = 9

@@ -18,9 +18,15 @@ def packet_row(packet: SpectralPacket) -> dict[str, Any]:
     per_token = 2 * 2 * h.layers * h.kv_heads * h.head_dim
     coded = packet.coded_tokens
     return {
-        "tokens": h.tokens, "coded_tokens": coded, "exact_tokens": h.tokens - coded, "bytes": packet.nbytes,
-        "coded_bytes": packet.coded_bytes, "exact_dtype": h.exact_dtype, "step_scale": h.step_scale,
-        "profile_id": h.profile_id.hex(), "fp16_bytes": per_token * h.tokens,
+        "tokens": h.tokens,
+        "coded_tokens": coded,
+        "exact_tokens": h.tokens - coded,
+        "bytes": packet.nbytes,
+        "coded_bytes": packet.coded_bytes,
+        "exact_dtype": h.exact_dtype,
+        "step_scale": h.step_scale,
+        "profile_id": h.profile_id.hex(),
+        "fp16_bytes": per_token * h.tokens,
         "payload_ratio": per_token * coded / packet.coded_bytes if coded else None,
         "whole_cache_ratio": per_token * h.tokens / packet.nbytes,
     }
@@ -50,11 +56,22 @@ def profile_contents(profile: CalibrationProfile) -> tuple[list[dict[str, Any]],
     tensors = flatten("heads", profile.heads)
     for name, tier in profile.tiers.items():
         tensors |= flatten(name, tier)
-    rows = [{"tensor": k, "shape": list(t.shape), "dtype": str(t.dtype).removeprefix("torch."),
-             "bytes": t.numel() * t.element_size()} for k, t in sorted(tensors.items())]
+    rows = [
+        {
+            "tensor": k,
+            "shape": list(t.shape),
+            "dtype": str(t.dtype).removeprefix("torch."),
+            "bytes": t.numel() * t.element_size(),
+        }
+        for k, t in sorted(tensors.items())
+    ]
     side = profile.sidecar
-    table = Table(title=f"{profile.path}: SHA-256 and shapes are right; {side.model.name} on {side.text.source}",
-                  title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(
+        title=f"{profile.path}: SHA-256 and shapes are right; {side.model.name} on {side.text.source}",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
     for column, justify in (("tensor", "left"), ("shape", "right"), ("dtype", "right"), ("bytes", "right")):
         table.add_column(column, justify=justify)
     for row in rows:

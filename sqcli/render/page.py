@@ -57,7 +57,7 @@ class Page:
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<style>{STYLE}</style></head><body><main><h1>{title}</h1><p class=\"sub\">{subtitle}</p>"
+            f'<style>{STYLE}</style></head><body><main><h1>{title}</h1><p class="sub">{subtitle}</p>'
             f"{''.join(self._sections)}</main></body></html>\n"
         )
 

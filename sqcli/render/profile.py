@@ -43,8 +43,12 @@ def layer_view(view: ProfileView, layer: int) -> list[RenderableType]:
         for kind, name in enumerate(KINDS):
             log = _log(view.variance[kind, layer, head])
             table.add_row(
-                str(head), name, f"{view.rank[kind, layer, head]:.0f}", f"{view.bits[kind, layer, head]:.2f}",
-                f"{100 * view.captured(kind)[layer, head]:.2f} %", f"{view.head_entropy[layer, head]:.2f}",
+                str(head),
+                name,
+                f"{view.rank[kind, layer, head]:.0f}",
+                f"{view.bits[kind, layer, head]:.2f}",
+                f"{100 * view.captured(kind)[layer, head]:.2f} %",
+                f"{view.head_entropy[layer, head]:.2f}",
                 sparkline(log, log.min(), log.max(), 18),
             )
     return [_heading(view), table]
@@ -59,14 +63,17 @@ def head_view(view: ProfileView, layer: int, head: int) -> list[RenderableType]:
         variance = view.variance[kind, layer, head]
         log = _log(variance)
         share = np.cumsum(variance) / max(float(variance.sum()), 1e-30)
-        parts.append(Text.assemble(
-            (f"Layer {layer} head {head} {name}s  ", "bold"),
-            f"rank {view.rank[kind, layer, head]:.0f} of {len(variance)}, {view.bits[kind, layer, head]:.2f} bits/scalar, "
-            f"entropy {view.head_entropy[layer, head]:.2f} nats\n  variance  ",
-            sparkline(log, log.min(), log.max(), 48), f"  10^{log.max():.1f} to 10^{log.min():.1f}\n  captured  ",
-            sparkline(share, 0, 1, 48, "green"),
-            f"  {100 * share[0]:.0f} % in 1, {100 * share[min(7, len(share) - 1)]:.0f} % in 8\n",
-        ))
+        parts.append(
+            Text.assemble(
+                (f"Layer {layer} head {head} {name}s  ", "bold"),
+                f"rank {view.rank[kind, layer, head]:.0f} of {len(variance)}, {view.bits[kind, layer, head]:.2f} bits/scalar, "
+                f"entropy {view.head_entropy[layer, head]:.2f} nats\n  variance  ",
+                sparkline(log, log.min(), log.max(), 48),
+                f"  10^{log.max():.1f} to 10^{log.min():.1f}\n  captured  ",
+                sparkline(share, 0, 1, 48, "green"),
+                f"  {100 * share[0]:.0f} % in 1, {100 * share[min(7, len(share) - 1)]:.0f} % in 8\n",
+            )
+        )
     return parts
 
 
@@ -88,7 +95,8 @@ def diff_view(one: ProfileView, other: ProfileView) -> list[RenderableType]:
         if a.step and b.step:
             table.add_row(f"{tier} step", f"{a.step:.3g}", f"{b.step:.3g}", f"{100 * (b.step / a.step - 1):+.0f} %")
     parts: list[RenderableType] = [
-        Text(f"{one.sidecar.text.source} against {other.sidecar.text.source}", style="bold"), table
+        Text(f"{one.sidecar.text.source} against {other.sidecar.text.source}", style="bold"),
+        table,
     ]
     for kind, name in enumerate(KINDS):
         change = other.bits[kind] - one.bits[kind]
@@ -100,36 +108,58 @@ def diff_view(one: ProfileView, other: ProfileView) -> list[RenderableType]:
 def profile_page(view: ProfileView, other: ProfileView | None) -> Page:
     """The same as one HTML page."""
     side = view.sidecar
-    page = Page(f"SpectralQuant profile {view.stem.name}",
-                f"{side.model.name} on {side.text.source}, {side.calibration.steps} steps, {side.calibration.metric} metric")
+    page = Page(
+        f"SpectralQuant profile {view.stem.name}",
+        f"{side.model.name} on {side.text.source}, {side.calibration.steps} steps, {side.calibration.metric} metric",
+    )
     dim = view.variance.shape[-1]
     if side.tiers:
         rows = [("Tier", "Target", "Predicted ratio", "Measured payload ratio", "ΔPPL", "KL, nats/token", "Top-1")]
         for name, tier in side.tiers.items():
             m = tier.measured
-            rows.append((name, tier.target, f"{tier.predicted_ratio:.1f}", f"{m['payload_ratio']:.1f}",
-                         f"{m['delta_ppl']:+.3f}", f"{m['kl_nats']:.4f}", f"{100 * m['top1']:.1f} %"))
+            rows.append(
+                (
+                    name,
+                    tier.target,
+                    f"{tier.predicted_ratio:.1f}",
+                    f"{m['payload_ratio']:.1f}",
+                    f"{m['delta_ppl']:+.3f}",
+                    f"{m['kl_nats']:.4f}",
+                    f"{100 * m['top1']:.1f} %",
+                )
+            )
         page.table("Tiers: predicted from tables, measured on held-out text", rows)
     for kind, name in enumerate(KINDS):
-        page.figure(f"{name.title()} rank by layer and head, of {dim}", heatmap_svg(view.rank[kind], "layer", "head", (0, dim)))
+        page.figure(
+            f"{name.title()} rank by layer and head, of {dim}", heatmap_svg(view.rank[kind], "layer", "head", (0, dim))
+        )
         page.figure(f"{name.title()} bits per scalar", heatmap_svg(view.bits[kind], "layer", "head"))
-        page.figure(f"{name.title()} weighted energy above the water level, %",
-                    heatmap_svg(100 * view.captured(kind), "layer", "head"))
+        page.figure(
+            f"{name.title()} weighted energy above the water level, %",
+            heatmap_svg(100 * view.captured(kind), "layer", "head"),
+        )
     page.figure("Attention entropy, nats", heatmap_svg(view.head_entropy, "layer", "head"))
-    page.figure("Spectra: log10 variance of component, median and 10–90 % of heads", line_chart(_spectrum_bands(view),
-                "component", "log10 variance"))
+    page.figure(
+        "Spectra: log10 variance of component, median and 10–90 % of heads",
+        line_chart(_spectrum_bands(view), "component", "log10 variance"),
+    )
     page.figure("Heads by bits per scalar", bar_chart(*_histogram(view), "bits per scalar", "heads"))
     if other is not None:
         _same_shape(view, other)
         for kind, name in enumerate(KINDS):
-            page.figure(f"{name.title()} bits: {other.sidecar.text.source} minus {side.text.source}",
-                        heatmap_svg(other.bits[kind] - view.bits[kind], "layer", "head"))
-    page.facts("Provenance", {
-        "Model": f"{side.model.name} ({side.model.architecture}), weights {side.model.weights_sha256_bfloat16[:16]}",
-        "Text": f"{side.text.source}, {side.text.tokens:,} tokens, SHA-256 {side.text.sha256[:16]}",
-        "Profile": f"{side.tensor_bytes / 1e6:.1f} MB, SHA-256 {side.tensors_sha256[:16]}",
-        "Run": f"{side.run.get('created', '')} on {side.run.get('device', '')}, {side.run.get('command') or 'library call'}",
-    })
+            page.figure(
+                f"{name.title()} bits: {other.sidecar.text.source} minus {side.text.source}",
+                heatmap_svg(other.bits[kind] - view.bits[kind], "layer", "head"),
+            )
+    page.facts(
+        "Provenance",
+        {
+            "Model": f"{side.model.name} ({side.model.architecture}), weights {side.model.weights_sha256_bfloat16[:16]}",
+            "Text": f"{side.text.source}, {side.text.tokens:,} tokens, SHA-256 {side.text.sha256[:16]}",
+            "Profile": f"{side.tensor_bytes / 1e6:.1f} MB, SHA-256 {side.tensors_sha256[:16]}",
+            "Run": f"{side.run.get('created', '')} on {side.run.get('device', '')}, {side.run.get('command') or 'library call'}",
+        },
+    )
     return page
 
 
@@ -137,9 +167,14 @@ def _heading(view: ProfileView) -> Text:
     s = view.sidecar
     g = s.model
     return Text.assemble(
-        (view.stem.name, "bold"), f"  {g.name}, {g.layers} layers × {g.kv_heads} KV heads × {g.head_dim}\n",
-        (f"{s.calibration.steps} steps of {s.text.window} tokens of {s.text.source}; metric {s.calibration.metric}, "
-         f"span {s.calibration.span}, {s.tensor_bytes / 1e6:.0f} MB", "dim"), overflow="fold",
+        (view.stem.name, "bold"),
+        f"  {g.name}, {g.layers} layers × {g.kv_heads} KV heads × {g.head_dim}\n",
+        (
+            f"{s.calibration.steps} steps of {s.text.window} tokens of {s.text.source}; metric {s.calibration.metric}, "
+            f"span {s.calibration.span}, {s.tensor_bytes / 1e6:.0f} MB",
+            "dim",
+        ),
+        overflow="fold",
     )
 
 
@@ -147,8 +182,13 @@ def _spectra(view: ProfileView, width: int) -> Text:
     out = Text.assemble(("spectra", "bold"), "  variance by component, log scale, median head\n")
     for kind, name in enumerate(KINDS):
         log = np.median(_log(view.variance[kind]).reshape(-1, view.variance.shape[-1]), axis=0)
-        out.append_text(Text.assemble(f"  {name:<6} ", sparkline(log, log.min(), log.max(), min(64, width - 30)),
-                                      f" 10^{log.max():.1f} to 10^{log.min():.1f}\n"))
+        out.append_text(
+            Text.assemble(
+                f"  {name:<6} ",
+                sparkline(log, log.min(), log.max(), min(64, width - 30)),
+                f" 10^{log.max():.1f} to 10^{log.min():.1f}\n",
+            )
+        )
     return out
 
 
@@ -188,8 +228,10 @@ def _same_shape(one: ProfileView, other: ProfileView) -> None:
     from spectralquant.errors import InputError
 
     if one.rank.shape != other.rank.shape:
-        raise InputError(f"--diff compares two profiles of one model; {one.stem.name} is for {one.sidecar.model.name}, "
-                         f"{other.stem.name} for {other.sidecar.model.name}.")
+        raise InputError(
+            f"--diff compares two profiles of one model; {one.stem.name} is for {one.sidecar.model.name}, "
+            f"{other.stem.name} for {other.sidecar.model.name}."
+        )
 
 
 def _names(one: ProfileView, other: ProfileView) -> tuple[str, str]:

@@ -9,25 +9,57 @@ from rich.table import Table
 
 
 def study_view(result: dict[str, Any]) -> list[RenderableType]:
-    """All rows of a study, one table a context length."""
+    """All rows of a study, one table a text and context length; or the times of the packet study."""
+    if result["kind"] == "spectralquant.packet":
+        return [packet_times(result["rows"][0])]
     parts: list[RenderableType] = []
-    for context in sorted({row["context"] for row in result["rows"]}):
-        rows = [r for r in result["rows"] if r["context"] == context]
-        table = Table(title=f"\n{context}-token windows, n = {rows[0]['n_tokens']:,} scored tokens, base PPL "
-                            f"{rows[0]['base_ppl']:.2f}", title_justify="left", box=None, padding=(0, 1))
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        groups.setdefault((row.get("text", ""), row["context"]), []).append(row)
+    for (text, context), rows in groups.items():
+        title = (
+            f"\n{text} {context}-token windows, n = {rows[0]['n_tokens']:,} scored, base PPL {rows[0]['base_ppl']:.2f}"
+        )
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
         table.add_column("method")
-        for name in ("payload ratio", "whole cache", "ΔPPL", "KL, nats", "top-1"):
-            table.add_column(name, justify="right")
+        for name in ("payload", "whole cache", "ΔPPL", "KL, nats", "top-1"):
+            table.add_column(name, justify="right", no_wrap=True)
         for r in rows:
-            table.add_row(_label(r), f"{r['payload_ratio']:.1f}", f"{r['whole_cache_ratio']:.1f}", f"{r['delta_ppl']:+.3f}",
-                          f"{r['kl_nats']:.4f}", f"{100 * r['top1']:.1f} %")
+            table.add_row(
+                method_label(r),
+                f"{r['payload_ratio']:.1f}",
+                f"{r['whole_cache_ratio']:.1f}",
+                f"{r['delta_ppl']:+.3f}",
+                f"{r['kl_nats']:.4f}",
+                f"{100 * r['top1']:.1f} %",
+            )
         parts.append(table)
     return parts
 
 
-def _label(row: dict[str, Any]) -> str:
+def packet_times(row: dict[str, Any]) -> Table:
+    """Prefill, pack and unpack times of one prompt."""
+    table = Table(title=f"{row['context']:,} tokens, median of {row['runs']} runs", title_justify="left", box=None)
+    for name in ("", "seconds", "range"):
+        table.add_column(name, justify="right" if name else "left")
+    for label, key in (("prefill", "prefill_s"), ("prefill and pack", "pack_s"), ("unpack", "unpack_s")):
+        low, high = row[f"{key}_range"]
+        table.add_row(label, f"{row[key]:.2f}", f"{low:.2f}–{high:.2f}")
+    table.add_row("unpack / prefill", f"[bold]{row['unpack_over_prefill']:.2f}[/bold]", "")
+    return table
+
+
+def method_label(row: dict[str, Any]) -> str:
     options = row["options"]
-    shown = {k: v for k, v in options.items() if k not in ("tier", "exact_bits")}
+    parts = [row["method"]]
+    if "profile" in options:
+        parts.append(f"from {options['profile'].rsplit('/', 1)[-1]}")
+    if "target_ratio" in options:
+        parts.append(f"{options['target_ratio']:g}:1")
+    if "bits" in options:
+        parts.append(f"{options['bits']} bits")
+    if options.get("adaptive_tables"):
+        parts.append("adaptive")
     if options.get("exact_bits") == 8:
-        shown["window"] = "int8"
-    return row["method"] + "".join(f" {k}={v}" for k, v in shown.items())
+        parts.append("int8 window")
+    return " ".join(parts)

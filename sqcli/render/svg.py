@@ -34,7 +34,9 @@ def heatmap_svg(grid: np.ndarray, across: str, down: str, limits: tuple[float, f
         parts.append(_text(left + column * cell + cell / 2, base, str(column), "middle"))
     for i in range(60):
         red, green, blue = ramp(i / 59)
-        parts.append(f'<rect x="{left + i * 3}" y="{base + 10}" width="3" height="8" fill="rgb({red},{green},{blue})"/>')
+        parts.append(
+            f'<rect x="{left + i * 3}" y="{base + 10}" width="3" height="8" fill="rgb({red},{green},{blue})"/>'
+        )
     parts.append(_text(left, base + 32, f"{low:.3g}", "start") + _text(left + 180, base + 32, f"{high:.3g}", "end"))
     return _svg(max(width, 260), base + 38, parts)
 
@@ -46,8 +48,14 @@ def line_chart(series: dict[str, Sequence[float]], across: str, up: str) -> str:
     return xy_chart(points, across, up, markers=False, x_range=(0, max(xs - 1, 1)))
 
 
-def xy_chart(series: dict[str, Sequence[tuple[float, float]]], across: str, up: str, *, markers: bool = True,
-             x_range: tuple[float, float] | None = None) -> str:
+def xy_chart(
+    series: dict[str, Sequence[tuple[float, float]]],
+    across: str,
+    up: str,
+    *,
+    markers: bool = True,
+    x_range: tuple[float, float] | None = None,
+) -> str:
     """Lines through (x, y) points."""
     left, top, width, height = 56, 10, 620, 260
     all_x = [x for s in series.values() for x, _ in s]
@@ -62,21 +70,27 @@ def xy_chart(series: dict[str, Sequence[tuple[float, float]]], across: str, up: 
         y = y0 + (y1 - y0) * i / 4
         x = x0 + (x1 - x0) * i / 4
         parts.append(f'<line x1="{left}" x2="{left + width}" y1="{py(y):.1f}" y2="{py(y):.1f}" class="grid"/>')
-        parts.append(_text(left - 6, py(y) + 4, f"{y:.3g}", "end") + _text(px(x), top + height + 16, f"{x:.3g}", "middle"))
+        parts.append(
+            _text(left - 6, py(y) + 4, f"{y:.3g}", "end") + _text(px(x), top + height + 16, f"{x:.3g}", "middle")
+        )
     for i, (name, values) in enumerate(series.items()):
         colour = SERIES[i % len(SERIES)]
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in values)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         if markers:
             for x, y in values:
-                parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}">'
-                             f"<title>{html.escape(name)}: {x:.4g}, {y:.4g}</title></circle>")
+                parts.append(
+                    f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}">'
+                    f"<title>{html.escape(name)}: {x:.4g}, {y:.4g}</title></circle>"
+                )
         row, column = divmod(i, 3)
         at = (left + column * 210, top + height + 56 + 18 * row)
         parts.append(f'<rect x="{at[0]}" y="{at[1] - 9}" width="12" height="10" fill="{colour}"/>')
         parts.append(_text(at[0] + 18, at[1], name, "start"))
     parts.append(_text(left + width / 2, top + height + 34, across, "middle"))
-    parts.append(f'<text transform="translate(12 {top + height / 2}) rotate(-90)" text-anchor="middle">{html.escape(up)}</text>')
+    parts.append(
+        f'<text transform="translate(12 {top + height / 2}) rotate(-90)" text-anchor="middle">{html.escape(up)}</text>'
+    )
     return _svg(left + width + 16, top + height + 62 + 18 * ((len(series) - 1) // 3), parts)
 
 
@@ -109,4 +123,6 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _svg(width: float, height: float, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img">{"".join(parts)}</svg>'
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img">{"".join(parts)}</svg>'
+    )

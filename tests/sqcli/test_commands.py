@@ -14,21 +14,52 @@ from pathlib import Path
 import pytest
 
 SQ = [sys.executable, "-m", "sqcli.app"]
-FAST = ["--steps", "6", "--window", "384", "--held-out", "1", "--held-out-window", "512", "--target", "ratio=10",
-        "--device", "cpu"]
+FAST = [
+    "--steps",
+    "6",
+    "--window",
+    "384",
+    "--held-out",
+    "1",
+    "--held-out-window",
+    "512",
+    "--target",
+    "ratio=10",
+    "--device",
+    "cpu",
+]
 
 
 def sq(*arguments, **options):
     environment = {**os.environ, **options.pop("env", {})}
-    return subprocess.run([*SQ, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300,
-                          env=environment, **options)
+    return subprocess.run(
+        [*SQ, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=environment,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
 def profile(small_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "first"
-    done = sq("calibrate", "--model", small_folder, *FAST, "--out", out, "--json", out.with_suffix(".result.json"),
-              "--csv", out.with_suffix(".csv"), "--svg", out.with_suffix(".svg"))
+    done = sq(
+        "calibrate",
+        "--model",
+        small_folder,
+        *FAST,
+        "--out",
+        out,
+        "--json",
+        out.with_suffix(".result.json"),
+        "--csv",
+        out.with_suffix(".csv"),
+        "--svg",
+        out.with_suffix(".svg"),
+    )
     assert done.returncode == 0, done.stderr
     assert "measured, held-out" in done.stdout and "Rank (of 16)" in done.stdout
     return out
@@ -37,7 +68,9 @@ def profile(small_folder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def second(small_folder, profile) -> Path:
     out = profile.with_name("second")
-    done = sq("calibrate", "--model", small_folder, "--data", "builtin:stdlib", *FAST, "--out", out, "--quiet", "--json", "-")
+    done = sq(
+        "calibrate", "--model", small_folder, "--data", "builtin:stdlib", *FAST, "--out", out, "--quiet", "--json", "-"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["text"]["source"] == "builtin:stdlib"
     assert done.stderr == ""
@@ -115,8 +148,11 @@ def test_wrong_input_is_one_clear_message_and_exit_2(case, small_folder, tmp_pat
     assert "Traceback" not in done.stderr and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content, message", [("", "is empty"), (" \n ", "text is empty"), ("too short", "Give more text")],
-                         ids=["empty", "blank", "short"])
+@pytest.mark.parametrize(
+    "content, message",
+    [("", "is empty"), (" \n ", "text is empty"), ("too short", "Give more text")],
+    ids=["empty", "blank", "short"],
+)
 def test_text_that_is_not_enough(small_folder, tmp_path, content, message):
     text = tmp_path / "t.txt"
     text.write_text(content)
@@ -125,8 +161,14 @@ def test_text_that_is_not_enough(small_folder, tmp_path, content, message):
 
 
 def test_no_network_is_one_clear_message(tmp_path):
-    env = {"SPECTRALQUANT_CACHE": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_NO_INDEX": "",
-           "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "", "PIP_CONFIG_FILE": os.devnull}
+    env = {
+        "SPECTRALQUANT_CACHE": str(tmp_path),
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_NO_INDEX": "",
+        "PIP_FIND_LINKS": "",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_CONFIG_FILE": os.devnull,
+    }
     done = sq("calibrate", "--out", tmp_path / "p", env=env)
     assert done.returncode == 2 and "could not be fetched" in done.stderr and "Traceback" not in done.stderr
     done = sq("calibrate", "--offline", "--out", tmp_path / "p", env=env)
@@ -139,7 +181,8 @@ def test_damaged_profiles_are_refused(profile, tmp_path):
     side = tmp_path / "p.json"
     original = side.read_text()
     for text, message in (
-        (original[:-20], "not a profile"), ("{}", "not a SpectralQuant profile"),
+        (original[:-20], "not a profile"),
+        ("{}", "not a SpectralQuant profile"),
         (original.replace('"schema_version": 1', '"schema_version": 9'), "profile schema 9"),
         (original.replace('"layers": 3', '"layers": "x"'), "model.layers"),
     ):
@@ -163,8 +206,24 @@ def test_a_full_disk_leaves_nothing_behind(small_folder, tmp_path):
 
 
 def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(small_folder, tmp_path):
-    command = [*SQ, "calibrate", "--model", str(small_folder), "--steps", "250", "--window", "384", "--held-out", "1",
-               "--held-out-window", "512", "--target", "ratio=10", "--out", str(tmp_path / "p")]
+    command = [
+        *SQ,
+        "calibrate",
+        "--model",
+        str(small_folder),
+        "--steps",
+        "250",
+        "--window",
+        "384",
+        "--held-out",
+        "1",
+        "--held-out-window",
+        "512",
+        "--target",
+        "ratio=10",
+        "--out",
+        str(tmp_path / "p"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     state = tmp_path / "p.partial" / "state.json"
     end = time.monotonic() + 120
@@ -211,7 +270,9 @@ def packet(profile, small_folder) -> Path:
     out = profile.with_name("prompt.sqkv")
     prompt = profile.with_name("prompt.txt")
     prompt.write_text("The import statement binds names in the local namespace. " * 40)
-    done = sq("pack", "--profile", profile, "--model", small_folder, "--file", prompt, "--out", out, "--max-tokens", 700)
+    done = sq(
+        "pack", "--profile", profile, "--model", small_folder, "--file", prompt, "--out", out, "--max-tokens", 700
+    )
     assert done.returncode == 0, done.stderr
     assert "payload ratio" in done.stdout
     return out
@@ -220,8 +281,22 @@ def packet(profile, small_folder) -> Path:
 def test_pack_inspect_unpack(packet, profile, small_folder, tmp_path):
     row = json.loads(sq("inspect", packet, "--json", "-", "--quiet").stdout)["rows"][0]
     assert row["tokens"] == 700 and row["bytes"] == packet.stat().st_size
-    done = sq("unpack", packet, "--profile", profile, "--model", small_folder, "--out", tmp_path / "kv.safetensors",
-              "--then", " and", "--new-tokens", 5, "--json", tmp_path / "r.json")
+    done = sq(
+        "unpack",
+        packet,
+        "--profile",
+        profile,
+        "--model",
+        small_folder,
+        "--out",
+        tmp_path / "kv.safetensors",
+        "--then",
+        " and",
+        "--new-tokens",
+        5,
+        "--json",
+        tmp_path / "r.json",
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "kv.safetensors").stat().st_size > 700 * 2 * 96 * 4
     assert isinstance(json.loads((tmp_path / "r.json").read_text())["rows"][0]["continuation"], str)
@@ -252,7 +327,16 @@ def test_damaged_packets_and_foreign_profiles_are_refused(packet, profile, secon
 def test_profile_budget_is_kept(profile, small_folder, tmp_path):
     full = profile.with_suffix(".safetensors").stat().st_size
     budget = int(full * 0.6)
-    done = sq("calibrate", "--model", small_folder, *FAST, "--profile-budget", f"{budget / 1000:.0f}KB", "--out", tmp_path / "b")
+    done = sq(
+        "calibrate",
+        "--model",
+        small_folder,
+        *FAST,
+        "--profile-budget",
+        f"{budget / 1000:.0f}KB",
+        "--out",
+        tmp_path / "b",
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "b.safetensors").stat().st_size <= budget
     done = sq("calibrate", "--model", small_folder, *FAST, "--profile-budget", "1KB", "--out", tmp_path / "c")

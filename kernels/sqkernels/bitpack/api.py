@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from sqkernels.bitpack import reference
 from torch import Tensor
+
+from sqkernels.bitpack import reference
 
 
 def packed_bytes(bits: Tensor) -> int:

@@ -1,5 +1,6 @@
 """Prompts to packets and back, on a small model."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,15 @@ SETTINGS = CalibrationSettings(window=384, held_out_windows=1, held_out_window=5
 
 
 def profile_for(model, tokenizer, **changes):
-    return calibrate(model, tokenizer, load_text("builtin:pydoc"), steps=4, target="ratio=8",
-                     settings=replace(SETTINGS, **changes), name="small")
+    return calibrate(
+        model,
+        tokenizer,
+        load_text("builtin:pydoc"),
+        steps=4,
+        target="ratio=8",
+        settings=replace(SETTINGS, **changes),
+        name="small",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +49,19 @@ def stacked(cache):
     return torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
 
 
-@pytest.mark.parametrize("total, expected", [(1, (1, 1)), (5, (5, 5)), (128, (128, 128)), (255, (255, 255)),
-                                             (256, (4, 128)), (300, (4, 128)), (511, (4, 256)), (2048, (4, 1920))])
+@pytest.mark.parametrize(
+    "total, expected",
+    [
+        (1, (1, 1)),
+        (5, (5, 5)),
+        (128, (128, 128)),
+        (255, (255, 255)),
+        (256, (4, 128)),
+        (300, (4, 128)),
+        (511, (4, 256)),
+        (2048, (4, 1920)),
+    ],
+)
 def test_sinks_and_128_to_255_recent_tokens_stay_exact(total, expected):
     assert coded_range(total) == expected
     if expected[0] < total:
@@ -131,10 +150,8 @@ def test_damaged_block_bytes_raise_packet_errors(small, profile):
         damaged = bytearray(body)
         at = int(torch.randint(0, len(body), (1,), generator=generator))
         damaged[at] ^= 1 + int(torch.randint(0, 255, (1,), generator=generator))
-        try:
+        with contextlib.suppress(PacketError):
             codec.decode(bytes(damaged))
-        except PacketError:
-            pass
 
 
 @pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "llama"])

@@ -114,10 +114,25 @@ def test_rope_round_trip_with_partial_and_scaled_tables():
 
 REFUSED = {
     "mamba": ("state-space", {"num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 512}),
-    "deepseek_v3": ("multi-head latent attention", {
-        "num_hidden_layers": 1, "hidden_size": 64, "vocab_size": 512, "num_attention_heads": 4, "kv_lora_rank": 16,
-        "q_lora_rank": 16, "intermediate_size": 64, "moe_intermediate_size": 32, "n_routed_experts": 8,
-        "first_k_dense_replace": 1, "num_key_value_heads": 4, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 2}),
+    "deepseek_v3": (
+        "multi-head latent attention",
+        {
+            "num_hidden_layers": 1,
+            "hidden_size": 64,
+            "vocab_size": 512,
+            "num_attention_heads": 4,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 16,
+            "intermediate_size": 64,
+            "moe_intermediate_size": 32,
+            "n_routed_experts": 8,
+            "first_k_dense_replace": 1,
+            "num_key_value_heads": 4,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 2,
+        },
+    ),
 }
 
 
@@ -130,9 +145,17 @@ def test_unsupported_architectures_are_refused_with_the_reason(kind):
 
 
 def test_interleaved_rope_is_refused():
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
-        "cohere", hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=512))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "cohere",
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=512,
+        )
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:

@@ -20,8 +20,9 @@ from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.text import load_text
 from spectralquant.sources.tokens import tokenize
 
-SETTINGS = CalibrationSettings(steps=24, window=96, block=32, held_out_windows=1, held_out_window=512,
-                               targets={"cold": parse_target("ratio=12")})
+SETTINGS = CalibrationSettings(
+    steps=24, window=96, block=32, held_out_windows=1, held_out_window=512, targets={"cold": parse_target("ratio=12")}
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,9 @@ def test_merged_halves_give_the_whole(small, text):
     for kind in range(2):
         a, b = sums[0].moments[kind], sums[1].moments[kind]
         assert torch.allclose(a.covariance(0), b.covariance(0), rtol=1e-5, atol=1e-5 * a.covariance(0).abs().max())
-        assert torch.allclose(a.metric_matrix(0), b.metric_matrix(0), rtol=1e-5, atol=1e-5 * a.metric_matrix(0).abs().max())
+        assert torch.allclose(
+            a.metric_matrix(0), b.metric_matrix(0), rtol=1e-5, atol=1e-5 * a.metric_matrix(0).abs().max()
+        )
 
 
 KILLED = """
@@ -108,7 +111,12 @@ def test_resume_after_a_kill_gives_the_same_bytes(small, small_folder, text, who
     from pathlib import Path
 
     code = lambda resume, where: KILLED.format(  # noqa: E731
-        tests=str(Path(__file__).parents[2]), folder=str(small_folder), stage=where, at=at, out=str(tmp_path / "p"), resume=resume
+        tests=str(Path(__file__).parents[2]),
+        folder=str(small_folder),
+        stage=where,
+        at=at,
+        out=str(tmp_path / "p"),
+        resume=resume,
     )
     killed = subprocess.run([sys.executable, "-c", code(False, stage)], check=False, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

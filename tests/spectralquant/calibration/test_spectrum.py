@@ -43,7 +43,7 @@ def test_synthesis_inverts_analysis(problem):
 
 
 def test_coefficients_are_uncorrelated_and_sorted(problem):
-    x, covariance, metric = problem
+    _x, covariance, metric = problem
     basis = FrequencyAnalyzer().solve(covariance, metric, torch.zeros(P, dtype=torch.float64))
     assert bool((basis.variance.diff() <= 1e-9).all())
     spread = basis.analysis @ covariance @ basis.analysis.T

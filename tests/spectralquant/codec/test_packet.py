@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectralquant.codec.packet import (
-    CHECK, CODED, EXACT, HEADER, HEADER_SIZE, INDEX_ENTRY, MAGIC, PacketHeader, SpectralPacket, exact_section,
+    CHECK,
+    CODED,
+    EXACT,
+    HEADER,
+    HEADER_SIZE,
+    INDEX_ENTRY,
+    MAGIC,
+    PacketHeader,
+    SpectralPacket,
+    exact_section,
 )
 from spectralquant.errors import PacketError
 
@@ -21,8 +30,11 @@ def small_packet(exact="float16"):
     keys, values = torch.randn(SHAPE), torch.randn(SHAPE)
     header = PacketHeader(2, 1, 4, 14, 128, 4, exact, 1.0, bytes(range(16)))
     body = bytes(range(90, 130))
-    sections = [(0, 5, EXACT, exact_section(keys, values, exact)), (5, 4, CODED, body),
-                (9, 5, EXACT, exact_section(values, keys, exact))]
+    sections = [
+        (0, 5, EXACT, exact_section(keys, values, exact)),
+        (5, 4, CODED, body),
+        (9, 5, EXACT, exact_section(values, keys, exact)),
+    ]
     return SpectralPacket.build(header, sections), keys, values, body
 
 
@@ -34,7 +46,9 @@ def test_round_trip(exact, tolerance, tmp_path):
     k, v = again.exact(again.sections[0])
     assert (k.float() - keys).abs().max() <= tolerance and (v.float() - values).abs().max() <= tolerance
     assert bytes(again.body(again.sections[1])) == body
-    assert again.header.tokens == 14 and again.coded_tokens == 4 and again.nbytes == (tmp_path / "p.sqkv").stat().st_size
+    assert (
+        again.header.tokens == 14 and again.coded_tokens == 4 and again.nbytes == (tmp_path / "p.sqkv").stat().st_size
+    )
 
 
 def read_all(data):
@@ -66,7 +80,23 @@ def test_every_truncation_and_a_tail_are_detected():
 def sealed(data, **changes):
     """A packet with header fields changed and all checksums made right again: what an attacker would send."""
     fields = list(HEADER.unpack_from(data))
-    names = ("magic version layers kv_heads head_dim tokens block sinks dtype reserved count scale profile length crc").split()
+    names = [
+        "magic",
+        "version",
+        "layers",
+        "kv_heads",
+        "head_dim",
+        "tokens",
+        "block",
+        "sinks",
+        "dtype",
+        "reserved",
+        "count",
+        "scale",
+        "profile",
+        "length",
+        "crc",
+    ]
     for name, value in changes.items():
         fields[names.index(name)] = value
     head = HEADER.pack(*fields)[: -CHECK.size]
@@ -116,10 +146,21 @@ def test_fuzzed_bytes_raise_packet_errors_only(data):
 @given(st.data())
 def test_fuzzed_headers_with_right_checksums_raise_packet_errors_only(data):
     packet = bytes(small_packet()[0].data)
-    changes = data.draw(st.fixed_dictionaries({}, optional={
-        "layers": st.integers(0, 65535), "kv_heads": st.integers(0, 65535), "head_dim": st.integers(0, 65535),
-        "tokens": st.integers(0, 2**32 - 1), "count": st.integers(0, 2**32 - 1), "dtype": st.integers(0, 255),
-        "length": st.integers(0, 2**64 - 1), "sinks": st.integers(0, 65535)}))
+    changes = data.draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "layers": st.integers(0, 65535),
+                "kv_heads": st.integers(0, 65535),
+                "head_dim": st.integers(0, 65535),
+                "tokens": st.integers(0, 2**32 - 1),
+                "count": st.integers(0, 2**32 - 1),
+                "dtype": st.integers(0, 255),
+                "length": st.integers(0, 2**64 - 1),
+                "sinks": st.integers(0, 65535),
+            },
+        )
+    )
     try:
         opened = read_all(sealed(packet, **changes))
         for section in opened.sections:

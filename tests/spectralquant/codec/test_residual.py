@@ -1,7 +1,6 @@
 """The layered mode never does worse than either of its parts."""
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles_for_tests import random_block, random_codec

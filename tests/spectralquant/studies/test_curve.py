@@ -32,8 +32,19 @@ def test_factors_are_interpolated_or_understated():
 
 
 def test_summary_of_the_cycle_mean_follows_from_bytes():
-    rows = [row(80, 0.01, 0.1, method="spectral", options={"exact_bits": 16}, context=8192, coded_tokens=8060,
-                coded_bytes=8060 * 288) | {"payload_ratio": 80}]
+    rows = [
+        row(
+            80,
+            0.01,
+            0.1,
+            method="spectral",
+            options={"exact_bits": 16},
+            context=8192,
+            coded_tokens=8060,
+            coded_bytes=8060 * 288,
+        )
+        | {"payload_ratio": 80}
+    ]
     found = summarize(rows, ColdStudy())
     mean = found["whole_cache_8192_exact16_mean_over_block_cycle"]
     exact = 4 + 128 + 63.5

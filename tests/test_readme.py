@@ -1,0 +1,31 @@
+"""The README's figures are those of the results files, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sqcli.render.readme import render
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_figure_block_is_up_to_date():
+    assert render(README) == README, "run `make readme`"
+
+
+def test_local_links_and_pictures_exist():
+    targets = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
+    for target in filter(None, (a or b for a, b in targets)):
+        assert target.startswith("mailto:") or (ROOT / target).exists(), target
+
+
+def test_commands_named_in_the_readme_exist():
+    import typer
+
+    from sqcli.app import app
+
+    known = set(typer.main.get_command(app).commands)
+    for command in re.findall(r"^\s*(?:\.venv/bin/)?sq ([a-z]+)", README, re.MULTILINE):
+        assert command in known, command
