@@ -38,6 +38,16 @@ def device_facts(device: Any) -> dict[str, Any]:
     return {"device": _cpu_name(), "threads": torch.get_num_threads()}
 
 
+def peak_memory_bytes() -> int | None:
+    """Largest resident set of this process so far (None where the platform does not tell)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def _is_command() -> bool:
     return Path(sys.argv[0]).name in {"sq", "spectralquant"} or sys.argv[0].endswith("sqcli/app.py")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from spectralquant.errors import InputError
 from spectralquant.files import write_bytes, write_json
 
-EVERY = 10
+EVERY = 25
 
 
 class Checkpoint:
@@ -24,17 +24,24 @@ class Checkpoint:
         self.folder = stem.with_name(stem.name + ".partial")
         self.fingerprint = fingerprint
 
+    def begin(self) -> None:
+        """Note that a run has started, so that it can be resumed even if killed before its first checkpoint."""
+        self._note(0, None)
+
     def save(self, step: int, state: dict[str, Tensor]) -> None:
         """Store the sums after `step` steps; the previous checkpoint is replaced only when this one is complete."""
         name = f"sums-{step}.safetensors"
         write_bytes(self.folder / name, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
-        write_json(self.folder / "state.json", {"step": step, "file": name, "fingerprint": self.fingerprint})
+        self._note(step, name)
+
+    def _note(self, step: int, file: str | None) -> None:
+        write_json(self.folder / "state.json", {"step": step, "file": file, "fingerprint": self.fingerprint})
         for old in self.folder.glob("sums-*.safetensors"):
-            if old.name != name:
+            if old.name != file:
                 old.unlink()
 
     def load(self) -> tuple[int, dict[str, Tensor]]:
-        """Step count and sums of the interrupted run.
+        """Step count and sums of the interrupted run (no sums before its first checkpoint).
 
         Raises:
             InputError: nothing to resume, or it belongs to another run (the message names what differs).
@@ -47,7 +54,8 @@ class Checkpoint:
             found = state["fingerprint"]
             differing = [k for k, v in self.fingerprint.items() if found.get(k) != v]
             if not differing:
-                return int(state["step"]), load_file(self.folder / state["file"])
+                sums = {} if state["file"] is None else load_file(self.folder / state["file"])
+                return int(state["step"]), sums
         except (ValueError, KeyError, OSError, SafetensorError) as error:
             raise InputError(f"The checkpoint in {self.folder} is damaged ({error}). Run without --resume.") from error
         details = ", ".join(f"{k} was {found.get(k)!r} and is {self.fingerprint[k]!r}" for k in differing)

@@ -39,5 +39,5 @@ def solve_predictor(features: FeatureMoments, moments: SpanMoments, kind: int) -
 def residual_covariance(covariance: Tensor, weight: Tensor, gram: Tensor, cross: Tensor) -> Tensor:
     """Covariance of x − f·weight for one span of coordinates, float64 `[p, p]`."""
     weight = weight.double()
-    product = weight.T @ cross
-    return covariance - product - product.T + weight.T @ gram @ weight
+    half = weight.T @ (cross - gram @ weight / 2)
+    return covariance - half - half.T

@@ -27,7 +27,7 @@ from spectralquant.codec.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
 from spectralquant.profile import CalibrationProfile, model_identity
 from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity
-from spectralquant.provenance import device_facts, provenance
+from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 
@@ -139,7 +139,7 @@ class CalibrationRun:
         profile = CalibrationProfile(self._sidecar(summaries), heads, tiers)
         if self.stem is not None:
             with self._stage("save"):
-                profile.sidecar.run["stages_s"] = self.times
+                profile.sidecar.run |= {"stages_s": self.times, "peak_memory_bytes": peak_memory_bytes()}
                 profile.save(self.stem)
                 self.checkpoint.remove()
         return profile
@@ -183,7 +183,10 @@ class CalibrationRun:
         done = 0
         if self.resume:
             done, state = self.checkpoint.load()
-            sums.load_state(state)
+            if state:
+                sums.load_state(state)
+        elif self.checkpoint is not None:
+            self.checkpoint.begin()
         wanted = sample_indices(self.settings.steps)
         samples: dict[int, SampleWindow] = {}
         per_window = 4 * 4 * self.geometry.width * self.settings.window

@@ -16,7 +16,7 @@ STYLE = """
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--fg);font:16px/1.5 system-ui,sans-serif}
 main{max-width:860px;margin:0 auto;padding:24px 16px 64px}h1{font-size:1.5rem;margin:0}h2{font-size:1.05rem;margin:0 0 12px}
 p.sub{color:var(--dim);margin:4px 0 24px}section{background:var(--card);border:1px solid var(--line);border-radius:8px;
-padding:16px;margin:0 0 16px}.wide{overflow-x:auto}svg{width:100%;height:auto;display:block}
+padding:16px;margin:0 0 16px}.wide{overflow-x:auto}svg{width:100%;min-width:520px;height:auto;display:block}
 svg text{fill:var(--dim);font:11px system-ui,sans-serif}.grid{stroke:var(--line)}
 table{border-collapse:collapse;font-size:.92rem;width:100%}th,td{text-align:right;padding:6px 10px;
 border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}

@@ -13,7 +13,7 @@ from spectralquant.profile_view import ProfileView
 from sqcli.render.curve import sparkline
 from sqcli.render.heatmap import heatmap
 from sqcli.render.page import Page
-from sqcli.render.svg import bar_chart, heatmap_svg, line_chart
+from sqcli.render.svg import BANDS, bar_chart, heatmap_svg, line_chart
 
 KINDS = ("key", "value")
 
@@ -141,7 +141,7 @@ def profile_page(view: ProfileView, other: ProfileView | None) -> Page:
     page.figure("Attention entropy, nats", heatmap_svg(view.head_entropy, "layer", "head"))
     page.figure(
         "Spectra: log10 variance of component, median and 10–90 % of heads",
-        line_chart(_spectrum_bands(view), "component", "log10 variance"),
+        line_chart(_spectrum_bands(view), "component", "log10 variance", BANDS),
     )
     page.figure("Heads by bits per scalar", bar_chart(*_histogram(view), "bits per scalar", "heads"))
     if other is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sqcli.render.heatmap import ramp
 
+BANDS = ("var(--c1)", "var(--c3)", "var(--c3)", "var(--c2)", "var(--c4)", "var(--c4)")
 SERIES = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)")
 
 
@@ -41,11 +42,11 @@ def heatmap_svg(grid: np.ndarray, across: str, down: str, limits: tuple[float, f
     return _svg(max(width, 260), base + 38, parts)
 
 
-def line_chart(series: dict[str, Sequence[float]], across: str, up: str) -> str:
+def line_chart(series: dict[str, Sequence[float]], across: str, up: str, colours: Sequence[str] = SERIES) -> str:
     """Lines over 0…n−1 with axes, ticks and a legend."""
     xs = max(len(v) for v in series.values())
     points = {name: list(enumerate(values)) for name, values in series.items()}
-    return xy_chart(points, across, up, markers=False, x_range=(0, max(xs - 1, 1)))
+    return xy_chart(points, across, up, markers=False, x_range=(0, max(xs - 1, 1)), colours=colours)
 
 
 def xy_chart(
@@ -55,6 +56,7 @@ def xy_chart(
     *,
     markers: bool = True,
     x_range: tuple[float, float] | None = None,
+    colours: Sequence[str] = SERIES,
 ) -> str:
     """Lines through (x, y) points."""
     left, top, width, height = 56, 10, 620, 260
@@ -74,7 +76,7 @@ def xy_chart(
             _text(left - 6, py(y) + 4, f"{y:.3g}", "end") + _text(px(x), top + height + 16, f"{x:.3g}", "middle")
         )
     for i, (name, values) in enumerate(series.items()):
-        colour = SERIES[i % len(SERIES)]
+        colour = colours[i % len(colours)]
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in values)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         if markers:

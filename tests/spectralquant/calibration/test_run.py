@@ -21,7 +21,7 @@ from spectralquant.sources.text import load_text
 from spectralquant.sources.tokens import tokenize
 
 SETTINGS = CalibrationSettings(
-    steps=24, window=96, block=32, held_out_windows=1, held_out_window=512, targets={"cold": parse_target("ratio=12")}
+    steps=30, window=96, block=32, held_out_windows=1, held_out_window=512, targets={"cold": parse_target("ratio=12")}
 )
 
 
@@ -96,7 +96,7 @@ from spectralquant.sources.text import load_text
 from spectralquant.sources.tokens import tokenize
 small = load_model({folder!r}, device="cpu", dtype="float32")
 text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 20_000)
-settings = CalibrationSettings(steps=24, window=96, block=32, held_out_windows=1, held_out_window=512,
+settings = CalibrationSettings(steps=30, window=96, block=32, held_out_windows=1, held_out_window=512,
                                targets={{"cold": parse_target("ratio=12")}})
 def progress(stage, done, total):
     if (stage, done) == ({stage!r}, {at}):
@@ -105,7 +105,7 @@ calibrate_model(small, text, settings, text_name="pydoc", out={out!r}, resume={r
 """
 
 
-@pytest.mark.parametrize("stage, at", [("calibrate", 13), ("calibrate", 23), ("held-out measurement", 0)])
+@pytest.mark.parametrize("stage, at", [("calibrate", 13), ("calibrate", 28), ("held-out measurement", 0)])
 def test_resume_after_a_kill_gives_the_same_bytes(small, small_folder, text, whole, tmp_path, stage, at):
     """The process is killed with SIGKILL at a step, and again the resumed one is left to finish."""
     from pathlib import Path
