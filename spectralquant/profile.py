@@ -112,13 +112,17 @@ class CalibrationProfile:
                 f"{weights_sha256(model)[:12]}). Calibrate a profile for this model."
             )
 
-    def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors and `path`.json, each to a temporary name and renamed; returns the JSON path."""
-        stem = profile_stem(path)
+    def seal(self) -> bytes:
+        """Serialize the tensors and note their hash and size in the sidecar, which gives the profile its id."""
         data = profile_bytes(self.heads, self.tiers)
         self.sidecar.tensors_sha256 = hashlib.sha256(data).hexdigest()
         self.sidecar.tensor_bytes = len(data)
-        write_bytes(stem.with_name(stem.name + ".safetensors"), data)
+        return data
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path`.safetensors and `path`.json, each to a temporary name and renamed; returns the JSON path."""
+        stem = profile_stem(path)
+        write_bytes(stem.with_name(stem.name + ".safetensors"), self.seal())
         sidecar = stem.with_name(stem.name + ".json")
         write_text(sidecar, self.sidecar.model_dump_json(indent=2) + "\n")
         self.path = stem

@@ -58,3 +58,12 @@ def test_files_stay_small(path):
 def test_the_command_line_starts_without_torch():
     code = "import sys, sqcli.app; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_imports():
+    import spectralquant
+
+    for name in spectralquant.__all__:
+        assert getattr(spectralquant, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        spectralquant.nothing  # noqa: B018

@@ -137,7 +137,9 @@ class CalibrationRun:
             step = summaries["cold"].step if cold else self._water_level(sums)
             heads = head_spectra(self.geometry, sums.moments, sums.entropy.mean, step, use_metric=use_metric)
         profile = CalibrationProfile(self._sidecar(summaries), heads, tiers)
-        if self.stem is not None:
+        if self.stem is None:
+            profile.seal()
+        else:
             with self._stage("save"):
                 profile.sidecar.run |= {"stages_s": self.times, "peak_memory_bytes": peak_memory_bytes()}
                 profile.save(self.stem)

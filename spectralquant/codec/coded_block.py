@@ -5,7 +5,7 @@ offset  size   field (little-endian)
 ======  =====  ==================================================================
 0       1      mode: 0 spectral, 1 raw float16, 2 raw float32, 3 spectral with shifted tables
 1       1      width of a token id in bytes: 0 (no ids), 2 or 4
-2       2      T, number of tokens
+2       2      T, number of tokens, at most 1,024 (which bounds the memory that decoding takes)
 4       4      n, number of 32-bit words of entropy-coded symbols (modes 0, 3), else 0
 8       4      e, number of escaped values (modes 0, 3), else 0
 12      …      ids: the id before the block (all ones: none), then T ids; absent with width 0
@@ -30,7 +30,7 @@ from spectralquant.errors import PacketError
 SPECTRAL, RAW16, RAW32, ADAPTIVE = 0, 1, 2, 3
 HEADER = struct.Struct("<BBHII")
 RAW_DTYPES = {RAW16: np.dtype("<f2"), RAW32: np.dtype("<f4")}
-MAX_TOKENS = 0xFFFF
+MAX_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ class BlockParts:
 
 
 def join(parts: BlockParts) -> bytes:
-    """Serialize a block."""
+    """Serialize a block of at most 1,024 tokens."""
+    if parts.tokens > MAX_TOKENS:
+        raise ValueError(f"a block of {parts.tokens} tokens is over {MAX_TOKENS}")
     ids, width = b"", 0
     if parts.ids is not None:
         width = 2 if int(parts.ids.max(initial=0)) < 0xFFFF and parts.previous_id < 0xFFFF else 4
@@ -74,6 +76,8 @@ def split(data: bytes | memoryview, scalars_per_token: int) -> BlockParts:
     id_bytes = width * (tokens + 1) if width else 0
     if HEADER.size + id_bytes + body != len(data):
         raise PacketError(f"A block announces {HEADER.size + id_bytes + body} bytes but has {len(data)}.")
+    if tokens > MAX_TOKENS:
+        raise PacketError(f"A block announces {tokens} tokens; blocks hold at most {MAX_TOKENS}.")
     ids, previous, at = None, -1, HEADER.size
     if width:
         both = np.frombuffer(data, f"<u{width}", tokens + 1, at).astype(np.int64)

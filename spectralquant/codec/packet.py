@@ -11,7 +11,7 @@ offset  size   field
 8       2      Hk, key/value heads
 10      2      D, head dimension
 12      4      total tokens
-16      4      block size in tokens
+16      4      block size in tokens, at most 1,024
 20      2      sinks: leading tokens kept exact
 22      1      dtype of exact sections: 0 float16, 1 bfloat16, 2 float32, 3 int8 with float16 scales
 23      1      reserved, 0
@@ -45,6 +45,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectralquant.codec.coded_block import MAX_TOKENS
 from spectralquant.codec.exact import int8_decode, int8_encode
 from spectralquant.errors import PacketError
 from spectralquant.files import write_bytes
@@ -240,6 +241,8 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
         section = Section(entry[0], entry[1], entry[2], entry[3], entry[4], entry[6])
         if section.offset != at or section.start != token or section.kind not in (CODED, EXACT):
             raise PacketError("The packet's index does not describe consecutive sections.")
+        if section.kind == CODED and section.tokens > min(block, MAX_TOKENS):
+            raise PacketError(f"A coded section announces {section.tokens} tokens, more than a block of {block}.")
         at, token = at + section.length, token + section.tokens
         sections.append(section)
     if at != length or token != tokens:

@@ -111,6 +111,7 @@ HOSTILE = {
     "huge length": ({"length": 2**60}, "truncated"),
     "unknown dtype": ({"dtype": 9}, "contradicts its size"),
     "more tokens than sections": ({"tokens": 2**31}, "does not cover"),
+    "blocks longer than a block": ({"block": 3}, "more than a block of 3"),
     "huge shape": ({"layers": 65535, "kv_heads": 65535}, "expected"),
 }
 

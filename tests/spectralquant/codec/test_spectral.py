@@ -84,6 +84,12 @@ def test_a_header_that_promises_much_allocates_nothing():
         coded_block.split(data, 2 * GEOMETRY.width)
 
 
+def test_a_block_that_promises_many_tokens_from_few_bytes_is_refused():
+    data = coded_block.HEADER.pack(coded_block.SPECTRAL, 0, 65535, 1, 0) + b"\0\0\0\1"
+    with pytest.raises(PacketError, match="at most 1024"):
+        random_codec().decode(data)
+
+
 @pytest.mark.parametrize(
     "ids, previous",
     [(None, -1), ([1, 2, 3], -1), ([1, 2, 3], 7), ([70000, 2, 3], 65535)],

@@ -1,0 +1,34 @@
+"""The same calibration on a GPU: same figures within rounding, same packets readable on the CPU."""
+
+import copy
+
+import pytest
+import torch
+
+from spectralquant.cache.prompt import pack_prompt, unpack_cache
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibration.targets import parse_target
+from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.text import load_text
+from spectralquant.sources.tokens import tokenize
+
+SETTINGS = CalibrationSettings(
+    steps=8, window=384, held_out_windows=1, held_out_window=512, targets={"cold": parse_target("ratio=10")}
+)
+
+
+@pytest.mark.gpu
+def test_gpu_and_cpu_agree(small):
+    text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 10_000)
+    model = copy.deepcopy(small.model).cuda()
+    there = LoadedModel(small.name, model, small.tokenizer, small.geometry)
+    a, b = calibrate_model(small, text, SETTINGS), calibrate_model(there, text, SETTINGS)
+    mine, theirs = a.sidecar.tiers["cold"].measured, b.sidecar.tiers["cold"].measured
+    assert theirs["payload_ratio"] == pytest.approx(mine["payload_ratio"], rel=0.05)
+    assert theirs["kl_nats"] == pytest.approx(mine["kl_nats"], rel=0.3)
+    ids = text.windows(600, 1)
+    packet = pack_prompt(model, b, ids.cuda())[0]
+    on_gpu, on_cpu = unpack_cache(model, b, packet), unpack_cache(small.model, b, packet)
+    for x, y in zip(on_gpu.layers, on_cpu.layers, strict=True):
+        assert torch.allclose(x.keys.cpu(), y.keys, atol=1e-2)
