@@ -153,11 +153,19 @@ def times() -> str:
     for name in ("calibrate-smollm2-cpu", "calibrate-smollm2-h100"):
         p = load(name)["provenance"]
         stages = p["stages_s"]
+        memory = p.get("peak_memory_bytes")
         where = p["device"] + (f", {p['threads']} threads" if "threads" in p else "")
         rows.append(
-            [where, f"{sum(stages.values()):.0f} s", *(f"{stages[k]:.1f} s" for k in ("capture", "bases", "cold tier"))]
+            [
+                where,
+                f"{sum(stages.values()):.0f} s",
+                "–" if memory is None else f"{memory / 1e9:.1f} GB",
+                *(f"{stages[k]:.1f} s" for k in ("capture", "bases", "cold tier")),
+            ]
         )
-    out = table(["100 steps of 512 tokens, built-in model", "in all", "capture", "bases", "tier, held-out"], rows)
+    out = table(
+        ["100 steps of 512 tokens, built-in model", "in all", "peak memory", "capture", "bases", "tier, held-out"], rows
+    )
     r = load("packet-smollm2-cpu")["rows"][0]
     p = load("packet-smollm2-cpu")["provenance"]
     return out + (
