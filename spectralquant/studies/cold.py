@@ -25,6 +25,7 @@ from spectralquant.results import results_file
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from spectralquant.studies.curve import best_under_bar, ratio_at_kl, times_smaller
+from spectralquant.studies.windows import scored_windows
 
 Progress = Callable[[str, int, int], None]
 EXACT8_SHARE = 66 / 128
@@ -55,6 +56,7 @@ def cold_study(
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Calibrate, measure every point, and summarize; returns a results file."""
+    windows = scored_windows(text, study.steps, study.window, study.windows)
     times: dict[str, float] = {}
     start = time.perf_counter()
     settings = CalibrationSettings(
@@ -73,7 +75,6 @@ def cold_study(
         tiers[ratio] = choose_centroids(tier, loaded, run.held_out, lambda *_: None)[0]
     times["tiers"] = time.perf_counter() - start - sum(times.values())
 
-    windows = text.windows(study.window)[-study.windows :]
     turbo = [TurboQuant(loaded.geometry.head_dim, bits) for bits in study.turbo_bits]
     rows = _rows(loaded, windows, [_method(tiers, r, loaded) for r in study.ratios] + turbo, progress, "2K windows")
     times["short"] = time.perf_counter() - start - sum(times.values())

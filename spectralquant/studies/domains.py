@@ -15,6 +15,7 @@ from spectralquant.results import results_file
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from spectralquant.studies.curve import ratio_at_kl
+from spectralquant.studies.windows import scored_windows
 
 RATIOS = (20.0, 45.0, 90.0)
 
@@ -28,6 +29,7 @@ def domain_study(
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     """Calibrate on the first windows of each text, score on the last ones of both."""
+    scored = {name: scored_windows(text, steps, window, windows) for name, text in texts.items()}
     fitters: dict[str, ColdFitter] = {}
     for name, text in texts.items():
         settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
@@ -44,10 +46,9 @@ def domain_study(
                     )
                 )
     hashes = {}
-    for name, text in texts.items():
-        scored = text.windows(window)[-windows:]
-        hashes[name] = tokens_sha256(scored)
-        found = measure(loaded.model, loaded.geometry, scored, methods, lambda d, t: progress("scoring", d, t))
+    for name, rows_of_ids in scored.items():
+        hashes[name] = tokens_sha256(rows_of_ids)
+        found = measure(loaded.model, loaded.geometry, rows_of_ids, methods, lambda d, t: progress("scoring", d, t))
         rows += [{**m.row(loaded.geometry, loaded.name, window), "text": name} for m in found]
     return results_file(
         "domains",
