@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,19 @@ class SpectralHead:
 
 @dataclass
 class CalibrationProfile:
-    """Bases, codebooks and tables of one model on one domain, with where they came from."""
+    """Bases, codebooks and tables of one model on one domain, with where they came from.
+
+    codecs: what caches have built from it (by tier, device and step), so that many caches share one; never saved.
+    """
 
     sidecar: ProfileSidecar
     heads: HeadSpectra
     tiers: dict[str, ColdTier | FixedTier]
     path: Path | None = None
+    codecs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "codecs": {}}
 
     @property
     def geometry(self) -> CacheGeometry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from spectralquant.calibration.options import TIERS, CalibrationSettings
+from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibration.targets import parse_target
+from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.geometry import probe_geometry
 from spectralquant.sources.models import LoadedModel, load_model
 from spectralquant.sources.text import load_text
+from spectralquant.sources.tokens import tokenize
 
 SMALL = {
     "hidden_size": 64,
@@ -50,6 +56,11 @@ def random_model(architecture: str = "llama", **changes):
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of 512 tokens, trained on the built-in text."""
+    return small_tokenizer()
+
+
+@functools.cache
+def small_tokenizer() -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -66,6 +77,32 @@ def small(tokenizer) -> LoadedModel:
     """A random three-layer Llama with its tokenizer."""
     model = random_model()
     return LoadedModel("small-random", model, tokenizer, probe_geometry(model))
+
+
+SMALL_CALIBRATION = CalibrationSettings(
+    steps=8,
+    window=384,
+    tiers=TIERS,
+    held_out_windows=1,
+    held_out_window=512,
+    targets={"cold": parse_target("ratio=10")},
+)
+
+
+@functools.cache
+def profile_of(architecture: str) -> tuple[LoadedModel, CalibrationProfile]:
+    """A random model of an architecture and a profile with all tiers, made once a session."""
+    model = random_model(architecture)
+    tokenizer = small_tokenizer()
+    loaded = LoadedModel(f"small-{architecture}", model, tokenizer, probe_geometry(model))
+    text = tokenize(tokenizer, load_text("builtin:pydoc"), 10_000)
+    return loaded, calibrate_model(loaded, text, SMALL_CALIBRATION)
+
+
+@pytest.fixture(scope="session")
+def small_profile(small) -> CalibrationProfile:
+    """All tiers of the small model (the random Llama)."""
+    return profile_of("llama")[1]
 
 
 @pytest.fixture(scope="session")

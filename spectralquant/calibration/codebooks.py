@@ -1,6 +1,8 @@
 """Scalar codebooks fitted on calibration data (Lloyd 1982, IEEE Trans. Inf. Theory 28(2), method I).
 
-Gaussian codebooks lose badly to these (method.md section 1), so neither codebook nor distortion is assumed.
+Gaussian codebooks lose badly to these (method.md section 1), so neither codebook nor distortion is assumed. The hot
+tier is read in place, so its points are evenly spaced: a code is then a number that attention multiplies with, and
+step and offset go into the query (for keys) or into the transform of the output (for values).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 ITERATIONS = 12
+UNIFORM_STEPS = 24
 
 
 def fit_codebooks(samples: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -41,6 +44,27 @@ def fit_codebooks(samples: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     total, energy = first.gather(1, edges).diff(dim=1), second.gather(1, edges).diff(dim=1)
     error = (energy - 2 * points * total + count * points.square()).sum(1) / t
     return points.float(), error.clamp_min(0).float()
+
+
+def fit_uniform_codebooks(samples: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """As `fit_codebooks`, with evenly spaced points centred on the mean; the step is searched on the samples."""
+    if bits == 0:
+        return fit_codebooks(samples, 0)
+    centre = samples.mean(1, keepdim=True)
+    centred = samples - centre
+    spread = centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+    last = 2**bits - 1
+    best = samples.new_full((len(samples), 1), float("inf"))
+    step = spread.clone()
+    widest = (centred.abs().amax(1, keepdim=True) / spread).clamp_min(1.0)
+    for share in torch.linspace(0.25, 1.0, UNIFORM_STEPS):
+        trial = spread * (2 * widest * share / last)
+        codes = (centred / trial + last / 2).round_().clamp_(0, last)
+        error = codes.sub_(last / 2).mul_(trial).sub_(centred).square_().mean(1, keepdim=True)
+        step = torch.where(error < best, trial, step)
+        best = torch.minimum(best, error)
+    points = centre + step * (torch.arange(last + 1, device=samples.device) - last / 2)
+    return points, best[:, 0]
 
 
 def _edges(ordered: Tensor, points: Tensor, t: int) -> Tensor:

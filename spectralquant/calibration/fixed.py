@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.calibration.bits import MaskGenerator
-from spectralquant.calibration.codebooks import fit_codebooks
+from spectralquant.calibration.codebooks import fit_codebooks, fit_uniform_codebooks
 from spectralquant.calibration.samples import SampleWindow
 from spectralquant.calibration.spectrum import FrequencyAnalyzer, WeightedBasis
 from spectralquant.calibration.statistics import SpanMoments
@@ -39,7 +39,8 @@ class FixedFitter:
             rows = rows[:: max(1, -(-len(rows) // MAX_TOKENS))].to(moments[0].sum.device)
             self.samples.append(self._normalized(rows, kind))
         self.weights = [torch.cat([b.variance for b in bases]).clamp_min(1e-30) for bases in self.bases]
-        self.generator = MaskGenerator(torch.cat(self.samples, dim=1), torch.cat(self.weights))
+        self.fit_points = fit_uniform_codebooks if rotated else fit_codebooks
+        self.generator = MaskGenerator(torch.cat(self.samples, dim=1), torch.cat(self.weights), in_place=rotated)
 
     def _normalized(self, rows: Tensor, kind: int) -> Tensor:
         span = len(self.bases[kind][0].mean)
@@ -67,7 +68,7 @@ class FixedFitter:
         for width in sorted(set(bits.tolist())):
             index = torch.nonzero(bits == width).squeeze(1)
             for part in index.split(CHUNK):
-                points = fit_codebooks(samples[part.to(samples.device)], int(width))[0].cpu()
+                points = self.fit_points(samples[part.to(samples.device)], int(width))[0].cpu()
                 for row, where in enumerate(part.tolist()):
                     books[where] = points[row]
         return torch.cat(books) if books else torch.empty(0)

@@ -8,7 +8,7 @@ offset  size   field (little-endian)
 2       2      T, number of tokens, at most 1,024 (which bounds the memory that decoding takes)
 4       4      n, number of 32-bit words of entropy-coded symbols (modes 0, 3), else 0
 8       4      e, number of escaped values (modes 0, 3), else 0
-12      …      ids: the id before the block (all ones: none), then T ids; absent with width 0
+12      …      ids: the id before the block, then T ids (all ones: unknown); absent with width 0
 …       4·n    words of the ANS coder
 …       4·e    escaped symbols, int32
 ======  =====  ==================================================================
@@ -81,8 +81,8 @@ def split(data: bytes | memoryview, scalars_per_token: int) -> BlockParts:
     ids, previous, at = None, -1, HEADER.size
     if width:
         both = np.frombuffer(data, f"<u{width}", tokens + 1, at).astype(np.int64)
-        previous = -1 if both[0] == (1 << 8 * width) - 1 else int(both[0])
-        ids, at = both[1:], at + id_bytes
+        both = np.where(both == (1 << 8 * width) - 1, -1, both)
+        previous, ids, at = int(both[0]), both[1:], at + id_bytes
     none = np.zeros(0, np.uint32)
     if mode in RAW_DTYPES:
         raw = np.frombuffer(data, RAW_DTYPES[mode], tokens * scalars_per_token, at)

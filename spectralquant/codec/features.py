@@ -28,7 +28,7 @@ class TokenFeatures:
         return 2 * self.dims
 
     def __call__(self, ids: Tensor, previous_id: int) -> Tensor:
-        """Float32 features of `ids: [T]` that follow `previous_id` (−1: nothing, features zero)."""
+        """Float32 features of `ids: [T]` that follow `previous_id` (−1, here and in `ids`: unknown, features zero)."""
         ids = ids.to(self.embedding.device)
         own = self._embed(ids)
         before = torch.zeros_like(own)
@@ -38,7 +38,7 @@ class TokenFeatures:
         return torch.cat([own, before], dim=1)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        rows = self.embedding[ids].float()
+        rows = self.embedding[ids.clamp_min(0)].float() * (ids >= 0)[:, None]
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) * rows.shape[1] ** 0.5
         return rows if self.projection is None else rows @ self.projection.to(rows)
 

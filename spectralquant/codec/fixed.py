@@ -39,7 +39,9 @@ class _Codebooks:
 
     def __init__(self, bits: Tensor, points: Tensor) -> None:
         self.groups: list[tuple[Tensor, Tensor]] = []
+        self.points = points
         starts = torch.cumsum(2 ** bits.long(), 0) - 2 ** bits.long()
+        self.starts = starts.to(points.device, torch.int32)
         for width in sorted(set(bits.tolist())):
             index = torch.nonzero(bits == width).squeeze(1)
             rows = starts[index][:, None] + torch.arange(2**width)
@@ -54,10 +56,7 @@ class _Codebooks:
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        y = torch.zeros(codes.shape, device=codes.device)
-        for index, points in self.groups:
-            y[:, index] = points.gather(1, codes[:, index].long().T).T
-        return y
+        return torch.nn.functional.embedding(self.starts + codes, self.points[:, None])[..., 0]
 
 
 class FixedRateCodec:
@@ -70,10 +69,9 @@ class FixedRateCodec:
         self.rotated = rotated
         self.projectors = (SpectralProjector(tier.key, device), SpectralProjector(tier.value, device))
         self.bits = (tier.key_bits, tier.value_bits)
-        self.books = (
-            _Codebooks(tier.key_bits, tier.key_codebooks.to(device)),
-            _Codebooks(tier.value_bits, tier.value_codebooks.to(device)),
-        )
+        self._layer_books: dict[tuple[int, int], tuple[int, int, Tensor, _Codebooks]] = {}
+        self.points = (tier.key_codebooks.to(device), tier.value_codebooks.to(device))
+        self.books = tuple(_Codebooks(bits, points) for bits, points in zip(self.bits, self.points, strict=True))
 
     def encode(self, block: KVBlock) -> FixedBlock:
         """Quantize and pack a block."""
@@ -93,3 +91,38 @@ class FixedRateCodec:
             out.append(self.projectors[i].reconstruct(y, None).view(shape))
         keys = unrotate_block_keys(coded, out[0]) if self.rotated else out[0]
         return keys, out[1]
+
+    def layer_bytes(self, layer: int, kind: int) -> tuple[int, int]:
+        """First and one past the last byte of a row that hold codes of one layer's keys (0) or values (1)."""
+        return self._layer(layer, kind)[:2]
+
+    def decode_layer(self, rows: Tensor, layer: int, kind: int) -> Tensor:
+        """Keys (before RoPE, or after in a rotated tier) or values float32 `[T, C]` from `layer_bytes` of each row."""
+        _, _, bits, books = self._layer(layer, kind)
+        projector, width = self.projectors[kind], self.geometry.layer_width
+        y = books.decode(unpack_codes(rows, bits)[:, 1:])
+        groups = range(layer * width // projector.span, (layer + 1) * width // projector.span)
+        parts, at = [], 0
+        for group in groups:
+            own = y[:, at : at + projector.ranks[group]]
+            at += projector.ranks[group]
+            parts.append(projector.columns(own, None, group * projector.span, (group + 1) * projector.span))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _layer(self, layer: int, kind: int) -> tuple[int, int, Tensor, _Codebooks]:
+        """Bytes, bit widths (led by the bits to skip in the first byte) and codebooks of one layer."""
+        if (layer, kind) not in self._layer_books:
+            width, projector = self.geometry.layer_width, self.projectors[kind]
+            if projector.span > width:
+                raise ValueError("a basis over several layers cannot be read layer by layer")
+            groups = width // projector.span
+            start = sum(projector.ranks[: layer * groups])
+            part = slice(start, start + sum(projector.ranks[layer * groups : (layer + 1) * groups]))
+            widths = self.bits[kind].long()
+            first, last = int(widths[: part.start].sum()), int(widths[: part.stop].sum())
+            bits = torch.cat([torch.tensor([first % 8]), widths[part]]).to(torch.uint8)
+            sizes = 2**widths
+            points = self.points[kind][int(sizes[: part.start].sum()) : int(sizes[: part.stop].sum())]
+            books = _Codebooks(self.bits[kind][part], points)
+            self._layer_books[layer, kind] = (first // 8, -(-last // 8), bits, books)
+        return self._layer_books[layer, kind]

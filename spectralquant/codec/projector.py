@@ -18,9 +18,8 @@ class SpectralProjector:
 
     def __init__(self, tensors: StoredBasis, device: torch.device | str = "cpu") -> None:
         self.analysis = tensors.analysis.to(device, torch.float32)
-        self.synthesis = tensors.synthesis.to(device, torch.float32)
+        self.synthesis = tensors.synthesis.to(device, torch.float32) * tensors.back.to(device)[:, None]
         self.gain = tensors.gain.to(device)
-        self.back = tensors.back.to(device)
         self.mean = tensors.mean.to(device)
         self.predictor = tensors.predictor.to(device, torch.float32) if len(tensors.predictor) else None
         self.ranks = tensors.ranks.tolist()
@@ -37,7 +36,21 @@ class SpectralProjector:
 
     def reconstruct(self, y: Tensor, features: Tensor | None) -> Tensor:
         """Coordinates `[T, P]` of coefficients `y: [T, R]`."""
-        return self._each_group(y * self.back, self.synthesis, forward=False) + self._base(features)
+        return self._each_group(y, self.synthesis, forward=False) + self._base(features)
+
+    def columns(self, y: Tensor, features: Tensor | None, start: int, stop: int) -> Tensor:
+        """`reconstruct` for coordinates start … stop alone, which must lie in one group: `[T, stop − start]`.
+
+        `y` is `[T, R]`, or `[T, rank of the group]` with the group's own coefficients.
+        """
+        group = start // self.span
+        rows = slice(sum(self.ranks[:group]), sum(self.ranks[: group + 1]))
+        matrix = self.synthesis[rows, start - group * self.span : stop - group * self.span]
+        own = y if y.shape[1] == rows.stop - rows.start else y[:, rows]
+        out = torch.addmm(self.mean[start:stop], own, matrix)
+        if self.predictor is None:
+            return out
+        return out.addmm_(features, self.predictor[:, start:stop])
 
     def _base(self, features: Tensor | None) -> Tensor:
         if self.predictor is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +18,18 @@ from spectralquant.codec.quantizer import SpectralQuantizer
 from spectralquant.errors import PacketError
 from spectralquant.profile_tensors import ColdTier
 from spectralquant.sources.geometry import CacheGeometry
+
+
+@dataclass(frozen=True)
+class BlockCoefficients:
+    """A block after entropy decoding: coefficients float32 `[T, R]` of keys and values, or raw `[2, T, P]`."""
+
+    tokens: int
+    y: tuple[Tensor, Tensor] | None
+    raw: Tensor | None
+    ids: Tensor | None
+    previous_id: int
+    features: Tensor | None = None
 
 
 class SpectralCodec:
@@ -92,30 +106,64 @@ class SpectralCodec:
             PacketError: damaged bytes.
         """
         shape = (-1, self.geometry.layers, self.geometry.kv_heads, self.geometry.head_dim)
+        coded = self.coefficients(data)
+        if coded.raw is not None:
+            return coded.raw[0].view(shape), coded.raw[1].view(shape)
+        features = self.token_features(coded)
+        both = [p.reconstruct(y, features).view(shape) for p, y in zip(self.projectors, coded.y, strict=True)]
+        return both[0], both[1]
+
+    def coefficients(self, data: bytes | memoryview) -> BlockCoefficients:
+        """The entropy decoding alone; `decode` and `layer` go on from there.
+
+        Raises:
+            PacketError: damaged bytes.
+        """
         parts = coded_block.split(data, 2 * self.geometry.width)
         if parts.raw is not None:
             both = torch.from_numpy(parts.raw.astype(np.float32)).to(self.device).view(2, parts.tokens, -1)
-            return both[0].view(shape), both[1].view(shape)
+            return BlockCoefficients(parts.tokens, None, both, None, -1)
         symbols, classes = self.coder.decode(
             parts.words, parts.escapes, parts.tokens, adaptive=parts.mode == coded_block.ADAPTIVE
         )
         ids = None if parts.ids is None else torch.from_numpy(parts.ids)
-        features = self._features(ids, parts.previous_id)
+        self._require_ids(ids)
         steps = class_step(torch.from_numpy(classes).to(self.device)) * self.step_scale
-        out = []
-        for i, (quantizer, projector) in enumerate(zip(self.quantizers, self.projectors, strict=True)):
-            y = quantizer.dequantize(torch.from_numpy(symbols[i]).to(self.device), steps[:, i])
-            out.append(projector.reconstruct(y, features).view(shape))
-        return out[0], out[1]
+        y = [
+            q.dequantize(torch.from_numpy(symbols[i]).to(self.device), steps[:, i])
+            for i, q in enumerate(self.quantizers)
+        ]
+        return BlockCoefficients(parts.tokens, (y[0], y[1]), None, ids, parts.previous_id)
+
+    def token_features(self, coded: BlockCoefficients) -> Tensor | None:
+        """The predictor's features of a decoded block, or None where the profile does not predict."""
+        if self.features is None or coded.features is not None:
+            return coded.features
+        return self._features(coded.ids, coded.previous_id)
+
+    def layer(self, coded: BlockCoefficients, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values of one layer, float32 `[T, C]`."""
+        width = self.geometry.layer_width
+        start, stop = layer * width, (layer + 1) * width
+        if coded.raw is not None:
+            return coded.raw[0, :, start:stop], coded.raw[1, :, start:stop]
+        features = self.token_features(coded)
+        both = [p.columns(y, features, start, stop) for p, y in zip(self.projectors, coded.y, strict=True)]
+        return both[0], both[1]
 
     def _features(self, ids: Tensor | None, previous: int) -> Tensor | None:
         if self.features is None:
             return None
+        self._require_ids(ids)
+        return self.features(ids, previous)
+
+    def _require_ids(self, ids: Tensor | None) -> None:
+        if self.features is None:
+            return
         if ids is None:
             raise PacketError("This profile predicts from token ids, but the block carries none.")
         if len(ids) and int(ids.max()) >= len(self.features.embedding):
             raise PacketError("A block names a token id outside the model's vocabulary.")
-        return self.features(ids, previous)
 
     def _ids(self, block: KVBlock) -> tuple[np.ndarray | None, int]:
         if self.features is None or block.token_ids is None:

@@ -23,15 +23,20 @@ def pack_codes(codes: Tensor, bits: Tensor) -> Tensor:
     component, shift = (t.to(codes.device) for t in _layout(bits))
     stream = (codes[:, component] >> shift.to(torch.uint8)) & 1
     stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 8))
-    weight = 2 ** torch.arange(8, device=codes.device, dtype=torch.uint8)
-    return (stream.view(len(codes), -1, 8) * weight).sum(-1).to(torch.uint8)
+    stream = stream.view(len(codes), -1, 8)
+    packed = stream[..., 0].clone()
+    for bit in range(1, 8):
+        packed |= stream[..., bit] << bit
+    return packed
 
 
 def unpack_codes(packed: Tensor, bits: Tensor) -> Tensor:
-    """See `api.unpack_codes`."""
-    component, shift = (t.to(packed.device) for t in _layout(bits))
-    index = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    stream = ((packed[..., None] >> index) & 1).flatten(1)[:, : len(component)]
-    codes = torch.zeros(len(packed), len(bits), dtype=torch.int32, device=packed.device)
-    codes.index_add_(1, component, stream.to(torch.int32) << shift.to(torch.int32))
-    return codes.to(torch.uint8)
+    """See `api.unpack_codes`. A code of at most 8 bits lies in at most two neighbouring bytes."""
+    widths = bits.long()
+    starts = torch.cumsum(widths, 0) - widths
+    first = (starts // 8).to(packed.device)
+    padded = torch.nn.functional.pad(packed, (0, 2))
+    pair = padded[:, first].to(torch.int16) | (padded[:, first + 1].to(torch.int16) << 8)
+    pair = pair.to(torch.int32) & 0xFFFF
+    shift, mask = (starts % 8).to(packed.device, torch.int32), (2**widths - 1).to(packed.device, torch.int32)
+    return ((pair >> shift) & mask).to(torch.uint8)

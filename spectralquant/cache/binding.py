@@ -1,0 +1,110 @@
+"""`ModelBinding`: what a cache must learn from a model's forward pass and `update` does not tell it.
+
+Token ids (for the token predictor), position ids (to take RoPE out of keys) and the end of a forward pass (the moment
+at which blocks that left the window are compressed). Hooks are set once a model and serve all its caches.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectralquant.attention.rotary_tables import RotaryTables
+from spectralquant.attention.tap import attention_modules
+from spectralquant.sources.geometry import CacheGeometry, probe_geometry
+from spectralquant.sources.models import weights_sha256
+
+_bindings: weakref.WeakKeyDictionary[nn.Module, ModelBinding] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class ModelBinding:
+    """Hooks on one model. Each thread sees the ids and positions of its own forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        self._seen = threading.local()
+        self.geometry: CacheGeometry = probe_geometry(model)
+        self._rotary = RotaryTables(model, self.geometry)
+        model.get_input_embeddings().register_forward_pre_hook(self._note_ids)
+        for module in model.modules():
+            if type(module).__name__.endswith("RotaryEmbedding"):
+                module.register_forward_pre_hook(self._note_positions, with_kwargs=True)
+        attention_modules(model)[-1].register_forward_hook(_end_forward, with_kwargs=True)
+
+    @classmethod
+    def detached(cls) -> ModelBinding:
+        """What the hooks of a copied or pickled model hang on: it notes ids and positions, and nobody asks."""
+        binding = cls.__new__(cls)
+        binding._model, binding._seen = (lambda: None), threading.local()
+        return binding
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelBinding:
+        return ModelBinding.detached()
+
+    def __reduce__(self):
+        return ModelBinding.detached, ()
+
+    @property
+    def model(self) -> nn.Module:
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the cache's model is gone; attach the cache to a loaded model with cache.attach(model)")
+        return model
+
+    @property
+    def implementation(self) -> str:
+        """The model's attention implementation."""
+        return self.model.config._attn_implementation
+
+    @functools.cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the model's weights, which snapshots name."""
+        return weights_sha256(self.model)
+
+    def tables(self, positions: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """Rotary tables of `positions: [T]` for every layer (see `RotaryTables`)."""
+        kept = getattr(self._seen, "positions", None)
+        found = self._rotary(positions)
+        self._seen.positions = kept
+        return found
+
+    def take(self) -> tuple[Tensor | None, Tensor | None]:
+        """Ids `[B, T]` and positions `[B or 1, T]` of the forward pass under way, once."""
+        ids, positions = getattr(self._seen, "ids", None), getattr(self._seen, "positions", None)
+        self._seen.ids = self._seen.positions = None
+        return ids, positions
+
+    def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and torch.is_tensor(args[0]):
+            self._seen.ids = args[0]
+
+    def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if torch.is_tensor(value) and not value.is_floating_point() and value.dim() == 2:
+                self._seen.positions = value
+
+
+def bind(model: nn.Module) -> ModelBinding:
+    """The model's binding, made on first use."""
+    with _lock:
+        if model not in _bindings:
+            _bindings[model] = ModelBinding(model)
+        return _bindings[model]
+
+
+def bound_model(weights: str) -> nn.Module | None:
+    """A model of this process with these weights that a cache has been made for (or `bind` was called on)."""
+    return next((m for m, b in list(_bindings.items()) if b.weights_sha256 == weights), None)
+
+
+@torch.no_grad()
+def _end_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    cache = kwargs.get("past_key_values")
+    if hasattr(cache, "end_forward"):
+        cache.end_forward()

@@ -1,0 +1,153 @@
+"""`BlockCompressor`: codes blocks that left the window, and moves older ones down the tiers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from spectralquant.cache.policy import TierPolicy
+from spectralquant.cache.reading import BlockReader
+from spectralquant.cache.reconstructor import AsyncReconstructor, Task
+from spectralquant.cache.state import CacheState
+from spectralquant.cache.stats import Spent
+from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, Tier
+from spectralquant.codec.block import SINKS
+
+BACKGROUND_QUERIES = 16
+
+
+@dataclass
+class BlockCompressor:
+    """When and into what blocks are coded.
+
+    With `background`, blocks that are due during decoding are coded by a worker and swapped in `lag` tokens later,
+    whatever the worker's speed, so that results do not depend on timing.
+    """
+
+    state: CacheState
+    tiers: dict[str, Tier]
+    policy: TierPolicy
+    reader: BlockReader
+    worker: AsyncReconstructor
+    spent: Spent
+    window: int
+    compress_from: int
+    background: bool
+    lag: int
+    over_budget: bool = False
+    _pending: dict[int, list[Task]] = field(default_factory=dict)
+
+    def after_forward(self, held_bytes: Callable[[], int]) -> None:
+        """Code what is due, then apply ages and the memory budget."""
+        late = self.lag if self.background and self.state.last_new <= BACKGROUND_QUERIES else 0
+        if late:
+            for start, stop in self._due(0):
+                if start not in self._pending:
+                    self._pending[start] = [
+                        self.worker.submit(self.encode, self.state.leaving(row, start, stop), self.policy.first)
+                        for row in range(len(self.state.rows))
+                    ]
+        self._swap(self._due(late))
+        self._apply_ages()
+        self._apply_budget(held_bytes)
+        self.reader.fill_working_set()
+
+    def settle(self) -> None:
+        """Finish background work, so that rows and blocks may change."""
+        if self._pending:
+            self._swap([r for r in self._due(0) if r[0] in self._pending])
+            self._pending.clear()
+
+    def forget_pending(self) -> None:
+        """Drop background work whose tokens are about to be removed."""
+        self._pending.clear()
+
+    def encode(self, block: LeavingBlock, tier: str) -> StoredBlock:
+        """Code a block."""
+        with torch.no_grad():
+            return self.tiers[tier].encode(block)
+
+    def _due(self, lag: int) -> list[tuple[int, int]]:
+        """Ranges of tokens whose time to be coded has come."""
+        out: list[tuple[int, int]] = []
+        total, stop = self.state.total, self.state.coded_stop
+        if total < self.compress_from:
+            return out
+        while total - self.state.next_stop(stop) >= self.window + lag:
+            out.append((max(SINKS, stop), self.state.next_stop(stop)))
+            stop = self.state.next_stop(stop)
+        return out
+
+    def _swap(self, ranges: Sequence[tuple[int, int]]) -> None:
+        if not ranges:
+            return
+        begin = time.perf_counter()
+        rows = range(len(self.state.rows))
+        coded: list[list[StoredBlock]] = []
+        for start, stop in ranges:
+            if start in self._pending:
+                wait = time.perf_counter()
+                coded.append([task.result() for task in self._pending.pop(start)])
+                self.spent.wait_s += time.perf_counter() - wait
+            else:
+                coded.append([self.encode(self.state.leaving(r, start, stop), self.policy.first) for r in rows])
+        self.state.append_blocks(coded)
+        self.spent.blocks_compressed += len(coded) * len(rows)
+        self.spent.compress_s += time.perf_counter() - begin
+
+    def demote(self, index: int, tier: str) -> None:
+        """Code block `index` of every sequence again, in another tier."""
+        begin = time.perf_counter()
+        made: dict[int, StoredBlock] = {}
+        for row, blocks in enumerate(self.state.rows):
+            block = blocks[index]
+            if id(block) not in made:
+                made[id(block)] = self.encode(self.decoded(row, block), tier)
+            blocks[index] = made[id(block)]
+            self.spent.demotions += 1
+        self.reader.forget_unused()
+        self.spent.compress_s += time.perf_counter() - begin
+
+    def decoded(self, row: int, block: StoredBlock) -> LeavingBlock:
+        """A coded block as it was before, up to the codec's error."""
+        keys, values = self.reader.whole(row, block)
+        tables = self.state.binding.tables(self.state.position_ids(row, block.start, block.stop))
+        ids = self.state.token_ids(row, block.start, block.stop)
+        return LeavingBlock(keys, values, block.start, *tables, None, *ids)
+
+    def evict(self, blocks: int) -> int:
+        """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
+        self.settle()
+        moved = 0
+        for index in range(len(self.state.rows[0]) if self.state.rows else 0):
+            lower = self.policy.below(self.state.rows[0][index].tier)
+            if moved < blocks and lower is not None:
+                self.demote(index, lower)
+                moved += 1
+        return moved
+
+    def _apply_ages(self) -> None:
+        if not self.policy.ages or not self.state.rows:
+            return
+        for index, block in enumerate(self.state.rows[0]):
+            wanted = self.policy.for_age(self.state.total - block.stop)
+            if self.policy.lower(wanted, block.tier):
+                self.demote(index, wanted)
+
+    def _apply_budget(self, held_bytes: Callable[[], int]) -> None:
+        limit = self.policy.max_bytes
+        while limit is not None and held_bytes() > limit:
+            if self.evict(1):
+                continue
+            if not self.over_budget:
+                warnings.warn(
+                    f"SpectralCache holds {held_bytes():,} bytes, over max_bytes={limit:,}, with all blocks in the lowest "
+                    "tier of the profile. Allow more, or calibrate a lower tier.",
+                    stacklevel=2,
+                )
+            self.over_budget = True
+            return

@@ -1,0 +1,143 @@
+"""A cache's sequences as packets, and packets as a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spectralquant.cache.lazy import LazyLoader
+from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
+from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
+from spectralquant.codec.block import BLOCK
+from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
+from spectralquant.errors import InputError, PacketError
+
+if TYPE_CHECKING:
+    from spectralquant.cache.spectral_cache import SpectralCache
+
+EXACT_TOKENS = 16_384
+
+
+def pack_cache(cache: SpectralCache, exact: str) -> list[SpectralPacket]:
+    """See `SpectralCache.pack`. Hot and warm blocks are coded again as cold ones; without a cold tier they are kept as
+    decoded, in the dtype of the exact sections.
+
+    Raises:
+        InputError: an empty cache, an unknown `exact`, or padded sequences.
+    """
+    exact = DTYPE_NAMES[cache.layers[0].dtype] if exact == "auto" and cache.state.rows else exact
+    if not cache.state.rows or not cache.get_seq_length():
+        raise InputError("The cache is empty; run the model on a prompt first.")
+    if exact not in EXACT_DTYPES:
+        raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
+    state = cache.state
+    if state.positions is not None and bool((state.positions != torch.arange(state.total)).any()):
+        raise InputError(
+            "Packets number tokens from 0, but this cache has padding or positions of its own. Pack each prompt without "
+            "padding, or keep the cache with cache.save(path)."
+        )
+    return [_pack_row(cache, row, exact) for row in range(len(state.rows))]
+
+
+def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
+    state, g = cache.state, cache.geometry
+    sections: list[tuple[int, int, int, bytes]] = []
+
+    def add_exact(start: int, keys: Tensor, values: Tensor) -> None:
+        for at in range(0, keys.shape[2], EXACT_TOKENS):
+            part = slice(at, at + EXACT_TOKENS)
+            body = exact_section(keys[:, :, part], values[:, :, part], exact)
+            sections.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
+
+    sinks = [
+        torch.stack([getattr(layer, name)[row] for layer in state.layers]) for name in ("sink_keys", "sink_values")
+    ]
+    add_exact(0, *sinks)
+    for block in state.rows[row]:
+        if "cold" not in cache.tiers:
+            add_exact(block.start, *(x.to(cache.layers[0].dtype) for x in cache.reader.whole(row, block)))
+            continue
+        if block.tier != "cold":
+            block = cache.compressor.encode(cache.compressor.decoded(row, block), "cold")
+        sections.append((block.start, block.tokens, CODED, cache.tiers["cold"].to_bytes(block)))
+    recent = [torch.stack([getattr(layer, name)[row] for layer in state.layers]) for name in ("keys", "values")]
+    add_exact(state.coded_stop, *recent)
+    header = PacketHeader(
+        g.layers,
+        g.kv_heads,
+        g.head_dim,
+        state.total,
+        BLOCK,
+        sinks[0].shape[2],
+        exact,
+        cache.options["step_scale"],
+        bytes(16) if cache.profile is None else cache.profile.id,
+    )
+    return SpectralPacket.build(header, sections)
+
+
+def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | str | Path]) -> None:
+    """See `SpectralCache.unpack`.
+
+    Raises:
+        PacketError: another profile's packet, or packets of different shapes.
+    """
+    loaders = [LazyLoader(source) for source in sources]
+    for loader in loaders:
+        _require(cache, loader.packet)
+    shapes = {tuple((s.start, s.tokens, s.kind) for s in loader.packet.sections) for loader in loaders}
+    if len(shapes) != 1:
+        raise PacketError("Packets of one batch must have the same number of tokens. Unpack them one by one.")
+    rows = [_row(cache, loader) for loader in loaders]
+    state, dtype, device = cache.state, cache.binding.model.dtype, cache.binding.model.device
+    state.rows = [blocks for _, blocks, _ in rows]
+    state.coded_tokens = sum(b.tokens for b in state.rows[0])
+    heads = cache.geometry.heads if cache.wants_received else None
+    for index, layer in enumerate(state.layers):
+        sinks, recent = (
+            [torch.stack([row[part][i][index] for row in rows]).to(device, dtype) for i in range(2)] for part in (0, 2)
+        )
+        layer.append(*recent, heads)
+        layer.sink_keys, layer.sink_values = sinks
+        if layer.received is not None:
+            layer.received.fill_(float("nan"))
+    if state.keep_ids:
+        state.ids = torch.full((len(rows), state.total), -1, dtype=torch.int32, device=device)
+
+
+def _require(cache: SpectralCache, packet: SpectralPacket) -> None:
+    if cache.profile is not None:
+        require_packet(cache.profile, packet)
+        if packet.coded_tokens and packet.header.step_scale != cache.options["step_scale"]:
+            raise PacketError(
+                f"The packet was coded with step_scale={packet.header.step_scale:g}, the cache uses "
+                f"{cache.options['step_scale']:g}. Pass step_scale={packet.header.step_scale:g}."
+            )
+    elif packet.coded_tokens:
+        raise PacketError("The packet holds coded blocks; unpacking it needs the profile that packed it.")
+
+
+def _row(cache: SpectralCache, loader: LazyLoader):
+    """Sinks, blocks and recent tokens (pairs `[L, Hk, T, D]`) of one packet."""
+    sections = loader.packet.sections
+    coded = [i for i, s in enumerate(sections) if s.kind == CODED]
+    last = coded[-1] if coded else -1
+    g = cache.geometry
+    nothing = torch.zeros(g.layers, g.kv_heads, 0, g.head_dim)
+    sinks, recent = (nothing, nothing), [(nothing, nothing)]
+    blocks: list[StoredBlock] = []
+    for index, section in enumerate(sections):
+        if section.kind == CODED:
+            blocks.append(StoredBlock("cold", section.start, section.tokens, loader.section(index), section.length))
+        elif index > last:
+            recent.append(loader.packet.exact(section))
+        elif index == 0:
+            sinks = loader.packet.exact(section)
+        else:
+            keys, values = loader.packet.exact(section)
+            blocks.append(cache.tiers["exact"].encode(LeavingBlock(keys, values, section.start, (), ())))
+    return sinks, blocks, tuple(torch.cat([pair[i] for pair in recent], dim=2) for i in range(2))

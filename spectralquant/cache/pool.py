@@ -1,0 +1,161 @@
+"""`SpectralBufferPool`: preallocated pages for codes, shared by caches and threads.
+
+Pages of one size live in slabs of eight. A page is freed when the last `PageRef` to it goes; beams and copies share
+pages because pages never change once written. Waste is bounded by one partly used slab a page size when pages are
+freed in order, and is measured; `trim` gives empty slabs back.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from spectralquant.errors import InputError
+
+SLAB_PAGES = 8
+
+
+@dataclass
+class _PageClass:
+    slabs: dict[int, Tensor] = field(default_factory=dict)
+    free: set[tuple[int, int]] = field(default_factory=set)
+    next_slab: int = 0
+
+
+class PageRef:
+    """A page that stays allocated as long as this object lives."""
+
+    __slots__ = ("__weakref__", "index", "nbytes", "pool", "slab")
+
+    def __init__(self, pool: SpectralBufferPool, nbytes: int, slab: int, index: int) -> None:
+        self.pool, self.nbytes, self.slab, self.index = pool, nbytes, slab, index
+
+    @property
+    def data(self) -> Tensor:
+        """The page, uint8 `[nbytes]` (a view; written once, by whoever allocated it)."""
+        return self.pool.slab(self.nbytes, self.slab)[self.index]
+
+    def __del__(self) -> None:
+        self.pool._free(self.nbytes, self.slab, self.index)
+
+
+@dataclass(frozen=True)
+class PagePart:
+    """Columns first … last of `rows` rows of `row_bytes` bytes that start at `offset` of a page."""
+
+    offset: int
+    rows: int
+    row_bytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """Bytes. fragmentation: share of the allocated bytes that no live page uses."""
+
+    allocated: int
+    used: int
+    pages: int
+
+    @property
+    def fragmentation(self) -> float:
+        return 0.0 if not self.allocated else 1 - self.used / self.allocated
+
+
+class SpectralBufferPool:
+    """Thread-safe page allocator on one device. `max_bytes` bounds what it may allocate."""
+
+    def __init__(
+        self, device: torch.device | str = "cpu", *, max_bytes: int | None = None, pinned: bool = False
+    ) -> None:
+        self.device = torch.device(device)
+        self.max_bytes = max_bytes
+        self.pinned = pinned and self.device.type == "cpu" and torch.cuda.is_available()
+        self._lock = threading.RLock()
+        self._classes: dict[int, _PageClass] = {}
+        self._returned: deque[tuple[int, int, int]] = deque()
+
+    def allocate(self, nbytes: int) -> PageRef:
+        """A page of `nbytes` bytes.
+
+        Raises:
+            InputError: `max_bytes` would be exceeded.
+        """
+        with self._lock:
+            self._take_back()
+            pages = self._classes.setdefault(nbytes, _PageClass())
+            if not pages.free:
+                self._grow(nbytes, pages)
+            slab, index = min(pages.free)
+            pages.free.discard((slab, index))
+        return PageRef(self, nbytes, slab, index)
+
+    def _grow(self, nbytes: int, pages: _PageClass) -> None:
+        wanted = nbytes * SLAB_PAGES
+        if self.max_bytes is not None and self.stats().allocated + wanted > self.max_bytes:
+            raise InputError(
+                f"The buffer pool holds {self.stats().allocated:,} bytes and needs {wanted:,} more, over its limit of "
+                f"{self.max_bytes:,}. Raise max_bytes, or free or demote older blocks."
+            )
+        with torch.inference_mode(False):
+            slab = torch.zeros(SLAB_PAGES, nbytes, dtype=torch.uint8, device=self.device, pin_memory=self.pinned)
+        pages.slabs[pages.next_slab] = slab
+        pages.free |= {(pages.next_slab, i) for i in range(SLAB_PAGES)}
+        pages.next_slab += 1
+
+    def slab(self, nbytes: int, slab: int) -> Tensor:
+        """All pages of one slab, uint8 `[8, nbytes]`."""
+        return self._classes[nbytes].slabs[slab]
+
+    def gather(self, pages: list[PageRef], part: PagePart) -> Tensor:
+        """One part of many pages of one size, uint8 `[n, rows, columns]`, in their order."""
+        nbytes = pages[0].nbytes
+        slabs = self._classes[nbytes].slabs
+        runs: list[tuple[int, list[int]]] = []
+        for page in pages:
+            if not runs or runs[-1][0] != page.slab:
+                runs.append((page.slab, []))
+            runs[-1][1].append(page.index)
+        found = []
+        for slab, index in runs:
+            rows = slabs[slab][:, part.offset : part.offset + part.rows * part.row_bytes]
+            columns = rows.view(SLAB_PAGES, part.rows, part.row_bytes)[:, :, part.first : part.last]
+            consecutive = index == list(range(index[0], index[0] + len(index)))
+            found.append(columns[index[0] : index[0] + len(index)] if consecutive else columns[index])
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def trim(self) -> int:
+        """Give slabs without a live page back; returns the bytes freed."""
+        freed = 0
+        with self._lock:
+            self._take_back()
+            for nbytes, pages in self._classes.items():
+                for slab in list(pages.slabs):
+                    mine = {(slab, i) for i in range(SLAB_PAGES)}
+                    if mine <= pages.free:
+                        pages.free -= mine
+                        del pages.slabs[slab]
+                        freed += nbytes * SLAB_PAGES
+        return freed
+
+    def stats(self) -> PoolStats:
+        """What is allocated and what is used."""
+        with self._lock:
+            self._take_back()
+            allocated = sum(s.untyped_storage().nbytes() for c in self._classes.values() for s in c.slabs.values())
+            live = {n: len(c.slabs) * SLAB_PAGES - len(c.free) for n, c in self._classes.items()}
+            return PoolStats(allocated, sum(n * k for n, k in live.items()), sum(live.values()))
+
+    def _free(self, nbytes: int, slab: int, index: int) -> None:
+        # Called by the garbage collector, possibly while this thread holds the lock: only an atomic append.
+        self._returned.append((nbytes, slab, index))
+
+    def _take_back(self) -> None:
+        while self._returned:
+            nbytes, slab, index = self._returned.popleft()
+            self._classes[nbytes].free.add((slab, index))

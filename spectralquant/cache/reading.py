@@ -1,0 +1,103 @@
+"""`BlockReader`: coded blocks back to keys and values, and the working set of decoded ones."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from spectralquant.cache.state import CacheState
+from spectralquant.cache.stats import Spent
+from spectralquant.cache.tiers.base import ReadScratch, StoredBlock, Tier
+
+WORKING = "working"
+
+
+class BlockReader:
+    """Reads blocks of one cache. `working_set`: bytes of decoded warm and cold blocks kept between forward passes."""
+
+    def __init__(self, state: CacheState, tiers: dict[str, Tier], working_set: int, spent: Spent) -> None:
+        self.state, self.tiers, self.working_set, self.spent = state, tiers, working_set, spent
+        self._working: dict[int, tuple[StoredBlock, Tensor, Tensor]] = {}
+        self._scratch: ReadScratch | None = None
+
+    def begin_forward(self) -> None:
+        """Start decoding, ahead of use, what the forward pass is going to read."""
+        self._scratch = ReadScratch(self.state.binding.tables)
+        if "cold" in self.tiers:
+            for blocks in self.state.rows:
+                cold = [b for b in blocks if b.tier == "cold" and id(b) not in self._working]
+                self.tiers["cold"].prefetch(cold, self._scratch)
+
+    def end_forward(self) -> None:
+        """Drop what the forward pass shared between layers."""
+        self._scratch = None
+
+    def runs(self) -> list[tuple[str, int, int]]:
+        """Consecutive blocks that are read alike: (tier or "working", first, one past last)."""
+        if not self.state.rows:
+            return []
+        out, at = [], 0
+        for kind, group in groupby(self.state.rows[0], self._kind):
+            count = len(list(group))
+            out.append((kind, at, at + count))
+            at += count
+        return out
+
+    def _kind(self, block: StoredBlock) -> str:
+        return WORKING if id(block) in self._working else block.tier
+
+    def read(self, layer: int, row: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Keys (after RoPE) and values `[S, Hk, D]` of blocks first … last of one sequence and layer."""
+        begin = time.perf_counter()
+        if self._scratch is None:
+            self._scratch = ReadScratch(self.state.binding.tables)
+        blocks = self.state.rows[row][first:last]
+        parts: list[tuple[Tensor, Tensor]] = []
+        for kind, group in groupby(blocks, self._kind):
+            mine = list(group)
+            if kind == WORKING:
+                held = [self._working[id(b)] for b in mine]
+                parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in held]) for i in (1, 2)))
+            else:
+                positions = self.state.position_ids(row, mine[0].start, mine[-1].stop)
+                parts.append(self.tiers[kind].dense(layer, mine, positions, self._scratch))
+        self.spent.reconstruct_s += time.perf_counter() - begin
+        return parts[0] if len(parts) == 1 else tuple(torch.cat([p[i] for p in parts]) for i in range(2))
+
+    def whole(self, row: int, block: StoredBlock) -> tuple[Tensor, Tensor]:
+        """Keys (after RoPE) and values `[L, Hk, T, D]` of one block."""
+        positions = self.state.position_ids(row, block.start, block.stop)
+        return self.tiers[block.tier].whole(block, positions, ReadScratch(self.state.binding.tables))
+
+    def fill_working_set(self) -> None:
+        """Decode blocks, newest first, as far as `working_set` bytes go."""
+        if not self.working_set or not self.state.rows:
+            return
+        layer = self.state.layers[0]
+        for index in reversed(range(len(self.state.rows[0]))):
+            group = {id(blocks[index]): (row, blocks[index]) for row, blocks in enumerate(self.state.rows)}
+            missing = [pair for key, pair in group.items() if key not in self._working]
+            size = 4 * self.state.binding.geometry.width * layer.dtype.itemsize // 2
+            if not missing or missing[0][1].tier not in ("warm", "cold"):
+                continue
+            if self.working_bytes + size * missing[0][1].tokens * len(missing) > self.working_set:
+                break
+            begin = time.perf_counter()
+            for row, block in missing:
+                keys, values = (x.to(layer.dtype).clone() for x in self.whole(row, block))
+                self._working[id(block)] = (block, keys, values)
+            self.spent.reconstruct_s += time.perf_counter() - begin
+
+    def forget_unused(self) -> None:
+        """Drop decoded blocks that no row holds any more."""
+        live = {id(b) for blocks in self.state.rows for b in blocks}
+        for key in [k for k in self._working if k not in live]:
+            del self._working[key]
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes of the working set."""
+        return sum(k.untyped_storage().nbytes() + v.untyped_storage().nbytes() for _, k, v in self._working.values())

@@ -1,0 +1,136 @@
+"""A cache as it is, codes unchanged: for pickle, deepcopy, and saving in the middle of a generation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from spectralquant.cache.binding import bound_model
+from spectralquant.cache.tiers.base import StoredBlock
+from spectralquant.errors import InputError, ProfileError
+from spectralquant.files import write_bytes
+from spectralquant.profile import CalibrationProfile
+
+if TYPE_CHECKING:
+    from spectralquant.cache.pool import SpectralBufferPool
+    from spectralquant.cache.spectral_cache import SpectralCache
+
+FORMAT = "spectralquant.cache.1"
+LAYER_TENSORS = ("keys", "values", "sink_keys", "sink_values", "received")
+
+
+@dataclass
+class CacheSnapshot:
+    """Facts and tensors of a cache; `rows` holds the blocks themselves where a copy in this process may share them."""
+
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+    rows: list[list[StoredBlock]] | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file, atomically."""
+        data = safetensors_bytes(self.tensors, metadata={"format": FORMAT, "facts": json.dumps(self.facts)})
+        write_bytes(path, data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CacheSnapshot:
+        """Read a file that `save` wrote.
+
+        Raises:
+            InputError: missing, damaged, or something else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"There is no saved cache {path}. Check the path.")
+        try:
+            with safe_open(path, framework="pt") as handle:
+                meta = handle.metadata() or {}
+                if meta.get("format") != FORMAT:
+                    raise InputError(f"{path} is not a saved SpectralCache.")
+                tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read as a saved SpectralCache ({error}).") from error
+        return cls(json.loads(meta["facts"]), tensors)
+
+
+def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheSnapshot:
+    """Freeze a cache; background work is finished first."""
+    cache.compressor.settle()
+    state, tensors = cache.state, {}
+    for name in LAYER_TENSORS:
+        held = [getattr(layer, name) for layer in state.layers]
+        if state.rows and held[0] is not None:
+            tensors[name] = torch.stack(held).cpu()
+    for name in ("ids", "positions"):
+        if getattr(state, name) is not None:
+            tensors[name] = getattr(state, name).cpu().clone()
+    distinct = {id(b): b for blocks in state.rows for b in blocks}
+    numbers = {key: i for i, key in enumerate(distinct)}
+    blocks = [(b.tier, b.start, b.tokens) for b in distinct.values()]
+    if not share_blocks:
+        for i, block in enumerate(distinct.values()):
+            data = bytearray(cache.tiers[block.tier].to_bytes(block))
+            tensors[f"block.{i}"] = torch.frombuffer(data, dtype=torch.uint8)
+    facts = {
+        "options": cache.snapshot_options(),
+        "model": cache.binding.weights_sha256,
+        "profile": None if cache.profile is None else cache.profile.id.hex(),
+        "blocks": blocks,
+        "rows": [[numbers[id(b)] for b in row] for row in state.rows],
+        "coded_tokens": state.coded_tokens,
+    }
+    return CacheSnapshot(facts, tensors, [list(row) for row in state.rows] if share_blocks else None)
+
+
+def restore(
+    kind: type[SpectralCache],
+    snapshot: CacheSnapshot,
+    model: nn.Module | None,
+    profile: CalibrationProfile | None,
+    *,
+    pool: SpectralBufferPool | None = None,
+) -> SpectralCache:
+    """A cache from a snapshot. Without `model` a bound model of this process with the same weights is used.
+
+    Raises:
+        InputError: no such model. ProfileError: the snapshot was taken with another profile.
+    """
+    facts = snapshot.facts
+    model = bound_model(facts["model"]) if model is None else model
+    if model is None:
+        raise InputError(
+            "No model with the saved cache's weights is bound in this process. Call spectralquant.bind(model) before "
+            "unpickling, or use SpectralCache.load(path, model, profile)."
+        )
+    mine = None if profile is None else profile.id.hex()
+    if mine != facts["profile"]:
+        raise ProfileError(f"The cache was saved with profile {facts['profile']}, this is {mine}. Load the right one.")
+    cache = kind(model, profile, pool=pool, **facts["options"])
+    state, tensors = cache.state, snapshot.tensors
+    for index, layer in enumerate(state.layers):
+        if "keys" not in tensors:
+            break
+        layer.lazy_initialization(*(tensors[name][index].to(model.device) for name in ("keys", "values")))
+        for name in LAYER_TENSORS:
+            if name in tensors:
+                setattr(layer, name, tensors[name][index].to(model.device).clone())
+    for name in ("ids", "positions"):
+        if name in tensors:
+            setattr(state, name, tensors[name].to(model.device))
+    state.coded_tokens = facts["coded_tokens"]
+    if snapshot.rows is not None:
+        state.rows = [list(row) for row in snapshot.rows]
+        return cache
+    blocks = [
+        cache.tiers[tier].from_bytes(tensors[f"block.{i}"].numpy().tobytes(), start, tokens)
+        for i, (tier, start, tokens) in enumerate(facts["blocks"])
+    ]
+    state.rows = [[blocks[i] for i in row] for row in facts["rows"]]
+    return cache

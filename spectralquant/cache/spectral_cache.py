@@ -1,0 +1,288 @@
+"""`SpectralCache`: a drop-in transformers cache whose older blocks are compressed.
+
+Sinks (the first 4 tokens) and a recent window stay exact. When a block of 128 tokens has left the window it is coded
+into a tier at the end of the forward pass; attention reads hot codes in place and has the rest reconstructed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from spectralquant.attention import spectral_attention
+from spectralquant.cache.accounting import cache_stats, held_bytes
+from spectralquant.cache.binding import bind
+from spectralquant.cache.compressing import BlockCompressor
+from spectralquant.cache.layer import SpectralLayer
+from spectralquant.cache.packets import fill_from_packets, pack_cache
+from spectralquant.cache.policy import make_policy
+from spectralquant.cache.pool import SpectralBufferPool
+from spectralquant.cache.reading import BlockReader
+from spectralquant.cache.reconstructor import AsyncReconstructor
+from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
+from spectralquant.cache.state import CacheState
+from spectralquant.cache.stats import CacheStats, Spent
+from spectralquant.cache.tiers.registry import make_tiers
+from spectralquant.cache.view import LayerView
+from spectralquant.codec.block import BLOCK
+from spectralquant.codec.packet import SpectralPacket
+from spectralquant.errors import InputError
+from spectralquant.profile import CalibrationProfile
+
+
+class SpectralCache(Cache):
+    """`model.generate(**inputs, past_key_values=SpectralCache(model, profile))`.
+
+    Args:
+        model: any decoder-only model that `sq calibrate` accepts.
+        profile: its calibration profile, or None for an exact (lossless, uncompressed) cache.
+        tier: hot, warm, cold, exact, or auto: the fastest coded tier that the profile has.
+        ages: tier → age in tokens from which blocks move down to it, as `{"cold": 4096}`.
+        max_bytes: the oldest blocks move down, tier by tier, until the cache holds no more than this.
+        window: tokens that stay exact at least, a multiple of 128; at most 127 more do.
+        compress_from: nothing is compressed before the sequence has this many tokens.
+        working_set: bytes of decoded warm and cold blocks kept between tokens (0: decode for every token).
+        background: code blocks during decoding on a worker thread (None: for the cold tier).
+        lag: tokens for which a block in background work stays exact beyond its window; fixed, so that results do not
+            depend on the worker's speed.
+        attention: "spectral" switches the model to `SpectralAttention`; "model" leaves its implementation alone, which
+            then reads dense tensors (and the cold tier codes without importance, at a worse rate).
+        pool: pages to share with other caches. host: keep codes in (pinned) host memory.
+        step_scale: multiplies the cold tier's step.
+
+    Raises:
+        ProfileError: the profile is for another model. InputError: options that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        profile: CalibrationProfile | None = None,
+        *,
+        tier: str = "auto",
+        ages: Mapping[str, int] | None = None,
+        max_bytes: int | None = None,
+        window: int = BLOCK,
+        compress_from: int = 0,
+        working_set: int = 0,
+        background: bool | None = None,
+        lag: int = 32,
+        attention: str = "spectral",
+        pool: SpectralBufferPool | None = None,
+        host: bool = False,
+        threads: int = 1,
+        step_scale: float = 1.0,
+    ) -> None:
+        if window < BLOCK or window % BLOCK:
+            raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
+        if not 0 <= lag <= BLOCK:
+            raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
+        if attention not in ("spectral", "model"):
+            raise InputError(f"attention={attention!r} is not one of spectral, model.")
+        if profile is not None:
+            profile.require_model(model)
+        policy = make_policy(tier, tuple(profile.tiers) if profile is not None else (), ages, max_bytes)
+        background = policy.reaches_cold if background is None else background
+        self.options = {
+            "tier": policy.first,
+            "ages": dict(ages or {}),
+            "max_bytes": max_bytes,
+            "window": window,
+            "compress_from": compress_from,
+            "working_set": working_set,
+            "background": background,
+            "lag": lag,
+            "attention": attention,
+            "host": host,
+            "threads": threads,
+            "step_scale": step_scale,
+        }
+        self.binding, self.profile, self.policy = bind(model), profile, policy
+        self.geometry = self.binding.geometry
+        super().__init__(layers=[SpectralLayer(self, i) for i in range(self.geometry.layers)])
+        self.pool = pool or SpectralBufferPool("cpu" if host else model.device, pinned=host)
+        self.reconstructor = AsyncReconstructor(threads, device=model.device)
+        self.tiers = make_tiers(model, profile, self.geometry, self.pool, self.reconstructor, step_scale)
+        keep_ids = "cold" in self.tiers and self.tiers["cold"].codec.features is not None
+        self.spent = Spent()
+        self.state = CacheState(self.binding, self.layers, keep_ids)
+        self.reader = BlockReader(self.state, self.tiers, working_set, self.spent)
+        self.compressor = BlockCompressor(
+            self.state,
+            self.tiers,
+            policy,
+            self.reader,
+            self.reconstructor,
+            self.spent,
+            window,
+            compress_from,
+            background,
+            lag,
+        )
+        if attention == "spectral" and self.binding.implementation != spectral_attention.IMPLEMENTATION:
+            model.set_attn_implementation(spectral_attention.IMPLEMENTATION)
+
+    # What a model calls
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
+        """Append `[B, Hk, T, D]` keys (after RoPE) and values; returns what attention reads.
+
+        That is a `LayerView` for `SpectralAttention`, else dense tensors `[B, Hk, S, D]`.
+        """
+        batch, _, new, _ = key_states.shape
+        if layer_idx == 0:
+            if self.state.rows and len(self.state.rows) != batch:
+                raise InputError(
+                    f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
+                )
+            self.state.begin(batch, new, key_states.device)
+            self.reader.begin_forward()
+        heads = self.geometry.heads if self.wants_received else None
+        self.layers[layer_idx].append(key_states, value_states, heads)
+        view = self.view(layer_idx)
+        if self.spectral:
+            return view, view
+        self.spent.dense_reads += 1
+        return view.dense()
+
+    def view(self, layer: int) -> LayerView:
+        """What attention reads of one layer."""
+        return LayerView(self, layer)
+
+    def end_forward(self) -> None:
+        """Compress what has left the window; called when the last layer has attended."""
+        self.reader.end_forward()
+        if self.state.rows and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
+            self.compressor.after_forward(lambda: held_bytes(self))
+
+    @property
+    def spectral(self) -> bool:
+        """Whether the model reads this cache through `SpectralAttention`."""
+        return self.binding.implementation == spectral_attention.IMPLEMENTATION
+
+    @property
+    def wants_received(self) -> bool:
+        """Whether attention received is counted: the cold tier spends fewer bits on tokens that nobody reads."""
+        return self.policy.reaches_cold and self.spectral
+
+    # What generate calls
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the newest −`tokens_to_remove` tokens; a block that is cut becomes exact again, as it was decoded."""
+        if tokens_to_remove > 0:
+            raise ValueError("crop takes a negative number of tokens to remove")
+        if tokens_to_remove == 0 or not self.state.rows:
+            return
+        target = self.get_seq_length() + tokens_to_remove
+        if target < 0:
+            raise InputError(
+                f"crop({tokens_to_remove}) removes more tokens than the {self.get_seq_length()} there are."
+            )
+        self.compressor.forget_pending()
+        self.state.truncate(target, self.reader.whole)
+        self.reader.forget_unused()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep rows `indices` (integers or a boolean mask), in that order."""
+        indices = torch.as_tensor(indices)
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero().squeeze(1)
+        if self.state.rows:
+            self.compressor.settle()
+            self.state.select_rows(indices)
+            self.reader.forget_unused()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        self.batch_select_indices(torch.arange(len(self.state.rows)).repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Forget everything; pages go back to the pool."""
+        self.compressor.forget_pending()
+        self.state.clear()
+        self.reader.end_forward()
+        self.reader.forget_unused()
+
+    @property
+    def coded_tokens(self) -> int:
+        """Tokens of each sequence that are in coded blocks."""
+        return self.state.coded_tokens
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.state.rows)
+
+    def evict(self, blocks: int = 1) -> int:
+        """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
+        return self.compressor.evict(blocks)
+
+    # Packets, copies, files
+
+    def pack(self, *, exact: str = "auto") -> list[SpectralPacket]:
+        """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`)."""
+        self.compressor.settle()
+        return pack_cache(self, exact)
+
+    def compress(self, row: int = 0) -> SpectralPacket:
+        """One sequence as a packet."""
+        return self.pack()[row]
+
+    @classmethod
+    def unpack(
+        cls,
+        model: nn.Module,
+        profile: CalibrationProfile | None,
+        packets: SpectralPacket | str | Path | Sequence[SpectralPacket | str | Path],
+        **options: Any,
+    ) -> SpectralCache:
+        """A cache from packets (of equal length); coded blocks stay packed and are decoded when read."""
+        several = list(packets) if isinstance(packets, (list, tuple)) else [packets]
+        options.setdefault("tier", "cold" if profile is not None and "cold" in profile.tiers else "auto")
+        cache = cls(model, profile, **options)
+        fill_from_packets(cache, several)
+        return cache
+
+    def save(self, path: str | Path) -> None:
+        """Write the cache as it is (every tier's codes unchanged), atomically."""
+        take_snapshot(self).save(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, profile: CalibrationProfile | None = None) -> SpectralCache:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: not such a file. ProfileError: it was saved with another profile.
+        """
+        return restore(cls, CacheSnapshot.load(path), model, profile)
+
+    def __reduce__(self):
+        return _unpickle, (type(self), take_snapshot(self), self.profile)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SpectralCache:
+        """A copy that shares profile, model, pool and the blocks, which never change."""
+        snapshot = take_snapshot(self, share_blocks=True)
+        return restore(type(self), snapshot, self.binding.model, self.profile, pool=self.pool)
+
+    def snapshot_options(self) -> dict[str, Any]:
+        """Keyword arguments that make an equal, empty cache."""
+        return dict(self.options)
+
+    def stats(self) -> CacheStats:
+        """What the cache holds now, measured, and what it has spent."""
+        return cache_stats(self)
+
+
+SpectralKVCache = SpectralCache
+
+
+def _unpickle(kind: type[SpectralCache], snapshot: CacheSnapshot, profile: CalibrationProfile | None) -> SpectralCache:
+    return restore(kind, snapshot, None, profile)

@@ -1,0 +1,149 @@
+"""`CacheState`: the tokens of a cache, row by row: coded blocks, exact layers, ids and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from spectralquant.cache.binding import ModelBinding
+from spectralquant.cache.layer import SpectralLayer
+from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
+from spectralquant.codec.block import BLOCK, SINKS
+
+
+@dataclass
+class CacheState:
+    """Tokens in order: 4 sinks, coded blocks (`rows[b]`), recent tokens (in `layers`).
+
+    ids, positions: int32 `[B, T]`, or None where nothing needs them (positions: where they equal the index); an id of
+    −1 was not seen (inputs_embeds, or the exact part of a packet).
+    last_new: tokens that the latest forward pass appended.
+    """
+
+    binding: ModelBinding
+    layers: list[SpectralLayer]
+    keep_ids: bool
+    rows: list[list[StoredBlock]] = field(default_factory=list)
+    coded_tokens: int = 0
+    ids: Tensor | None = None
+    positions: Tensor | None = None
+    last_new: int = 0
+
+    @property
+    def total(self) -> int:
+        """Tokens per sequence."""
+        return self.layers[0].get_seq_length()
+
+    @property
+    def coded_stop(self) -> int:
+        """One past the last coded token (0 before anything is coded)."""
+        return SINKS + self.coded_tokens if self.coded_tokens else 0
+
+    def begin(self, batch: int, new: int, device: torch.device) -> None:
+        """Note ids and positions of `new` tokens that a forward pass (or a direct `update`) is about to append."""
+        past = self.total
+        if not self.rows:
+            self.rows = [[] for _ in range(batch)]
+        self.last_new = new
+        ids, positions = self.binding.take()
+        if self.keep_ids:
+            seen = ids is not None and ids.shape[-1] == new
+            mine = ids.expand(batch, new) if seen else torch.full((batch, new), -1, device=device)
+            mine = mine.to(device, torch.int32)
+            self.ids = mine if self.ids is None else torch.cat([self.ids, mine], dim=1)
+        index = torch.arange(past, past + new, device=device)
+        given = index.expand(batch, new) if positions is None or positions.shape[-1] != new else positions
+        given = given.to(device, torch.int32).expand(batch, new)
+        if self.positions is None and not bool((given == index).all()):
+            self.positions = torch.arange(past, device=device, dtype=torch.int32).expand(batch, past)
+        if self.positions is not None:
+            self.positions = torch.cat([self.positions, given], dim=1)
+
+    def position_ids(self, row: int, start: int, stop: int) -> Tensor:
+        """Position ids int64 `[stop − start]` of tokens of one sequence."""
+        return torch.arange(start, stop) if self.positions is None else self.positions[row, start:stop].long()
+
+    def token_ids(self, row: int, start: int, stop: int) -> tuple[Tensor | None, int]:
+        """Token ids int64 `[stop − start]` and the id before them (−1: none); None where they were not seen."""
+        if self.ids is None:
+            return None, -1
+        return self.ids[row, start:stop].long(), int(self.ids[row, start - 1]) if start else -1
+
+    def next_stop(self, coded_stop: int) -> int:
+        """Where the block that begins at `coded_stop` ends."""
+        return (coded_stop // BLOCK + 1) * BLOCK
+
+    def leaving(self, row: int, start: int, stop: int) -> LeavingBlock:
+        """A copy of recent tokens start … stop of one sequence."""
+        part = slice(start - self.coded_stop, stop - self.coded_stop)
+        keys = torch.stack([layer.keys[row, :, part] for layer in self.layers])
+        values = torch.stack([layer.values[row, :, part] for layer in self.layers])
+        received = None
+        if all(layer.received is not None for layer in self.layers):
+            received = (
+                torch.stack([layer.received[row, :, part] for layer in self.layers]).permute(2, 0, 1).contiguous()
+            )
+            received = None if bool(received.isnan().any()) else received
+        tables = self.binding.tables(self.position_ids(row, start, stop))
+        return LeavingBlock(keys, values, start, *tables, received, *self.token_ids(row, start, stop))
+
+    def append_blocks(self, coded: list[list[StoredBlock]]) -> None:
+        """Replace the oldest recent tokens by their blocks (`coded[i][row]`)."""
+        tokens = sum(blocks[0].tokens for blocks in coded)
+        for blocks in coded:
+            for row, block in enumerate(blocks):
+                self.rows[row].append(block)
+        for layer in self.layers:
+            if not self.coded_tokens:
+                layer.take_sinks(SINKS)
+            layer.drop_oldest(tokens)
+        self.coded_tokens += tokens
+
+    def truncate(self, target: int, whole: Callable[[int, StoredBlock], tuple[Tensor, Tensor]]) -> None:
+        """Keep the oldest `target` tokens; a block that is cut becomes exact again, as `whole(row, block)` gives it."""
+        drop = self.total - target
+        for layer in self.layers:
+            layer.keep_newest_but(min(drop, layer.keys.shape[2]))
+        while self.coded_tokens and self.total > target:
+            last = self.rows[0][-1]
+            both = []
+            if last.start < target:
+                both = [whole(row, blocks[-1]) for row, blocks in enumerate(self.rows)]
+            for blocks in self.rows:
+                blocks.pop()
+            self.coded_tokens -= last.tokens
+            for index, layer in enumerate(self.layers if both else ()):
+                kept = [torch.stack([pair[i][index] for pair in both])[:, :, : target - last.start] for i in range(2)]
+                layer.give_back(*kept)
+        if not self.coded_tokens:
+            for layer in self.layers:
+                layer.merge_sinks()
+                layer.keep_newest_but(layer.keys.shape[2] - target)
+        for name in ("ids", "positions"):
+            held = getattr(self, name)
+            if held is not None:
+                setattr(self, name, held[:, :target].clone())
+
+    def select_rows(self, index: Tensor) -> None:
+        """Keep rows `index`, in that order; blocks are shared."""
+        for layer in self.layers:
+            layer.select_rows(index)
+        self.rows = [list(self.rows[i]) for i in index.tolist()]
+        for name in ("ids", "positions"):
+            held = getattr(self, name)
+            if held is not None:
+                setattr(self, name, held.index_select(0, index.to(held.device)))
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self.rows, self.coded_tokens, self.ids, self.positions, self.last_new = [], 0, None, None, 0
+        for layer in self.layers:
+            layer.reset()
+
+    def exact_tensors(self) -> list[Tensor]:
+        """Sinks, recent tokens and what is kept about tokens."""
+        found = [t for layer in self.layers for t in layer.tensors()]
+        return found + [t for t in (self.ids, self.positions) if t is not None]

@@ -1,0 +1,57 @@
+"""`CacheStats`: what a cache holds and what it has spent."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """Blocks and tokens over all rows; bytes of their codes (pages that rows share are counted once)."""
+
+    blocks: int
+    tokens: int
+    bytes: int
+
+
+@dataclass
+class Spent:
+    """Seconds and counts since the cache was made."""
+
+    compress_s: float = 0.0
+    reconstruct_s: float = 0.0
+    wait_s: float = 0.0
+    blocks_compressed: int = 0
+    in_place_reads: int = 0
+    dense_reads: int = 0
+    demotions: int = 0
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Bytes are measured from storages. fp16_bytes: what all tokens would take in float16.
+
+    payload_ratio covers coded tokens and their codes, resident_ratio all tokens and every tensor that the cache holds.
+    """
+
+    rows: int
+    tokens: int
+    fp16_bytes: int
+    exact_bytes: int
+    exact_tokens: int
+    tiers: dict[str, TierStats]
+    pool_bytes: int
+    pool_fragmentation: float
+    working_set_bytes: int
+    resident_bytes: int
+    payload_ratio: float | None
+    resident_ratio: float | None
+    spent: Spent
+    reconstructor_failure: str | None
+    over_budget: bool
+    notes: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return asdict(self)

@@ -1,0 +1,115 @@
+"""What every tier takes, keeps and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spectralquant.codec.block import KVBlock
+from spectralquant.codec.block_rotary import unrotate_block_keys
+from spectralquant.codec.rotary import apply_rope
+
+Tables = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]
+
+
+@dataclass(frozen=True)
+class LeavingBlock:
+    """A block that leaves the window: keys (after RoPE) and values `[L, Hk, T, D]` of one sequence.
+
+    received: float32 `[T, L, H]`, or None where it was not observed. cos, sin: per layer `[T, Dr]` or None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    start: int
+    cos: tuple[Tensor | None, ...]
+    sin: tuple[Tensor | None, ...]
+    received: Tensor | None = None
+    token_ids: Tensor | None = None
+    previous_id: int = -1
+
+    @property
+    def tokens(self) -> int:
+        return self.keys.shape[2]
+
+    def plain(self) -> KVBlock:
+        """The block as codecs take it, keys before RoPE."""
+        keys = self.keys.float().permute(2, 0, 1, 3)
+        return KVBlock(
+            keys=unrotate_block_keys(self, keys),
+            values=self.values.float().permute(2, 0, 1, 3),
+            start=self.start,
+            received=self.received,
+            token_ids=self.token_ids,
+            previous_id=self.previous_id,
+            cos=self.cos,
+            sin=self.sin,
+        )
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """A coded block of one sequence; immutable, so beams and copies share it. nbytes: what its payload holds."""
+
+    tier: str
+    start: int
+    tokens: int
+    payload: Any
+    nbytes: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.tokens
+
+
+@dataclass
+class ReadScratch:
+    """What one forward pass over one cache shares between layers; dropped at its end.
+
+    tables: rotary tables of positions `[S]` (a function, memoized here by key).
+    """
+
+    rotary: Callable[[Tensor], Tables]
+    _tables: dict[Any, Tables] = field(default_factory=dict)
+    decoded: dict[int, Any] = field(default_factory=dict)
+
+    def rotate(self, keys: Tensor, positions: Tensor, layer: int, key: Any) -> Tensor:
+        """Apply RoPE to `keys: [S, Hk, D]` of one layer at `positions: [S]`."""
+        if key not in self._tables:
+            self._tables[key] = self.rotary(positions)
+        cos, sin = (table[layer] for table in self._tables[key])
+        return keys if cos is None else apply_rope(keys.transpose(0, 1), cos, sin).transpose(0, 1)
+
+
+class Tier(Protocol):
+    """One way of holding blocks.
+
+    `dense` gives keys (after RoPE) and values float32 `[S, Hk, D]` of one layer of consecutive blocks; `whole` gives
+    keys (after RoPE) and values `[L, Hk, T, D]` of one block.
+    """
+
+    name: str
+
+    def encode(self, block: LeavingBlock) -> StoredBlock: ...
+
+    def dense(
+        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]: ...
+
+    def to_bytes(self, block: StoredBlock) -> bytes: ...
+
+    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock: ...
+
+
+def whole_from_layers(
+    tier: Tier, layers: int, block: StoredBlock, positions: Tensor, scratch: ReadScratch
+) -> tuple[Tensor, Tensor]:
+    """`Tier.whole` by reading every layer."""
+    both = [tier.dense(layer, [block], positions, scratch) for layer in range(layers)]
+    return tuple(torch.stack([pair[i] for pair in both]).transpose(1, 2) for i in range(2))

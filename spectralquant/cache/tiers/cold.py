@@ -1,0 +1,102 @@
+"""`cold`: entropy-coded blocks over all layers, in memory or in a memory-mapped packet; decoded when read.
+
+Entropy decoding runs once a block and forward pass (ahead of use, on the reconstructor's threads); each layer then
+multiplies only with its own columns of the basis, so dense keys and values of all layers never exist together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from spectralquant.cache.lazy import LazySection
+from spectralquant.cache.reconstructor import AsyncReconstructor
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
+from spectralquant.codec.spectral import BlockCoefficients, SpectralCodec
+
+CHUNK_BLOCKS = 16
+
+
+class ColdTier:
+    """Bytes of `SpectralCodec`, wherever they are."""
+
+    name = "cold"
+
+    def __init__(self, codec: SpectralCodec, reconstructor: AsyncReconstructor) -> None:
+        self.codec, self.reconstructor = codec, reconstructor
+
+    def encode(self, block: LeavingBlock) -> StoredBlock:
+        """Transform, quantize and entropy code the block."""
+        return self.from_bytes(self.codec.encode(block.plain()), block.start, block.tokens)
+
+    def prefetch(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> None:
+        """Start entropy decoding of blocks that a forward pass is going to read."""
+        for block in blocks:
+            if id(block) not in scratch.decoded:
+                scratch.decoded[id(block)] = self.reconstructor.submit(self._coefficients, block)
+
+    def dense(
+        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+    ) -> tuple[Tensor, Tensor]:
+        """See `Tier.dense`."""
+        self.prefetch(blocks, scratch)
+        g = self.codec.geometry
+        parts = []
+        for at in range(0, len(blocks), CHUNK_BLOCKS):
+            for coded in self._chunk(blocks[at : at + CHUNK_BLOCKS], scratch):
+                parts.append(self.codec.layer(coded, layer))
+        keys, values = (torch.cat([p[i] for p in parts]).view(-1, g.kv_heads, g.head_dim) for i in range(2))
+        key = (blocks[0].start, blocks[-1].stop, int(positions[0]))
+        return scratch.rotate(keys, positions, layer, key), values
+
+    def _chunk(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> list[BlockCoefficients]:
+        key = ("chunk", *(id(b) for b in blocks))
+        if key not in scratch.decoded:
+            joined = joined_coefficients([scratch.decoded[id(b)].result() for b in blocks])
+            scratch.decoded[key] = [replace(c, features=self.codec.token_features(c)) for c in joined]
+            for block in blocks:
+                scratch.decoded[id(block)] = None
+        return scratch.decoded[key]
+
+    def _coefficients(self, block: StoredBlock) -> BlockCoefficients:
+        return self.codec.coefficients(payload_bytes(block))
+
+    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+        """See `Tier.whole`."""
+        own = ReadScratch(scratch.rotary)
+        return whole_from_layers(self, self.codec.geometry.layers, block, positions, own)
+
+    def to_bytes(self, block: StoredBlock) -> bytes:
+        """The coded bytes."""
+        return bytes(payload_bytes(block))
+
+    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
+        """A block of coded bytes."""
+        data = bytes(data)
+        return StoredBlock(self.name, start, tokens, data, len(data))
+
+
+def payload_bytes(block: StoredBlock) -> bytes | memoryview:
+    """A cold block's bytes, read (and checked) from its packet file on first use."""
+    return block.payload.read() if isinstance(block.payload, LazySection) else block.payload
+
+
+def joined_coefficients(parts: Sequence[BlockCoefficients]) -> list[BlockCoefficients]:
+    """Consecutive coded blocks as one, so that a layer is one product; raw blocks stay alone."""
+    out: list[BlockCoefficients] = []
+    run: list[BlockCoefficients] = []
+    for part in (*parts, None):
+        if part is not None and part.raw is None:
+            run.append(part)
+            continue
+        if run:
+            y = tuple(torch.cat([p.y[i] for p in run]) for i in range(2))
+            ids = None if run[0].ids is None else torch.cat([p.ids for p in run])
+            out.append(BlockCoefficients(sum(p.tokens for p in run), y, None, ids, run[0].previous_id))
+            run = []
+        if part is not None:
+            out.append(part)
+    return out

@@ -1,0 +1,72 @@
+"""`exact`: blocks in pages, in the model's dtype. Lossless; what a short context and the tests run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectralquant.cache.pool import PagePart, SpectralBufferPool
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock
+from spectralquant.codec.block import BLOCK
+from spectralquant.sources.geometry import CacheGeometry
+
+
+class ExactTier:
+    """Pages of `[L, 2, 128, Hk, D]` numbers, keys after RoPE."""
+
+    name = "exact"
+
+    def __init__(self, geometry: CacheGeometry, dtype: torch.dtype, pool: SpectralBufferPool) -> None:
+        self.geometry, self.dtype, self.pool = geometry, dtype, pool
+        self.row = geometry.layer_width * dtype.itemsize
+        self.page_bytes = geometry.layers * 2 * BLOCK * self.row
+
+    def encode(self, block: LeavingBlock) -> StoredBlock:
+        """Copy the block into a page."""
+        page = self.pool.allocate(self.page_bytes)
+        both = torch.stack([block.keys, block.values], dim=1).to(self.dtype).transpose(2, 3)
+        rows = both.reshape(self.geometry.layers, 2, block.tokens, -1).contiguous().view(torch.uint8)
+        page.data.view(self.geometry.layers, 2, BLOCK, self.row)[:, :, : block.tokens].copy_(rows)
+        return StoredBlock(self.name, block.start, block.tokens, page, self.page_bytes)
+
+    def dense(
+        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+    ) -> tuple[Tensor, Tensor]:
+        """See `Tier.dense`; in the stored dtype."""
+        part = PagePart(layer * 2 * BLOCK * self.row, 2 * BLOCK, self.row, 0, self.row)
+        rows = self.pool.gather([b.payload for b in blocks], part).view(len(blocks), 2, BLOCK, self.row)
+        shape = (-1, self.geometry.kv_heads, self.geometry.head_dim)
+        return tuple(joined(rows[:, i], blocks).contiguous().view(self.dtype).view(shape) for i in range(2))
+
+    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+        """See `Tier.whole`."""
+        g = self.geometry
+        page = block.payload.data.view(self.dtype).view(g.layers, 2, BLOCK, g.kv_heads, g.head_dim)
+        both = page[:, :, : block.tokens].transpose(2, 3)
+        return both[:, 0].clone(), both[:, 1].clone()
+
+    def to_bytes(self, block: StoredBlock) -> bytes:
+        """The page."""
+        return block.payload.data.cpu().numpy().tobytes()
+
+    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
+        """Inverse of `to_bytes`."""
+        return page_from_bytes(self.name, self.pool, data, start, tokens)
+
+
+def joined(rows: Tensor, blocks: Sequence[StoredBlock]) -> Tensor:
+    """Rows `[S, columns]` of gathered pages `[n, 128, columns]`, unused rows of short blocks left out."""
+    if all(b.tokens == BLOCK for b in blocks):
+        return rows.reshape(-1, rows.shape[-1])
+    return torch.cat([page[: b.tokens] for page, b in zip(rows, blocks, strict=True)])
+
+
+def page_from_bytes(
+    tier: str, pool: SpectralBufferPool, data: bytes | memoryview, start: int, tokens: int
+) -> StoredBlock:
+    """A block whose page holds `data`."""
+    page = pool.allocate(len(data))
+    page.data.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    return StoredBlock(tier, start, tokens, page, len(data))

@@ -1,0 +1,77 @@
+"""`hot`: fixed-rate codes per head, read in place by `SpectralAttention`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from spectralquant.cache.pool import PagePart, SpectralBufferPool
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
+from spectralquant.cache.tiers.exact import page_from_bytes
+from spectralquant.codec.block import BLOCK
+from spectralquant.codec.hot import HotCodec
+
+
+class HotTier:
+    """Pages that hold, layer after layer, bytes `[row_bytes, 128]` of keys and then of values.
+
+    The tokens of a short block (the first, which lacks the sinks) are the last of its page.
+    """
+
+    name = "hot"
+
+    def __init__(self, codec: HotCodec, pool: SpectralBufferPool) -> None:
+        self.codec, self.pool = codec, pool
+        self.parts: list[list[PagePart]] = []
+        offset = 0
+        for pair in codec.layers:
+            self.parts.append([])
+            for matrices in pair:
+                row = matrices.layout.row_bytes
+                self.parts[-1].append(PagePart(offset, row, BLOCK, 0, BLOCK))
+                offset += BLOCK * row
+        self.page_bytes = offset
+
+    def encode(self, block: LeavingBlock) -> StoredBlock:
+        """Quantize keys (as they are, after RoPE) and values layer by layer."""
+        page = self.pool.allocate(self.page_bytes)
+        data = page.data
+        for layer, pair in enumerate(self.codec.layers):
+            for kind, x in enumerate((block.keys[layer], block.values[layer])):
+                part = self.parts[layer][kind]
+                packed = pair[kind].page(x.transpose(0, 1).reshape(block.tokens, -1).float())
+                there = data[part.offset : part.offset + part.rows * BLOCK].view(part.rows, BLOCK)
+                there[:, BLOCK - block.tokens :].copy_(packed)
+        return StoredBlock(self.name, block.start, block.tokens, page, self.page_bytes)
+
+    def pages(self, layer: int, kind: int, blocks: Sequence[StoredBlock]) -> Tensor:
+        """Bytes uint8 `[n, row_bytes, 128]` of one layer's keys (0) or values (1), where the codec's matrices are."""
+        found = self.pool.gather([b.payload for b in blocks], self.parts[layer][kind])
+        return found.to(self.codec.device, non_blocking=True)
+
+    def dense(
+        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+    ) -> tuple[Tensor, Tensor]:
+        """See `Tier.dense`."""
+        shape = (-1, self.codec.geometry.kv_heads, self.codec.geometry.head_dim)
+        unused = unused_slots(blocks)
+        both = [self.codec.layers[layer][i].dense(self.pages(layer, i, blocks))[unused:] for i in range(2)]
+        return both[0].view(shape), both[1].view(shape)
+
+    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+        """See `Tier.whole`."""
+        return whole_from_layers(self, self.codec.geometry.layers, block, positions, scratch)
+
+    def to_bytes(self, block: StoredBlock) -> bytes:
+        """The page."""
+        return block.payload.data.cpu().numpy().tobytes()
+
+    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
+        """Inverse of `to_bytes`."""
+        return page_from_bytes(self.name, self.pool, data, start, tokens)
+
+
+def unused_slots(blocks: Sequence[StoredBlock]) -> int:
+    """Slots at the start of the first page that hold no token (only the first block of a cache is short)."""
+    return BLOCK - blocks[0].tokens

@@ -1,0 +1,74 @@
+"""`LayerView`: one layer of a cache as attention sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spectralquant.attention.segments import CodeSegment, DenseSegment, Segment
+from spectralquant.cache.tiers.hot import unused_slots
+
+if TYPE_CHECKING:
+    from spectralquant.cache.spectral_cache import SpectralCache
+
+
+class LayerView:
+    """Keys and values of one layer, made dense or handed out in segments when asked for."""
+
+    def __init__(self, cache: SpectralCache, index: int) -> None:
+        self.cache, self.index = cache, index
+        self.layer = cache.layers[index]
+        batch, heads, self.recent, dim = self.layer.keys.shape
+        self.shape = (batch, heads, self.layer.get_seq_length(), dim)
+        self.dtype, self.device = self.layer.dtype, self.layer.device
+
+    @property
+    def wants_received(self) -> bool:
+        return self.cache.wants_received
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Keys (after RoPE) and values `[B, Hk, S, D]` in the model's dtype."""
+        layer, blocks = self.layer, self.cache.state.rows[0]
+        if not blocks:
+            both = ((layer.sink_keys, layer.keys), (layer.sink_values, layer.values))
+            return tuple(pair[1] if not pair[0].shape[2] else torch.cat(pair, dim=2) for pair in both)
+        coded = self._coded(0, len(blocks))
+        keys = torch.cat([layer.sink_keys, coded.keys, layer.keys], dim=2)
+        return keys, torch.cat([layer.sink_values, coded.values, layer.values], dim=2)
+
+    def segments(self) -> list[Segment]:
+        """Sinks, runs of blocks and recent tokens, in token order."""
+        layer = self.layer
+        out: list[Segment] = [DenseSegment(layer.sink_keys, layer.sink_values)]
+        for kind, first, last in self.cache.reader.runs():
+            if kind == "hot":
+                tier = self.cache.tiers["hot"]
+                rows = [blocks[first:last] for blocks in self.cache.state.rows]
+                pages = [_stack([tier.pages(self.index, i, blocks) for blocks in rows]) for i in range(2)]
+                out.append(CodeSegment(*pages, *tier.codec.layers[self.index], unused_slots(rows[0])))
+            else:
+                out.append(self._coded(first, last))
+        out.append(DenseSegment(layer.keys, layer.values))
+        return [s for s in out if s.tokens]
+
+    def _coded(self, first: int, last: int) -> DenseSegment:
+        pairs = [self.cache.reader.read(self.index, row, first, last) for row in range(self.shape[0])]
+        keys, values = (_stack([p[i] for p in pairs]).transpose(1, 2).to(self.dtype) for i in range(2))
+        return DenseSegment(keys, values)
+
+    def add_received(self, attention: Tensor) -> None:
+        """Add attention `[B, H, recent]` that recent tokens received."""
+        self.layer.received += attention
+
+    def note(self, *, in_place: bool) -> None:
+        """Count a read."""
+        if in_place:
+            self.cache.spent.in_place_reads += 1
+        else:
+            self.cache.spent.dense_reads += 1
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)

@@ -1,0 +1,84 @@
+"""Work ahead of use: order, back-pressure, errors, and dead workers."""
+
+import threading
+import time
+
+import pytest
+import torch
+from conftest import profile_of
+
+from spectralquant import SpectralCache
+from spectralquant.cache.reconstructor import AsyncReconstructor
+from spectralquant.errors import PacketError
+
+
+def test_results_come_back_in_the_order_they_are_asked_for():
+    worker = AsyncReconstructor(threads=3)
+    tasks = [worker.submit(lambda i=i: i * i) for i in range(200)]
+    assert [t.result() for t in tasks] == [i * i for i in range(200)]
+    worker.close()
+
+
+def test_back_pressure_makes_the_submitter_wait():
+    gate = threading.Event()
+    worker = AsyncReconstructor(threads=1, max_pending=2)
+    for _ in range(3):
+        worker.submit(gate.wait)
+    done = threading.Event()
+    late = threading.Thread(target=lambda: (worker.submit(gate.wait), done.set()))
+    late.start()
+    assert not done.wait(0.3)
+    gate.set()
+    assert done.wait(5)
+    late.join()
+    worker.close()
+
+
+def test_an_error_is_raised_where_the_result_is_used():
+    worker = AsyncReconstructor()
+
+    def fail():
+        raise PacketError("damaged")
+
+    task = worker.submit(fail)
+    with pytest.raises(PacketError, match="damaged"):
+        task.result()
+    assert worker.submit(lambda: 1).result() == 1
+    worker.close()
+
+
+def test_a_damaged_block_is_reported_by_the_forward_pass():
+    loaded, profile = profile_of("llama")
+    cache = SpectralCache(loaded.model, profile, tier="cold", background=False)
+    ids = torch.randint(5, 500, (1, 400))
+    with torch.no_grad():
+        loaded.model(input_ids=ids, past_key_values=cache)
+        block = cache.state.rows[0][0]
+        cache.state.rows[0][0] = cache.tiers["cold"].from_bytes(block.payload[:-9], block.start, block.tokens)
+        with pytest.raises(PacketError):
+            loaded.model(input_ids=ids[:, :1], past_key_values=cache)
+
+
+def test_a_dead_worker_is_reported_and_the_cache_goes_on():
+    loaded, profile = profile_of("llama")
+    ids = torch.randint(5, 500, (1, 400))
+    caches = [SpectralCache(loaded.model, profile, tier="cold") for _ in range(2)]
+
+    class Poison:
+        def run(self):
+            raise SystemError("worker killed")
+
+    caches[1].reconstructor._queue.put(Poison())
+    while caches[1].reconstructor.alive:
+        time.sleep(0.01)
+    outputs = []
+    for cache in caches:
+        with torch.no_grad():
+            loaded.model(input_ids=ids, past_key_values=cache)
+            outputs.append(
+                [loaded.model(input_ids=ids[:, i : i + 1], past_key_values=cache).logits for i in range(180)]
+            )
+    assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
+    assert "worker killed" in caches[1].stats().reconstructor_failure
+    assert caches[0].stats().reconstructor_failure is None
+    assert caches[1].reconstructor.synchronous > 0
