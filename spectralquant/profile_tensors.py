@@ -88,14 +88,15 @@ class FixedTier:
 
 @dataclass(frozen=True)
 class HeadSpectra:
-    """Per-head spectra, for `SpectralHead` and the rank tables (method.md section 2).
+    """Per-head spectra, for `SpectralHead`, the rank tables (method.md section 2) and `AdaptiveRankCompressor`.
 
-    basis, synthesis: float16 `[2, L, Hk, D, D]`, variance: float32 `[2, L, Hk, D]` (index 0 keys, 1 values; in units
-    of the metric). entropy: float32 `[L, H]`, mean attention entropy in nats. rank, bits: float32 `[2, L, Hk]`.
+    basis, synthesis: float16 `[2, L, Hk, D, D]` of unit rows and columns (index 0 keys, 1 values); gain: float32
+    `[2, L, Hk, D]`, so that gain · basis · x has unit metric; variance: float32 `[2, L, Hk, D]` in units of the metric. entropy: float32 `[L, H]`, mean attention entropy in nats. rank, bits: float32 `[2, L, Hk]`.
     """
 
     basis: Tensor
     synthesis: Tensor
+    gain: Tensor
     variance: Tensor
     entropy: Tensor
     rank: Tensor

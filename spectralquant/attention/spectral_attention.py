@@ -26,18 +26,23 @@ IN_PLACE_QUERIES = 16
 
 
 class CacheView(Protocol):
-    """What `SpectralCache.update` returns to this attention in place of a tensor. shape: (B, Hk, S, D)."""
+    """What `SpectralCache.update` returns to this attention in place of a tensor. shape: (B, Hk, S, D).
+
+    watches: whether `observe` wants probabilities `[B, H, t, n]` of queries from `position` on, over the n tokens that
+    were read. `allowed` is the mask over those tokens, None where all are allowed.
+    """
 
     shape: tuple[int, int, int, int]
     device: torch.device
-    recent: int
-    wants_received: bool
+    watches: bool
 
     def dense(self) -> tuple[Tensor, Tensor]: ...
 
     def segments(self) -> list[Segment]: ...
 
-    def add_received(self, attention: Tensor) -> None: ...
+    def allowed(self, call: AttentionCall) -> Tensor | None: ...
+
+    def observe(self, p: Tensor, position: int) -> None: ...
 
     def note(self, *, in_place: bool) -> None: ...
 
@@ -56,27 +61,25 @@ def spectral_attention(
     call = AttentionCall(module, module.layer_idx, query, key, value, attention_mask, scale, None, None, options)
     if isinstance(key, Tensor):
         return call.run(), None
-    segments = key.segments() if query.shape[2] <= IN_PLACE_QUERIES else []
-    if key.wants_received and query.shape[2] <= IN_PLACE_QUERIES:
-        output, p = attend_segments(call, segments)
-        _count_received(key, p, query.shape[2])
-    elif any(isinstance(s, CodeSegment) for s in segments):
-        output = attend_segments(call, segments)[0]
-        key.note(in_place=True)
+    new, total = query.shape[2], key.shape[2]
+    segments = key.segments() if new <= IN_PLACE_QUERIES else []
+    in_place = any(isinstance(s, CodeSegment) for s in segments)
+    key.note(in_place=in_place)
+    if in_place or (segments and key.watches):
+        output, p = attend_segments(call, segments, key.allowed(call))
+        if key.watches:
+            key.observe(p, total - new)
         return output, None
-    else:
-        keys, values = key.dense()
-        dense = replace(call, key=keys, value=values)
-        output = dense.run()
-        if key.wants_received:
-            for first in _query_blocks(query.shape[2], key.shape[2]):
-                _count_received_block(key, dense, *first)
-    key.note(in_place=False)
+    keys, values = key.dense()
+    dense = replace(call, key=keys, value=values)
+    output = dense.run()
+    for first in range(0, new if key.watches else 0, BLOCK):
+        key.observe(_probabilities(dense, first, min(new, first + BLOCK)), total - new + first)
     return output, None
 
 
-def attend_segments(call: AttentionCall, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
-    """Attention over dense and coded segments under one softmax, in float32.
+def attend_segments(call: AttentionCall, segments: Sequence[Segment], allowed: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention over dense and coded segments under one softmax, in float32; `allowed: [B, 1 or H, T, S]` or None.
 
     Returns the output `[B, T, H, D]` in the query's dtype and the probabilities `[B, H, T, S]`.
     """
@@ -88,8 +91,8 @@ def attend_segments(call: AttentionCall, segments: Sequence[Segment]) -> tuple[T
     softcap = call.options.get("softcap")
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    if call.mask is not None or new > 1:
-        scores.masked_fill_(~call.allowed(), float("-inf"))
+    if allowed is not None:
+        scores.masked_fill_(~allowed, float("-inf"))
     p = torch.nan_to_num(scores.softmax(-1))
     output = torch.zeros_like(grouped)
     at = 0
@@ -128,21 +131,10 @@ def _weighted_values(p: Tensor, segment: Segment) -> Tensor:
     return output + p.sum(-1, keepdim=True) * matrices.constant.view(1, kv, 1, dim)
 
 
-def _query_blocks(new: int, total: int) -> list[tuple[int, int]]:
-    """Ranges of query rows that lie in one block of the token grid each."""
-    first, out = total - new, []
-    while first < total:
-        stop = min(total, (first // BLOCK + 1) * BLOCK)
-        out.append((first - (total - new), stop - (total - new)))
-        first = stop
-    return out
-
-
-def _count_received_block(view: CacheView, call: AttentionCall, first: int, stop: int) -> None:
-    """Probabilities of some query rows, computed again for what they say about recent tokens."""
+def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:
+    """Attention probabilities float32 `[B, H, stop − first, S]` of some queries over dense keys, computed again."""
     batch, heads, new, dim = call.query.shape
-    kv = call.key.shape[1]
-    total = call.key.shape[2]
+    kv, total = call.key.shape[1], call.key.shape[2]
     seen = total - new + stop
     query = call.query[:, :, first:stop].float().reshape(batch, kv, -1, dim)
     scores = (query @ call.key[:, :, :seen].float().transpose(2, 3)).view(batch, heads, stop - first, seen)
@@ -151,27 +143,7 @@ def _count_received_block(view: CacheView, call: AttentionCall, first: int, stop
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores.masked_fill_(~call.allowed()[:, :, first:stop, :seen], float("-inf"))
-    p = torch.nn.functional.pad(torch.nan_to_num(scores.softmax(-1)), (0, total - seen))
-    _count(view, p, total - new + first)
-
-
-def _count_received(view: CacheView, p: Tensor, new: int) -> None:
-    total = p.shape[-1]
-    for first, stop in _query_blocks(new, total):
-        _count(view, p[:, :, first:stop], total - new + first)
-
-
-def _count(view: CacheView, p: Tensor, position: int) -> None:
-    """Add what queries at `position`, position + 1, … give to other tokens of their own and the previous block."""
-    total, rows = p.shape[-1], p.shape[2]
-    recent = p[..., total - view.recent :].clone()
-    offset = position - (total - view.recent)
-    index = torch.arange(rows, device=p.device)
-    recent[:, :, index, index + offset] = 0
-    oldest = (position // BLOCK - 1) * BLOCK - (total - view.recent)
-    if oldest > 0:
-        recent[..., :oldest] = 0
-    view.add_received(recent.sum(2))
+    return torch.nn.functional.pad(torch.nan_to_num(scores.softmax(-1)), (0, total - seen))
 
 
 AttentionInterface.register(IMPLEMENTATION, spectral_attention)

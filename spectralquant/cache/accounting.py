@@ -23,8 +23,10 @@ def exact_bytes(cache: SpectralCache) -> int:
 
 
 def held_bytes(cache: SpectralCache) -> int:
-    """Bytes of everything but unused pages of the pool."""
-    return exact_bytes(cache) + sum(b.nbytes for b in _distinct_blocks(cache)) + cache.reader.working_bytes
+    """Bytes of everything but unused pages of the pool; refreshed bases of an adaptive tier included."""
+    coded = sum(b.nbytes for b in _distinct_blocks(cache))
+    bases = sum(getattr(getattr(tier, "codec", None), "basis_bytes", 0) for tier in cache.tiers.values())
+    return exact_bytes(cache) + coded + bases + cache.reader.working_bytes
 
 
 def cache_stats(cache: SpectralCache) -> CacheStats:

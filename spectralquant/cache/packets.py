@@ -12,6 +12,8 @@ from torch import Tensor
 from spectralquant.cache.lazy import LazyLoader
 from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
+from spectralquant.cache.tiers.cold import payload_bytes
+from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
 from spectralquant.errors import InputError, PacketError
@@ -61,9 +63,7 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
         if "cold" not in cache.tiers:
             add_exact(block.start, *(x.to(cache.layers[0].dtype) for x in cache.reader.whole(row, block)))
             continue
-        if block.tier != "cold":
-            block = cache.compressor.encode(cache.compressor.decoded(row, block), "cold")
-        sections.append((block.start, block.tokens, CODED, cache.tiers["cold"].to_bytes(block)))
+        sections.append((block.start, block.tokens, CODED, _cold_bytes(cache, row, block)))
     recent = [torch.stack([getattr(layer, name)[row] for layer in state.layers]) for name in ("keys", "values")]
     add_exact(state.coded_stop, *recent)
     header = PacketHeader(
@@ -78,6 +78,16 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
         bytes(16) if cache.profile is None else cache.profile.id,
     )
     return SpectralPacket.build(header, sections)
+
+
+def _cold_bytes(cache: SpectralCache, row: int, block: StoredBlock) -> bytes:
+    """A block as a packet holds it: as it is, or coded again where only this cache could read it."""
+    tier = cache.tiers["cold"]
+    adaptive = isinstance(tier.codec, AdaptiveRankCompressor)
+    if block.tier == "cold" and not (adaptive and tier.codec.is_enhanced(payload_bytes(block))):
+        return tier.to_bytes(block)
+    codec = tier.codec.base if adaptive else tier.codec
+    return codec.encode(cache.compressor.decoded(row, block).plain())
 
 
 def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | str | Path]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spectralquant.cache.binding import bound_model
 from spectralquant.cache.tiers.base import StoredBlock
+from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import write_bytes
 from spectralquant.profile import CalibrationProfile
@@ -71,6 +72,8 @@ def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheS
     for name in ("ids", "positions"):
         if getattr(state, name) is not None:
             tensors[name] = getattr(state, name).cpu().clone()
+    if (drift := _adaptive(cache)) is not None:
+        tensors |= {f"adaptive.{name}": t.cpu() for name, t in drift.state().items()}
     distinct = {id(b): b for blocks in state.rows for b in blocks}
     numbers = {key: i for i, key in enumerate(distinct)}
     blocks = [(b.tier, b.start, b.tokens) for b in distinct.values()]
@@ -124,6 +127,8 @@ def restore(
     for name in ("ids", "positions"):
         if name in tensors:
             setattr(state, name, tensors[name].to(model.device))
+    if (drift := _adaptive(cache)) is not None:
+        drift.load_state({k.removeprefix("adaptive."): t for k, t in tensors.items() if k.startswith("adaptive.")})
     state.coded_tokens = facts["coded_tokens"]
     if snapshot.rows is not None:
         state.rows = [list(row) for row in snapshot.rows]
@@ -134,3 +139,8 @@ def restore(
     ]
     state.rows = [[blocks[i] for i in row] for row in facts["rows"]]
     return cache
+
+
+def _adaptive(cache: SpectralCache) -> AdaptiveRankCompressor | None:
+    codec = cache.tiers["cold"].codec if "cold" in cache.tiers else None
+    return codec if isinstance(codec, AdaptiveRankCompressor) else None

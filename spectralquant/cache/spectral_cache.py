@@ -54,6 +54,8 @@ class SpectralCache(Cache):
             then reads dense tensors (and the cold tier codes without importance, at a worse rate).
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
         step_scale: multiplies the cold tier's step.
+        adaptive: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
+            profile's. Its refreshed bases live in this cache, so packets are coded again without them.
 
     Raises:
         ProfileError: the profile is for another model. InputError: options that contradict each other.
@@ -77,6 +79,7 @@ class SpectralCache(Cache):
         host: bool = False,
         threads: int = 1,
         step_scale: float = 1.0,
+        adaptive: bool | Mapping[str, Any] = False,
     ) -> None:
         if window < BLOCK or window % BLOCK:
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
@@ -101,13 +104,15 @@ class SpectralCache(Cache):
             "host": host,
             "threads": threads,
             "step_scale": step_scale,
+            "adaptive": dict(adaptive) if isinstance(adaptive, Mapping) else adaptive,
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
         super().__init__(layers=[SpectralLayer(self, i) for i in range(self.geometry.layers)])
         self.pool = pool or SpectralBufferPool("cpu" if host else model.device, pinned=host)
         self.reconstructor = AsyncReconstructor(threads, device=model.device)
-        self.tiers = make_tiers(model, profile, self.geometry, self.pool, self.reconstructor, step_scale)
+        drift = None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {}
+        self.tiers = make_tiers(model, profile, self.geometry, self.pool, self.reconstructor, step_scale, drift)
         keep_ids = "cold" in self.tiers and self.tiers["cold"].codec.features is not None
         self.spent = Spent()
         self.state = CacheState(self.binding, self.layers, keep_ids)

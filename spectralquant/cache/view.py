@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from spectralquant.attention.segments import CodeSegment, DenseSegment, Segment
+from spectralquant.attention.tap import AttentionCall
 from spectralquant.cache.tiers.hot import unused_slots
+from spectralquant.codec.block import BLOCK
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache
@@ -25,7 +27,8 @@ class LayerView:
         self.dtype, self.device = self.layer.dtype, self.layer.device
 
     @property
-    def wants_received(self) -> bool:
+    def watches(self) -> bool:
+        """Whether attention is to tell how much each recent token received."""
         return self.cache.wants_received
 
     def dense(self) -> tuple[Tensor, Tensor]:
@@ -58,9 +61,23 @@ class LayerView:
         keys, values = (_stack([p[i] for p in pairs]).transpose(1, 2).to(self.dtype) for i in range(2))
         return DenseSegment(keys, values)
 
-    def add_received(self, attention: Tensor) -> None:
-        """Add attention `[B, H, recent]` that recent tokens received."""
-        self.layer.received += attention
+    def allowed(self, call: AttentionCall) -> Tensor | None:
+        """The call's mask over all tokens `[B or 1, 1, T, S]`, or None where it hides nothing."""
+        return None if call.mask is None and call.query.shape[2] == 1 else call.allowed()
+
+    def observe(self, p: Tensor, position: int) -> None:
+        """Add what queries at `position`, position + 1, … give to other tokens of their own and the previous block."""
+        base = self.shape[2] - self.recent
+        row = 0
+        while row < p.shape[2]:
+            block = (position + row) // BLOCK
+            rows = min(p.shape[2], (block + 1) * BLOCK - position) - row
+            recent = p[:, :, row : row + rows, base:].clone()
+            index = torch.arange(rows, device=p.device)
+            recent[:, :, index, index + position + row - base] = 0
+            recent[..., : max(0, (block - 1) * BLOCK - base)] = 0
+            self.layer.received += recent.sum(2)
+            row += rows
 
     def note(self, *, in_place: bool) -> None:
         """Count a read."""

@@ -21,7 +21,7 @@ def head_spectra(
     grouped = entropy.view(*shape, geometry.group).mean(-1)
     selector = NyquistRankSelector(step)
     analyzer = FrequencyAnalyzer()
-    parts: dict[str, list[Tensor]] = {"basis": [], "synthesis": [], "variance": [], "rank": [], "bits": []}
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("basis", "synthesis", "gain", "variance", "rank", "bits")}
     for moment in moments:
         zero = torch.zeros(dim, dtype=torch.float64)
         bases = [
@@ -31,6 +31,7 @@ def head_spectra(
         variance = torch.stack([b.variance for b in bases]).view(*shape, dim)
         parts["basis"].append(torch.stack([_unit(b.analysis, 1) for b in bases]).view(*shape, dim, dim).half())
         parts["synthesis"].append(torch.stack([_unit(b.synthesis, 0) for b in bases]).view(*shape, dim, dim).half())
+        parts["gain"].append(torch.stack([b.analysis.norm(dim=1) for b in bases]).view(*shape, dim).float())
         parts["variance"].append(variance.float())
         parts["rank"].append(selector.ranks(variance, grouped))
         parts["bits"].append(gaussian_rate(variance.flatten(), step).view(*shape, dim).sum(-1).float() / dim)

@@ -21,8 +21,22 @@ from spectralquant.sources.geometry import CacheGeometry
 
 
 @dataclass(frozen=True)
+class Enhancement:
+    """A residual float32 `[T, D]` to add to one head: keys (kind 0) or values (1), from token `first` on."""
+
+    first: int
+    kind: int
+    layer: int
+    column: int
+    residual: Tensor
+
+
+@dataclass(frozen=True)
 class BlockCoefficients:
-    """A block after entropy decoding: coefficients float32 `[T, R]` of keys and values, or raw `[2, T, P]`."""
+    """A block after entropy decoding: coefficients float32 `[T, R]` of keys and values, or raw `[2, T, P]`.
+
+    features: the token predictor's, where already computed. extra: residuals of heads coded at a higher rank.
+    """
 
     tokens: int
     y: tuple[Tensor, Tensor] | None
@@ -30,6 +44,7 @@ class BlockCoefficients:
     ids: Tensor | None
     previous_id: int
     features: Tensor | None = None
+    extra: tuple[Enhancement, ...] = ()
 
 
 class SpectralCodec:
@@ -105,13 +120,20 @@ class SpectralCodec:
         Raises:
             PacketError: damaged bytes.
         """
+        return self.decode_coefficients(self.coefficients(data))
+
+    def decode_coefficients(self, coded: BlockCoefficients) -> tuple[Tensor, Tensor]:
+        """The second half of `decode`."""
         shape = (-1, self.geometry.layers, self.geometry.kv_heads, self.geometry.head_dim)
-        coded = self.coefficients(data)
         if coded.raw is not None:
-            return coded.raw[0].view(shape), coded.raw[1].view(shape)
-        features = self.token_features(coded)
-        both = [p.reconstruct(y, features).view(shape) for p, y in zip(self.projectors, coded.y, strict=True)]
-        return both[0], both[1]
+            flat = [coded.raw[0], coded.raw[1]]
+        else:
+            features = self.token_features(coded)
+            flat = [p.reconstruct(y, features) for p, y in zip(self.projectors, coded.y, strict=True)]
+        for e in coded.extra:
+            start = e.layer * self.geometry.layer_width + e.column
+            flat[e.kind][e.first : e.first + len(e.residual), start : start + e.residual.shape[1]] += e.residual
+        return flat[0].view(shape), flat[1].view(shape)
 
     def coefficients(self, data: bytes | memoryview) -> BlockCoefficients:
         """The entropy decoding alone; `decode` and `layer` go on from there.
@@ -149,6 +171,10 @@ class SpectralCodec:
             return coded.raw[0, :, start:stop], coded.raw[1, :, start:stop]
         features = self.token_features(coded)
         both = [p.columns(y, features, start, stop) for p, y in zip(self.projectors, coded.y, strict=True)]
+        for e in coded.extra:
+            if e.layer == layer:
+                rows = slice(e.first, e.first + len(e.residual))
+                both[e.kind][rows, e.column : e.column + e.residual.shape[1]] += e.residual
         return both[0], both[1]
 
     def _features(self, ids: Tensor | None, previous: int) -> Tensor | None:

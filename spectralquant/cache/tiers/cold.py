@@ -95,7 +95,9 @@ def joined_coefficients(parts: Sequence[BlockCoefficients]) -> list[BlockCoeffic
         if run:
             y = tuple(torch.cat([p.y[i] for p in run]) for i in range(2))
             ids = None if run[0].ids is None else torch.cat([p.ids for p in run])
-            out.append(BlockCoefficients(sum(p.tokens for p in run), y, None, ids, run[0].previous_id))
+            tokens = [p.tokens for p in run]
+            extra = tuple(replace(e, first=sum(tokens[:i])) for i, p in enumerate(run) for e in p.extra)
+            out.append(BlockCoefficients(sum(tokens), y, None, ids, run[0].previous_id, None, extra))
             run = []
         if part is not None:
             out.append(part)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from spectralquant.cache.pool import SpectralBufferPool
@@ -11,6 +14,7 @@ from spectralquant.cache.tiers.cold import ColdTier
 from spectralquant.cache.tiers.exact import ExactTier
 from spectralquant.cache.tiers.hot import HotTier
 from spectralquant.cache.tiers.warm import WarmTier
+from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.fixed import FixedRateCodec
 from spectralquant.codec.hot import HotCodec
 from spectralquant.codec.spectral import SpectralCodec
@@ -25,8 +29,9 @@ def make_tiers(
     pool: SpectralBufferPool,
     reconstructor: AsyncReconstructor,
     step_scale: float,
+    adaptive: Mapping[str, Any] | None = None,
 ) -> dict[str, Tier]:
-    """`exact` and every tier of the profile."""
+    """`exact` and every tier of the profile; with `adaptive` (its options) the cold tier follows drifting text."""
     tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool)}
     codecs = {} if profile is None else profile.codecs
     for name in () if profile is None else profile.tiers:
@@ -39,6 +44,8 @@ def make_tiers(
         elif name == "warm":
             tiers[name] = WarmTier(codec, pool)
         else:
+            if adaptive is not None:
+                codec = AdaptiveRankCompressor(codec, profile.heads, profile.sidecar.tiers["cold"].step, **adaptive)
             tiers[name] = ColdTier(codec, reconstructor)
     return tiers
 

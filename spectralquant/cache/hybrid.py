@@ -1,0 +1,132 @@
+"""`HybridCacheManager`: short contexts exact (or read through H2O), long ones spectral.
+
+Below a crossover length compression costs more time than it saves. There tokens stay exact; with `below="h2o"` a decode
+step reads only heavy hitters and recent tokens (Zhang et al. 2023, arXiv 2306.14048), while the others stay parked, so
+that when the crossover is passed every token is still there to be coded: switching loses nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectralquant.attention.segments import DenseSegment, Segment
+from spectralquant.attention.tap import AttentionCall
+from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.cache.view import LayerView
+from spectralquant.errors import InputError
+from spectralquant.profile import CalibrationProfile
+
+DEFAULT_CROSSOVER = 2048
+
+
+class HybridCacheManager(SpectralCache):
+    """A `SpectralCache` that leaves sequences of up to `crossover` tokens alone.
+
+    Args:
+        crossover: tokens from which compression pays on this machine; the default is a guess, `sq profile` measures it.
+        below: "exact", or "h2o": decode steps read `heavy` tokens of most accumulated attention and `recent` ones.
+
+    Raises:
+        InputError: unknown `below`, or counts that are not positive.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        profile: CalibrationProfile | None = None,
+        *,
+        crossover: int = DEFAULT_CROSSOVER,
+        below: str = "exact",
+        heavy: int = 128,
+        recent: int = 128,
+        **options: Any,
+    ) -> None:
+        if below not in ("exact", "h2o"):
+            raise InputError(f"below={below!r} is not one of exact, h2o.")
+        if min(crossover, heavy, recent) < 1:
+            raise InputError("crossover, heavy and recent must be positive numbers of tokens.")
+        super().__init__(model, profile, **{**options, "compress_from": crossover + 1})
+        self.options["compress_from"] = crossover + 1
+        self.hybrid = {"crossover": crossover, "below": below, "heavy": heavy, "recent": recent}
+        self.attended: list[Tensor | None] = [None] * self.geometry.layers
+
+    def snapshot_options(self) -> dict[str, Any]:
+        """See `SpectralCache.snapshot_options`."""
+        return {**{k: v for k, v in self.options.items() if k != "compress_from"}, **self.hybrid}
+
+    @property
+    def selecting(self) -> bool:
+        """Whether decode steps read selected tokens only."""
+        return self.hybrid["below"] == "h2o" and self.spectral and self.get_seq_length() <= self.hybrid["crossover"]
+
+    def view(self, layer: int) -> LayerView:
+        """What attention reads of one layer: a selection while the sequence is short."""
+        return HeavyHitterView(self, layer) if self.selecting else super().view(layer)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """See `SpectralCache.crop`."""
+        super().crop(tokens_to_remove)
+        total = self.get_seq_length()
+        self.attended = [None if a is None else a[..., :total] for a in self.attended]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """See `SpectralCache.batch_select_indices`."""
+        super().batch_select_indices(indices)
+        self.attended = [None if a is None else a[torch.as_tensor(indices).to(a.device)] for a in self.attended]
+
+    def reset(self) -> None:
+        """See `SpectralCache.reset`."""
+        super().reset()
+        self.attended = [None] * self.geometry.layers
+
+
+class HeavyHitterView(LayerView):
+    """Heavy hitters and recent tokens of one layer, chosen for each key/value head."""
+
+    cache: HybridCacheManager
+
+    watches = True
+
+    @property
+    def chosen(self) -> Tensor | None:
+        """Token indices `[B, Hk, n]`, ascending, or None while everything fits into the budget."""
+        hybrid, total = self.cache.hybrid, self.shape[2]
+        attended = self.cache.attended[self.index]
+        old = total - hybrid["recent"]
+        if attended is None or old <= hybrid["heavy"]:
+            return None
+        heavy = attended[..., :old].topk(hybrid["heavy"], dim=-1).indices.sort(-1).values
+        recent = torch.arange(old, total, device=heavy.device).expand(*heavy.shape[:2], -1)
+        return torch.cat([heavy, recent], dim=-1)
+
+    def segments(self) -> list[Segment]:
+        """One dense segment with the chosen tokens; see `LayerView.segments`."""
+        keys, values = self.dense()
+        if (chosen := self.chosen) is not None:
+            index = chosen[..., None].expand(-1, -1, -1, keys.shape[-1])
+            keys, values = keys.gather(2, index), values.gather(2, index)
+        return [DenseSegment(keys, values)]
+
+    def allowed(self, call: AttentionCall) -> Tensor | None:
+        """The mask over the chosen tokens; see `LayerView.allowed`."""
+        allowed, chosen = super().allowed(call), self.chosen
+        if allowed is None or chosen is None:
+            return allowed
+        batch, kv, count = chosen.shape
+        every = allowed.expand(batch, kv, -1, -1)
+        picked = every.gather(3, chosen[:, :, None].expand(-1, -1, every.shape[2], count))
+        return picked.repeat_interleave(self.cache.geometry.group, dim=1)
+
+    def observe(self, p: Tensor, position: int) -> None:
+        """Accumulate attention per key/value head over all tokens, read or not."""
+        batch, _, _, count = p.shape
+        summed = p.view(batch, self.shape[1], -1, count).sum(2)
+        held = self.cache.attended[self.index]
+        total = summed.new_zeros(batch, self.shape[1], self.shape[2])
+        chosen = self.chosen if count < self.shape[2] else None
+        if held is not None:
+            total[..., : held.shape[-1]] = held
+        self.cache.attended[self.index] = total + summed if chosen is None else total.scatter_add_(2, chosen, summed)
