@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sqcli.commands import calibrate, doctor, inspect, pack, show, study, unpack
+from sqcli.commands import calibrate, doctor, generate, inspect, pack, show, study, unpack
 
 INTERRUPTED = 130
 BAD_INPUT = 2
@@ -48,6 +48,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("show")(show.show)
 app.command("pack")(pack.pack)
 app.command("unpack")(unpack.unpack)
+app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("study")(study.study)
 

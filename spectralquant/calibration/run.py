@@ -14,7 +14,7 @@ from torch import Tensor
 from spectralquant.calibration.budget import fit_to_budget
 from spectralquant.calibration.capture import CapturedStep, capture_step
 from spectralquant.calibration.checkpoint import EVERY, Checkpoint
-from spectralquant.calibration.cold import ColdFitter
+from spectralquant.calibration.cold import ColdFitter, ColdReport
 from spectralquant.calibration.fixed import FixedFitter
 from spectralquant.calibration.heads import head_spectra
 from spectralquant.calibration.options import CalibrationSettings
@@ -26,7 +26,7 @@ from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
 from spectralquant.profile import CalibrationProfile, model_identity
-from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity
+from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity, TierSummary
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
@@ -114,7 +114,6 @@ class CalibrationRun:
         with self._stage("capture"):
             sums, samples = self.first_pass()
         cold = None
-        use_metric = self.settings.metric != "energy"
         tiers: dict[str, Any] = {}
         summaries: dict[str, Any] = {}
         if "cold" in self.settings.tiers:
@@ -127,16 +126,16 @@ class CalibrationRun:
         for name in ("warm", "hot"):
             if name in self.settings.tiers:
                 with self._stage(f"{name} tier"):
-                    moments = sums.moments if name == "warm" else [sums.rotated, sums.moments[1]]
-                    width = self.geometry.layer_width if name == "warm" else self.geometry.head_dim
-                    fitter = FixedFitter(moments, (width, width), samples, use_metric=use_metric, rotated=name == "hot")
                     tiers[name], summaries[name] = solve_fixed(
-                        fitter, name, self.loaded, self.settings.target(name), self.held_out, self.progress
+                        self.fixed_fitter(name, sums, samples),
+                        name,
+                        self.loaded,
+                        self.settings.target(name),
+                        self.held_out,
+                        self.progress,
                     )
         with self._stage("heads"):
-            step = summaries["cold"].step if cold else self._water_level(sums)
-            heads = head_spectra(self.geometry, sums.moments, sums.entropy.mean, step, use_metric=use_metric)
-        profile = CalibrationProfile(self._sidecar(summaries), heads, tiers)
+            profile = self.assemble(sums, tiers, summaries)
         if self.stem is None:
             profile.seal()
         else:
@@ -145,6 +144,36 @@ class CalibrationRun:
                 profile.save(self.stem)
                 self.checkpoint.remove()
         return profile
+
+    def assemble(
+        self, sums: CalibrationSums, tiers: dict[str, Any], summaries: dict[str, TierSummary]
+    ) -> CalibrationProfile:
+        """A profile (not yet sealed) of solved tiers, with the per-head spectra at the cold tier's step."""
+        step = summaries["cold"].step if "cold" in summaries else self._water_level(sums)
+        use_metric = self.settings.metric != "energy"
+        heads = head_spectra(self.geometry, sums.moments, sums.entropy.mean, step, use_metric=use_metric)
+        return CalibrationProfile(self._sidecar(summaries), heads, tiers)
+
+    @staticmethod
+    def cold_summary(ratio: float, found: ColdReport) -> TierSummary:
+        """What a fitted (not measured) cold tier predicts."""
+        return TierSummary(
+            target=f"ratio={ratio:g}",
+            step=found.step,
+            predicted_ratio=found.predicted_ratio,
+            alive_key=found.alive_key,
+            alive_value=found.alive_value,
+            captured_energy_key=found.captured_energy[0],
+            captured_energy_value=found.captured_energy[1],
+        )
+
+    def fixed_fitter(self, name: str, sums: CalibrationSums, samples: list[SampleWindow]) -> FixedFitter:
+        """Bases of the warm or hot tier, ready to be fitted at any number of bits."""
+        hot = name == "hot"
+        moments = [sums.rotated, sums.moments[1]] if hot else sums.moments
+        width = self.geometry.head_dim if hot else self.geometry.layer_width
+        use_metric = self.settings.metric != "energy"
+        return FixedFitter(moments, (width, width), samples, use_metric=use_metric, rotated=hot)
 
     def cold_fitter(self, sums: CalibrationSums, samples: list[SampleWindow]) -> ColdFitter:
         """Bases of the cold tier, ready to be fitted at any step; cut to the profile budget where one is set."""

@@ -12,7 +12,7 @@ from sqcli.options import Data, Device, Dtype, Model, Offline, Quiet
 if TYPE_CHECKING:
     from sqcli.output import Output
 
-STUDIES = ("cold", "domains", "second-model", "packet")
+STUDIES = ("cold", "domains", "second-model", "packet", "tiers", "cache", "adaptive")
 
 
 def study(
@@ -20,8 +20,10 @@ def study(
     out: Annotated[Path, typer.Option(help="Results file to write (JSON).")],
     model: Model = "builtin:smollm2-135m",
     data: Data = "builtin:pydoc",
-    other_data: Annotated[str, typer.Option(help="The second domain of `domains`.")] = "builtin:stdlib",
-    profile: Annotated[Path | None, typer.Option("--profile", "-p", help="The profile of `packet`.")] = None,
+    other_data: Annotated[str, typer.Option(help="The second domain of `domains` and `adaptive`.")] = "builtin:stdlib",
+    profile: Annotated[
+        Path | None, typer.Option("--profile", "-p", help="The profile of `packet` and `cache`.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     windows: Annotated[int, typer.Option(help="Scored windows, taken from the end of the text.")] = 24,
@@ -35,7 +37,9 @@ def study(
 
     cold: rate–distortion curve and TurboQuant on the same tokens. domains: profiles of two domains, each used on both.
     second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve. packet: time to
-    decode a prompt's packet against computing its prefill again.
+    decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
+    bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. adaptive:
+    text that turns from prose to code.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -44,8 +48,8 @@ def study(
 
     if name not in STUDIES:
         raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
-    if name == "packet" and profile is None:
-        raise InputError("The packet study needs --profile, as in --profile profiles/demo.")
+    if name in ("packet", "cache") and profile is None:
+        raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from spectralquant.sources.text import load_text
     from sqcli.output import Output
     from sqcli.render.study import study_view
@@ -93,9 +97,22 @@ def _on_model(
             from spectralquant.studies.packet import packet_study
 
             return packet_study(loaded, CalibrationProfile.load(profile), text, window, bar)
+        if name == "tiers":
+            from spectralquant.studies.tiers import TierStudy, tier_study
+
+            return tier_study(loaded, text, TierStudy(steps=steps, window=window, windows=windows), data, bar)
+        if name == "cache":
+            from spectralquant.profile import CalibrationProfile
+            from spectralquant.studies.cache import cache_study
+
+            return cache_study(loaded, CalibrationProfile.load(profile), text, data, 4 * window, 2 * window, bar)
+        other = tokenize(loaded.tokenizer, load_text(other_data, offline=offline), 2 * (steps + windows) * window)
+        if name == "adaptive":
+            from spectralquant.studies.adaptive import adaptive_study
+
+            return adaptive_study(loaded, text, other, (data, other_data), steps, window, windows, bar)
         from spectralquant.studies.domains import domain_study
 
-        other = tokenize(loaded.tokenizer, load_text(other_data, offline=offline), 2 * (steps + windows) * window)
         return domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
 
 

@@ -12,6 +12,8 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
     """All rows of a study, one table a text and context length; or the times of the packet study."""
     if result["kind"] == "spectralquant.packet":
         return [packet_times(result["rows"][0])]
+    if result["kind"] == "spectralquant.cache":
+        return [cache_costs(result["rows"])]
     parts: list[RenderableType] = []
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in result["rows"]:
@@ -34,7 +36,44 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
                 f"{100 * r['top1']:.1f} %",
             )
         parts.append(table)
+    if "resident" in result:
+        parts.append(resident_table(result["resident"]))
     return parts
+
+
+def resident_table(rows: list[dict[str, Any]]) -> Table:
+    """What cache objects hold."""
+    r = rows[0]
+    title = f"\nCaches of {r['context']:,} tokens, {r['dtype']} model: bytes of every tensor they hold"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for name in ("tier", "payload", "resident", "bytes", "KL, nats"):
+        table.add_column(name, justify="left" if name == "tier" else "right")
+    for r in rows:
+        payload = "–" if r["payload_ratio"] is None else f"{r['payload_ratio']:.1f}"
+        table.add_row(
+            r["tier"], payload, f"{r['resident_ratio']:.2f}", f"{r['resident_bytes']:,}", f"{r['kl_nats']:.4f}"
+        )
+    return table
+
+
+def cache_costs(rows: list[dict[str, Any]]) -> Table:
+    """Time per token, prefill and process memory by tier."""
+    first = rows[0]
+    title = f"time at {first['time_context']:,} tokens, memory at {first['memory_context']:,} ({first['memory_kind']})"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for name in ("tier", "s/token", "x dense", "compress / prefill", "peak MB", "resident"):
+        table.add_column(name, justify="left" if name == "tier" else "right")
+    for r in rows:
+        coded = "token_s" in r
+        table.add_row(
+            r["tier"],
+            f"{r['token_s']:.3f}" if coded else "",
+            f"{r['token_ratio']:.2f}" if coded else "1",
+            f"{100 * r['compress_share_of_prefill']:.1f} %" if coded else "",
+            f"{r['peak_memory_bytes'] / 1e6:.0f}",
+            f"{r['resident_ratio']:.2f}" if "resident_ratio" in r else "",
+        )
+    return table
 
 
 def packet_times(row: dict[str, Any]) -> Table:
@@ -56,6 +95,12 @@ def method_label(row: dict[str, Any]) -> str:
         parts.append(f"from {options['profile'].rsplit('/', 1)[-1]}")
     if "target_ratio" in options:
         parts.append(f"{options['target_ratio']:g}:1")
+    if options.get("tier") in ("hot", "warm"):
+        parts.insert(1, options["tier"])
+    if "step_scale" in options:
+        parts.append(f"step x{options['step_scale']:g}")
+    if options.get("adaptive_ranks"):
+        parts.append(f"ranks follow, tolerance {options['tolerance']:g}")
     if "bits" in options:
         parts.append(f"{options['bits']} bits")
     if options.get("adaptive_tables"):

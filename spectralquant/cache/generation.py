@@ -1,0 +1,94 @@
+"""Text from a compressed cache, for `sq generate`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.cache.stats import CacheStats
+from spectralquant.errors import InputError
+from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """See `sq generate`; sizes in bytes and tokens."""
+
+    tier: str = "auto"
+    new_tokens: int = 100
+    max_bytes: int | None = None
+    working_set: int = 0
+    chunk: int = 1024
+    sample: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The text, counts of tokens, wall time, and the cache's account at the end."""
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    stats: CacheStats
+
+
+class _Count(BaseStreamer):
+    def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
+        self.progress, self.total, self.done = progress, total, -1
+
+    def put(self, value: torch.Tensor) -> None:
+        self.done += 1
+        self.progress("generating", self.done, self.total)
+
+    def end(self) -> None:
+        self.progress("generating", self.total, self.total)
+
+
+def generate_text(
+    loaded: LoadedModel,
+    profile: CalibrationProfile | None,
+    prompt: str,
+    options: GenerationOptions,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> Generated:
+    """Continue `prompt` from a `SpectralCache`.
+
+    Raises:
+        InputError: an empty prompt, or one that leaves no room before the model's last position.
+    """
+    ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(loaded.device)
+    longest = getattr(loaded.model.config, "max_position_embeddings", None)
+    if ids.shape[1] == 0:
+        raise InputError("The prompt has no tokens.")
+    if longest is not None and ids.shape[1] + options.new_tokens > longest:
+        raise InputError(
+            f"The prompt has {ids.shape[1]:,} tokens and {options.new_tokens:,} are to come; the model has "
+            f"{longest:,} positions. Shorten the prompt or ask for fewer."
+        )
+    cache = SpectralCache(
+        loaded.model, profile, tier=options.tier, max_bytes=options.max_bytes, working_set=options.working_set
+    )
+    torch.manual_seed(options.seed)
+    begin = time.perf_counter()
+    pad = loaded.tokenizer.pad_token_id
+    made = loaded.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        max_new_tokens=options.new_tokens,
+        do_sample=options.sample,
+        prefill_chunk_size=options.chunk,
+        pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad,
+        streamer=_Count(progress, options.new_tokens),
+    )[0, ids.shape[1] :]
+    seconds = time.perf_counter() - begin
+    text = loaded.tokenizer.decode(made, skip_special_tokens=True)
+    return Generated(text, ids.shape[1], len(made), seconds, cache.stats())

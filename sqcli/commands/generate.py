@@ -1,0 +1,75 @@
+"""`sq generate`: text from a compressed cache, with the memory it used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Seed, Svg
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
+    profile: Annotated[Path | None, typer.Option("--profile", "-p", help="Calibrated profile (not for exact).")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Read the prompt from this text file.")] = None,
+    tier: Annotated[str, typer.Option(help="hot, warm, cold, exact, or auto: the fastest the profile has.")] = "auto",
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
+    budget: Annotated[str | None, typer.Option(help="Memory limit of the cache, as 512MB.")] = None,
+    working_set: Annotated[str, typer.Option(help="Decoded warm and cold blocks kept, as 64MB.")] = "0",
+    chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill step.")] = 1024,
+    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the first choice.")] = False,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    offline: Offline = False,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Generate from a SpectralCache and show what it held and spent.
+
+    Example: [bold]sq generate --profile profiles/demo "The history of tea begins in"[/bold]
+    """
+    from spectralquant.errors import InputError
+    from spectralquant.profile import CalibrationProfile
+    from spectralquant.provenance import device_facts, provenance
+    from spectralquant.results import results_file
+    from spectralquant.sizes import parse_size
+    from spectralquant.sources.models import load_model
+    from sqcli.output import Output
+    from sqcli.render.cache import cache_view
+
+    if (prompt is None) == (file is None):
+        raise InputError('Give one prompt: as an argument, "…", or with --file FILE.')
+    if profile is None and tier not in ("exact", "auto"):
+        raise InputError(f"--tier {tier} needs --profile; calibrate one with `sq calibrate --tier all --out PROFILE`.")
+    if file is not None:
+        if not file.is_file():
+            raise InputError(f"There is no file {file}. Check the path.")
+        prompt = file.read_text(encoding="utf-8")
+    limit = None if budget is None else parse_size(budget, "--budget")
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    loaded_profile = None if profile is None else CalibrationProfile.load(profile)
+    name = model or (loaded_profile.sidecar.model.name if loaded_profile else "builtin:smollm2-135m")
+    loaded = load_model(name, device=device, dtype=dtype, offline=offline, report=output.note)
+    from spectralquant.cache.generation import GenerationOptions, generate_text
+
+    options = GenerationOptions(tier, new_tokens, limit, parse_size(working_set, "--working-set"), chunk, sample, seed)
+    with output.progress() as bar:
+        made = generate_text(loaded, loaded_profile, prompt, options, bar)
+    output.show(made.text, cache_view(made.stats, made.seconds))
+    row = {
+        "model": loaded.name,
+        "tier": tier,
+        "prompt_tokens": made.prompt_tokens,
+        "new_tokens": made.new_tokens,
+        "seconds": made.seconds,
+        "text": made.text,
+        **made.stats.as_dict(),
+    }
+    facts = provenance(**device_facts(loaded.device), seed=seed)
+    output.finish(results_file("generate", [row], facts), title="sq generate")

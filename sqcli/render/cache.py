@@ -1,0 +1,50 @@
+"""What a cache holds and has spent, as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from spectralquant.cache.stats import CacheStats
+
+
+def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
+    """Bytes per tier, ratios and times; bytes are measured from storages."""
+    rows = "" if stats.rows == 1 else f", {stats.rows} sequences"
+    table = Table(title=f"Cache of {stats.tokens:,} tokens{rows} after {seconds:.1f} s", title_justify="left", box=None)
+    for name in ("", "tokens", "blocks", "bytes", "fp16 bytes / bytes"):
+        table.add_column(name, justify="right" if name else "left")
+    per_token = stats.fp16_bytes / max(1, stats.tokens * stats.rows)
+    table.add_row(
+        "exact (sinks, window)",
+        f"{stats.exact_tokens:,}",
+        "",
+        f"{stats.exact_bytes:,}",
+        f"{stats.exact_tokens * per_token / max(1, stats.exact_bytes):.2f}",
+    )
+    for name, tier in stats.tiers.items():
+        ratio = f"{tier.tokens * per_token / tier.bytes:.2f}"
+        table.add_row(name, f"{tier.tokens:,}", f"{tier.blocks:,}", f"{tier.bytes:,}", ratio)
+    if stats.working_set_bytes:
+        table.add_row("decoded (working set)", "", "", f"{stats.working_set_bytes:,}", "")
+    slack = stats.resident_bytes - stats.exact_bytes - stats.working_set_bytes
+    slack -= sum(t.bytes for t in stats.tiers.values())
+    if slack:
+        table.add_row("unused pages, bases", "", "", f"{slack:,}", "")
+    ratio = "–" if stats.resident_ratio is None else f"[bold]{stats.resident_ratio:.2f}[/bold] resident"
+    table.add_row("all", f"{stats.tokens * stats.rows:,}", "", f"[bold]{stats.resident_bytes:,}[/bold]", ratio)
+    spent = stats.spent
+    table.caption = (
+        f"compressing {spent.compress_s:.2f} s ({spent.blocks_compressed} blocks), reconstructing "
+        f"{spent.reconstruct_s:.2f} s, waiting {spent.wait_s:.2f} s; layer reads: {spent.in_place_reads:,} in place, "
+        f"{spent.dense_reads:,} dense"
+    )
+    table.caption_justify = "left"
+    if stats.reconstructor_failure:
+        table.caption += f"\n[red]worker lost: {stats.reconstructor_failure}; went on synchronously[/red]"
+    if stats.over_budget:
+        table.caption += "\n[red]over the memory budget with every block in the lowest tier[/red]"
+    return table
