@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,10 +25,15 @@ class SpectralLayer(CacheLayerMixin):
 
     def __init__(self, cache: SpectralCache, index: int) -> None:
         super().__init__()
-        self.cache, self.index = cache, index
+        self._cache, self.index = weakref.ref(cache), index
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
         self.received: Tensor | None = None
+
+    @property
+    def cache(self) -> SpectralCache:
+        """The cache this layer belongs to (held weakly: a dropped cache frees its pages at once)."""
+        return self._cache()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device

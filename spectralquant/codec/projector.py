@@ -47,7 +47,7 @@ class SpectralProjector:
         rows = slice(sum(self.ranks[:group]), sum(self.ranks[: group + 1]))
         matrix = self.synthesis[rows, start - group * self.span : stop - group * self.span]
         own = y if y.shape[1] == rows.stop - rows.start else y[:, rows]
-        out = torch.addmm(self.mean[start:stop], own, matrix)
+        out = torch.addmm(self.mean[start:stop], own.float(), matrix)
         if self.predictor is None:
             return out
         return out.addmm_(features, self.predictor[:, start:stop])

@@ -17,7 +17,7 @@ from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
 from spectralquant.codec.spectral import BlockCoefficients, SpectralCodec
 
-CHUNK_BLOCKS = 16
+CHUNK_BLOCKS = 8
 
 
 class ColdTier:
@@ -56,13 +56,13 @@ class ColdTier:
         key = ("chunk", *(id(b) for b in blocks))
         if key not in scratch.decoded:
             joined = joined_coefficients([scratch.decoded[id(b)].result() for b in blocks])
-            scratch.decoded[key] = [replace(c, features=self.codec.token_features(c)) for c in joined]
+            scratch.decoded[key] = joined
             for block in blocks:
                 scratch.decoded[id(block)] = None
         return scratch.decoded[key]
 
     def _coefficients(self, block: StoredBlock) -> BlockCoefficients:
-        return self.codec.coefficients(payload_bytes(block))
+        return halved(self.codec.coefficients(payload_bytes(block)))
 
     def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
@@ -82,6 +82,13 @@ class ColdTier:
 def payload_bytes(block: StoredBlock) -> bytes | memoryview:
     """A cold block's bytes, read (and checked) from its packet file on first use."""
     return block.payload.read() if isinstance(block.payload, LazySection) else block.payload
+
+
+def halved(coded: BlockCoefficients) -> BlockCoefficients:
+    """Coefficients in half precision while they wait: far below the quantizer's error, and half the memory."""
+    if coded.y is None or max(float(y.abs().max()) for y in coded.y if y.numel()) > 60_000:
+        return coded
+    return replace(coded, y=tuple(y.half() for y in coded.y))
 
 
 def joined_coefficients(parts: Sequence[BlockCoefficients]) -> list[BlockCoefficients]:

@@ -34,6 +34,37 @@ def test_back_pressure_makes_the_submitter_wait():
     worker.close()
 
 
+def test_a_dropped_cache_ends_its_workers_and_frees_its_pages():
+    loaded, profile = profile_of("llama")
+    cache = SpectralCache(loaded.model, profile, tier="cold", ages={}, background=False)
+    hot = SpectralCache(loaded.model, profile, tier="hot")
+    ids = torch.randint(5, 500, (1, 400))
+    with torch.no_grad():
+        for which in (cache, hot):
+            loaded.model(input_ids=ids, past_key_values=which)
+            loaded.model(input_ids=ids[:, :1], past_key_values=which)
+    threads, pool = cache.reconstructor._threads, hot.pool
+    assert threads and pool.stats().used
+    assert not hot.reconstructor._threads, "a tier that needs no worker starts none"
+    del cache, hot, which
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert pool.stats().used == 0
+
+
+def test_workers_leave_the_callers_threads_alone():
+    before = torch.get_num_threads()
+    worker = AsyncReconstructor()
+    assert worker.submit(torch.get_num_threads).result() in (1, before)
+    fresh: list[int] = []
+    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert torch.get_num_threads() == before == fresh[0]
+    worker.close()
+
+
 def test_an_error_is_raised_where_the_result_is_used():
     worker = AsyncReconstructor()
 
@@ -68,6 +99,7 @@ def test_a_dead_worker_is_reported_and_the_cache_goes_on():
         def run(self):
             raise SystemError("worker killed")
 
+    caches[1].reconstructor.start()
     caches[1].reconstructor._queue.put(Poison())
     while caches[1].reconstructor.alive:
         time.sleep(0.01)
