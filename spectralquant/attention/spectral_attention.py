@@ -143,7 +143,8 @@ def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores.masked_fill_(~call.allowed()[:, :, first:stop, :seen], float("-inf"))
-    return torch.nn.functional.pad(torch.nan_to_num(scores.softmax(-1)), (0, total - seen))
+    p = torch.nan_to_num_(scores.softmax(-1))
+    return p if seen == total else torch.nn.functional.pad(p, (0, total - seen))
 
 
 AttentionInterface.register(IMPLEMENTATION, spectral_attention)

@@ -8,6 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from spectralquant.cache.memory import release_free_memory
 from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import Spent
 from spectralquant.cache.tiers.base import ReadScratch, StoredBlock, Tier
@@ -33,7 +34,10 @@ class BlockReader:
 
     def end_forward(self) -> None:
         """Drop what the forward pass shared between layers."""
+        decoded = self._scratch is not None and bool(self._scratch.decoded)
         self._scratch = None
+        if decoded and self.state.layers[0].device.type == "cpu":
+            release_free_memory()
 
     def runs(self) -> list[tuple[str, int, int]]:
         """Consecutive blocks that are read alike: (tier or "working", first, one past last)."""

@@ -91,17 +91,20 @@ def capture_step(
     backward: bool = True,
     received_block: int | None = None,
     far_block: int | None = None,
+    offset: int = 0,
 ) -> CapturedStep:
     """Run one window `ids: [T]` forward (and backward) and return what the attention layers saw.
 
     With `received_block` the attention that each token receives from later queries of its own and the next block of
     that many tokens is returned as well. With `far_block` gradients flow only through reads from at least two such
-    blocks back, the reads that a streaming cache serves from codes.
+    blocks back, the reads that a streaming cache serves from codes. The window stands at position `offset`: RoPE makes
+    no difference to the model, but rotated keys look different at every position.
     """
     ids = ids.to(model.device)[None]
+    positions = torch.arange(offset, offset + ids.shape[1], device=model.device)[None]
     recorder = _Recorder(far_block)
     with _activation_gradients(model, backward), AttentionTap(model, recorder):
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         targets = functional.pad(ids[0, 1:], (0, 1), value=-100)
         loss = functional.cross_entropy(logits.view(len(targets), -1).float(), targets, reduction="sum")
         if backward:

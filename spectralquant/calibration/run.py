@@ -34,6 +34,7 @@ from spectralquant.sources.tokens import TokenText, tokens_sha256
 Progress = Callable[[str, int, int], None]
 KEEP_SAMPLES_BYTES = 2 << 30
 FILE_OVERHEAD = 20_000
+GOLDEN = 0.6180339887498949
 
 
 def calibrate_model(
@@ -254,7 +255,16 @@ class CalibrationRun:
             backward=self.settings.metric == "fisher",
             received_block=self.settings.block if sample else None,
             far_block=self.settings.block,
+            offset=self._offset(index),
         )
+
+    def _offset(self, index: int) -> int:
+        """Position of a window, spread over all that the model has: the hot tier codes rotated keys, and those of the
+        first window's length say little about later ones (slow rotations have hardly begun there).
+        """
+        longest = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        room = longest - self.settings.window
+        return int(index * GOLDEN % 1 * room) if room > 0 and "hot" in self.settings.tiers else 0
 
     def _sample(self, index: int, step: CapturedStep) -> SampleWindow:
         return keep_sample(step, self.windows[index], self.settings.block, rotated="hot" in self.settings.tiers)

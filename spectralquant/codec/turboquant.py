@@ -87,3 +87,44 @@ class TurboQuantizer:
         device = coded.codes.device
         unit = self.points.to(device)[codes] @ self.rotation.to(device)
         return unit * coded.norms.float()[:, None]
+
+
+@dataclass(frozen=True)
+class TurboProductCodes:
+    """Codes of the MSE stage, packed signs uint8 `[N, D/8]` and residual norms float16 `[N]`."""
+
+    base: TurboCodes
+    signs: Tensor
+    residual_norms: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes + self.signs.numel() + NORM_BYTES * self.residual_norms.numel()
+
+
+class TurboProductQuantizer:
+    """Algorithm 2 (the inner-product variant): the MSE stage with one bit less, then a 1-bit quantized Johnson–
+    Lindenstrauss sketch of the residual, which makes inner products with any query unbiased.
+    """
+
+    def __init__(self, dim: int, bits: int, seed: int = 0) -> None:
+        if bits < 2:
+            raise InputError(f"turboquant: variant=prod needs at least 2 bits, one of them for the sketch, not {bits}.")
+        self.dim = dim
+        self.base = TurboQuantizer(dim, bits - 1, seed)
+        generator = torch.Generator().manual_seed(seed + 1)
+        self.sketch = torch.randn(dim, dim, generator=generator)
+        self.ones = torch.ones(dim, dtype=torch.uint8)
+
+    def encode(self, x: Tensor) -> TurboProductCodes:
+        """Codes of `x: [N, D]`."""
+        base = self.base.encode(x)
+        residual = x.float() - self.base.decode(base)
+        signs = (residual @ self.sketch.to(x.device).T > 0).to(torch.uint8)
+        return TurboProductCodes(base, pack_codes(signs, self.ones), residual.norm(dim=1).clamp(max=65504).half())
+
+    def decode(self, coded: TurboProductCodes) -> Tensor:
+        """Vectors float32 `[N, D]` whose inner products with any fixed vector are unbiased."""
+        signs = 2.0 * unpack_codes(coded.signs, self.ones).float() - 1
+        back = signs @ self.sketch.to(signs.device) * ((torch.pi / 2) ** 0.5 / self.dim)
+        return self.base.decode(coded.base) + back * coded.residual_norms.float()[:, None]

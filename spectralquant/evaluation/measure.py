@@ -14,7 +14,7 @@ from spectralquant.codec.exact import exact_bytes
 from spectralquant.codec.packet import HEADER_SIZE
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.streaming import StreamTotals, stream_window
-from spectralquant.methods.base import Method
+from spectralquant.methods.base import AnyMethod
 from spectralquant.sources.geometry import CacheGeometry
 
 MIN_EVALUATION_WINDOW = 3 * 128
@@ -50,8 +50,13 @@ class Measurement:
 
     def payload_ratio(self, geometry: CacheGeometry) -> float:
         """fp16 bytes of coded tokens over the bytes of their code."""
-        coded = self.total("coded_bytes") + HEADER_SIZE * len(self.windows)
-        return self.total("coded_tokens") * geometry.fp16_bytes_per_token / coded
+        coded = self.total("coded_bytes") + self._header_bytes
+        return self.total("coded_tokens") * geometry.fp16_bytes_per_token / max(1, coded)
+
+    @property
+    def _header_bytes(self) -> int:
+        """A packet header a window, for what travels in packets."""
+        return HEADER_SIZE * len(self.windows)
 
     def whole_cache_ratio(self, geometry: CacheGeometry) -> float:
         """fp16 bytes of all tokens over all bytes held for them at the end of a window, sinks and recent included."""
@@ -59,7 +64,7 @@ class Measurement:
             int(self.total("exact_tokens")), 2 * geometry.layers * geometry.kv_heads, geometry.head_dim, self.exact_bits
         )
         everything = (self.total("exact_tokens") + self.total("coded_tokens")) * geometry.fp16_bytes_per_token
-        return everything / (self.total("coded_bytes") + HEADER_SIZE * len(self.windows) + exact)
+        return everything / (self.total("coded_bytes") + self._header_bytes + exact)
 
     def interval(self, function: Callable[[list[StreamTotals]], float], seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval over windows of a statistic of their totals."""
@@ -129,7 +134,7 @@ def measure(
     model: nn.Module,
     geometry: CacheGeometry,
     windows: Tensor,
-    methods: Sequence[Method],
+    methods: Sequence[AnyMethod],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measurement]:
     """Run all methods over `windows: [n, T]`, every one on the same tokens in the same batch.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
-from spectralquant.methods.base import Method
+from spectralquant.methods.base import AnyMethod
 from spectralquant.sources.models import LoadedModel
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
@@ -65,7 +65,7 @@ def needle_prompt(tokenizer: Any, context: int, depth: float, key: str) -> tuple
 
 def needle_retrieval(
     loaded: LoadedModel,
-    methods: Sequence[Method],
+    methods: Sequence[AnyMethod],
     context: int,
     *,
     trials: int = 20,

@@ -19,7 +19,8 @@ from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.exact import int8_round_trip
-from spectralquant.methods.base import EncodedBlock, Method
+from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
+from spectralquant.methods.eviction import AttentionHistory
 from spectralquant.sources.geometry import CacheGeometry
 
 
@@ -51,7 +52,7 @@ class _Tables:
 class _Streams:
     """Key/value buffers of B parallel streams over one window, and the attention that reads them."""
 
-    def __init__(self, geometry: CacheGeometry, streams: int, ids: Tensor) -> None:
+    def __init__(self, geometry: CacheGeometry, streams: int, ids: Tensor, *, evicting: bool = False) -> None:
         length, device = len(ids), ids.device
         shape = (geometry.layers, streams, geometry.kv_heads, length, geometry.head_dim)
         self.ids = ids
@@ -59,6 +60,8 @@ class _Streams:
         self.keys = torch.zeros(shape, device=device)
         self.values = torch.zeros(shape, device=device)
         self.received = torch.zeros(geometry.layers, streams, geometry.heads, length, device=device)
+        self.watch = AttentionHistory(shape[:-1], device) if evicting else None
+        self.keep = torch.ones(shape[:-1], dtype=torch.bool, device=device) if evicting else None
         self.cos: list[Tensor | None] = [None] * geometry.layers
         self.sin: list[Tensor | None] = [None] * geometry.layers
         self.length = length
@@ -78,7 +81,12 @@ class _Streams:
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
         scores.masked_fill_(~self._allowed(start, stop, call.options.get("sliding_window")), float("-inf"))
+        if self.keep is not None:
+            kept = self.keep[layer, :, :, :stop].repeat_interleave(heads // kv, dim=1)[:, :, None]
+            scores.masked_fill_(~kept, float("-inf"))
         p = scores.softmax(-1)
+        if self.watch is not None:
+            self.watch.add(layer, p.view(batch, kv, heads // kv, new, stop), start)
         output = (p.view(batch, kv, -1, stop) @ values).view(batch, heads, new, dim)
         self._count_received(layer, p, start, stop)
         return output.transpose(1, 2).to(call.query.dtype).contiguous()
@@ -131,6 +139,12 @@ class _Streams:
             part = buffer[:, stream, :, start:stop]
             buffer[:, stream, :, start:stop] = int8_round_trip(part)
 
+    def replace_some(self, stream: int, start: int, kept: Tensor, block: KVBlock, keys: Tensor, values: Tensor) -> None:
+        """`replace` for the `kept` tokens of a block alone."""
+        index = start + torch.nonzero(kept).squeeze(1)
+        self.keys[:, stream, :, index] = rotate_block_keys(block, keys).permute(1, 2, 0, 3)
+        self.values[:, stream, :, index] = values.permute(1, 2, 0, 3)
+
     def replace(self, stream: int, block: KVBlock, keys: Tensor, values: Tensor) -> None:
         """Overwrite a block by its decoded keys (before RoPE) and values, both `[T, L, Hk, D]`."""
         part = slice(block.start, block.start + block.tokens)
@@ -143,7 +157,7 @@ def stream_window(
     model: nn.Module,
     geometry: CacheGeometry,
     ids: Tensor,
-    methods: Sequence[Method],
+    methods: Sequence[AnyMethod],
     on_block: Callable[[int, KVBlock, EncodedBlock], None] | None = None,
     *,
     answer: int = 0,
@@ -156,7 +170,7 @@ def stream_window(
     device = model.device
     ids = ids.to(device)
     count = 1 + len(methods)
-    streams = _Streams(geometry, count, ids)
+    streams = _Streams(geometry, count, ids, evicting=any(is_evicting(m) for m in methods))
     totals = [StreamTotals(exact_tokens=len(ids)) for _ in methods]
     with AttentionTap(model, streams.attend):
         for start in range(0, len(ids), BLOCK):
@@ -173,7 +187,8 @@ def stream_window(
             if start >= BLOCK:
                 first = max(SINKS, start - BLOCK)
                 for index, method in enumerate(methods):
-                    _compress(streams, index, method, first, start, totals[index], on_block)
+                    act = _evict if is_evicting(method) else _compress
+                    act(streams, index, method, first, start, totals[index], on_block)
     return totals
 
 
@@ -213,6 +228,39 @@ def _compress(
     total.coded_bytes += encoded.nbytes
     total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
     streams.replace(index + 1, block, keys, values)
+    if on_block is not None:
+        on_block(index, block, encoded)
+
+
+def _evict(
+    streams: _Streams,
+    index: int,
+    method: EvictingMethod,
+    start: int,
+    stop: int,
+    total: StreamTotals,
+    on_block: Callable[[int, KVBlock, EncodedBlock], None] | None,
+) -> None:
+    """Let a method choose among all tokens that have left the window; what it drops is never read again."""
+    stream = index + 1
+    begin = _now(streams.keys.device)
+    history = streams.watch.of(stream, SINKS, stop)
+    before = streams.keep[:, stream, :, SINKS:stop]
+    kept, coded = method.evict(history, before, start - SINKS, lambda: streams.block(stream, start, stop))
+    total.encode_s += _now(streams.keys.device) - begin
+    total.change += float((before & ~kept).sum())
+    streams.keep[:, stream, :, SINKS:stop] = kept
+    total.coded_tokens += stop - start
+    total.exact_tokens -= stop - start
+    if coded is None:
+        total.coded_bytes = method.held_bytes(kept, streams.geometry.head_dim)
+        return
+    begin = _now(streams.keys.device)
+    block, encoded, keys, values = coded()
+    total.decode_s += _now(streams.keys.device) - begin
+    total.coded_bytes += encoded.nbytes
+    total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
+    streams.replace_some(stream, start, kept[0, 0, start - SINKS :], block, keys, values)
     if on_block is not None:
         on_block(index, block, encoded)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
+from spectralquant.methods.eviction import HistoryView
 
 
 class EncodedBlock(Protocol):
@@ -31,3 +33,31 @@ class Method(Protocol):
 
     def decode(self, encoded: EncodedBlock) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`."""
+
+
+class EvictingMethod(Protocol):
+    """A method that forgets tokens instead of (or before) coding them."""
+
+    name: str
+    options: dict[str, Any]
+    exact_bits: int
+
+    def evict(
+        self, history: HistoryView, kept: Tensor, first_new: int, block: Callable[[], KVBlock]
+    ) -> tuple[Tensor, Callable[[], tuple[KVBlock, EncodedBlock, Tensor, Tensor]] | None]:
+        """Choose among the n tokens that have left the window, of which those from `first_new` on left just now.
+
+        `kept: [L, Hk, n]` says which are still held; the answer may only clear entries. The second result codes what is
+        kept of the new block (a composed method), or is None.
+        """
+
+    def held_bytes(self, kept: Tensor, head_dim: int) -> int:
+        """Bytes of keys and values in fp16 of the kept entries `[L, Hk, n]`, with what must be remembered about them."""
+
+
+AnyMethod = Method | EvictingMethod
+
+
+def is_evicting(method: AnyMethod) -> bool:
+    """Whether a method forgets tokens."""
+    return hasattr(method, "evict")

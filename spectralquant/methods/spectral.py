@@ -11,6 +11,8 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.codec.fixed import FixedBlock, FixedRateCodec
 from spectralquant.codec.packet import INDEX_ENTRY
 from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.errors import InputError
+from spectralquant.methods.context import MethodContext
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,29 @@ class SpectralFixed:
 
     def decode(self, encoded: FixedBlock) -> tuple[Tensor, Tensor]:
         return self.codec.decode(encoded)
+
+
+def spectral_from_profile(
+    context: MethodContext, tier: str = "cold", step_scale: float = 1.0, exact_bits: int = 16, adaptive: bool = False
+) -> SpectralCold | SpectralFixed:
+    """A tier of the context's profile.
+
+    Raises:
+        InputError: no profile, or options out of range. ProfileError: it lacks the tier, or is another model's.
+    """
+    profile = context.need_profile("spectral")
+    loaded = context.loaded
+    if tier not in ("cold", "warm", "hot"):
+        raise InputError(f"spectral: tier={tier!r} is not one of cold, warm, hot.")
+    if not 0.05 <= step_scale <= 20:
+        raise InputError(f"spectral: step_scale={step_scale:g} is outside 0.05 to 20.")
+    if exact_bits not in (8, 16):
+        raise InputError(f"spectral: exact_bits={exact_bits} is not one of 8, 16.")
+    if tier != "cold":
+        if step_scale != 1.0 or adaptive:
+            raise InputError(f"spectral: step_scale and adaptive belong to the cold tier, not to {tier}.")
+        return SpectralFixed(FixedRateCodec(profile.tier(tier), loaded.geometry, loaded.device, rotated=tier == "hot"))
+    embedding = loaded.model.get_input_embeddings().weight.detach()
+    codec = SpectralCodec(profile.tier("cold"), loaded.geometry, embedding, loaded.device, step_scale, adaptive)
+    options = {} if step_scale == 1.0 else {"step_scale": step_scale}
+    return SpectralCold(codec, exact_bits, **options)

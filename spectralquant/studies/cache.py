@@ -31,6 +31,7 @@ from spectralquant.sources.tokens import TokenText, tokenize, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 CHUNK = 512
+MEMORY_CHUNK = 128
 MEMORY_TOKENS = 8
 STEPS = {"hot": 48, "warm": 12, "cold": 6}
 PREFILLS = 3
@@ -155,9 +156,9 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     make = DynamicCache(config=loaded.model.config) if job["tier"] == "none" else None
     cache = make or SpectralCache(loaded.model, profile, tier=job["tier"])
     with torch.no_grad():
-        loaded.model(input_ids=ids[:, :CHUNK], use_cache=False, logits_to_keep=1)
+        loaded.model(input_ids=ids[:, :MEMORY_CHUNK], use_cache=False, logits_to_keep=1)
     watch = _PeakMemory(loaded.device)
-    token = _prefill(loaded, cache, ids, CHUNK)
+    token = _prefill(loaded, cache, ids, MEMORY_CHUNK)
     with torch.no_grad():
         for _ in range(MEMORY_TOKENS):
             token = loaded.model(input_ids=token, past_key_values=cache).logits[:, -1:].argmax(-1)

@@ -13,6 +13,7 @@ from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.solve import choose_centroids, cold_method
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
+from spectralquant.evaluation.curve import best_under_bar, ratio_at_kl, times_smaller
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.needle import needle_retrieval
 from spectralquant.evaluation.streaming import stream_window
@@ -24,7 +25,6 @@ from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
-from spectralquant.studies.curve import best_under_bar, ratio_at_kl, times_smaller
 from spectralquant.studies.windows import scored_windows
 
 Progress = Callable[[str, int, int], None]

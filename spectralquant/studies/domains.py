@@ -9,12 +9,12 @@ from spectralquant.calibration.cold import ColdFitter
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.solve import cold_method
+from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import measure
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
-from spectralquant.studies.curve import ratio_at_kl
 from spectralquant.studies.windows import scored_windows
 
 RATIOS = (20.0, 45.0, 90.0)

@@ -89,7 +89,7 @@ def test_errors_accumulate_as_in_a_dense_recomputation(small):
                 for layer in coded.layers:
                     for name in ("keys", "values"):
                         x = getattr(layer, name)[0, :, part]
-                        back = turbo.quantizer.decode(turbo.quantizer.encode(x.reshape(-1, 16)))
+                        back = turbo.quantizers[0][0].decode(turbo.quantizers[0][0].encode(x.reshape(-1, 16)))
                         getattr(layer, name)[0, :, part] = back.view(x.shape)
     assert totals.kl == pytest.approx(kl, rel=1e-3)
 

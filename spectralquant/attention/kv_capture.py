@@ -1,0 +1,29 @@
+"""Keys before RoPE and values of a window, without gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from spectralquant.attention.tap import AttentionCall, AttentionTap
+from spectralquant.codec.block import SINKS
+from spectralquant.codec.rotary import undo_rope
+from spectralquant.sources.geometry import CacheGeometry
+
+
+@torch.no_grad()
+def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Run `ids: [T]`; keys (before RoPE) and values float32 `[T − 4, P]`, sinks left out."""
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+
+    def observe(call: AttentionCall) -> None:
+        key = call.key[0].float()
+        if geometry.rotary[call.layer]:
+            key = undo_rope(key, call.cos[0].float(), call.sin[0].float())
+        keys.append(key.transpose(0, 1)[SINKS:].flatten(1))
+        values.append(call.value[0].float().transpose(0, 1)[SINKS:].flatten(1))
+
+    with AttentionTap(model, observe):
+        model(input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+    return torch.cat(keys, dim=1), torch.cat(values, dim=1)

@@ -1,0 +1,139 @@
+"""`sq compare`: every method on the same tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sqcli.options import Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+
+DEFAULT_PROFILE = Path("profiles/demo")
+QUICK_WINDOWS, QUICK_CONTEXT = 2, 768
+
+
+def compare(
+    methods: Annotated[list[str], typer.Argument(help="METHOD or METHOD:option=value,… ; A+B composes; all = all.")],
+    profile: Annotated[
+        Path, typer.Option("--profile", "-p", help="Calibrated profile of the model.")
+    ] = DEFAULT_PROFILE,
+    model: Model = "builtin:smollm2-135m",
+    data: Data = "builtin:pydoc",
+    context: Annotated[str, typer.Option(help="Tokens per window; several as 2048,8192.")] = "2048",
+    windows: Annotated[int, typer.Option(min=1, help="Windows of the first length; others score as many tokens.")] = 24,
+    calibration_windows: Annotated[
+        int, typer.Option(help="Windows of 2048 tokens from the start that rivals may calibrate on.")
+    ] = 16,
+    match: Annotated[str | None, typer.Option(help="Compare bytes at equal quality: kl=0.01.")] = None,
+    needle: Annotated[int, typer.Option(min=0, help="Needle trials per method (0: none).")] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="Two minutes on two cores; too small to quote.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run with --json stopped.")
+    ] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    seed: Seed = 0,
+    offline: Offline = False,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Rates, quality, retrieval and times of methods on the same tokens; uncompressed and spectral are always in.
+
+    Example: [bold]sq compare turboquant h2o --quick[/bold]
+    """
+    from dataclasses import replace
+
+    from spectralquant.errors import InputError
+    from spectralquant.evaluation.match import parse_match
+    from spectralquant.methods.registry import REGISTRY, parse
+    from sqcli.output import Output
+
+    level = None if match is None else parse_match(match)
+    lengths = _lengths(context)
+    if resume and (json is None or json == "-"):
+        raise InputError("--resume needs --json FILE: finished methods are kept beside that file.")
+    names = [name for name in REGISTRY if name not in ("none", "spectral")] if methods == ["all"] else methods
+    groups = [parse(text) for text in names]
+    given = {text.partition(":")[0] for text in names}
+    groups = [parse(name) for name in ("none", "spectral") if name not in given] + groups
+    from spectralquant.evaluation.compare import FULL, QUICK, Comparison
+    from spectralquant.methods.context import MethodContext
+    from spectralquant.profile import CalibrationProfile
+    from spectralquant.sources.models import load_model
+    from spectralquant.sources.text import load_text
+    from spectralquant.sources.tokens import tokenize
+    from sqcli.render.compare import comparison_view
+
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    if not profile.with_name(profile.name + ".json").is_file() and profile == DEFAULT_PROFILE:
+        raise InputError(
+            "There is no profiles/demo yet. Run `make demo`, or `sq calibrate --out PROFILE` and --profile PROFILE."
+        )
+    loaded_profile = CalibrationProfile.load(profile)
+    loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+    loaded_profile.require_model(loaded.model, loaded.name)
+    text = tokenize(loaded.tokenizer, load_text(data, offline=offline))
+    if quick:
+        lengths, windows = [QUICK_CONTEXT], QUICK_WINDOWS
+    scored = _scored(text, loaded_profile, lengths, windows)
+    calibration = text.windows(2048)[:calibration_windows] if len(text.ids) > 2048 * (calibration_windows + 1) else None
+    holder = MethodContext(loaded, loaded_profile, calibration, seed)
+    protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
+    partial = None if json in (None, "-") else Path(json).with_suffix(".partial.json")
+    with output.progress() as bar:
+        result = Comparison(holder, scored, protocol, data, partial, bar).run(groups, resume=resume)
+    if level is not None:
+        from spectralquant.evaluation.match import matched
+
+        result["matched"] = matched(result["rows"], level)
+    output.show(*comparison_view(result, level))
+    if html is not None:
+        from sqcli.render.page import write_page
+        from sqcli.render.report import report_page
+
+        write_page(html, report_page([("compare", result)]))
+        output.note(f"Wrote {html}")
+    output.finish(result, title="sq compare")
+    if all("failed" in row or row["method"] in ("none", "spectral") for row in result["rows"]):
+        raise InputError("No method but none and spectral could be measured; see the reasons above.")
+
+
+def _lengths(text: str) -> list[int]:
+    from spectralquant.errors import InputError
+
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 384:
+        raise InputError(f"--context {text!r} must be token counts of at least 384, as 2048 or 2048,8192.")
+    return lengths
+
+
+def _scored(text, profile, lengths: list[int], count: int):
+    """The last windows of the text, none of which the profile was calibrated on."""
+    from spectralquant.errors import InputError
+    from spectralquant.sources.tokens import tokens_sha256
+
+    seen = 0
+    side = profile.sidecar.text
+    if len(text.ids) >= side.tokens and side.tokens % side.window == 0:
+        first = text.windows(side.window)[: side.tokens // side.window]
+        if tokens_sha256(first) == side.sha256:
+            seen = side.tokens
+    out = {}
+    total = lengths[0] * count
+    for length in lengths:
+        every = text.windows(length)
+        want = max(1, total // length)
+        if (len(every) - want) * length < seen:
+            raise InputError(
+                f"The text has {len(text.ids):,} tokens, of which the profile was calibrated on {seen:,}; {want} windows "
+                f"of {length} do not fit into the rest. Give other text (--data), or fewer --windows."
+            )
+        out[length] = every[-want:]
+    return out

@@ -1,0 +1,109 @@
+"""One self-contained HTML page from any results files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from spectralquant.evaluation.match import curve_name, matched, pareto
+from sqcli.render.compare import QUICK_NOTE, against, bound_text, ratio_text, row_name
+from sqcli.render.page import Page
+from sqcli.render.svg import xy_chart
+
+COLUMNS = (
+    ("payload_ratio", "Payload ratio", ratio_text),
+    ("whole_cache_ratio", "Whole-cache ratio", ratio_text),
+    ("delta_ppl", "ΔPPL", lambda v: f"{v:+.3f}"),
+    ("kl_nats", "KL, nats/token", lambda v: f"{v:.4f}"),
+    ("top1", "Top-1 kept", lambda v: f"{100 * v:.1f} %"),
+    ("needle", "Needle", lambda v: f"{100 * v:.0f} %"),
+    ("encode_s", "Encode, ms per 1K tokens", lambda v: f"{1000 * v:.0f}"),
+    ("decode_s", "Decode, ms per 1K tokens", lambda v: f"{1000 * v:.0f}"),
+)
+
+
+def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
+    """Sections for every results file, in order: headline, curves, tables, provenance."""
+    kinds = ", ".join(dict.fromkeys(result["kind"].removeprefix("spectralquant.") for _, result in results))
+    page = Page("SpectralQuant report", f"{len(results)} results: {kinds}")
+    for name, result in results:
+        kind = result["kind"].removeprefix("spectralquant.")
+        rows = [r for r in result["rows"] if "failed" not in r]
+        if kind in ("compare", "cold", "tiers", "adaptive"):
+            _quality(page, name, result, rows)
+        elif kind == "calibrate":
+            _calibration(page, name, result)
+        else:
+            _plain(page, name, rows)
+        _provenance(page, name, result)
+    return page
+
+
+def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    front = {id(r) for r in pareto(rows)}
+    for context in dict.fromkeys(r["context"] for r in rows):
+        here = [r for r in rows if r["context"] == context]
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for r in here:
+            if r["method"] != "none" and 0 < r["payload_ratio"] < 1e6 and r["kl_nats"] > 0:
+                point = (math.log2(r["payload_ratio"]), math.log10(r["kl_nats"]))
+                curves.setdefault(curve_name(r), []).append(point)
+        title = f"{name}: {context}-token windows, {here[0]['n_tokens']:,} scored tokens"
+        if curves:
+            chart = xy_chart({k: sorted(v) for k, v in curves.items()}, "log2 payload ratio", "log10 KL, nats/token")
+            page.figure(f"{title}; lower right is better", chart)
+        columns = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in here)]
+        table = [("Method", *(c[1] for c in columns))]
+        for r in sorted(here, key=lambda r: r["kl_nats"]):
+            cells = ("–" if r.get(key) is None else text(r[key]) for key, _, text in columns)
+            table.append((f"{'● ' if id(r) in front else ''}{row_name(r)}", *cells))
+        page.table(f"{title}, sorted by KL; ● on the Pareto front", table)
+    if result["kind"].endswith("compare"):
+        rows_at = result.get("matched") or matched(rows, 0.01)
+        table = [("Method", "Window", "Payload ratio", "")]
+        for r in rows_at:
+            ours = next((o for o in rows_at if o["context"] == r["context"] and o["method"] == "spectral cold"), None)
+            table.append((r["method"], str(r["context"]), bound_text(r), against(ours, r)))
+        if rows_at:
+            page.table(f"{name}: at KL {rows_at[0]['kl_nats']:g} nats/token", table)
+        if result["failed"]:
+            failed = [(r["method"], str(r["options"]), r["failed"]) for r in result["failed"]]
+            page.table(f"{name}: failed", [("Method", "Options", "Reason"), *failed])
+        if not result["protocol"]["quotable"]:
+            page.facts("Note", {"Protocol": QUICK_NOTE.split("]")[1].split("[")[0]})
+
+
+def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:
+    layers = result["layers"]
+    series = {
+        "key rank": [r["key_rank"] for r in layers],
+        "value rank": [r["value_rank"] for r in layers],
+    }
+    points = {k: list(enumerate(v)) for k, v in series.items()}
+    page.figure(f"{name}: mean rank by layer", xy_chart(points, "layer", "rank", markers=False))
+    bits = {"key bits": [r["key_bits"] for r in layers], "value bits": [r["value_bits"] for r in layers]}
+    points = {k: list(enumerate(v)) for k, v in bits.items()}
+    page.figure(f"{name}: mean bits per scalar by layer", xy_chart(points, "layer", "bits", markers=False))
+    _plain(page, name, result["rows"])
+
+
+def _plain(page: Page, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Any rows as a table: scalars only."""
+    if not rows:
+        return
+    keys = [k for k, v in rows[0].items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)]
+    table = [tuple(k.replace("_", " ") for k in keys)]
+    table += [tuple(_cell(r.get(k)) for k in keys) for r in rows]
+    page.table(name, table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _provenance(page: Page, name: str, result: dict[str, Any]) -> None:
+    facts = {k.replace("_", " "): str(v) for k, v in result["provenance"].items() if v not in (None, {}, [])}
+    page.facts(f"{name}: provenance", facts)

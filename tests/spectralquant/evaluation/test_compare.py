@@ -1,0 +1,161 @@
+"""All methods through one comparison, on the small model."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import profile_of
+
+from spectralquant.errors import InputError
+from spectralquant.evaluation.compare import Comparison, Protocol
+from spectralquant.evaluation.match import matched, pareto, parse_match
+from spectralquant.methods.context import MethodContext
+from spectralquant.methods.registry import REGISTRY, get, parse
+from spectralquant.sources.text import load_text
+from spectralquant.sources.tokens import tokenize
+
+SMALL = Protocol("test", 384, 0, False)
+
+
+def comparison(tmp_path=None, name="partial.json") -> Comparison:
+    loaded, profile = profile_of("llama")
+    text = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 8000)
+    context = MethodContext(loaded, profile, text.windows(512)[:4])
+    partial = None if tmp_path is None else tmp_path / name
+    return Comparison(context, {640: text.windows(640)[-1:]}, SMALL, "builtin:stdlib", partial)
+
+
+def test_every_method_is_measured():
+    names = [n for n in REGISTRY if n not in ("kivi", "heavy_hitter", "hf_quantized")]
+    groups = [parse(n) for n in names] + [[get("heavy_hitter", threshold=t) for t in (0.9, 1.1)]]
+    groups += [[get("kivi", bits=2, group=16)], [get("h2o+spectral", keep=0.5)]]
+    result = comparison().run(groups)
+    assert result["failed"] == []
+    by_method = {}
+    for row in result["rows"]:
+        by_method.setdefault(row["method"], []).append(row)
+    assert set(by_method) == {*names, "kivi", "heavy_hitter", "h2o+spectral"}
+    for name, rows in by_method.items():
+        ratios = [r["payload_ratio"] for r in rows if r["options"].get("tier", "cold") == "cold"]
+        assert all(math.isfinite(r) for r in ratios)
+        assert (len(set(ratios)) == len(rows)) or name == "spectral", "budgets give different sizes"
+    assert by_method["none"][0]["kl_nats"] < 1e-3
+    assert by_method["fp8"][0]["payload_ratio"] == pytest.approx(2, rel=0.1)
+    for name in ("h2o", "snapkv", "scissorhands", "streaming_llm"):
+        assert [r["payload_ratio"] for r in by_method[name]] == pytest.approx([2, 5, 10], rel=0.15)
+    assert result["rows"] == json.loads(json.dumps(result["rows"]))
+
+
+def test_a_failing_method_is_reported_and_the_rest_goes_on():
+    groups = [parse("none"), [get("kivi", bits=2, group=48)], [get("turboquant", bits=4)]]
+    result = comparison().run(groups)
+    assert [r["method"] for r in result["failed"]] == ["kivi"]
+    assert "does not divide the head dimension" in result["failed"][0]["failed"]
+    assert result["rows"][-1]["payload_ratio"] > 3
+
+
+def test_a_method_that_does_nothing_is_an_error(monkeypatch):
+    from spectralquant.methods.turboquant import TurboQuant
+
+    monkeypatch.setattr(TurboQuant, "decode", lambda self, coded: (coded.block.keys, coded.block.values))
+    result = comparison().run([parse("none"), [get("turboquant", bits=4)]])
+    assert "unchanged" in result["failed"][0]["failed"]
+
+
+def test_finished_methods_are_kept(tmp_path, monkeypatch):
+    first = comparison(tmp_path)
+    monkeypatch.setattr(
+        "spectralquant.evaluation.compare.measure",
+        _interrupt_after(1, __import__("spectralquant.evaluation.measure", fromlist=["measure"]).measure),
+    )
+    groups = [parse("none"), [get("fp8")], [get("h2o", keep=0.2)]]
+    with pytest.raises(KeyboardInterrupt):
+        first.run(groups)
+    assert (tmp_path / "partial.json").is_file()
+    monkeypatch.undo()
+    again = comparison(tmp_path)
+    seen = []
+    again.progress = lambda stage, done, total: seen.append(stage)
+    result = again.run(groups, resume=True)
+    assert "none" not in seen and "fp8" in seen
+    assert [r["method"] for r in result["rows"]] == ["none", "fp8", "h2o"]
+    assert not (tmp_path / "partial.json").exists()
+
+
+def _interrupt_after(count, function):
+    calls = []
+
+    def wrapped(*args):
+        calls.append(1)
+        if len(calls) > count:
+            raise KeyboardInterrupt
+        return function(*args)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("turbo", "turboquant"),
+        ("h2o:kep=0.2", "keep"),
+        ("h2o:keep=much", "a number"),
+        ("turboquant:bits", "option=value"),
+        ("kivi:bits=2.5", "whole number"),
+        ("h2o+spectral+fp8", "two methods"),
+    ],
+)
+def test_wrong_names_and_options(text, message):
+    with pytest.raises(InputError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "spec", [get("h2o", keep=1.5), get("turboquant", bits=2.3), get("kvtc", ratio=0.5), get("spectral", tier="mild")]
+)
+def test_values_out_of_range(spec):
+    with pytest.raises(InputError):
+        spec.build(comparison().context)
+
+
+def row(method, ratio, kl, context=2048):
+    return {"method": method, "options": {}, "context": context, "payload_ratio": ratio, "kl_nats": kl}
+
+
+def test_matching_interpolates_and_says_what_it_cannot_know():
+    rows = [row("a", 10, 0.001), row("a", 40, 0.1), row("b", 4, 0.005), row("c", 4, 0.5)]
+    found = {r["method"]: r for r in matched(rows, 0.01)}
+    assert found["a"]["payload_ratio"] == pytest.approx(20)
+    assert found["b"]["bound"] == "at least" and found["b"]["payload_ratio"] == 4
+    assert found["c"]["payload_ratio"] is None
+    assert [(r["method"], r["payload_ratio"]) for r in pareto(rows)] == [("a", 10), ("a", 40)]
+    assert parse_match("kl=0.01") == 0.01
+    for bad in ("0.01", "kl=", "kl=-1", "dppl=1", "kl=1.2.3"):
+        with pytest.raises(InputError):
+            parse_match(bad)
+
+
+def test_evicted_tokens_never_come_back():
+    """Keys of dropped tokens may be anything: the model does not read them."""
+    loaded, _ = profile_of("llama")
+    from spectralquant.evaluation.streaming import stream_window
+
+    text = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 2000).windows(640, 1)[0]
+    method = get("h2o", keep=0.2).build(comparison().context)
+    kept_sizes = []
+
+    class Watching:
+        name, options, exact_bits = method.name, method.options, 16
+        held_bytes = staticmethod(method.held_bytes)
+
+        @staticmethod
+        def evict(history, kept, first_new, block):
+            new, coded = method.evict(history, kept, first_new, block)
+            assert not bool((new & ~kept).any())
+            kept_sizes.append(int(new[0, 0].sum()))
+            return new, coded
+
+    stream_window(loaded.model, loaded.geometry, text, [Watching()])
+    assert kept_sizes == [math.ceil(0.2 * n) for n in (124, 252, 380, 508)]
+    assert torch.is_grad_enabled()
