@@ -41,9 +41,9 @@ class TierStudy:
     steps: int = 100
     window: int = 2048
     windows: int = 24
-    hot: tuple[float, ...] = (4, 5, 6)
-    warm: tuple[float, ...] = (8, 10, 12)
-    cold: tuple[float, ...] = (60, 90)
+    hot: tuple[float, ...] = (4, 5)
+    warm: tuple[float, ...] = (8, 10)
+    cold: tuple[float, ...] = (60,)
     resident_context: int = 8192
 
 
