@@ -6,6 +6,7 @@ replay those modules on other positions. Nothing depends on how an architecture 
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class RotaryTables:
 
     def __init__(self, model: nn.Module, geometry: CacheGeometry) -> None:
         self.geometry = geometry
-        self.device = model.device
+        self._model = weakref.ref(model)
         self._source: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]] | None] = [None] * geometry.layers
         outputs: list[tuple[Any, nn.Module, tuple[Any, ...], dict[str, Any]]] = []
         handles = [
@@ -48,7 +49,7 @@ class RotaryTables:
     @torch.no_grad()
     def __call__(self, positions: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         """(cos, sin) float32 per layer for `positions: [T]`."""
-        positions = positions.to(self.device)[None]
+        positions = positions.to(self._model().device)[None]
         made: dict[Any, tuple[Tensor, Tensor]] = {}
         cos: list[Tensor | None] = []
         sin: list[Tensor | None] = []

@@ -56,7 +56,8 @@ def compare(
     lengths = _lengths(context)
     if resume and (json is None or json == "-"):
         raise InputError("--resume needs --json FILE: finished methods are kept beside that file.")
-    names = [name for name in REGISTRY if name not in ("none", "spectral")] if methods == ["all"] else methods
+    every = [name for name in REGISTRY if name not in ("none", "spectral")]
+    names = [name for text in methods for name in (every if text == "all" else [text])]
     groups = [parse(text) for text in names]
     given = {text.partition(":")[0] for text in names}
     groups = [parse(name) for name in ("none", "spectral") if name not in given] + groups
