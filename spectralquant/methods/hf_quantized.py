@@ -46,16 +46,20 @@ class HfQuantized:
         allowed = (2, 4) if self.backend == "quanto" else (1, 2, 3, 4, 8)
         if self.bits not in allowed:
             raise InputError(f"hf_quantized: bits={self.bits} is not one of {allowed} ({self.backend}).")
-        module, package = BACKENDS[self.backend]
-        if importlib.util.find_spec(module.split(".")[0]) is None:
-            raise InputError(f"hf_quantized: the {self.backend} backend needs the package {package}; install it.")
 
     @property
     def options(self) -> dict[str, Any]:
         return asdict(self)
 
     def layer(self) -> QuantizedLayer:
-        """A layer as transformers makes it, with its default axes."""
+        """A layer as transformers makes it, with its default axes.
+
+        Raises:
+            InputError: the backend's package is not installed.
+        """
+        module, package = BACKENDS[self.backend]
+        if importlib.util.find_spec(module.split(".")[0]) is None:
+            raise InputError(f"hf_quantized: the {self.backend} backend needs the package {package}; install it.")
         kind = QuantoQuantizedLayer if self.backend == "quanto" else HQQQuantizedLayer
         return kind(nbits=self.bits, q_group_size=self.group)
 

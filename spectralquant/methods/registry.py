@@ -105,6 +105,16 @@ REGISTRY: dict[str, MethodEntry] = {
         _plain(HfQuantized),
     ),
 }
+STANDALONE: dict[str, Callable[..., AnyMethod]] = {
+    "h2o": H2O,
+    "heavy_hitter": HeavyHitter,
+    "scissorhands": Scissorhands,
+    "streaming_llm": StreamingLLM,
+    "snapkv": SnapKV,
+    "kivi": Kivi,
+    "hf_quantized": HfQuantized,
+    "turboquant": lambda **options: TurboQuant(8, **options),
+}
 DEFAULTS = {"kvtc": {"ratio": 16.0}}
 
 
@@ -177,6 +187,22 @@ def parse(text: str) -> list[MethodSpec]:
             raise InputError(f"{text!r}: write options as {name}:option=value,option=value.")
         options[key] = value
     return [get(name, **options)]
+
+
+def check(spec: MethodSpec) -> None:
+    """Refuse values out of range before a model is loaded, where that needs no model.
+
+    Raises:
+        InputError: naming the constraint.
+    """
+    parts = spec.name.split("+")
+    built = []
+    for part in parts:
+        kind = STANDALONE.get(part)
+        if kind is not None:
+            built.append(kind(**{k: v for k, v in spec.options.items() if k in REGISTRY[part].options}))
+    if len(parts) == 2 and not (isinstance(built[0] if parts[0] in STANDALONE else None, Evictor)):
+        raise InputError(f"{spec.name}: compose an evicting method with a codec, as h2o+spectral.")
 
 
 def _options(name: str) -> dict[str, type]:

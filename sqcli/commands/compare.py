@@ -49,7 +49,7 @@ def compare(
 
     from spectralquant.errors import InputError
     from spectralquant.evaluation.match import parse_match
-    from spectralquant.methods.registry import REGISTRY, parse
+    from spectralquant.methods.registry import REGISTRY, check, parse
     from sqcli.output import Output
 
     level = None if match is None else parse_match(match)
@@ -59,6 +59,9 @@ def compare(
     every = [name for name in REGISTRY if name not in ("none", "spectral")]
     names = [name for text in methods for name in (every if text == "all" else [text])]
     groups = [parse(text) for text in names]
+    for group in groups:
+        for spec in group:
+            check(spec)
     given = {text.partition(":")[0] for text in names}
     groups = [parse(name) for name in ("none", "spectral") if name not in given] + groups
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison

@@ -14,6 +14,8 @@ from spectralquant.evaluation.match import curve_name, matched, pareto
 
 PLOT_WIDTH, PLOT_HEIGHT = 60, 15
 STYLES = ("bold cyan", "magenta", "green", "yellow", "red", "blue", "bright_black", "bold magenta", "bold green")
+USUAL = {"kernel": 7, "group": 32}
+SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "adaptive": "adaptive "}
 QUICK_NOTE = "[yellow]--quick: a few windows, too small to quote.[/yellow]"
 
 
@@ -41,9 +43,10 @@ def row_name(row: dict[str, Any]) -> str:
     if row["method"] == "spectral":
         tier = options.pop("tier", "cold")
         options.pop("exact_bits") if options.get("exact_bits") == 16 else None
-        extra = ",".join(f"{k}={_short(v)}" for k, v in options.items())
+        extra = ",".join(f"{SHORT.get(k, k)}{_short(v)}" for k, v in options.items())
         return f"spectral {tier}" + (f" {extra}" if extra else "")
-    return row["method"] + "".join(f" {k}={_short(v)}" for k, v in options.items() if k != "tier")
+    hidden = {"tier", "exact_bits"} | {k for k, usual in USUAL.items() if options.get(k) == usual}
+    return row["method"] + "".join(f" {k}={_short(v)}" for k, v in options.items() if k not in hidden)
 
 
 def _short(value: Any) -> str:
@@ -58,25 +61,23 @@ def ratio_text(value: float | None) -> str:
 def _table(rows: Sequence[dict[str, Any]], front: set[int], context: int) -> Table:
     base = rows[0]
     title = (
-        f"\n{context}-token windows, n = {base['n_tokens']:,} scored tokens in {base['n_windows']}, uncompressed PPL "
-        f"{base['base_ppl']:.2f}; sorted by KL, ● on the Pareto front"
+        f"\n{context}-token windows, n = {base['n_tokens']:,} scored in {base['n_windows']}, uncompressed PPL "
+        f"{base['base_ppl']:.2f}\nsorted by KL; ● on the Pareto front; enc, dec: ms per 1,000 tokens"
     )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
-    for name in ("payload", "cache", "ΔPPL", "KL", "top-1", "needle", "ms/1K enc", "dec"):
+    for name in ("payload", "cache", "ΔPPL", "KL", "top-1", "needle", "enc", "dec"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in sorted(rows, key=lambda r: r["kl_nats"]):
         mark = "●" if id(r) in front else " "
-        style = "bold cyan" if r["method"] == "spectral" else None
-        needle = "–" if r.get("needle") is None else f"{100 * r['needle']:.0f} %"
         table.add_row(
-            Text(f"{mark} {row_name(r)}", style=style or ""),
+            Text(f"{mark} {row_name(r)}", style="bold cyan" if r["method"] == "spectral" else ""),
             ratio_text(r["payload_ratio"]),
             ratio_text(r["whole_cache_ratio"]),
             f"{r['delta_ppl']:+.3f}",
             f"{r['kl_nats']:.4f}",
             f"{100 * r['top1']:.1f}",
-            needle,
+            "–" if r.get("needle") is None else f"{100 * r['needle']:.0f}%",
             f"{1000 * r['encode_s']:.0f}",
             f"{1000 * r['decode_s']:.0f}",
         )
@@ -132,7 +133,7 @@ def match_table(rows: Sequence[dict[str, Any]]) -> Table:
 def bound_text(row: dict[str, Any]) -> str:
     """`12.3`, `≥ 12.3`, or that no budget was good enough."""
     if row["payload_ratio"] is None:
-        return "no budget is good enough"
+        return "no budget is that good"
     return ("≥ " if row["bound"] == "at least" else "") + f"{row['payload_ratio']:.1f}"
 
 
@@ -141,6 +142,6 @@ def against(ours: dict[str, Any] | None, row: dict[str, Any]) -> str:
     if ours is None or ours["payload_ratio"] is None or row["payload_ratio"] is None or row is ours:
         return ""
     if row["bound"] == "at least":
-        return "unknown: its curve ends before this KL"
+        return "unknown: its curve ends above"
     times = math.floor(10 * ours["payload_ratio"] / row["payload_ratio"]) / 10
-    return f"spectral is {'≥ ' if ours['bound'] == 'at least' else ''}{times:.1f} times smaller"
+    return f"spectral is {'≥ ' if ours['bound'] == 'at least' else ''}{times:.1f} x smaller"

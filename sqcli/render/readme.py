@@ -6,25 +6,16 @@ in the README is typed by hand; a test fails when a block is out of date.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from sqcli.render.readme_rivals import claims, compare, eviction
+from sqcli.render.readme_tiers import costs, drift, tiers
+from sqcli.render.readme_tools import load, table
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-RESULTS = ROOT / "profiles" / "results"
-
-
-def load(name: str) -> dict[str, Any]:
-    """A results file by name."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
 def headline() -> str:
@@ -235,6 +226,12 @@ BLOCKS = {
     "domains": domains,
     "times": times,
     "spectrum": spectrum,
+    "tiers": tiers,
+    "costs": costs,
+    "drift": drift,
+    "compare": compare,
+    "claims": claims,
+    "eviction": eviction,
 }
 
 

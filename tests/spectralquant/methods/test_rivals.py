@@ -1,0 +1,202 @@
+"""Each rival against something outside this repository: its paper's figures, a dense computation, another library."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+from conftest import profile_of
+from profiles_for_tests import random_block
+
+from spectralquant.codec.turboquant import TurboProductQuantizer, TurboQuantizer
+from spectralquant.errors import InputError
+from spectralquant.evaluation.streaming import stream_window
+from spectralquant.methods.eviction import OBSERVED_QUERIES
+from spectralquant.methods.fp8 import Fp8
+from spectralquant.methods.h2o import H2O
+from spectralquant.methods.kivi import Kivi, quantize_groups
+from spectralquant.methods.kvtc import allocate, dequantize_rows, quantize_rows
+from spectralquant.methods.scissorhands import Scissorhands
+from spectralquant.methods.snapkv import SnapKV
+from spectralquant.methods.streaming_llm import StreamingLLM
+from spectralquant.methods.turboquant import TurboQuant
+from spectralquant.sources.text import load_text
+from spectralquant.sources.tokens import tokenize
+
+
+def unit_vectors(count: int, dim: int, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(("bits", "published"), [(1, 0.36), (2, 0.117), (3, 0.03), (4, 0.009)])
+def test_turboquant_reaches_its_papers_distortion(bits, published):
+    """arXiv 2504.19874, theorem 1: mean squared error of unit vectors at 1 to 4 bits."""
+    x = unit_vectors(4000, 128)
+    quantizer = TurboQuantizer(128, bits)
+    error = (quantizer.decode(quantizer.encode(x)) - x).square().sum(1).mean().item()
+    assert error == pytest.approx(published, rel=0.16)
+    assert error <= math.sqrt(3) * math.pi / 2 / 4**bits, "the theorem's upper bound"
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_inner_product_variant_is_unbiased(bits):
+    """Algorithm 2: averaged over sketches <x̂, q> is <x, q>, where the MSE variant shrinks it."""
+    x, q = unit_vectors(1, 64), unit_vectors(1, 64, 1) + unit_vectors(1, 64)
+    exact = float((x * q).sum())
+    found, shrunk = [], []
+    for seed in range(600):
+        prod, mse = TurboProductQuantizer(64, bits, seed), TurboQuantizer(64, bits - 1, seed)
+        found.append(float((prod.decode(prod.encode(x)) * q).sum()))
+        shrunk.append(float((mse.decode(mse.encode(x)) * q).sum()))
+    error = torch.tensor(found).std().item() / math.sqrt(len(found))
+    assert abs(sum(found) / len(found) - exact) < 3.5 * error
+    assert sum(shrunk) / len(shrunk) < exact - 3.5 * error
+
+
+@pytest.mark.parametrize(("bits", "between"), [(2.5, (2.0, 3.0)), (3.5, (3.0, 4.0))])
+def test_half_bits_lie_between_whole_ones(bits, between):
+    block = random_block(0, 128, 1.0)
+    block.keys[..., :4] *= 8.0
+
+    def measured(b):
+        method = TurboQuant(16, b)
+        coded = method.encode(block)
+        _keys, values = method.decode(coded)
+        return coded.nbytes, float((values - block.values).square().mean())
+
+    (low_bytes, low_error), (size, error), (high_bytes, high_error) = map(measured, (between[0], bits, between[1]))
+    assert low_bytes < size < high_bytes * 1.3
+    assert high_error < error < low_error
+
+
+def dense_probabilities(model, ids):
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        found = model(input_ids=ids[None], output_attentions=True, use_cache=False).attentions
+    return torch.stack([p[0] for p in found])
+
+
+class Recorded:
+    """Runs a method without evicting anything, and keeps what it would have chosen at each step."""
+
+    exact_bits, name, options = 16, "recorded", {}
+
+    def __init__(self, method):
+        self.method, self.choices = method, []
+
+    def evict(self, history, kept, first_new, block):
+        everything = torch.ones_like(kept)
+        self.choices.append(self.method.evict(history, everything, first_new, block)[0])
+        out = everything.clone()
+        return out, None
+
+    def held_bytes(self, kept, head_dim):
+        return 1
+
+
+@pytest.mark.parametrize(
+    "method", [H2O(0.25), SnapKV(0.25), StreamingLLM(0.25), Scissorhands(0.25)], ids=lambda m: m.name
+)
+def test_selections_equal_a_dense_computation(method):
+    """From full attention matrices of the eager model, on real text."""
+    import copy
+
+    loaded, _ = profile_of("llama")
+    ids = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 2000).windows(512, 1)[0]
+    recorded = Recorded(method)
+    stream_window(loaded.model, loaded.geometry, ids, [recorded])
+    p = dense_probabilities(copy.deepcopy(loaded.model), ids)
+    layers, heads, kv = p.shape[0], p.shape[1], loaded.geometry.kv_heads
+    grouped = p.view(layers, kv, heads // kv, *p.shape[2:])
+    for step, chosen in enumerate(recorded.choices):
+        old, seen = 128 * (step + 1), 128 * (step + 2)
+        part = grouped[..., :seen, 4:old]
+        if method.name == "h2o":
+            scores = part.sum((2, 3))
+        elif method.name == "snapkv":
+            votes = part[..., -OBSERVED_QUERIES:, :].mean(3).sum(2)
+            scores = torch.stack([votes[..., max(0, i - 3) : i + 4].amax(-1) for i in range(votes.shape[-1])], -1)
+        elif method.name == "scissorhands":
+            share = 1 / torch.arange(1, seen + 1)
+            age = seen - 1 - torch.arange(4, old)
+            scores = (part.mean(2) > share[:, None]).sum(2) / (age + 1) - 1e-9 * age
+        else:
+            scores = torch.arange(old - 4).float().expand(layers, kv, -1)
+        count = math.ceil(0.25 * (old - 4))
+        expected = torch.zeros_like(chosen).scatter_(-1, scores.topk(count).indices, True)
+        assert (chosen == expected).float().mean() > 0.995, "equal up to ties of float rounding"
+        assert chosen.sum(-1).unique().tolist() == [count]
+
+
+def test_kivi_groups_as_in_its_paper():
+    """Section 4: keys share scale and zero per channel over 32 tokens, values per token over 32 channels."""
+    block = random_block(1, 124, 1.0)
+    method = Kivi(bits=2, group=16)
+    coded = method.encode(block)
+    assert coded.keys.scale.shape == (7, 2, 2, 16, 1), "7 groups of 16 tokens, one scale a channel"
+    assert coded.rest.shape == (12, 2, 2, 16), "tokens that fill no group stay in full precision"
+    assert coded.values.scale.shape == (124, 2, 2, 1, 1)
+    keys, values = method.decode(coded)
+    x = block.values[0, 0, 0]
+    step = (x.max() - x.min()) / 3
+    levels = (x - x.min()) / step
+    assert torch.allclose(values[0, 0, 0], x.min() + levels.round() * step, atol=5e-3)
+    assert keys.shape == block.keys.shape
+    exact = quantize_groups(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), 2)
+    assert exact.values().tolist() == [[0.0, 1.0, 2.0, 3.0]]
+
+
+def test_kvtc_allocation_beats_equal_widths():
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(400, 256, generator=generator) * (0.97 ** torch.arange(256)) * 10
+    groups = allocate(samples, 256 * 2)
+    spent = sum((g.stop - g.start) * g.bits + 32 for g in groups)
+    assert spent <= 512
+    assert groups[0].bits >= groups[-1].bits
+    planned = torch.zeros_like(samples)
+    for g in groups:
+        y = samples[:, g.start : g.stop]
+        planned[:, g.start : g.stop] = dequantize_rows(*quantize_rows(y, g.bits))
+    flat = dequantize_rows(*quantize_rows(samples, 2))
+    assert (planned - samples).square().sum() < 0.2 * (flat - samples).square().sum()
+
+
+def test_fp8_rounds_as_the_format_does():
+    block = random_block(2, 128, 1.0)
+    _keys, values = Fp8().decode(Fp8().encode(block))
+    assert float(((values - block.values).abs() / block.values.abs().clamp_min(0.05)).max()) <= 2**-4 + 1e-3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optimum") is None, reason="optimum-quanto is not installed")
+@pytest.mark.parametrize("bits", [2, 4])
+def test_hf_quantized_is_bit_equal_to_transformers(bits):
+    from dataclasses import replace
+
+    from transformers.cache_utils import QuantoQuantizedLayer
+
+    from spectralquant.methods.hf_quantized import HfQuantized
+
+    generator = torch.Generator().manual_seed(0)
+    pair = [torch.randn(128, 2, 3, 64, generator=generator) for _ in range(2)]
+    block = replace(random_block(0, 128, 1.0), keys=pair[0], values=pair[1], cos=(None, None), sin=(None, None))
+    method = HfQuantized(bits=bits)
+    keys, values = method.decode(method.encode(block))
+    for layer in range(2):
+        theirs = QuantoQuantizedLayer(nbits=bits, residual_length=1)
+        tensors = [x[:, layer].transpose(0, 1)[None].contiguous() for x in pair]
+        theirs.update(*tensors)
+        empty = tensors[0][:, :, :0]
+        read = theirs.update(empty, empty)
+        for mine, other in zip((keys, values), read, strict=True):
+            assert torch.equal(mine[:, layer].transpose(0, 1)[None], other)
+
+
+def test_a_missing_backend_is_named():
+    from spectralquant.methods.hf_quantized import HfQuantized
+
+    if importlib.util.find_spec("hqq") is None:
+        with pytest.raises(InputError, match="needs the package hqq"):
+            HfQuantized(backend="hqq").layer()
+    with pytest.raises(InputError, match="not one of"):
+        HfQuantized(backend="other")

@@ -1,0 +1,130 @@
+"""`sq compare`, `sq report` and `sq generate` as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from test_commands import sq
+
+from conftest import profile_of  # isort: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> tuple[Path, Path]:
+    """A small model's folder and its profile with all tiers."""
+    loaded, profile = profile_of("llama")
+    folder = tmp_path_factory.mktemp("compare")
+    loaded.model.save_pretrained(folder / "model")
+    loaded.tokenizer.save_pretrained(folder / "model")
+    profile.save(folder / "profile")
+    return folder / "model", folder / "profile"
+
+
+def compare(place, *arguments):
+    model, profile = place
+    common = (
+        "--model",
+        model,
+        "--profile",
+        profile,
+        "--data",
+        "builtin:stdlib",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    )
+    return sq("compare", *arguments, *common)
+
+
+def test_quick_comparison_answers_in_one_screen(place, tmp_path):
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html", "svg")}
+    arguments = [word for kind, path in files.items() for word in (f"--{kind}", path)]
+    done = compare(place, "turboquant", "h2o:keep=0.2", "--quick", "--match", "kl=0.001", *arguments)
+    assert done.returncode == 0, done.stderr
+    for text in ("spectral cold", "turboquant bits=3", "h2o keep=0.2", "Pareto", "too small to quote", "At KL 0.001"):
+        assert text in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
+    result = json.loads(files["json"].read_text())
+    assert result["kind"] == "spectralquant.compare" and not result["protocol"]["quotable"]
+    assert {r["method"] for r in result["rows"]} == {"none", "spectral", "turboquant", "h2o"}
+    assert len({r["n_tokens"] for r in result["rows"]}) == 1, "every method sees the same tokens"
+    assert len(list(csv.DictReader(files["csv"].open()))) == len(result["rows"])
+    page = files["html"].read_text()
+    assert "<svg" in page and "http" not in page.split("</style>")[1].replace("http://www.w3.org", "")
+    assert not list(tmp_path.glob("*.partial.json"))
+    report = sq("report", files["json"], "--out", tmp_path / "report.html")
+    assert report.returncode == 0, report.stderr
+    assert "Pareto front" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["turboquan"], "Did you mean turboquant"),
+        (["h2o:keep=2"], "outside 0 to 1"),
+        (["h2o:kept=0.2"], "no option 'kept'"),
+        (["kivi:bits=two"], "whole number"),
+        (["h2o", "--match", "dppl=1"], "kl=VALUE"),
+        (["h2o", "--context", "12"], "at least 384"),
+        (["h2o", "--resume"], "--json FILE"),
+        (["h2o", "--windows", "5000"], "fewer --windows"),
+        (["turboquant+h2o:keep=0.2,bits=3", "--quick"], "h2o+spectral"),
+        (["hf_quantized:backend=hqq,bits=5", "--quick"], "not one of"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(place, arguments, message):
+    done = compare(place, *arguments)
+    assert done.returncode == 2
+    assert message in " ".join((done.stderr + done.stdout).split())
+    assert "Traceback" not in done.stderr
+
+
+def test_report_of_everything_measured(tmp_path):
+    results = sorted((Path(__file__).resolve().parents[2] / "profiles" / "results").glob("*.json"))
+    done = sq("report", *results, "--out", tmp_path / "all.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "all.html").read_text()
+    for path in results:
+        assert path.stem in page
+    (tmp_path / "not.json").write_text("{}")
+    for bad, message in (("not.json", "not a results file"), ("none.json", "no results file")):
+        done = sq("report", tmp_path / bad)
+        assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.parametrize("tier", ["hot", "cold", "exact"])
+def test_generate_shows_text_and_memory(place, tier, tmp_path):
+    model, profile = place
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    arguments = ["--file", prompt, "--tier", tier, "--new-tokens", 5, "--model", model, "--device", "cpu"]
+    if tier != "exact":
+        arguments += ["--profile", profile]
+    done = sq("generate", *arguments, "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "out.json").read_text())["rows"][0]
+    assert row["new_tokens"] == 5
+    assert row["tiers"][tier]["tokens"] > 0
+    assert "resident" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give one prompt"),
+        (["x", "--tier", "hot"], "needs --profile"),
+        (["x", "--budget", "lots"], "not a size"),
+        (["x", "--file", "nowhere.txt"], "one prompt"),
+        (["--file", "nowhere.txt"], "no file"),
+        (["x", "--new-tokens", "9999"], "positions"),
+    ],
+)
+def test_generate_refuses_wrong_input(place, arguments, message):
+    done = sq("generate", *arguments, "--model", place[0], "--device", "cpu")
+    assert done.returncode == 2, done.stderr
+    assert message in " ".join((done.stderr + done.stdout).split())
