@@ -31,6 +31,7 @@ class ModelBinding:
         self._seen = threading.local()
         self.geometry: CacheGeometry = probe_geometry(model)
         self._rotary = RotaryTables(model, self.geometry)
+        model.register_forward_pre_hook(self._forget)
         model.get_input_embeddings().register_forward_pre_hook(self._note_ids)
         for module in model.modules():
             if type(module).__name__.endswith("RotaryEmbedding"):
@@ -79,6 +80,9 @@ class ModelBinding:
         ids, positions = getattr(self._seen, "ids", None), getattr(self._seen, "positions", None)
         self._seen.ids = self._seen.positions = None
         return ids, positions
+
+    def _forget(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._seen.ids = self._seen.positions = None
 
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and torch.is_tensor(args[0]):

@@ -67,7 +67,13 @@ class BlockCompressor:
         self._pending.clear()
 
     def encode(self, block: LeavingBlock, tier: str) -> StoredBlock:
-        """Code a block."""
+        """Code a block.
+
+        A cold tier that predicts from token ids cannot code tokens whose ids were not seen (inputs_embeds, the exact part
+        of a packet): its bases hold only what the prediction leaves. Such a block goes to the next tier up instead.
+        """
+        if tier == "cold" and self.state.keep_ids and not ids_known(block):
+            tier = next(name for name in ("warm", "hot", "exact") if name in self.tiers)
         with torch.no_grad():
             return self.tiers[tier].encode(block)
 
@@ -99,8 +105,8 @@ class BlockCompressor:
         self.spent.blocks_compressed += len(coded) * len(rows)
         self.spent.compress_s += time.perf_counter() - begin
 
-    def demote(self, index: int, tier: str) -> None:
-        """Code block `index` of every sequence again, in another tier."""
+    def demote(self, index: int, tier: str) -> bool:
+        """Code block `index` of every sequence again, in another tier; whether that tier could take it."""
         begin = time.perf_counter()
         made: dict[int, StoredBlock] = {}
         for row, blocks in enumerate(self.state.rows):
@@ -111,6 +117,7 @@ class BlockCompressor:
             self.spent.demotions += 1
         self.reader.forget_unused()
         self.spent.compress_s += time.perf_counter() - begin
+        return any(block.tier == tier for block in made.values())
 
     def decoded(self, row: int, block: StoredBlock) -> LeavingBlock:
         """A coded block as it was before, up to the codec's error."""
@@ -126,8 +133,7 @@ class BlockCompressor:
         for index in range(len(self.state.rows[0]) if self.state.rows else 0):
             lower = self.policy.below(self.state.rows[0][index].tier)
             if moved < blocks and lower is not None:
-                self.demote(index, lower)
-                moved += 1
+                moved += self.demote(index, lower)
         return moved
 
     def _apply_ages(self) -> None:
@@ -151,3 +157,8 @@ class BlockCompressor:
                 )
             self.over_budget = True
             return
+
+
+def ids_known(block: LeavingBlock) -> bool:
+    """Whether every token id of a block was seen."""
+    return block.token_ids is not None and not bool((block.token_ids < 0).any())

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spectralquant.cache.compressing import ids_known
 from spectralquant.cache.lazy import LazyLoader
 from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tiers.cold import payload_bytes
 from spectralquant.codec.adaptive import AdaptiveRankCompressor
-from spectralquant.codec.block import BLOCK
+from spectralquant.codec.block import BLOCK, SINKS
 from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
 from spectralquant.errors import InputError, PacketError
 
@@ -60,7 +61,8 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
     ]
     add_exact(0, *sinks)
     for block in state.rows[row]:
-        if "cold" not in cache.tiers:
+        unseen = state.keep_ids and not ids_known(cache.compressor.decoded(row, block))
+        if "cold" not in cache.tiers or (block.tier != "cold" and unseen):
             add_exact(block.start, *(x.to(cache.layers[0].dtype) for x in cache.reader.whole(row, block)))
             continue
         sections.append((block.start, block.tokens, CODED, _cold_bytes(cache, row, block)))
@@ -76,6 +78,48 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
         exact,
         cache.options["step_scale"],
         bytes(16) if cache.profile is None else cache.profile.id,
+    )
+    return SpectralPacket.build(header, sections)
+
+
+def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, token_ids: Tensor | None) -> SpectralPacket:
+    """See `SpectralCache.compress`.
+
+    Raises:
+        InputError: no cold tier, no token ids though the profile predicts from them, or another model's shape.
+    """
+    g = cache.geometry
+    if "cold" not in cache.tiers:
+        raise InputError("compress needs a profile with a cold tier (sq calibrate --tier cold or all).")
+    shape = (g.layers, g.kv_heads, keys.shape[2] if keys.dim() == 4 else 0, g.head_dim)
+    if not shape[2] or any(x is not None and tuple(x.shape) != shape for x in (keys, values)):
+        raise InputError(
+            f"compress takes keys (and values) [L, Hk, T, D] = [{g.layers}, {g.kv_heads}, T, {g.head_dim}] with T of at "
+            f"least 1, not {tuple(keys.shape)}."
+        )
+    codec = cache.tiers["cold"].codec
+    codec = getattr(codec, "base", codec)
+    if codec.features is not None and (token_ids is None or len(token_ids) != shape[2]):
+        raise InputError(
+            f"This profile predicts from token ids: pass token_ids of the {shape[2]} tokens, or calibrate with "
+            "--predict none."
+        )
+    if values is None:
+        mean = codec.projectors[1].mean.view(g.layers, g.kv_heads, 1, g.head_dim)
+        values = mean.expand(shape).to(keys)
+    exact = DTYPE_NAMES.get(keys.dtype, "float32")
+    total, sections = shape[2], []
+    head = min(SINKS, total)
+    sections.append((0, head, EXACT, exact_section(keys[:, :, :head], values[:, :, :head], exact)))
+    starts = [head, *range(BLOCK, total, BLOCK)] if total > head else []
+    for start in starts:
+        stop = min(total, (start // BLOCK + 1) * BLOCK)
+        tables = cache.binding.tables(torch.arange(start, stop))
+        seen = (None, -1) if token_ids is None else (token_ids[start:stop], int(token_ids[start - 1]))
+        block = LeavingBlock(keys[:, :, start:stop], values[:, :, start:stop], start, *tables, None, *seen)
+        sections.append((start, stop - start, CODED, codec.encode(block.plain())))
+    header = PacketHeader(
+        g.layers, g.kv_heads, g.head_dim, total, BLOCK, head, exact, codec.step_scale, cache.profile.id
     )
     return SpectralPacket.build(header, sections)
 

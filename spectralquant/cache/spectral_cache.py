@@ -19,7 +19,7 @@ from spectralquant.cache.accounting import cache_stats, held_bytes
 from spectralquant.cache.binding import bind
 from spectralquant.cache.compressing import BlockCompressor
 from spectralquant.cache.layer import SpectralLayer
-from spectralquant.cache.packets import fill_from_packets, pack_cache
+from spectralquant.cache.packets import fill_from_packets, pack_cache, pack_tensors
 from spectralquant.cache.policy import make_policy
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reading import BlockReader
@@ -237,9 +237,13 @@ class SpectralCache(Cache):
         self.compressor.settle()
         return pack_cache(self, exact)
 
-    def compress(self, row: int = 0) -> SpectralPacket:
-        """One sequence as a packet."""
-        return self.pack()[row]
+    def compress(self, keys: Tensor, values: Tensor | None = None, token_ids: Tensor | None = None) -> SpectralPacket:
+        """A packet of one tensor `keys: [L, Hk, T, D]` (after RoPE at positions 0 … T − 1), with values where given.
+
+        Nothing is added to the cache; `unpack` gives keys (and values, else the profile's mean) back. `token_ids: [T]`
+        are needed where the profile predicts from them.
+        """
+        return pack_tensors(self, keys, values, token_ids)
 
     @classmethod
     def unpack(

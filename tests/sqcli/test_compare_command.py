@@ -65,7 +65,7 @@ def test_quick_comparison_answers_in_one_screen(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["turboquan"], "Did you mean turboquant"),
+        (["turboquan"], "Did you mean 'turboquant'"),
         (["h2o:keep=2"], "outside 0 to 1"),
         (["h2o:kept=0.2"], "no option 'kept'"),
         (["kivi:bits=two"], "whole number"),

@@ -1,0 +1,171 @@
+"""Tiers by name, by age and by budget; the working set; packets and lazily loaded blocks."""
+
+import pytest
+import torch
+from conftest import profile_of
+
+from spectralquant import SpectralCache, SpectralKVCache
+from spectralquant.cache.lazy import LazySection
+from spectralquant.cache.prompt import pack_prompt
+from spectralquant.codec.packet import CODED
+from spectralquant.errors import InputError, PacketError, ProfileError
+
+
+def ids(tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(5, 500, (1, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def filled(tokens: int = 1200, **options) -> SpectralCache:
+    loaded, profile = profile_of("llama")
+    cache = SpectralCache(loaded.model, profile, background=False, **options)
+    with torch.no_grad():
+        for part in ids(tokens).split(100, dim=1):
+            loaded.model(input_ids=part, past_key_values=cache)
+    return cache
+
+
+def test_auto_takes_the_fastest_tier():
+    assert filled(400).policy.first == "hot"
+
+
+def test_blocks_move_down_with_age():
+    cache = filled(tier="hot", ages={"warm": 400, "cold": 800})
+    total = cache.get_seq_length()
+    for block in cache.state.rows[0]:
+        age = total - block.stop
+        assert block.tier == ("cold" if age >= 800 else "warm" if age >= 400 else "hot")
+    assert cache.stats().spent.demotions > 0
+
+
+def test_a_memory_budget_is_kept():
+    free = filled(tier="hot").stats()
+    limit = free.exact_bytes * 3 // 2 + free.tiers["hot"].bytes // 4  # the window grows by 127 tokens within its cycle
+    cache = filled(tier="hot", max_bytes=limit)
+    stats = cache.stats()
+    assert stats.exact_bytes + sum(t.bytes for t in stats.tiers.values()) <= limit
+    assert len(stats.tiers) > 1 and not stats.over_budget
+    assert cache.state.rows[0][0].tier != "hot", "the oldest go first"
+    with pytest.warns(UserWarning, match="over max_bytes"):
+        assert filled(tier="hot", max_bytes=1000).stats().over_budget
+
+
+@pytest.mark.parametrize("tier", ["warm", "cold"])
+def test_a_working_set_changes_nothing_but_time_and_memory(tier):
+    loaded, _ = profile_of("llama")
+    plain, kept = filled(tier=tier), filled(tier=tier, working_set=200_000)
+    assert 0 < kept.stats().working_set_bytes <= 200_000
+    assert kept.stats().resident_bytes > plain.stats().resident_bytes
+    with torch.no_grad():
+        a, b = (loaded.model(input_ids=ids(1, 3), past_key_values=c).logits for c in (plain, kept))
+    assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
+
+
+def test_a_packed_cache_equals_a_packed_prompt_and_goes_on(tmp_path):
+    """Packets of a cache and of `pack_prompt` hold the same tokens the same way; blocks are read from the map lazily."""
+    loaded, profile = profile_of("llama")
+    prompt = ids(700)
+    cache = SpectralCache(loaded.model, profile, tier="cold", background=False)
+    with torch.no_grad():
+        loaded.model(input_ids=prompt, past_key_values=cache)
+    mine, theirs = cache.pack()[0], pack_prompt(loaded.model, profile, prompt)[0]
+    assert [(s.start, s.tokens, s.kind) for s in mine.sections] == [
+        (s.start, s.tokens, s.kind) for s in theirs.sections
+    ]
+    assert mine.coded_bytes == pytest.approx(theirs.coded_bytes, rel=0.02)
+    mine.save(tmp_path / "prompt.sqkv")
+    again = SpectralCache.unpack(loaded.model, profile, tmp_path / "prompt.sqkv", background=False)
+    assert all(isinstance(b.payload, LazySection) for b in again.state.rows[0])
+    with torch.no_grad():
+        a, b = (loaded.model(input_ids=ids(1, 3), past_key_values=c).logits for c in (cache, again))
+        assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
+        for c in (cache, again):
+            loaded.model(input_ids=ids(300, 4), past_key_values=c)
+    held = again.stats().tiers
+    assert held["cold"].tokens == 508, "ids of the exact part are not in a packet, so its blocks stay out of this tier"
+    assert sum(t.tokens for t in held.values()) == cache.stats().tiers["cold"].tokens
+    damaged = bytearray(mine.data)
+    section = next(s for s in mine.sections if s.kind == CODED)
+    damaged[section.offset + 40] ^= 1
+    (tmp_path / "damaged.sqkv").write_bytes(damaged)
+    broken = SpectralCache.unpack(loaded.model, profile, tmp_path / "damaged.sqkv")
+    with torch.no_grad(), pytest.raises(PacketError, match="checksum"):
+        loaded.model(input_ids=ids(1, 3), past_key_values=broken)
+
+
+def test_hot_and_warm_blocks_are_packed_as_cold_ones():
+    loaded, profile = profile_of("llama")
+    packet = filled(tier="hot", ages={"warm": 500}).pack()[0]
+    again = SpectralCache.unpack(loaded.model, profile, packet)
+    assert again.get_seq_length() == 1200
+    assert set(again.stats().tiers) == {"cold"}
+
+
+def test_one_tensor_alone():
+    loaded, profile = profile_of("llama")
+    cache = filled(600, tier="cold")
+    keys = torch.stack([cache.view(layer).dense()[0][0] for layer in range(3)])
+    packet = SpectralKVCache(loaded.model, profile).compress(keys, token_ids=ids(600)[0])
+    back = SpectralCache.unpack(loaded.model, profile, packet)
+    for layer in range(3):
+        found = back.view(layer).dense()[0][0]
+        assert (found - keys[layer]).norm() < 0.5 * keys[layer].norm()
+    with pytest.raises(InputError, match=r"\[L, Hk, T, D\]"):
+        cache.compress(keys[0])
+    with pytest.raises(InputError, match="token_ids"):
+        cache.compress(keys)
+
+
+def test_tokens_whose_ids_are_unknown_stay_out_of_a_predicting_tier():
+    loaded, profile = profile_of("llama")
+    cache = SpectralCache(loaded.model, profile, tier="cold", background=False, max_bytes=1)
+    embeds = loaded.model.get_input_embeddings()(ids(500))
+    with torch.no_grad(), pytest.warns(UserWarning, match="over max_bytes"):
+        loaded.model(inputs_embeds=embeds, past_key_values=cache)
+    assert set(cache.stats().tiers) == {"warm"}
+    again = SpectralCache.unpack(loaded.model, profile, cache.pack())
+    assert set(again.stats().tiers) == set()
+    assert again.get_seq_length() == 500
+
+
+def test_padded_sequences_are_not_packed():
+    loaded, profile = profile_of("llama")
+    cache = SpectralCache(loaded.model, profile, tier="hot")
+    mask = torch.ones(1, 300, dtype=torch.int64)
+    mask[0, :20] = 0
+    loaded.model.generate(
+        input_ids=ids(300), attention_mask=mask, past_key_values=cache, max_new_tokens=2, pad_token_id=0
+    )
+    with pytest.raises(InputError, match="padding"):
+        cache.pack()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tier": "lukewarm"}, "not one of"),
+        ({"window": 100}, "multiple"),
+        ({"lag": 200}, "lag"),
+        ({"attention": "flash"}, "spectral, model"),
+        ({"max_bytes": 0}, "positive"),
+        ({"ages": {"icy": 3}}, "not one of"),
+    ],
+)
+def test_wrong_options(options, message):
+    loaded, profile = profile_of("llama")
+    with pytest.raises(InputError, match=message):
+        SpectralCache(loaded.model, profile, **options)
+
+
+def test_the_wrong_model_or_batch_is_refused(tmp_path):
+    loaded, profile = profile_of("llama")
+    other, _ = profile_of("qwen3")
+    with pytest.raises(ProfileError):
+        SpectralCache(other.model, profile)
+    with pytest.raises(InputError, match="no hot tier"):
+        SpectralCache(loaded.model, None, tier="hot")
+    cache = filled(200)
+    with torch.no_grad(), pytest.raises(InputError, match="holds 1 sequences"):
+        loaded.model(input_ids=ids(4).expand(2, -1), past_key_values=cache)
+    (tmp_path / "x").write_text("nothing")
+    with pytest.raises(InputError):
+        SpectralCache.load(tmp_path / "x", loaded.model, profile)
