@@ -60,18 +60,23 @@ class Measurement:
 
     def whole_cache_ratio(self, geometry: CacheGeometry) -> float:
         """fp16 bytes of all tokens over all bytes held for them at the end of a window, sinks and recent included."""
-        exact = exact_bytes(
-            int(self.total("exact_tokens")), 2 * geometry.layers * geometry.kv_heads, geometry.head_dim, self.exact_bits
-        )
         everything = (self.total("exact_tokens") + self.total("coded_tokens")) * geometry.fp16_bytes_per_token
-        return everything / (self.total("coded_bytes") + self._header_bytes + exact)
+        return everything / self.held_bytes(geometry)
+
+    def held_bytes(self, geometry: CacheGeometry) -> float:
+        """Bytes held at the end of all windows together: codes, headers, sinks and recent tokens."""
+        vectors = 2 * geometry.layers * geometry.kv_heads
+        exact = exact_bytes(int(self.total("exact_tokens")), vectors, geometry.head_dim, self.exact_bits)
+        return self.total("coded_bytes") + self._header_bytes + exact
 
     def interval(self, function: Callable[[list[StreamTotals]], float], seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval over windows of a statistic of their totals."""
         return bootstrap_interval(self.windows, function, seed)
 
     def row(self, geometry: CacheGeometry, model: str, context: int) -> dict[str, Any]:
-        """The result row of method.md section 6; `resident_ratio` is null: this harness holds no cache object."""
+        """The result row of method.md section 6; `resident_ratio` is null: this harness holds no cache object, but
+        codes and exact tokens, whose bytes at the end of a window are `resident_bytes`.
+        """
         low_kl, high_kl = self.interval(lambda ws: sum(w.kl for w in ws) / sum(w.tokens for w in ws))
         low_ppl, high_ppl = self.interval(_delta_ppl)
         scored, coded = self.total("tokens"), max(1.0, self.total("coded_tokens"))
@@ -85,6 +90,7 @@ class Measurement:
             "payload_ratio": self.payload_ratio(geometry),
             "whole_cache_ratio": self.whole_cache_ratio(geometry),
             "resident_ratio": None,
+            "resident_bytes": round(self.held_bytes(geometry) / len(self.windows)),
             "base_ppl": self.base_ppl,
             "delta_ppl": self.delta_ppl,
             "delta_ppl_ci95": [low_ppl, high_ppl],

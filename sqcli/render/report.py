@@ -12,14 +12,15 @@ from sqcli.render.page import Page
 from sqcli.render.svg import xy_chart
 
 COLUMNS = (
-    ("payload_ratio", "Payload ratio", ratio_text),
-    ("whole_cache_ratio", "Whole-cache ratio", ratio_text),
+    ("payload_ratio", "Payload", ratio_text),
+    ("whole_cache_ratio", "Cache", ratio_text),
+    ("resident_bytes", "MB held", lambda v: f"{v / 1e6:.1f}"),
     ("delta_ppl", "ΔPPL", lambda v: f"{v:+.3f}"),
-    ("kl_nats", "KL, nats/token", lambda v: f"{v:.4f}"),
-    ("top1", "Top-1 kept", lambda v: f"{100 * v:.1f} %"),
+    ("kl_nats", "KL", lambda v: f"{v:.4f}"),
+    ("top1", "Top-1", lambda v: f"{100 * v:.1f} %"),
     ("needle", "Needle", lambda v: f"{100 * v:.0f} %"),
-    ("encode_s", "Encode, ms per 1K tokens", lambda v: f"{1000 * v:.0f}"),
-    ("decode_s", "Decode, ms per 1K tokens", lambda v: f"{1000 * v:.0f}"),
+    ("encode_s", "Enc.", lambda v: f"{1000 * v:.0f}"),
+    ("decode_s", "Dec.", lambda v: f"{1000 * v:.0f}"),
 )
 
 
@@ -27,6 +28,8 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
     """Sections for every results file, in order: headline, curves, tables, provenance."""
     kinds = ", ".join(dict.fromkeys(result["kind"].removeprefix("spectralquant.") for _, result in results))
     page = Page("SpectralQuant report", f"{len(results)} results: {kinds}")
+    for name, result in results:
+        _headline(page, name, result)
     for name, result in results:
         kind = result["kind"].removeprefix("spectralquant.")
         rows = [r for r in result["rows"] if "failed" not in r]
@@ -40,6 +43,21 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
     return page
 
 
+def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
+    """What a comparison says in one line a method, at equal quality."""
+    if not result["kind"].endswith("compare"):
+        return
+    rows = result.get("matched") or matched([r for r in result["rows"] if "failed" not in r], 0.01)
+    facts: dict[str, str] = {}
+    for r in rows:
+        ours = next((o for o in rows if o["context"] == r["context"] and o["method"] == "spectral cold"), None)
+        if r["payload_ratio"] is not None and (r is ours or "smaller" in against(ours, r)):
+            text = against(ours, r)
+            facts[f"{r['method']}, {r['context']} tokens"] = f"{bound_text(r)} : 1" + (f"; {text}" if text else "")
+    if facts:
+        page.facts(f"{name}: payload ratio at KL {rows[0]['kl_nats']:g} nats/token", facts)
+
+
 def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     front = {id(r) for r in pareto(rows)}
     for context in dict.fromkeys(r["context"] for r in rows):
@@ -51,14 +69,20 @@ def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[
                 curves.setdefault(curve_name(r), []).append(point)
         title = f"{name}: {context}-token windows, {here[0]['n_tokens']:,} scored tokens"
         if curves:
-            chart = xy_chart({k: sorted(v) for k, v in curves.items()}, "log2 payload ratio", "log10 KL, nats/token")
+            chart = xy_chart(
+                {k: sorted(v) for k, v in curves.items()},
+                "payload ratio (logarithmic)",
+                "KL, nats/token (log.)",
+                tick_x=lambda v: 2**v,
+                tick_y=lambda v: 10**v,
+            )
             page.figure(f"{title}; lower right is better", chart)
         columns = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in here)]
         table = [("Method", *(c[1] for c in columns))]
         for r in sorted(here, key=lambda r: r["kl_nats"]):
             cells = ("–" if r.get(key) is None else text(r[key]) for key, _, text in columns)
             table.append((f"{'● ' if id(r) in front else ''}{row_name(r)}", *cells))
-        page.table(f"{title}, sorted by KL; ● on the Pareto front", table)
+        page.table(f"{title}, sorted by KL in nats/token; ● on the Pareto front; times in ms per 1,000 tokens", table)
     if result["kind"].endswith("compare"):
         rows_at = result.get("matched") or matched(rows, 0.01)
         table = [("Method", "Window", "Payload ratio", "")]
@@ -68,8 +92,7 @@ def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[
         if rows_at:
             page.table(f"{name}: at KL {rows_at[0]['kl_nats']:g} nats/token", table)
         if result["failed"]:
-            failed = [(r["method"], str(r["options"]), r["failed"]) for r in result["failed"]]
-            page.table(f"{name}: failed", [("Method", "Options", "Reason"), *failed])
+            page.facts(f"{name}: failed", {row_name(r): r["failed"] for r in result["failed"]})
         if not result["protocol"]["quotable"]:
             page.facts("Note", {"Protocol": QUICK_NOTE.split("]")[1].split("[")[0]})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -57,9 +57,14 @@ def xy_chart(
     markers: bool = True,
     x_range: tuple[float, float] | None = None,
     colours: Sequence[str] = SERIES,
+    tick_x: Callable[[float], float] = float,
+    tick_y: Callable[[float], float] = float,
 ) -> str:
-    """Lines through (x, y) points."""
-    left, top, width, height = 56, 10, 620, 260
+    """Lines through (x, y) points; `tick_x`, `tick_y` turn coordinates into what is written (for logarithmic axes).
+
+    When there are more series than colours, the later ones are dashed with square markers.
+    """
+    left, top, width, height = 74, 10, 602, 260
     all_x = [x for s in series.values() for x, _ in s]
     all_y = [y for s in series.values() for _, y in s]
     x0, x1 = x_range or (min(all_x), max(all_x))
@@ -73,22 +78,28 @@ def xy_chart(
         x = x0 + (x1 - x0) * i / 4
         parts.append(f'<line x1="{left}" x2="{left + width}" y1="{py(y):.1f}" y2="{py(y):.1f}" class="grid"/>')
         parts.append(
-            _text(left - 6, py(y) + 4, f"{y:.3g}", "end") + _text(px(x), top + height + 16, f"{x:.3g}", "middle")
+            _text(left - 6, py(y) + 4, f"{tick_y(y):.3g}", "end")
+            + _text(px(x), top + height + 16, f"{tick_x(x):.3g}", "middle")
         )
     for i, (name, values) in enumerate(series.items()):
         colour = colours[i % len(colours)]
+        again = i >= len(colours)
+        dash = ' stroke-dasharray="5 4"' if again else ""
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in values)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
         if markers:
             for x, y in values:
-                parts.append(
-                    f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}">'
-                    f"<title>{html.escape(name)}: {x:.4g}, {y:.4g}</title></circle>"
-                )
+                title = f"<title>{html.escape(name)}: {tick_x(x):.4g}, {tick_y(y):.4g}</title>"
+                if again:
+                    place = f'x="{px(x) - 4:.1f}" y="{py(y) - 4:.1f}" width="8" height="8"'
+                    parts.append(f'<rect {place} fill="{colour}">{title}</rect>')
+                else:
+                    parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}">{title}</circle>')
         row, column = divmod(i, 3)
         at = (left + column * 210, top + height + 56 + 18 * row)
-        parts.append(f'<rect x="{at[0]}" y="{at[1] - 9}" width="12" height="10" fill="{colour}"/>')
-        parts.append(_text(at[0] + 18, at[1], name, "start"))
+        line = f'x1="{at[0]}" x2="{at[0] + 20}" y1="{at[1] - 4}" y2="{at[1] - 4}"'
+        parts.append(f'<line {line} stroke="{colour}" stroke-width="3"{dash}/>')
+        parts.append(_text(at[0] + 26, at[1], name, "start"))
     parts.append(_text(left + width / 2, top + height + 34, across, "middle"))
     parts.append(
         f'<text transform="translate(12 {top + height / 2}) rotate(-90)" text-anchor="middle">{html.escape(up)}</text>'
