@@ -98,7 +98,7 @@ def _end(error: Exception) -> int:
 
 
 def _interrupted() -> int:
-    _say("Interrupted. Finished work is kept; the same command with --resume goes on (calibrate).")
+    _say("Interrupted. Finished work is kept; the same command with --resume goes on (calibrate, compare).")
     return INTERRUPTED
 
 

@@ -197,3 +197,16 @@ def test_drop_in_migration():
     output = model.generate(**inputs, past_key_values=cache, max_new_tokens=8)
     assert output.shape == (1, PROMPT + 8)
     assert cache.stats().payload_ratio > 3.5
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("mode", ["greedy", "beam 3", "prompt lookup", "left padding"])
+def test_the_built_in_model(builtin, mode):
+    """The same on real weights: a prompt of 300 tokens, of which 124 are in a coded block when decoding begins."""
+    model = builtin.model
+    ids, mask = padded() if mode == "left padding" else (prompt(), None)
+    options = {**MODES.get(mode, {}), "max_new_tokens": 6}
+    expected = run(model, DynamicCache(config=model.config), ids, mask, **options)
+    cache = SpectralCache(model)
+    assert torch.equal(run(model, cache, ids, mask, **options), expected)
+    assert cache.stats().tiers["exact"].tokens >= 124

@@ -92,6 +92,6 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 CacheMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=1000, stateful_step_count=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 test_lossless_interleavings = CacheMachine.TestCase
