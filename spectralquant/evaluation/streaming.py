@@ -256,8 +256,11 @@ def _evict(
         total.coded_bytes = method.held_bytes(kept, streams.geometry.head_dim)
         return
     begin = _now(streams.keys.device)
-    block, encoded, keys, values = coded()
-    total.decode_s += _now(streams.keys.device) - begin
+    block, encoded, decode = coded()
+    middle = _now(streams.keys.device)
+    keys, values = decode()
+    total.decode_s += _now(streams.keys.device) - middle
+    total.encode_s += middle - begin
     total.coded_bytes += encoded.nbytes
     total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
     streams.replace_some(stream, start, kept[0, 0, start - SINKS :], block, keys, values)

@@ -44,11 +44,11 @@ class EvictingMethod(Protocol):
 
     def evict(
         self, history: HistoryView, kept: Tensor, first_new: int, block: Callable[[], KVBlock]
-    ) -> tuple[Tensor, Callable[[], tuple[KVBlock, EncodedBlock, Tensor, Tensor]] | None]:
+    ) -> tuple[Tensor, Callable[[], tuple[KVBlock, EncodedBlock, Callable[[], tuple[Tensor, Tensor]]]] | None]:
         """Choose among the n tokens that have left the window, of which those from `first_new` on left just now.
 
         `kept: [L, Hk, n]` says which are still held; the answer may only clear entries. The second result codes what is
-        kept of the new block (a composed method), or is None.
+        kept of the new block (a composed method) and gives a function that decodes it, or is None.
         """
 
     def held_bytes(self, kept: Tensor, head_dim: int) -> int:

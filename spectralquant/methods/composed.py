@@ -39,10 +39,10 @@ class Composed:
         out = kept.clone()
         out[..., first_new:] = chosen
 
-        def code() -> tuple[KVBlock, Any, Tensor, Tensor]:
+        def code() -> tuple[KVBlock, Any, Callable[[], tuple[Tensor, Tensor]]]:
             part = some_tokens(block(), chosen)
             encoded = self.codec.encode(part)
-            return part, encoded, *self.codec.decode(encoded)
+            return part, encoded, lambda: self.codec.decode(encoded)
 
         return out, code
 

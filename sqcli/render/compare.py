@@ -14,7 +14,7 @@ from spectralquant.evaluation.match import curve_name, matched, pareto
 
 PLOT_WIDTH, PLOT_HEIGHT = 60, 15
 STYLES = ("bold cyan", "magenta", "green", "yellow", "red", "blue", "bright_black", "bold magenta", "bold green")
-USUAL = {"kernel": 7, "group": 32}
+USUAL = {"kernel": (7,), "group": (32, 64)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "adaptive": "adaptive "}
 QUICK_NOTE = "[yellow]--quick: a few windows, too small to quote.[/yellow]"
 
@@ -45,8 +45,13 @@ def row_name(row: dict[str, Any]) -> str:
         options.pop("exact_bits") if options.get("exact_bits") == 16 else None
         extra = ",".join(f"{SHORT.get(k, k)}{_short(v)}" for k, v in options.items())
         return f"spectral {tier}" + (f" {extra}" if extra else "")
-    hidden = {"tier", "exact_bits"} | {k for k, usual in USUAL.items() if options.get(k) == usual}
-    return row["method"] + "".join(f" {k}={_short(v)}" for k, v in options.items() if k not in hidden)
+    hidden = {"tier", "exact_bits"} | {k for k, usual in USUAL.items() if options.get(k) in usual}
+    parts = [
+        str(v) if k == "backend" else f"{SHORT[k]}{_short(v)}" if k in SHORT else f"{k}={_short(v)}"
+        for k, v in options.items()
+        if k not in hidden
+    ]
+    return " ".join([row["method"], *parts])
 
 
 def _short(value: Any) -> str:
@@ -62,14 +67,16 @@ def _table(rows: Sequence[dict[str, Any]], front: set[int], context: int) -> Tab
     base = rows[0]
     title = (
         f"\n{context}-token windows, n = {base['n_tokens']:,} scored in {base['n_windows']}, uncompressed PPL "
-        f"{base['base_ppl']:.2f}\nsorted by KL; ● on the Pareto front; enc, dec: ms per 1,000 tokens"
+        f"{base['base_ppl']:.2f}\nsorted by KL; ● on the Pareto front; enc, dec: s per 1,000 tokens"
     )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    for name in ("payload", "cache", "ΔPPL", "KL", "top-1", "needle", "enc", "dec"):
+    table.add_column("method")
+    needles = any(r.get("needle") is not None for r in rows)
+    for name in ("payload", "cache", "ΔPPL", "KL", "top-1", *(["needle"] if needles else []), "enc", "dec"):
         table.add_column(name, justify="right", no_wrap=True)
     for r in sorted(rows, key=lambda r: r["kl_nats"]):
         mark = "●" if id(r) in front else " "
+        needle = "–" if r.get("needle") is None else f"{100 * r['needle']:.0f}%"
         table.add_row(
             Text(f"{mark} {row_name(r)}", style="bold cyan" if r["method"] == "spectral" else ""),
             ratio_text(r["payload_ratio"]),
@@ -77,9 +84,9 @@ def _table(rows: Sequence[dict[str, Any]], front: set[int], context: int) -> Tab
             f"{r['delta_ppl']:+.3f}",
             f"{r['kl_nats']:.4f}",
             f"{100 * r['top1']:.1f}",
-            "–" if r.get("needle") is None else f"{100 * r['needle']:.0f}%",
-            f"{1000 * r['encode_s']:.0f}",
-            f"{1000 * r['decode_s']:.0f}",
+            *([needle] if needles else []),
+            f"{r['encode_s']:.2f}",
+            f"{r['decode_s']:.2f}",
         )
     return table
 

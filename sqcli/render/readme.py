@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sqcli.render.readme_rivals import claims, compare, eviction
+from sqcli.render.readme_rivals import claims, compare, eviction, others
 from sqcli.render.readme_tiers import costs, drift, tiers
 from sqcli.render.readme_tools import load, table
 
@@ -232,6 +232,7 @@ BLOCKS = {
     "compare": compare,
     "claims": claims,
     "eviction": eviction,
+    "others": others,
 }
 
 

@@ -55,6 +55,15 @@ def eviction() -> str:
     return f"{good[0]['n_tokens']:,} scored tokens, uncompressed PPL {good[0]['base_ppl']:.2f}:\n\n" + table(head, body)
 
 
+def others() -> str:
+    """Methods that were measured on the CPU, on other text."""
+    result = load("compare-smollm2-pydoc")
+    good = [r for r in result["rows"] if "failed" not in r]
+    head = ["method", "payload ratio", "whole-cache ratio", "ΔPPL", "KL, nats/token", "top-1 kept"]
+    body = [_row(r)[:6] for r in sorted(good, key=lambda r: r["kl_nats"])]
+    return f"{good[0]['n_tokens']:,} scored tokens, uncompressed PPL {good[0]['base_ppl']:.2f}:\n\n" + table(head, body)
+
+
 def _row(r: dict[str, Any]) -> list[str]:
     name = row_name(r)
     return [
