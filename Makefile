@@ -6,7 +6,7 @@ SQ := $(VENV)/bin/sq
 .PHONY: demo test setup clean readme
 
 demo: setup
-	$(SQ) calibrate --out profiles/demo --json profiles/demo.results.json
+	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
 	$(SQ) show profiles/demo --html profiles/demo.html
 
 test: setup

@@ -63,7 +63,8 @@ def compare(
         for spec in group:
             check(spec)
     given = {text.partition(":")[0] for text in names}
-    groups = [parse(name) for name in ("none", "spectral") if name not in given] + groups
+    always = [name for name in ("none", "spectral") if name not in given]
+    groups = [parse(name) for name in always] + groups
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison
     from spectralquant.methods.context import MethodContext
     from spectralquant.profile import CalibrationProfile
@@ -80,6 +81,9 @@ def compare(
     loaded_profile = CalibrationProfile.load(profile)
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
     loaded_profile.require_model(loaded.model, loaded.name)
+    if "spectral" not in given:
+        place = always.index("spectral")
+        groups[place] = [spec for spec in groups[place] if spec.options.get("tier", "cold") in loaded_profile.tiers]
     text = tokenize(loaded.tokenizer, load_text(data, offline=offline))
     if quick:
         lengths, windows = [QUICK_CONTEXT], QUICK_WINDOWS
