@@ -225,7 +225,14 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(small_folder, tmp_path
         "--out",
         str(tmp_path / "p"),
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A shell's background job ignores SIGINT and hands that down; a user's terminal does not.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     state = tmp_path / "p.partial" / "state.json"
     end = time.monotonic() + 120
     while not state.exists() and time.monotonic() < end and process.poll() is None:
