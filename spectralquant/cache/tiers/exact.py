@@ -9,11 +9,12 @@ from torch import Tensor
 
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock
+from spectralquant.cache.tiers.paged import PagedTier, joined
 from spectralquant.codec.block import BLOCK
 from spectralquant.sources.geometry import CacheGeometry
 
 
-class ExactTier:
+class ExactTier(PagedTier):
     """Pages of `[L, 2, 128, Hk, D]` numbers, keys after RoPE."""
 
     name = "exact"
@@ -46,27 +47,3 @@ class ExactTier:
         page = block.payload.data.view(self.dtype).view(g.layers, 2, BLOCK, g.kv_heads, g.head_dim)
         both = page[:, :, : block.tokens].transpose(2, 3)
         return both[:, 0].clone(), both[:, 1].clone()
-
-    def to_bytes(self, block: StoredBlock) -> bytes:
-        """The page."""
-        return block.payload.data.cpu().numpy().tobytes()
-
-    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
-        """Inverse of `to_bytes`."""
-        return page_from_bytes(self.name, self.pool, data, start, tokens)
-
-
-def joined(rows: Tensor, blocks: Sequence[StoredBlock]) -> Tensor:
-    """Rows `[S, columns]` of gathered pages `[n, 128, columns]`, unused rows of short blocks left out."""
-    if all(b.tokens == BLOCK for b in blocks):
-        return rows.reshape(-1, rows.shape[-1])
-    return torch.cat([page[: b.tokens] for page, b in zip(rows, blocks, strict=True)])
-
-
-def page_from_bytes(
-    tier: str, pool: SpectralBufferPool, data: bytes | memoryview, start: int, tokens: int
-) -> StoredBlock:
-    """A block whose page holds `data`."""
-    page = pool.allocate(len(data))
-    page.data.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    return StoredBlock(tier, start, tokens, page, len(data))

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
-from spectralquant.cache.tiers.exact import page_from_bytes
+from spectralquant.cache.tiers.paged import PagedTier
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.hot import HotCodec
 
 
-class HotTier:
+class HotTier(PagedTier):
     """Pages that hold, layer after layer, bytes `[row_bytes, 128]` of keys and then of values.
 
     The tokens of a short block (the first, which lacks the sinks) are the last of its page.
@@ -62,14 +62,6 @@ class HotTier:
     def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         return whole_from_layers(self, self.codec.geometry.layers, block, positions, scratch)
-
-    def to_bytes(self, block: StoredBlock) -> bytes:
-        """The page."""
-        return block.payload.data.cpu().numpy().tobytes()
-
-    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
-        """Inverse of `to_bytes`."""
-        return page_from_bytes(self.name, self.pool, data, start, tokens)
 
 
 def unused_slots(blocks: Sequence[StoredBlock]) -> int:

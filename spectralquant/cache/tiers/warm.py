@@ -8,13 +8,13 @@ from torch import Tensor
 
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
-from spectralquant.cache.tiers.exact import joined, page_from_bytes
+from spectralquant.cache.tiers.paged import PagedTier, joined
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.fixed import FixedRateCodec
 from sqkernels.bitpack import packed_bytes
 
 
-class WarmTier:
+class WarmTier(PagedTier):
     """Pages that hold 128 rows of keys of all layers, then 128 rows of values."""
 
     name = "warm"
@@ -51,11 +51,3 @@ class WarmTier:
     def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         return whole_from_layers(self, self.codec.geometry.layers, block, positions, scratch)
-
-    def to_bytes(self, block: StoredBlock) -> bytes:
-        """The page."""
-        return block.payload.data.cpu().numpy().tobytes()
-
-    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
-        """Inverse of `to_bytes`."""
-        return page_from_bytes(self.name, self.pool, data, start, tokens)
