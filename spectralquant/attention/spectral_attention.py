@@ -28,12 +28,13 @@ IN_PLACE_QUERIES = 16
 class CacheView(Protocol):
     """What `SpectralCache.update` returns to this attention in place of a tensor. shape: (B, Hk, S, D).
 
-    watches: whether `observe` wants probabilities `[B, H, t, n]` of queries from `position` on, over the n tokens that
+    in_place: whether some of its tokens are codes that can be read in place. watches: whether `observe` wants probabilities `[B, H, t, n]` of queries from `position` on, over the n tokens that
     were read. `allowed` is the mask over those tokens, None where all are allowed.
     """
 
     shape: tuple[int, int, int, int]
     device: torch.device
+    in_place: bool
     watches: bool
 
     def dense(self) -> tuple[Tensor, Tensor]: ...
@@ -62,11 +63,10 @@ def spectral_attention(
     if isinstance(key, Tensor):
         return call.run(), None
     new, total = query.shape[2], key.shape[2]
-    segments = key.segments() if new <= IN_PLACE_QUERIES else []
-    in_place = any(isinstance(s, CodeSegment) for s in segments)
-    key.note(in_place=in_place)
-    if in_place or (segments and key.watches):
-        output, p = attend_segments(call, segments, key.allowed(call))
+    short = new <= IN_PLACE_QUERIES
+    key.note(in_place=short and key.in_place)
+    if short and (key.in_place or key.watches):
+        output, p = attend_segments(call, key.segments(), key.allowed(call))
         if key.watches:
             key.observe(p, total - new)
         return output, None

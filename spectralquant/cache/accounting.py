@@ -18,7 +18,7 @@ def _distinct_blocks(cache: SpectralCache) -> list[StoredBlock]:
 
 def exact_bytes(cache: SpectralCache) -> int:
     """Bytes of sinks, window and what is kept about tokens."""
-    storages = [t.untyped_storage() for t in cache.state.exact_tensors()]
+    storages = [t.untyped_storage() for t in (*cache.state.exact_tensors(), *cache.own_tensors().values())]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 

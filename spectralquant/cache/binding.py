@@ -55,7 +55,7 @@ class ModelBinding:
     def model(self) -> nn.Module:
         model = self._model()
         if model is None:
-            raise RuntimeError("the cache's model is gone; attach the cache to a loaded model with cache.attach(model)")
+            raise RuntimeError("the cache's model is gone; keep the model as long as its caches are used")
         return model
 
     @property

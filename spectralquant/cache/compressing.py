@@ -72,7 +72,7 @@ class BlockCompressor:
         A cold tier that predicts from token ids cannot code tokens whose ids were not seen (inputs_embeds, the exact part
         of a packet): its bases hold only what the prediction leaves. Such a block goes to the next tier up instead.
         """
-        if tier == "cold" and self.state.keep_ids and not ids_known(block):
+        if tier == "cold" and not self.state.cold_ready(block.start, block.start + block.tokens):
             tier = next(name for name in ("warm", "hot", "exact") if name in self.tiers)
         with torch.no_grad():
             return self.tiers[tier].encode(block)
@@ -107,6 +107,9 @@ class BlockCompressor:
 
     def demote(self, index: int, tier: str) -> bool:
         """Code block `index` of every sequence again, in another tier; whether that tier could take it."""
+        first = self.state.rows[0][index]
+        if tier == "cold" and not self.state.cold_ready(first.start, first.stop):
+            return False
         begin = time.perf_counter()
         made: dict[int, StoredBlock] = {}
         for row, blocks in enumerate(self.state.rows):
@@ -117,7 +120,7 @@ class BlockCompressor:
             self.spent.demotions += 1
         self.reader.forget_unused()
         self.spent.compress_s += time.perf_counter() - begin
-        return any(block.tier == tier for block in made.values())
+        return True
 
     def decoded(self, row: int, block: StoredBlock) -> LeavingBlock:
         """A coded block as it was before, up to the codec's error."""
@@ -157,8 +160,3 @@ class BlockCompressor:
                 )
             self.over_budget = True
             return
-
-
-def ids_known(block: LeavingBlock) -> bool:
-    """Whether every token id of a block was seen."""
-    return block.token_ids is not None and not bool((block.token_ids < 0).any())

@@ -57,6 +57,20 @@ class HybridCacheManager(SpectralCache):
         """See `SpectralCache.snapshot_options`."""
         return {**{k: v for k, v in self.options.items() if k != "compress_from"}, **self.hybrid}
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """See `SpectralCache.own_tensors`."""
+        return {f"attended.{i}": a for i, a in enumerate(self.attended) if a is not None}
+
+    def take_own_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See `SpectralCache.take_own_tensors`."""
+        self.attended = [tensors.get(f"attended.{i}") for i in range(self.geometry.layers)]
+
+    def end_forward(self) -> None:
+        """See `SpectralCache.end_forward`; above the crossover the sums are of no use any more."""
+        super().end_forward()
+        if not self.selecting:
+            self.attended = [None] * self.geometry.layers
+
     @property
     def selecting(self) -> bool:
         """Whether decode steps read selected tokens only."""
@@ -120,6 +134,11 @@ class HeavyHitterView(LayerView):
         picked = every.gather(3, chosen[:, :, None].expand(-1, -1, every.shape[2], count))
         return picked.repeat_interleave(self.cache.geometry.group, dim=1)
 
+    def _over_all(self, p: Tensor, chosen: Tensor) -> Tensor:
+        """Probabilities over the chosen tokens as probabilities `[B, H, t, S]` over all."""
+        index = chosen.repeat_interleave(self.cache.geometry.group, dim=1)[:, :, None].expand_as(p)
+        return p.new_zeros(*p.shape[:3], self.shape[2]).scatter_(3, index, p)
+
     def observe(self, p: Tensor, position: int) -> None:
         """Accumulate attention per key/value head over all tokens, read or not."""
         batch, _, _, count = p.shape
@@ -127,6 +146,8 @@ class HeavyHitterView(LayerView):
         held = self.cache.attended[self.index]
         total = summed.new_zeros(batch, self.shape[1], self.shape[2])
         chosen = self.chosen if count < self.shape[2] else None
+        if self.cache.wants_received:
+            super().observe(p if chosen is None else self._over_all(p, chosen), position)
         if held is not None:
             total[..., : held.shape[-1]] = held
         self.cache.attended[self.index] = total + summed if chosen is None else total.scatter_add_(2, chosen, summed)

@@ -29,11 +29,7 @@ class LazyLoader:
 
     def __init__(self, source: str | Path | SpectralPacket) -> None:
         self.packet = source if isinstance(source, SpectralPacket) else SpectralPacket.open(source)
-        self.loaded: set[int] = set()
 
     def section(self, index: int) -> LazySection:
         """One section."""
         return LazySection(self.packet, self.packet.sections[index])
-
-    def __len__(self) -> int:
-        return len(self.packet.sections)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spectralquant.cache.compressing import ids_known
 from spectralquant.cache.lazy import LazyLoader
 from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
@@ -61,8 +60,7 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
     ]
     add_exact(0, *sinks)
     for block in state.rows[row]:
-        unseen = state.keep_ids and not ids_known(cache.compressor.decoded(row, block))
-        if "cold" not in cache.tiers or (block.tier != "cold" and unseen):
+        if "cold" not in cache.tiers or (block.tier != "cold" and not state.cold_ready(block.start, block.stop)):
             add_exact(block.start, *(x.to(cache.layers[0].dtype) for x in cache.reader.whole(row, block)))
             continue
         sections.append((block.start, block.tokens, CODED, _cold_bytes(cache, row, block)))

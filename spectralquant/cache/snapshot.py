@@ -72,6 +72,7 @@ def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheS
     for name in ("ids", "positions"):
         if getattr(state, name) is not None:
             tensors[name] = getattr(state, name).cpu().clone()
+    tensors |= {f"own.{name}": t.cpu().clone() for name, t in cache.own_tensors().items()}
     if (drift := _adaptive(cache)) is not None:
         tensors |= {f"adaptive.{name}": t.cpu() for name, t in drift.state().items()}
     distinct = {id(b): b for blocks in state.rows for b in blocks}
@@ -129,6 +130,8 @@ def restore(
             setattr(state, name, tensors[name].to(model.device))
     if (drift := _adaptive(cache)) is not None:
         drift.load_state({k.removeprefix("adaptive."): t for k, t in tensors.items() if k.startswith("adaptive.")})
+    own = {k.removeprefix("own."): t.to(model.device) for k, t in tensors.items() if k.startswith("own.")}
+    cache.take_own_tensors(own)
     state.coded_tokens = facts["coded_tokens"]
     if snapshot.rows is not None:
         state.rows = [list(row) for row in snapshot.rows]

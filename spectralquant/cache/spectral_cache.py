@@ -285,6 +285,13 @@ class SpectralCache(Cache):
         """Keyword arguments that make an equal, empty cache."""
         return dict(self.options)
 
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Tensors that a kind of cache holds beyond layers, ids and positions: counted, and kept in snapshots."""
+        return {}
+
+    def take_own_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what `own_tensors` gave."""
+
     def stats(self) -> CacheStats:
         """What the cache holds now, measured, and what it has spent."""
         return cache_stats(self)

@@ -72,6 +72,10 @@ class CacheState:
             return None, -1
         return self.ids[row, start:stop].long(), int(self.ids[row, start - 1]) if start else -1
 
+    def cold_ready(self, start: int, stop: int) -> bool:
+        """Whether a cold tier can code tokens start … stop: one that predicts must have seen all their ids."""
+        return not self.keep_ids or (self.ids is not None and not bool((self.ids[:, start:stop] < 0).any()))
+
     def next_stop(self, coded_stop: int) -> int:
         """Where the block that begins at `coded_stop` ends."""
         return (coded_stop // BLOCK + 1) * BLOCK

@@ -27,6 +27,11 @@ class LayerView:
         self.dtype, self.device = self.layer.dtype, self.layer.device
 
     @property
+    def in_place(self) -> bool:
+        """Whether some tokens are hot codes."""
+        return any(kind == "hot" for kind, _, _ in self.cache.reader.runs())
+
+    @property
     def watches(self) -> bool:
         """Whether attention is to tell how much each recent token received."""
         return self.cache.wants_received

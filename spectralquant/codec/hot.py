@@ -54,11 +54,6 @@ class HotCodec:
             for layer in range(geometry.layers)
         ]
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one token over all layers."""
-        return sum(m.layout.row_bytes for pair in self.layers for m in pair)
-
 
 def _matrices(
     tier: FixedTier, geometry: CacheGeometry, layer: int, kind: str, device: torch.device | str

@@ -117,7 +117,7 @@ class Kvtc:
     name = "kvtc"
     exact_bits = 16
 
-    def __init__(self, bases: tuple[Pca, Pca], shape: tuple[int, int, int], ratio: float) -> None:
+    def __init__(self, bases: tuple[Pca, Pca], shape: tuple[int, int, int], ratio: float = 16.0) -> None:
         if not 1 < ratio <= 400:
             raise InputError(f"kvtc: ratio={ratio:g} is outside 1 to 400.")
         self.options: dict[str, Any] = {"ratio": ratio}

@@ -115,7 +115,6 @@ STANDALONE: dict[str, Callable[..., AnyMethod]] = {
     "hf_quantized": HfQuantized,
     "turboquant": lambda **options: TurboQuant(8, **options),
 }
-DEFAULTS = {"kvtc": {"ratio": 16.0}}
 
 
 def _shape(context: MethodContext) -> tuple[int, int, int]:
@@ -145,7 +144,7 @@ class MethodSpec:
         """
         parts = self.name.split("+")
         if len(parts) == 1:
-            return REGISTRY[self.name].build(context, **{**DEFAULTS.get(self.name, {}), **self.options})
+            return REGISTRY[self.name].build(context, **self.options)
         built = []
         for part in parts:
             mine = {k: v for k, v in self.options.items() if k in REGISTRY[part].options}

@@ -210,3 +210,18 @@ def test_the_built_in_model(builtin, mode):
     cache = SpectralCache(model)
     assert torch.equal(run(model, cache, ids, mask, **options), expected)
     assert cache.stats().tiers["exact"].tokens >= 124
+
+
+@pytest.mark.parametrize("tier", ["exact", "warm"])
+def test_blocks_are_reconstructed_once_a_token(tier, monkeypatch):
+    loaded, profile = profile_of("llama")
+    cache = SpectralCache(loaded.model, profile, tier=tier)
+    with torch.no_grad():
+        loaded.model(input_ids=prompt(), past_key_values=cache)
+        reads = []
+        dense = cache.tiers[tier].dense
+        monkeypatch.setattr(
+            cache.tiers[tier], "dense", lambda layer, *rest: (reads.append(layer), dense(layer, *rest))[1]
+        )
+        loaded.model(input_ids=prompt(tokens=1), past_key_values=cache)
+    assert reads == [0, 1, 2]

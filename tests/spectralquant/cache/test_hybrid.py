@@ -75,4 +75,24 @@ def test_copies_keep_their_options():
     cache = HybridCacheManager(loaded.model, profile, crossover=400, below="h2o", heavy=16)
     with torch.no_grad():
         loaded.model(input_ids=ids(200), past_key_values=cache)
-    assert copy.deepcopy(cache).hybrid == cache.hybrid
+    other = copy.deepcopy(cache)
+    assert other.hybrid == cache.hybrid
+    assert all(torch.equal(a, b) for a, b in zip(other.attended, cache.attended, strict=True))
+    assert cache.stats().exact_bytes >= sum(t.untyped_storage().nbytes() for t in cache.own_tensors().values()) > 0
+
+
+def test_importance_is_counted_while_h2o_selects():
+    """Otherwise the cold tier would take every token for one that nobody reads."""
+    loaded, profile = profile_of("llama")
+    options = {"tier": "cold", "crossover": 10_000, "background": False}
+    plain = HybridCacheManager(loaded.model, profile, **options)
+    selecting = HybridCacheManager(loaded.model, profile, below="h2o", heavy=32, recent=64, **options)
+    with torch.no_grad():
+        for cache in (plain, selecting):
+            loaded.model(input_ids=ids(200), past_key_values=cache)
+    assert torch.allclose(selecting.layers[1].received, plain.layers[1].received, atol=1e-4)
+    with torch.no_grad():
+        for i in range(5):
+            loaded.model(input_ids=ids(1, i), past_key_values=selecting)
+    assert selecting.layers[1].received.shape[2] == 205
+    assert float(selecting.layers[1].received[..., :-1].sum()) > float(plain.layers[1].received.sum())

@@ -121,10 +121,15 @@ def test_tokens_whose_ids_are_unknown_stay_out_of_a_predicting_tier():
     embeds = loaded.model.get_input_embeddings()(ids(500))
     with torch.no_grad(), pytest.warns(UserWarning, match="over max_bytes"):
         loaded.model(inputs_embeds=embeds, past_key_values=cache)
+        before = cache.tiers["warm"].to_bytes(cache.state.rows[0][0])
+        for i in range(3):
+            loaded.model(input_ids=ids(1, i), past_key_values=cache)
+    assert cache.tiers["warm"].to_bytes(cache.state.rows[0][0]) == before, "never coded again and again"
+    assert cache.stats().spent.demotions == 0
     assert set(cache.stats().tiers) == {"warm"}
     again = SpectralCache.unpack(loaded.model, profile, cache.pack())
     assert set(again.stats().tiers) == set()
-    assert again.get_seq_length() == 500
+    assert again.get_seq_length() == 503
 
 
 def test_padded_sequences_are_not_packed():
