@@ -65,9 +65,15 @@ class RotaryTables:
                 tuple((k, v) for k, v in kwargs.items() if isinstance(v, str)),
             )
             if key not in made:
-                swap = lambda v: positions if torch.is_tensor(v) and not v.is_floating_point() else v  # noqa: E731
-                pair = module(*[swap(a) for a in args], **{k: swap(v) for k, v in kwargs.items()})
+                pair = module(*[_moved(a, positions) for a in args], **{k: _moved(v, positions) for k, v in kwargs.items()})
                 made[key] = (pair[0][0].float(), pair[1][0].float())
             cos.append(made[key][0])
             sin.append(made[key][1])
         return tuple(cos), tuple(sin)
+
+
+def _moved(argument: Any, positions: Tensor) -> Any:
+    """The probe's argument for other positions: integer tensors were positions, the rest follows the model's device."""
+    if not torch.is_tensor(argument):
+        return argument
+    return argument.to(positions.device) if argument.is_floating_point() else positions

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.bands import BandLayout
-from spectralquant.errors import ProfileError
+from spectralquant.codec.linear import head_codes
 from spectralquant.profile_tensors import FixedTier
 from spectralquant.sources.geometry import CacheGeometry
 
@@ -58,47 +58,18 @@ class HotCodec:
 def _matrices(
     tier: FixedTier, geometry: CacheGeometry, layer: int, kind: str, device: torch.device | str
 ) -> HotMatrices:
-    basis = getattr(tier, kind)
-    if basis.analysis.shape[1] != geometry.head_dim:
-        raise ProfileError("The hot tier must have a basis per head. Calibrate the profile again (--tier hot).")
-    ranks = basis.ranks.tolist()
-    first = layer * geometry.kv_heads
-    start = sum(ranks[:first])
-    heads = torch.repeat_interleave(torch.arange(geometry.kv_heads), basis.ranks[first : first + geometry.kv_heads])
-    part = slice(start, start + len(heads))
-    bits = getattr(tier, f"{kind}_bits")
-    low, step = _spacing(bits, getattr(tier, f"{kind}_codebooks"), part)
-    layout = BandLayout(bits[part])
-    width, dim = geometry.layer_width, geometry.head_dim
-    columns = heads[:, None] * dim + torch.arange(dim)
-    encode, decode = torch.zeros(len(heads), width), torch.zeros(len(heads), width)
-    encode.scatter_(1, columns, basis.analysis[part].float() * (basis.gain[part] / step)[:, None])
-    synthesis = basis.synthesis[part].float() * basis.back[part][:, None]
-    decode.scatter_(1, columns, synthesis)
-    mean = basis.mean[layer * width : (layer + 1) * width]
-    constant = mean + low @ decode
-    offset = -(encode @ mean) - low / step
-    decode = decode * step[:, None]
+    codes = head_codes(tier, geometry, layer, kind)
+    layout = BandLayout(torch.cat([c.bits for c in codes]))
+    encode, decode = (torch.block_diag(*(getattr(c, name) for c in codes)) for name in ("encode", "decode"))
+    offset, constant = (torch.cat([getattr(c, name) for c in codes]) for name in ("offset", "constant"))
+    top = torch.cat([2.0 ** c.bits.float() - 1 for c in codes])
     o = layout.order
-    decode = decode[o]
-    padded = torch.cat([decode, torch.zeros(1, width)])
+    padded = torch.cat([decode[o], torch.zeros(1, geometry.layer_width)])
     return HotMatrices(
         layout,
         encode[o].T.contiguous().to(device),
         offset[o].to(device),
         padded[layout.padded_order()].to(device),
         constant.to(device),
-        (2.0 ** bits[part].float() - 1)[o].to(device),
+        top[o].to(device),
     )
-
-
-def _spacing(bits: Tensor, points: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-    """First point and step of the components in `part`."""
-    sizes = 2 ** bits.long()
-    starts = (sizes.cumsum(0) - sizes)[part]
-    low, last = points[starts], points[starts + sizes[part] - 1]
-    step = (last - low) / (sizes[part] - 1)
-    middle = points[starts + sizes[part] // 2] - low - step * (sizes[part] // 2)
-    if bool((middle.abs() > 1e-3 * step).any()):
-        raise ProfileError("The hot tier's points are not evenly spaced. Calibrate the profile again (--tier hot).")
-    return low, step

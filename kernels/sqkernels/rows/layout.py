@@ -1,0 +1,124 @@
+"""`RowLayout`: where the bits of a layer's codes lie.
+
+A code of b bits is a sum of planes of 4, 2 and 1 bits (8 = 4 + 4, 6 = 4 + 2, 3 = 2 + 1), and attention is linear in
+codes, so kernels only ever unpack three widths and never put a code together again. A token's row holds, head by head,
+its key planes and then its value planes; in a band of w-bit planes over n bytes, plane p takes bits w·(p // n) … of
+byte p mod n, so that one shift and one mask unpack n planes at a time without a shuffle.
+
+A page holds 128 tokens: the rows of head 0, those of head 1, …, then, where there is an index, for every head
+`[rank / 2, 128]` bytes of the index codes (4 bits; component i low and i + rank / 2 high in byte i), tokens together
+so that a scan reads nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAGE = 128
+WIDTHS = (4, 2, 1)
+MIN_BAND = 16
+
+
+@dataclass(frozen=True)
+class HeadBands:
+    """One head's keys or values: per width the bytes of the band, and the (component, shift) of every plane."""
+
+    nbytes: tuple[int, ...]
+    planes: tuple[tuple[tuple[int, int], ...], ...]
+
+    @classmethod
+    def of(cls, bits: Tensor, align: int) -> HeadBands:
+        """Split components of `bits: [R]` bits into planes; band sizes are rounded up to `align` bytes."""
+        planes: dict[int, list[tuple[int, int]]] = {width: [] for width in WIDTHS}
+        for component, left in enumerate(bits.tolist()):
+            for width in WIDTHS:
+                while left >= width:
+                    left -= width
+                    planes[width].append((component, left))
+        sizes = tuple(-(-len(planes[w]) * w // (8 * align)) * align for w in WIDTHS)
+        return cls(sizes, tuple(tuple(planes[w]) for w in WIDTHS))
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(self.nbytes)
+
+
+class RowLayout:
+    """Layout of one layer.
+
+    Args:
+        key_bits, value_bits: per head uint8 `[R]`, bits of each component, at most 8 (0: dropped).
+        index_rank: components of the index, even; 0 for none.
+        align: bands start on multiples of this many bytes; wider loads are worth a few padding bytes.
+
+    padded: bytes, per kind and width, of the widest head's band, rounded up to a power of two that a matrix unit takes;
+    kernels work on `[…, planes]` with `planes = Σ padded · 8 / width` columns, in the order of `plane_table`.
+    """
+
+    def __init__(
+        self, key_bits: Sequence[Tensor], value_bits: Sequence[Tensor], *, index_rank: int = 0, align: int = 4
+    ) -> None:
+        if len(key_bits) != len(value_bits) or not key_bits:
+            raise ValueError(f"{len(key_bits)} heads of keys and {len(value_bits)} of values")
+        if index_rank % 2 or index_rank < 0:
+            raise ValueError(f"index_rank={index_rank} must be even and not negative")
+        for bits in (*key_bits, *value_bits):
+            if len(bits) and int(bits.max()) > 8:
+                raise ValueError("at most 8 bits per component")
+        self.heads = [tuple(HeadBands.of(b, align) for b in pair) for pair in zip(key_bits, value_bits, strict=True)]
+        self.index_rank, self.align = index_rank, align
+        self.ranks = [[len(b) for b in bits] for bits in (key_bits, value_bits)]
+        self.padded = tuple(
+            tuple(_padded(max(h[kind].nbytes[i] for h in self.heads)) for i in range(3)) for kind in (0, 1)
+        )
+        self.planes = tuple(sum(n * 8 // w for n, w in zip(sizes, WIDTHS, strict=True)) for sizes in self.padded)
+        self.row_bytes = [key.row_bytes + value.row_bytes for key, value in self.heads]
+        self.index_bytes = index_rank // 2
+        rows = sum(self.row_bytes)
+        self.row_offsets = [PAGE * sum(self.row_bytes[:h]) for h in range(len(self.heads))]
+        self.index_offsets = [PAGE * (rows + h * self.index_bytes) for h in range(len(self.heads))]
+        self.page_bytes = PAGE * (rows + len(self.heads) * self.index_bytes)
+        self.uniform = all(h == self.heads[0] for h in self.heads)
+
+    def part(self, first: int, count: int) -> RowLayout:
+        """The same pages as `count` heads see them, from head `first` on (one layer of pages that hold several)."""
+        out = copy.copy(self)
+        heads = slice(first, first + count)
+        for name in ("heads", "row_bytes", "row_offsets", "index_offsets"):
+            setattr(out, name, getattr(self, name)[heads])
+        out.ranks = [ranks[heads] for ranks in self.ranks]
+        out.uniform = all(h == out.heads[0] for h in out.heads)
+        return out
+
+    def head_table(self) -> Tensor:
+        """Int32 `[Hk, 9]`: offset of the rows in a page, bytes of a row, three key bands, three value bands, index."""
+        table = [
+            [self.row_offsets[h], self.row_bytes[h], *key.nbytes, *value.nbytes, self.index_offsets[h]]
+            for h, (key, value) in enumerate(self.heads)
+        ]
+        return torch.tensor(table, dtype=torch.int32)
+
+    def plane_table(self, kind: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Component (−1: none), shift and width of every padded column of keys (0) or values (1): int64 `[Hk, planes]`."""
+        shape = (len(self.heads), self.planes[kind])
+        component, shift, widths = torch.full(shape, -1), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
+        for h, pair in enumerate(self.heads):
+            start = 0
+            for width, padded, nbytes, planes in zip(
+                WIDTHS, self.padded[kind], pair[kind].nbytes, pair[kind].planes, strict=True
+            ):
+                for p, (which, by) in enumerate(planes):
+                    column = start + (p // nbytes) * padded + p % nbytes
+                    component[h, column], shift[h, column] = which, by
+                widths[h, start : start + padded * 8 // width] = width
+                start += padded * 8 // width
+        return component, shift, widths.long()
+
+
+def _padded(nbytes: int) -> int:
+    return 0 if not nbytes else max(MIN_BAND, 1 << (nbytes - 1).bit_length())

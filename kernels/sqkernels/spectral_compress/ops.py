@@ -1,0 +1,85 @@
+"""The kernel as a `torch.library` operator that writes into `storage`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqkernels.rows.launch import LayoutArguments, next_power
+from sqkernels.rows.matrices import KindMatrices, RowMatrices
+
+
+def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tensor, pages: Tensor) -> None:
+    """Flatten the arguments into the operator's."""
+    index = matrices.index or matrices.key
+    kinds = [_encoders(k) for k in (matrices.key, matrices.value, index)]
+    layout = LayoutArguments.of(matrices).numbers
+    torch.ops.sqkernels.spectral_compress(keys, values, storage, pages, matrices.heads, *sum(kinds, []), layout)
+
+
+def _encoders(kind: KindMatrices) -> list[Tensor]:
+    return [kind.encode, kind.offset, kind.top, kind.shift]
+
+
+@torch.library.custom_op("sqkernels::spectral_compress", mutates_args=("storage",))
+def _spectral_compress(
+    keys: Tensor,
+    values: Tensor,
+    storage: Tensor,
+    pages: Tensor,
+    heads: Tensor,
+    key_encode: Tensor,
+    key_offset: Tensor,
+    key_top: Tensor,
+    key_shift: Tensor,
+    value_encode: Tensor,
+    value_offset: Tensor,
+    value_top: Tensor,
+    value_shift: Tensor,
+    index_encode: Tensor,
+    index_offset: Tensor,
+    index_top: Tensor,
+    index_shift: Tensor,
+    layout: list[int],
+) -> None:
+    from sqkernels.spectral_compress.triton import compress_kernel
+
+    a = LayoutArguments.from_numbers(layout)
+    count, kv, tokens, dim = keys.shape
+    names = ("K4", "K2", "K1", "V4", "V2", "V1")
+    block = 32
+    compress_kernel[(count * kv, -(-tokens // block), 3 if a.index_rank else 2)](
+        keys,
+        values,
+        storage,
+        pages,
+        heads,
+        key_encode,
+        key_offset,
+        key_top,
+        key_shift,
+        value_encode,
+        value_offset,
+        value_top,
+        value_shift,
+        index_encode,
+        index_offset,
+        index_top,
+        index_shift,
+        tokens,
+        a.token_bytes + kv * a.index_rank // 2,
+        a.key_planes + a.value_planes + a.index_rank,
+        HK=kv,
+        D=dim,
+        DP=next_power(dim),
+        **dict(zip(names, a.padded, strict=True)),
+        RANK=a.index_rank,
+        HALF=max(16, next_power(a.index_rank // 2)),
+        T=block,
+        num_warps=4,
+    )
+
+
+@_spectral_compress.register_fake
+def _(*args) -> None:
+    return None

@@ -1,0 +1,45 @@
+"""Checked entry point of dense latent decode attention."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sqkernels.rows import runtime
+from sqkernels.rows.checks import check_attention
+from sqkernels.rows.matrices import RowMatrices
+from sqkernels.rows.pages import ExactTokens, RowPages
+from sqkernels.spectral_decode import reference
+
+
+def spectral_decode(
+    query: Tensor, pages: RowPages, exact: ExactTokens, scaling: float | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """Attention `[B, H, D]` of one new token a sequence over sinks, codes and window under one softmax.
+
+    Codes are read in place: scores are (decode · q) · codes and the codes of values are summed before they are decoded
+    (method.md section 5). A sequence without any token gives zeros.
+
+    Args:
+        query: `[B, H, D]`, H = Hk·G with G ≤ 16, after RoPE. scaling: default D^(−1/2).
+        backend: auto (Triton on CUDA, else the reference), triton or reference.
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree. RuntimeError: Triton was asked for and cannot run here.
+    """
+    check_attention(query, pages, exact)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if runtime.choose(backend, query.device) == "reference":
+        return reference.spectral_decode(query, pages, exact, scale)
+    from sqkernels.spectral_decode.ops import decode
+
+    return decode(query, pages, exact, scale)
+
+
+def decode_traffic(matrices: RowMatrices, coded: int, exact: int, group: int, element: int = 2) -> dict[str, int]:
+    """Bytes read and flops for one sequence of `coded` coded and `exact` exact tokens; nothing but tokens is counted.
+
+    The same count as the kernel's `launch_metadata`.
+    """
+    heads, dim = matrices.kv_heads, matrices.head_dim
+    nbytes = coded * sum(matrices.layout.row_bytes) + exact * 2 * heads * dim * element
+    return {"bytes": nbytes, "flops": 4 * heads * group * dim * (coded + exact)}

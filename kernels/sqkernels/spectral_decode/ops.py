@@ -1,0 +1,112 @@
+"""The kernels as one `torch.library` operator, so that `torch.compile` and CUDA graphs see one opaque call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sqkernels.rows.launch import LayoutArguments, exact_arguments
+from sqkernels.rows.pages import ExactTokens, RowPages
+from sqkernels.rows.runtime import assembly
+from sqkernels.spectral_decode.launch import Preparation, reduce
+
+
+@dataclass
+class Settings:
+    """Launch settings (see NOTES.md). programs: of the decode kernel, a multiprocessor."""
+
+    block: int = 128
+    stages: int = 3
+    warps: int = 4
+    programs: int = 4
+
+
+SETTINGS = Settings()
+
+
+def decode(query: Tensor, pages: RowPages, exact: ExactTokens, scaling: float) -> Tensor:
+    """Flatten the arguments into the operator's."""
+    m = pages.matrices
+    layout = LayoutArguments.of(m)
+    return torch.ops.sqkernels.spectral_decode(
+        query.contiguous(),
+        pages.storage,
+        pages.pages,
+        pages.first,
+        pages.tokens,
+        m.heads,
+        m.key.decode,
+        m.key.constant,
+        m.value.decode,
+        m.value.constant,
+        *exact_arguments(exact),
+        scaling,
+        choose_splits(pages.batch * layout.heads, pages.pages.shape[1], query.device),
+        layout.numbers,
+    )
+
+
+def choose_splits(rows: int, n_pages: int, device: torch.device) -> int:
+    """Splits of the sequence: a few programs a multiprocessor, at least two pages each."""
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    return max(1, min(SETTINGS.programs * processors // rows, n_pages // 2, 128))
+
+
+@torch.library.custom_op("sqkernels::spectral_decode", mutates_args=())
+def _spectral_decode(
+    query: Tensor,
+    storage: Tensor,
+    pages: Tensor,
+    first: Tensor,
+    tokens: Tensor,
+    heads: Tensor,
+    key_decode: Tensor,
+    key_constant: Tensor,
+    value_decode: Tensor,
+    value_constant: Tensor,
+    sink_keys: Tensor,
+    sink_values: Tensor,
+    window_keys: Tensor,
+    window_values: Tensor,
+    window: Tensor | None,
+    scaling: float,
+    splits: int,
+    layout: list[int],
+) -> Tensor:
+    from sqkernels.spectral_decode.triton import decode_kernel
+
+    a = LayoutArguments.from_numbers(layout)
+    exact = (sink_keys, sink_values, window_keys, window_values)
+    prepared = Preparation.of(query, (key_decode, key_constant), exact, window, scaling, a).run(query)
+    rows, group = query.shape[0] * a.heads, query.shape[1] // a.heads
+    part = query.new_empty(rows, splits, group, a.value_planes, dtype=torch.float32)
+    stats = query.new_empty(rows, splits, 32, dtype=torch.float32)
+    decode_kernel[(rows, splits)](
+        storage,
+        pages,
+        first,
+        tokens,
+        heads,
+        prepared.latents,
+        prepared.constant,
+        part,
+        stats,
+        pages.shape[1],
+        a.token_bytes,
+        HK=a.heads,
+        G=group,
+        SPLITS=splits,
+        **a.constants,
+        BLOCK=SETTINGS.block,
+        STAGES=SETTINGS.stages,
+        ASSEMBLY=assembly(query.device),
+        num_warps=SETTINGS.warps,
+    )
+    return reduce(part, stats, prepared, (value_decode, value_constant), query)
+
+
+@_spectral_decode.register_fake
+def _(query: Tensor, *args) -> Tensor:
+    return torch.empty_like(query)

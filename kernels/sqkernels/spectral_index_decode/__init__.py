@@ -1,0 +1,5 @@
+"""Decode attention that reads a spectral index of all tokens and the codes of a few."""
+
+from sqkernels.spectral_index_decode.api import index_traffic, select_tokens, spectral_index_decode
+
+__all__ = ["index_traffic", "select_tokens", "spectral_index_decode"]

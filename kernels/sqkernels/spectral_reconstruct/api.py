@@ -1,0 +1,47 @@
+"""Checked entry point of reconstruction from pages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqkernels.rows import runtime
+from sqkernels.rows.layout import PAGE
+from sqkernels.rows.matrices import RowMatrices
+from sqkernels.spectral_reconstruct import reference
+
+
+def spectral_reconstruct(
+    storage: Tensor,
+    pages: Tensor,
+    matrices: RowMatrices,
+    dtype: torch.dtype = torch.bfloat16,
+    rope: tuple[Tensor, Tensor] | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Keys and values `[B, Hk, N·128, D]` of `pages: int64 [B, N]` byte offsets into `storage: uint8 [n]`.
+
+    rope: (cos, sin) float32 `[B, N·128, D]` where keys were coded before RoPE and are to be turned to their positions
+    (halves layout: k · cos + rotate_half(k) · sin); None leaves keys as they were coded.
+
+    Raises:
+        ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
+    """
+    if storage.dtype != torch.uint8 or pages.dtype != torch.int64 or pages.dim() != 2:
+        raise ValueError("storage must be uint8 [n] and pages int64 [B, N]")
+    shape = (pages.shape[0], pages.shape[1] * PAGE, matrices.head_dim)
+    if rope is not None and any(t.shape != shape or t.dtype != torch.float32 for t in rope):
+        raise ValueError(f"cos and sin must be float32 {list(shape)}")
+    if runtime.choose(backend, storage.device) == "reference":
+        return reference.spectral_reconstruct(storage, pages, matrices, dtype, rope)
+    from sqkernels.spectral_reconstruct.ops import reconstruct
+
+    return reconstruct(storage, pages, matrices, dtype, rope)
+
+
+def reconstruct_traffic(matrices: RowMatrices, tokens: int, element: int = 2) -> dict[str, int]:
+    """Bytes read and written, and flops, for `tokens` tokens of one layer."""
+    heads, dim, layout = matrices.kv_heads, matrices.head_dim, matrices.layout
+    nbytes = tokens * (sum(layout.row_bytes) + 2 * heads * dim * element)
+    return {"bytes": nbytes, "flops": 2 * tokens * heads * dim * sum(layout.planes)}

@@ -1,0 +1,93 @@
+"""`HotRowTier`: the hot tier where Triton kernels read it, codes as rows of every layer's heads in one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectralquant.cache.pool import SpectralBufferPool
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock
+from spectralquant.cache.tiers.hot import unused_slots
+from spectralquant.cache.tiers.paged import PagedTier
+from spectralquant.codec.block import BLOCK
+from spectralquant.codec.hot import HotCodec
+from spectralquant.codec.hot_pages import bands_to_rows, rows_to_bands
+from spectralquant.sources.geometry import CacheGeometry
+from sqkernels.rows import RowMatrices, RowPages
+from sqkernels.spectral_compress import spectral_compress
+from sqkernels.spectral_reconstruct import spectral_reconstruct
+
+
+class HotRowTier(PagedTier):
+    """Same codes as `HotTier`, laid out as rows (see `sqkernels.rows`); a block is coded by one launch for all layers.
+
+    backend: of the kernels, triton or reference. On disk and in snapshots pages have `HotTier`'s layout, so that they
+    can be read on any device.
+    """
+
+    name = "hot"
+
+    def __init__(
+        self, codec: HotCodec, matrices: RowMatrices, geometry: CacheGeometry, pool: SpectralBufferPool, backend: str
+    ) -> None:
+        self.codec, self.matrices, self.geometry, self.pool, self.backend = codec, matrices, geometry, pool, backend
+        self.page_bytes = matrices.layout.page_bytes
+        heads = geometry.kv_heads
+        self.layers = [matrices.part(layer * heads, heads) for layer in range(geometry.layers)]
+        self._table: tuple[tuple[int, ...], RowPages] | None = None
+
+    def encode(self, block: LeavingBlock) -> StoredBlock:
+        """Quantize keys (as they are, after RoPE) and values of all layers."""
+        page = self.pool.allocate(self.page_bytes)
+        keys, values = (x.flatten(0, 1)[None] for x in (block.keys, block.values))
+        where = torch.zeros(1, dtype=torch.int64, device=keys.device)
+        spectral_compress(keys, values, self.matrices, page.data, where, backend=self.backend)
+        return StoredBlock(self.name, block.start, block.tokens, page, self.page_bytes)
+
+    def row_pages(self, layer: int, rows: Sequence[Sequence[StoredBlock]]) -> RowPages:
+        """The blocks of every sequence as the kernels take them; the table is built once for all layers."""
+        held = tuple(id(block) for blocks in rows for block in blocks)
+        if self._table is None or self._table[0] != held:
+            base = rows[0][0].payload.data
+            address = base.data_ptr()
+            offsets = [[b.payload.data.data_ptr() - address for b in blocks] for blocks in rows]
+            device = self.matrices.device
+            first = torch.full((len(rows),), unused_slots(rows[0]), dtype=torch.int32, device=device)
+            tokens = torch.full((len(rows),), sum(b.tokens for b in rows[0]), dtype=torch.int32, device=device)
+            table = torch.tensor(offsets, dtype=torch.int64, device=device)
+            self._table = (held, RowPages(base, table, first, tokens, self.matrices))
+        found = self._table[1]
+        return RowPages(found.storage, found.pages, found.first, found.tokens, self.layers[layer])
+
+    def dense(
+        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+    ) -> tuple[Tensor, Tensor]:
+        """See `Tier.dense`."""
+        pages = self.row_pages(layer, [blocks])
+        both = spectral_reconstruct(
+            pages.storage, pages.pages, self.layers[layer], torch.float32, backend=self.backend
+        )
+        unused = unused_slots(blocks)
+        return tuple(x[0].transpose(0, 1)[unused:] for x in both)
+
+    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+        """See `Tier.whole`."""
+        where = torch.zeros(1, 1, dtype=torch.int64, device=self.matrices.device)
+        both = spectral_reconstruct(
+            block.payload.data, where, self.matrices, torch.float32, backend=self.backend
+        )
+        shape = (self.geometry.layers, self.geometry.kv_heads, BLOCK, self.geometry.head_dim)
+        return tuple(x[0].view(shape)[:, :, BLOCK - block.tokens :] for x in both)
+
+    def to_bytes(self, block: StoredBlock) -> bytes:
+        """The block's codes in `HotTier`'s layout."""
+        return rows_to_bands(block.payload.data.cpu(), self.matrices, self.codec).numpy().tobytes()
+
+    def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
+        """A block with the codes of a page in `HotTier`'s layout."""
+        page = self.pool.allocate(self.page_bytes)
+        bands = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        page.data.copy_(bands_to_rows(bands, self.matrices, self.codec))
+        return StoredBlock(self.name, start, tokens, page, self.page_bytes)
