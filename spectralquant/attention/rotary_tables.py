@@ -65,7 +65,9 @@ class RotaryTables:
                 tuple((k, v) for k, v in kwargs.items() if isinstance(v, str)),
             )
             if key not in made:
-                pair = module(*[_moved(a, positions) for a in args], **{k: _moved(v, positions) for k, v in kwargs.items()})
+                pair = module(
+                    *[_moved(a, positions) for a in args], **{k: _moved(v, positions) for k, v in kwargs.items()}
+                )
                 made[key] = (pair[0][0].float(), pair[1][0].float())
             cos.append(made[key][0])
             sin.append(made[key][1])

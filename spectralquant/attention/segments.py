@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from spectralquant.codec.hot import HotMatrices
+from sqkernels.rows import RowPages
 
 
 @dataclass(frozen=True)
@@ -39,4 +40,12 @@ class CodeSegment:
         return self.key_pages.shape[1] * self.key_pages.shape[3] - self.unused
 
 
-Segment = DenseSegment | CodeSegment
+@dataclass(frozen=True)
+class RowSegment:
+    """Hot codes as rows, which only kernels read in place. tokens: of every sequence."""
+
+    pages: RowPages
+    tokens: int
+
+
+Segment = DenseSegment | CodeSegment | RowSegment

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from spectralquant.attention.fused import attend_rows, refusal
 from spectralquant.attention.segments import CodeSegment, Segment
 from spectralquant.attention.tap import AttentionCall
 from spectralquant.codec.block import BLOCK
@@ -28,13 +29,16 @@ IN_PLACE_QUERIES = 16
 class CacheView(Protocol):
     """What `SpectralCache.update` returns to this attention in place of a tensor. shape: (B, Hk, S, D).
 
-    in_place: whether some of its tokens are codes that can be read in place. watches: whether `observe` wants probabilities `[B, H, t, n]` of queries from `position` on, over the n tokens that
-    were read. `allowed` is the mask over those tokens, None where all are allowed.
+    in_place: whether some of its tokens are codes that can be read in place. rows: the kernels' backend where those codes are
+    rows, which nothing but kernels reads in place; else None. watches: whether `observe` wants probabilities `[B, H, t, n]`
+    of queries from `position` on, over the n tokens that were read. `allowed` is the mask over those tokens, None where all
+    are allowed. `note` counts a read ("kernel", "in_place", "dense"); `refuse` is told why kernels do not take one.
     """
 
     shape: tuple[int, int, int, int]
     device: torch.device
     in_place: bool
+    rows: str | None
     watches: bool
 
     def dense(self) -> tuple[Tensor, Tensor]: ...
@@ -45,7 +49,9 @@ class CacheView(Protocol):
 
     def observe(self, p: Tensor, position: int) -> None: ...
 
-    def note(self, *, in_place: bool) -> None: ...
+    def note(self, how: str) -> None: ...
+
+    def refuse(self, reason: str) -> None: ...
 
 
 def spectral_attention(
@@ -64,12 +70,20 @@ def spectral_attention(
         return call.run(), None
     new, total = query.shape[2], key.shape[2]
     short = new <= IN_PLACE_QUERIES
-    key.note(in_place=short and key.in_place)
-    if short and (key.in_place or key.watches):
+    if short and key.rows is not None and not key.watches:
+        segments, allowed = key.segments(), key.allowed(call)
+        reason = refusal(call, segments, allowed)
+        if reason is None:
+            key.note("kernel")
+            return attend_rows(call, segments, key.rows), None
+        key.refuse(reason)
+    if short and key.rows is None and (key.in_place or key.watches):
+        key.note("in_place" if key.in_place else "dense")
         output, p = attend_segments(call, key.segments(), key.allowed(call))
         if key.watches:
             key.observe(p, total - new)
         return output, None
+    key.note("dense")
     keys, values = key.dense()
     dense = replace(call, key=keys, value=values)
     output = dense.run()

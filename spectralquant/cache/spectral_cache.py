@@ -27,7 +27,7 @@ from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
 from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import CacheStats, Spent
-from spectralquant.cache.tiers.registry import make_tiers
+from spectralquant.cache.tiers.registry import kernel_backend, make_tiers
 from spectralquant.cache.view import LayerView
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.packet import SpectralPacket
@@ -52,6 +52,8 @@ class SpectralCache(Cache):
             depend on the worker's speed.
         attention: "spectral" switches the model to `SpectralAttention`; "model" leaves its implementation alone, which
             then reads dense tensors (and the cold tier codes without importance, at a worse rate).
+        kernels: "auto" reads hot codes by Triton kernels on a GPU and by torch elsewhere, "torch" never uses kernels,
+            "triton" is an error where they cannot be used. `stats().spent` tells which read what.
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
         step_scale: multiplies the cold tier's step.
         adaptive: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
@@ -75,6 +77,7 @@ class SpectralCache(Cache):
         background: bool | None = None,
         lag: int = 32,
         attention: str = "spectral",
+        kernels: str = "auto",
         pool: SpectralBufferPool | None = None,
         host: bool = False,
         threads: int = 1,
@@ -101,6 +104,7 @@ class SpectralCache(Cache):
             "background": background,
             "lag": lag,
             "attention": attention,
+            "kernels": kernels,
             "host": host,
             "threads": threads,
             "step_scale": step_scale,
@@ -112,7 +116,10 @@ class SpectralCache(Cache):
         self.pool = pool or SpectralBufferPool("cpu" if host else model.device, pinned=host)
         self.reconstructor = AsyncReconstructor(threads, device=model.device)
         drift = None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {}
-        self.tiers = make_tiers(model, profile, self.geometry, self.pool, self.reconstructor, step_scale, drift)
+        backend = kernel_backend(kernels, self.geometry, self.pool.device)
+        self.tiers = make_tiers(
+            model, profile, self.geometry, self.pool, self.reconstructor, step_scale, drift, backend
+        )
         keep_ids = "cold" in self.tiers and self.tiers["cold"].codec.features is not None
         self.spent = Spent()
         self.state = CacheState(self.binding, self.layers, keep_ids)

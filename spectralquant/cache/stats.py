@@ -17,15 +17,18 @@ class TierStats:
 
 @dataclass
 class Spent:
-    """Seconds and counts since the cache was made."""
+    """Seconds and counts since the cache was made. Reads are of layers: by a Triton kernel, in place by torch, or after
+    reconstruction. kernel_refusal: why the latest read that a kernel could not take was not its."""
 
     compress_s: float = 0.0
     reconstruct_s: float = 0.0
     wait_s: float = 0.0
     blocks_compressed: int = 0
+    kernel_reads: int = 0
     in_place_reads: int = 0
     dense_reads: int = 0
     demotions: int = 0
+    kernel_refusal: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spectralquant.attention.segments import CodeSegment, DenseSegment, Segment
+from spectralquant.attention.segments import CodeSegment, DenseSegment, RowSegment, Segment
 from spectralquant.attention.tap import AttentionCall
 from spectralquant.cache.tiers.hot import unused_slots
+from spectralquant.cache.tiers.hot_rows import HotRowTier
 from spectralquant.codec.block import BLOCK
+from spectralquant.errors import InputError
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache
@@ -32,6 +34,12 @@ class LayerView:
         return any(kind == "hot" for kind, _, _ in self.cache.reader.runs())
 
     @property
+    def rows(self) -> str | None:
+        """The kernels' backend where hot codes are rows."""
+        tier = self.cache.tiers.get("hot")
+        return tier.backend if self.in_place and isinstance(tier, HotRowTier) else None
+
+    @property
     def watches(self) -> bool:
         """Whether attention is to tell how much each recent token received."""
         return self.cache.wants_received
@@ -51,7 +59,11 @@ class LayerView:
         layer = self.layer
         out: list[Segment] = [DenseSegment(layer.sink_keys, layer.sink_values)]
         for kind, first, last in self.cache.reader.runs():
-            if kind == "hot":
+            if kind == "hot" and self.rows is not None:
+                tokens = sum(b.tokens for b in self.cache.state.rows[0][first:last])
+                parts = [blocks[first:last] for blocks in self.cache.state.rows]
+                out.append(RowSegment(self.cache.tiers["hot"].row_pages(self.index, parts), tokens))
+            elif kind == "hot":
                 tier = self.cache.tiers["hot"]
                 rows = [blocks[first:last] for blocks in self.cache.state.rows]
                 pages = [_stack([tier.pages(self.index, i, blocks) for blocks in rows]) for i in range(2)]
@@ -84,12 +96,19 @@ class LayerView:
             self.layer.received += recent.sum(2)
             row += rows
 
-    def note(self, *, in_place: bool) -> None:
+    def note(self, how: str) -> None:
         """Count a read."""
-        if in_place:
-            self.cache.spent.in_place_reads += 1
-        else:
-            self.cache.spent.dense_reads += 1
+        counter = f"{how}_reads"
+        setattr(self.cache.spent, counter, getattr(self.cache.spent, counter) + 1)
+
+    def refuse(self, reason: str) -> None:
+        """Note why kernels do not take a read; an error where they were asked for."""
+        self.cache.spent.kernel_refusal = reason
+        if self.cache.options["kernels"] == "triton":
+            raise InputError(
+                f"kernels='triton' was asked for, but the kernel cannot read this layer: {reason}. Use kernels='auto', "
+                "which reads such layers without a kernel and says so in stats()."
+            )
 
 
 def _stack(parts: list[Tensor]) -> Tensor:

@@ -71,7 +71,9 @@ def row_matrices(
 ) -> RowMatrices:
     """Matrices for the kernels of the heads of some layers, layer after layer; index_rank 0: no index."""
     index = [c for layer in layers for c in index_codes(tier, geometry, layer, index_rank)] if index_rank else None
-    keys, values = ([c for layer in layers for c in head_codes(tier, geometry, layer, kind)] for kind in ("key", "value"))
+    keys, values = (
+        [c for layer in layers for c in head_codes(tier, geometry, layer, kind)] for kind in ("key", "value")
+    )
     return RowMatrices.build(keys, values, index, device=device)
 
 

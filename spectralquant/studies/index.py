@@ -66,7 +66,8 @@ def index_study(
         raise InputError(f"The text has {len(windows)} windows of {study.context} tokens, fewer than {study.windows}.")
     tier = profile.tier("hot")
     layers = [
-        row_matrices(tier, loaded.geometry, [layer], loaded.device, study.rank) for layer in range(loaded.geometry.layers)
+        row_matrices(tier, loaded.geometry, [layer], loaded.device, study.rank)
+        for layer in range(loaded.geometry.layers)
     ]
     totals = {share: [0.0, 0.0, 0.0, 0.0] for share in study.shares}
     for done, ids in enumerate(windows.to(loaded.device)):

@@ -39,7 +39,7 @@ def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
     spent = stats.spent
     table.caption = (
         f"compressing {spent.compress_s:.2f} s ({spent.blocks_compressed} blocks), reconstructing "
-        f"{spent.reconstruct_s:.2f} s, waiting {spent.wait_s:.2f} s; layer reads: {spent.in_place_reads:,} in place, "
+        f"{spent.reconstruct_s:.2f} s, waiting {spent.wait_s:.2f} s; layer reads: {spent.kernel_reads:,} by kernels, {spent.in_place_reads:,} in place, "
         f"{spent.dense_reads:,} dense"
     )
     table.caption_justify = "left"

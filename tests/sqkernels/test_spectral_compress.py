@@ -18,11 +18,12 @@ SHAPES = {
 
 @pytest.mark.parametrize("tokens", [128, 124, 1, 63])
 @pytest.mark.parametrize("name", SHAPES)
-def test_pages_equal_the_oracles(name, tokens):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pages_equal_the_oracles(name, tokens, dtype):
     dim, bits, kv = SHAPES[name]
     matrices = matrices_for(kv, dim, bits, index=16)
     generator = torch.Generator().manual_seed(4)
-    keys, values = (torch.randn(2, kv, tokens, dim, generator=generator).to(matrices.device) for _ in range(2))
+    keys, values = (torch.randn(2, kv, tokens, dim, generator=generator).to(matrices.device, dtype) for _ in range(2))
     nbytes = matrices.layout.page_bytes
     pages = torch.tensor([nbytes, 0], device=matrices.device)
     storage = [torch.full((2 * nbytes,), 255, dtype=torch.uint8, device=matrices.device) for _ in range(2)]
@@ -57,7 +58,7 @@ def test_oracle_page_holds_the_codes_it_was_given():
     for kind, data, m in ((0, x[0], matrices.key), (1, x[1], matrices.value)):
         from sqkernels.rows.reference import read_planes
 
-        component, shift, widths = matrices.layout.plane_table(kind)
+        component, _, widths = matrices.layout.plane_table(kind)
         planes = read_planes(page[None], matrices, kind).cpu()
         want = planes_of(data, m).cpu() & ((1 << widths) - 1)[:, None]
         centre = torch.tensor([0, 0.5, 1.5, 0, 8.0])[widths]

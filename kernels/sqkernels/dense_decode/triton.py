@@ -47,7 +47,7 @@ def split_kernel(
     per = tl.cdiv(tl.cdiv(tokens, BLOCK), SPLITS) * BLOCK
     stop = tl.minimum((split + 1) * per, tokens)
     m = tl.full((16,), float("-inf"), tl.float32)
-    l = tl.zeros((16,), tl.float32)
+    norm = tl.zeros((16,), tl.float32)
     acc = tl.zeros((16, DP), tl.float32)
     for start in tl.range(split * per, stop, BLOCK, num_stages=STAGES):
         t = start + tl.arange(0, BLOCK)
@@ -58,14 +58,14 @@ def split_kernel(
             keys = keys.to(tl.float32)
         scores = tl.dot(query, tl.trans(keys)) * scale
         scores = tl.where((t < stop)[None, :], scores, float("-inf"))
-        m, factor, p, l = softmax_step(scores, m, l)
+        m, factor, p, norm = softmax_step(scores, m, norm)
         values = tl.load(V + at, mask=inside, other=0.0)
         if UPCAST:
             values = values.to(tl.float32)
         acc = tl.dot(p.to(values.dtype), values, acc * factor[:, None])
     stats = STATS + (bh * SPLITS + split) * 32
     tl.store(stats + row, m)
-    tl.store(stats + 16 + row, l)
+    tl.store(stats + 16 + row, norm)
     part = PART + (bh * SPLITS + split) * G * D
     tl.store(part + row[:, None] * D + d[None, :], acc, mask=(row < G)[:, None] & (d < D)[None, :])
 

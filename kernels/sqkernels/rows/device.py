@@ -85,17 +85,19 @@ def constant_score(query, CONSTANT, D: tl.constexpr, DP: tl.constexpr):
 
 
 @triton.jit
-def softmax_step(scores, m, l):
+def softmax_step(scores, m, norm):
     """New maximum, its rescaling factor, probabilities and sum of `scores: [M, T]` in base 2."""
     new = tl.maximum(m, tl.max(scores, axis=1))
     safe = tl.where(new == float("-inf"), 0.0, new)
     factor = tl.exp2(m - safe)
     p = tl.exp2(scores - safe[:, None])
-    return new, factor, p, l * factor + tl.sum(p, axis=1)
+    return new, factor, p, norm * factor + tl.sum(p, axis=1)
 
 
 @triton.jit
-def attend_exact(query, m, l, acc, K, V, first, count, scale, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
+def attend_exact(
+    query, m, norm, acc, K, V, first, count, scale, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr
+):
     """Attend to `count` exact tokens whose keys and values start at offset `first`; scale includes log2(e).
 
     Inputs of at most 11 significant bits go through tf32 without loss.
@@ -108,10 +110,10 @@ def attend_exact(query, m, l, acc, K, V, first, count, scale, D: tl.constexpr, D
         keys = tl.load(K + at, mask=inside, other=0.0).to(tl.float32)
         scores = tl.dot(query, tl.trans(keys)) * scale
         scores = tl.where((t < count)[None, :], scores, float("-inf"))
-        m, factor, p, l = softmax_step(scores, m, l)
+        m, factor, p, norm = softmax_step(scores, m, norm)
         values = tl.load(V + at, mask=inside, other=0.0).to(tl.float32)
         acc = tl.dot(p, values, acc * factor[:, None])
-    return m, l, acc
+    return m, norm, acc
 
 
 @triton.jit
@@ -134,10 +136,10 @@ def attend_rows(
 ):
     """Attend to the codes of `BLOCK` tokens.
 
-    state: (m, l, a4low, a4high, a2, a1). latents: (q4low, q4high, q2, q1) float16 and scaled. rows: pointers `[T]` to
+    state: (m, norm, a4low, a4high, a2, a1). latents: (q4low, q4high, q2, q1) float16 and scaled. rows: pointers `[T]` to
     the tokens' rows. bands: bytes of the six bands. FULL: every band is as wide as its padded width.
     """
-    m, l, a4low, a4high, a2, a1 = state
+    m, norm, a4low, a4high, a2, a1 = state
     q4low, q4high, q2, q1 = latents
     k4, k2, k1, v4, v2, v1 = bands
     scores = constant[:, None] + tl.zeros((16, BLOCK), tl.float32)
@@ -152,7 +154,7 @@ def attend_rows(
         planes = unpack_small(_band(rows, k4 + k2, k1, K1, FULL), 1, BLOCK, K1)
         scores = tl.dot(q1, tl.trans(planes), scores)
     scores = tl.where(valid[None, :], scores, float("-inf"))
-    m, factor, p, l = softmax_step(scores, m, l)
+    m, factor, p, norm = softmax_step(scores, m, norm)
     p = p.to(tl.float16)
     key = k4 + k2 + k1
     if V4 > 0:
@@ -163,7 +165,7 @@ def attend_rows(
         a2 = tl.dot(p, unpack_small(_band(rows, key + v4, v2, V2, FULL), 2, BLOCK, V2), a2 * factor[:, None])
     if V1 > 0:
         a1 = tl.dot(p, unpack_small(_band(rows, key + v4 + v2, v1, V1, FULL), 1, BLOCK, V1), a1 * factor[:, None])
-    return m, l, a4low, a4high, a2, a1
+    return m, norm, a4low, a4high, a2, a1
 
 
 @triton.jit
@@ -225,27 +227,27 @@ def exact_part(
     DP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Window tokens begin … end of one key/value head, and the sinks where begin is 0: writes sums `[G, D]` and (m, l)
+    """Window tokens begin … end of one key/value head, and the sinks where begin is 0: writes sums `[G, D]` and (m, norm)
     `[2, 16]`."""
     row = tl.arange(0, 16)
     d = tl.arange(0, DP)
     m = tl.full((16,), float("-inf"), tl.float32)
-    l = tl.zeros((16,), tl.float32)
+    norm = tl.zeros((16,), tl.float32)
     acc = tl.zeros((16, DP), tl.float32)
     if begin == 0:
-        m, l, acc = attend_exact(query, m, l, acc, SK, SV, bh * sinks * D, sinks, scale, D, DP, 16)
+        m, norm, acc = attend_exact(query, m, norm, acc, SK, SV, bh * sinks * D, sinks, scale, D, DP, 16)
     start = (bh * window + begin) * D
-    m, l, acc = attend_exact(query, m, l, acc, WK, WV, start, end - begin, scale, D, DP, BLOCK)
+    m, norm, acc = attend_exact(query, m, norm, acc, WK, WV, start, end - begin, scale, D, DP, BLOCK)
     tl.store(stats + row, m)
-    tl.store(stats + 16 + row, l)
+    tl.store(stats + 16 + row, norm)
     tl.store(part + row[:, None] * D + d[None, :], acc, mask=(row < G)[:, None] & (d < D)[None, :])
 
 
 @triton.jit
 def empty_state(V4: tl.constexpr, V2: tl.constexpr, V1: tl.constexpr):
-    """(m, l, a4low, a4high, a2, a1) before any token."""
+    """(m, norm, a4low, a4high, a2, a1) before any token."""
     m = tl.full((16,), float("-inf"), tl.float32)
-    l = tl.zeros((16,), tl.float32)
+    norm = tl.zeros((16,), tl.float32)
     low = 0.0
     high = 0.0
     a2 = 0.0
@@ -257,17 +259,17 @@ def empty_state(V4: tl.constexpr, V2: tl.constexpr, V1: tl.constexpr):
         a2 = tl.zeros((16, 4 * V2), tl.float32)
     if V1 > 0:
         a1 = tl.zeros((16, 8 * V1), tl.float32)
-    return m, l, low, high, a2, a1
+    return m, norm, low, high, a2, a1
 
 
 @triton.jit
 def store_partial(state, PART, STATS, G: tl.constexpr, V4: tl.constexpr, V2: tl.constexpr, V1: tl.constexpr):
-    """Write one split's sums over value planes `[G, planes]` and its (m, l) `[2, 16]`."""
-    m, l, low, high, a2, a1 = state
+    """Write one split's sums over value planes `[G, planes]` and its (m, norm) `[2, 16]`."""
+    m, norm, low, high, a2, a1 = state
     row = tl.arange(0, 16)
     PLANES: tl.constexpr = 2 * V4 + 4 * V2 + 8 * V1
     tl.store(STATS + row, m)
-    tl.store(STATS + 16 + row, l)
+    tl.store(STATS + 16 + row, norm)
     if V4 > 0:
         column = tl.arange(0, V4)
         at = PART + row[:, None] * PLANES + column[None, :]

@@ -35,6 +35,7 @@ class KindMatrices:
     encode: float32 `[Hk, D, n]`; offset, top: `[Hk, n]`; shift: int32 `[Hk, n]`: plane = (clamp(round(x · encode +
     offset), 0, top) >> shift) masked to its width. decode: float32 `[Hk, n, D]` and constant: `[Hk, D]`:
     x̂ = (planes − centres) · decode + constant, where the centres (8, 1.5, 0.5 for 4, 2, 1 bits) keep sums small.
+    decode_half: decode in float16, for reconstruction.
     """
 
     encode: Tensor
@@ -43,6 +44,7 @@ class KindMatrices:
     shift: Tensor
     decode: Tensor
     constant: Tensor
+    decode_half: Tensor
 
     def part(self, first: int, count: int) -> KindMatrices:
         """Heads first … first + count (views)."""
@@ -121,7 +123,7 @@ def _kind(layout: RowLayout, kind: int, codes: Sequence[LinearCode], device: tor
         top[h, used] = (2.0 ** code.bits.float() - 1)[which]
         decode[h, used] = code.decode.float()[which] * (2.0 ** shift[h][used].float())[:, None]
         constant[h] += centres[h] @ decode[h]
-    parts = (encode.transpose(1, 2).contiguous(), offset, top, shift.int(), decode, constant)
+    parts = (encode.transpose(1, 2).contiguous(), offset, top, shift.int(), decode, constant, decode.half())
     return KindMatrices(*(p.to(device) for p in parts))
 
 
@@ -131,4 +133,6 @@ def _index(codes: Sequence[LinearCode], device: torch.device | str) -> KindMatri
     decode = torch.stack([c.decode.float() for c in codes])
     constant = torch.stack([c.constant.float() for c in codes])
     top, shift = torch.full_like(offset, 15.0), torch.zeros_like(offset, dtype=torch.int32)
-    return KindMatrices(*(p.contiguous().to(device) for p in (encode, offset, top, shift, decode, constant)))
+    return KindMatrices(
+        *(p.contiguous().to(device) for p in (encode, offset, top, shift, decode, constant, decode.half()))
+    )

@@ -22,7 +22,9 @@ def round_trip(x: Tensor, matrices: RowMatrices, kind: int) -> Tensor:
     found = (matrices.key, matrices.value)[kind]
     widths = matrices.layout.plane_table(kind)[2].to(x.device)
     planes = (planes_of(x, found) & ((1 << widths) - 1)[:, None]).to(x.dtype)
-    return (planes - _centres(widths).to(x.dtype)[:, None]) @ found.decode.to(x.dtype) + found.constant.to(x.dtype)[:, None]
+    return (planes - _centres(widths).to(x.dtype)[:, None]) @ found.decode.to(x.dtype) + found.constant.to(x.dtype)[
+        :, None
+    ]
 
 
 def write_page(keys: Tensor, values: Tensor, matrices: RowMatrices) -> Tensor:

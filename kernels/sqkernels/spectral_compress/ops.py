@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from sqkernels.rows.launch import LayoutArguments, next_power
 from sqkernels.rows.matrices import KindMatrices, RowMatrices
+
+TOKENS = 64
 
 
 def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tensor, pages: Tensor) -> None:
@@ -14,7 +18,9 @@ def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tenso
     index = matrices.index or matrices.key
     kinds = [_encoders(k) for k in (matrices.key, matrices.value, index)]
     layout = LayoutArguments.of(matrices).numbers
-    torch.ops.sqkernels.spectral_compress(keys, values, storage, pages, matrices.heads, *sum(kinds, []), layout)
+    torch.ops.sqkernels.spectral_compress(
+        keys, values, storage, pages, matrices.heads, *itertools.chain(*kinds), layout
+    )
 
 
 def _encoders(kind: KindMatrices) -> list[Tensor]:
@@ -42,42 +48,47 @@ def _spectral_compress(
     index_shift: Tensor,
     layout: list[int],
 ) -> None:
-    from sqkernels.spectral_compress.triton import compress_kernel
+    from sqkernels.spectral_compress.triton import compress_kernel, index_kernel
 
     a = LayoutArguments.from_numbers(layout)
     count, kv, tokens, dim = keys.shape
-    names = ("K4", "K2", "K1", "V4", "V2", "V1")
-    block = 32
-    compress_kernel[(count * kv, -(-tokens // block), 3 if a.index_rank else 2)](
-        keys,
-        values,
-        storage,
-        pages,
-        heads,
-        key_encode,
-        key_offset,
-        key_top,
-        key_shift,
-        value_encode,
-        value_offset,
-        value_top,
-        value_shift,
-        index_encode,
-        index_offset,
-        index_top,
-        index_shift,
-        tokens,
-        a.token_bytes + kv * a.index_rank // 2,
-        a.key_planes + a.value_planes + a.index_rank,
-        HK=kv,
-        D=dim,
-        DP=next_power(dim),
-        **dict(zip(names, a.padded, strict=True)),
-        RANK=a.index_rank,
-        HALF=max(16, next_power(a.index_rank // 2)),
-        T=block,
-        num_warps=4,
+    grid = (count * kv, -(-tokens // TOKENS))
+    step = next(s for s in (32, 16) if dim % s == 0)
+    place = (storage, pages, heads)
+    both = (
+        (keys, (key_encode, key_offset, key_top, key_shift), a.padded[:3], a.key_planes),
+        (values, (value_encode, value_offset, value_top, value_shift), a.padded[3:], a.value_planes),
     )
+    for which, (x, matrices, padded, columns) in enumerate(both):
+        compress_kernel[grid](
+            x,
+            *place,
+            *matrices,
+            tokens,
+            a.token_bytes // 2,
+            HK=kv,
+            D=dim,
+            COUNT=columns,
+            **dict(zip(("B4", "B2", "B1"), padded, strict=True)),
+            VALUES=which == 1,
+            STEP=step,
+            T=TOKENS,
+            num_warps=4,
+        )
+    if a.index_rank:
+        index_kernel[grid](
+            keys,
+            *place,
+            *(index_encode, index_offset, index_top, index_shift),
+            tokens,
+            HK=kv,
+            D=dim,
+            RANK=a.index_rank,
+            HALF=max(16, next_power(a.index_rank // 2)),
+            STEP=step,
+            T=TOKENS,
+            num_warps=4,
+        )
 
 
 @_spectral_compress.register_fake

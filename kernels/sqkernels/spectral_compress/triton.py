@@ -1,4 +1,4 @@
-"""One program a head and kind: project, round, clamp, pack, store."""
+"""One program a tile of tokens and a head's keys or values: project, round, clamp, pack, store."""
 
 from __future__ import annotations
 
@@ -7,175 +7,171 @@ import triton.language as tl
 
 
 def _metadata(grid, kernel, args):
-    keys = args["K"]
-    tokens = keys.shape[0] * keys.shape[2]
+    x = args["X"]
+    tokens = x.shape[0] * x.shape[2]
     return {
         "name": "spectral_compress",
-        "bytes": 2 * keys.numel() * keys.element_size() + tokens * args["token_bytes"],
-        "flops32": 2 * tokens * args["HK"] * args["D"] * args["columns"],
+        "bytes": x.numel() * x.element_size() + tokens * args["token_bytes"],
+        "flops32": 2 * tokens * args["HK"] * args["D"] * args["COUNT"],
     }
 
 
 @triton.jit
-def _codes(x, ENCODE, OFFSET, TOP, SHIFT, columns, inside, count, D: tl.constexpr, DP: tl.constexpr):
-    """Planes int32 `[T, n]` of some columns (not masked to their widths). Sums are exact to float32."""
-    d = tl.arange(0, DP)
-    at = ENCODE + d[:, None] * count + columns[None, :]
-    matrix = tl.load(at, mask=(d < D)[:, None] & inside[None, :], other=0.0)
-    offset = tl.load(OFFSET + columns, mask=inside, other=0.0)
-    top = tl.load(TOP + columns, mask=inside, other=0.0)
-    shift = tl.load(SHIFT + columns, mask=inside, other=0)
-    y = tl.dot(x, matrix, input_precision="ieee") + offset[None, :]
-    rounded = tl.floor(y + 0.5)
-    codes = tl.minimum(tl.maximum(rounded, 0.0), top[None, :]).to(tl.int32)
-    return codes >> shift[None, :]
-
-
-@triton.jit
-def _write_band(
-    x,
-    rows,
+def _planes(
+    x_at,
     valid,
-    nbytes,
-    start,
     ENCODE,
     OFFSET,
     TOP,
     SHIFT,
+    columns,
+    inside,
+    COUNT: tl.constexpr,
+    D: tl.constexpr,
+    STEP: tl.constexpr,
+    T: tl.constexpr,
+    PADDED: tl.constexpr,
+):
+    """Planes int32 `[T, PADDED]` of some columns (not masked to their widths); x_at: pointers `[T]` to tokens.
+
+    Half-precision tokens are exact in tf32, so that two products, with the matrix's leading 11 bits and with the rest, are
+    as exact as one in float32; float32 tokens take three (Ootomo and Yokota 2022, arXiv 2203.03341).
+    """
+    y = tl.zeros((T, PADDED), tl.float32)
+    for start in range(0, D, STEP):
+        d = start + tl.arange(0, STEP)
+        x = tl.load(x_at[:, None] + d[None, :], mask=valid[:, None], other=0.0)
+        matrix = tl.load(ENCODE + d[:, None] * COUNT + columns[None, :], mask=inside[None, :], other=0.0)
+        if x.dtype == tl.float32:
+            y = tl.dot(x, matrix, y, input_precision="tf32x3")
+        else:
+            leading = (matrix.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            y = tl.dot(x.to(tl.float32), leading, y, input_precision="tf32")
+            y = tl.dot(x.to(tl.float32), matrix - leading, y, input_precision="tf32")
+    y += tl.load(OFFSET + columns, mask=inside, other=0.0)[None, :]
+    top = tl.load(TOP + columns, mask=inside, other=0.0)
+    codes = tl.minimum(tl.maximum(tl.floor(y + 0.5), 0.0), top[None, :]).to(tl.int32)
+    return codes >> tl.load(SHIFT + columns, mask=inside, other=0)[None, :]
+
+
+@triton.jit
+def _write_band(
+    x_at,
+    valid,
+    rows,
+    nbytes,
+    matrices,
+    start,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
     COUNT: tl.constexpr,
     D: tl.constexpr,
-    DP: tl.constexpr,
+    STEP: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Pack one band of `WIDTH`-bit planes whose first column is `start`."""
+    """Pack a band of `WIDTH`-bit planes, whose first column is `start`, to pointers `rows: [T]`."""
     byte = tl.arange(0, PADDED)
     inside = byte < nbytes
+    encode, offset, top, shift = matrices
     packed = tl.zeros((T, PADDED), tl.int32)
     for j in tl.static_range(8 // WIDTH):
-        codes = _codes(x, ENCODE, OFFSET, TOP, SHIFT, start + j * PADDED + byte, inside, COUNT, D, DP)
-        packed = packed | ((codes & (2**WIDTH - 1)) << (j * WIDTH))
-    at = rows[:, None] + byte[None, :]
-    tl.store(at, packed.to(tl.uint8), mask=valid[:, None] & inside[None, :])
+        columns = start + j * PADDED + byte
+        planes = _planes(x_at, valid, encode, offset, top, shift, columns, inside, COUNT, D, STEP, T, PADDED)
+        packed = packed | ((planes & (2**WIDTH - 1)) << (j * WIDTH))
+    tl.store(rows[:, None] + byte[None, :], packed.to(tl.uint8), mask=valid[:, None] & inside[None, :])
 
 
-@triton.jit(launch_metadata=_metadata, do_not_specialize=["token_bytes", "columns"])
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["token_bytes"])
 def compress_kernel(
-    K,
-    V,
+    X,
     STORAGE,
     PAGES,
     HEADS,
-    KEY_ENCODE,
-    KEY_OFFSET,
-    KEY_TOP,
-    KEY_SHIFT,
-    VALUE_ENCODE,
-    VALUE_OFFSET,
-    VALUE_TOP,
-    VALUE_SHIFT,
-    INDEX_ENCODE,
-    INDEX_OFFSET,
-    INDEX_TOP,
-    INDEX_SHIFT,
+    ENCODE,
+    OFFSET,
+    TOP,
+    SHIFT,
     tokens,
     token_bytes,
-    columns,
     HK: tl.constexpr,
     D: tl.constexpr,
-    DP: tl.constexpr,
-    K4: tl.constexpr,
-    K2: tl.constexpr,
-    K1: tl.constexpr,
-    V4: tl.constexpr,
-    V2: tl.constexpr,
-    V1: tl.constexpr,
-    RANK: tl.constexpr,
-    HALF: tl.constexpr,
+    COUNT: tl.constexpr,
+    B4: tl.constexpr,
+    B2: tl.constexpr,
+    B1: tl.constexpr,
+    VALUES: tl.constexpr,
+    STEP: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Grid (N·Hk, 128 / T, 2 + index): kind 0 writes keys, 1 values, 2 the index. K, V: `[N, Hk, tokens, D]`."""
+    """Grid (N·Hk, tokens / T). X: `[N, Hk, tokens, D]`, keys, or with VALUES values. COUNT: plane columns."""
     nh = tl.program_id(0).to(tl.int64)
-    kind = tl.program_id(2)
     n = nh // HK
     h = nh % HK
     t = tl.program_id(1) * T + tl.arange(0, T)
     valid = t < tokens
-    slot = 128 - tokens + t
-    d = tl.arange(0, DP)
-    at = nh * tokens * D + t[:, None] * D + d[None, :]
+    x_at = X + (nh * tokens + t) * D
     table = HEADS + h * 9
-    page = STORAGE + tl.load(PAGES + n)
-    row = tl.load(table + 1)
-    rows = page + tl.load(table) + slot * row
-    k4 = tl.load(table + 2)
-    k2 = tl.load(table + 3)
-    k1 = tl.load(table + 4)
-    if kind == 0:
-        x = tl.load(K + at, mask=valid[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-        PLANES: tl.constexpr = 2 * K4 + 4 * K2 + 8 * K1
-        encode = KEY_ENCODE + h * D * PLANES
-        offset = KEY_OFFSET + h * PLANES
-        top = KEY_TOP + h * PLANES
-        shift = KEY_SHIFT + h * PLANES
-        if K4 > 0:
-            _write_band(x, rows, valid, k4, 0, encode, offset, top, shift, 4, K4, PLANES, D, DP, T)
-        if K2 > 0:
-            _write_band(x, rows + k4, valid, k2, 2 * K4, encode, offset, top, shift, 2, K2, PLANES, D, DP, T)
-        if K1 > 0:
-            start: tl.constexpr = 2 * K4 + 4 * K2
-            _write_band(x, rows + k4 + k2, valid, k1, start, encode, offset, top, shift, 1, K1, PLANES, D, DP, T)
-    elif kind == 1:
-        x = tl.load(V + at, mask=valid[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-        VALUE_PLANES: tl.constexpr = 2 * V4 + 4 * V2 + 8 * V1
-        encode = VALUE_ENCODE + h * D * VALUE_PLANES
-        offset = VALUE_OFFSET + h * VALUE_PLANES
-        top = VALUE_TOP + h * VALUE_PLANES
-        shift = VALUE_SHIFT + h * VALUE_PLANES
-        rows += k4 + k2 + k1
-        v4 = tl.load(table + 5)
-        v2 = tl.load(table + 6)
-        v1 = tl.load(table + 7)
-        if V4 > 0:
-            _write_band(x, rows, valid, v4, 0, encode, offset, top, shift, 4, V4, VALUE_PLANES, D, DP, T)
-        if V2 > 0:
-            _write_band(x, rows + v4, valid, v2, 2 * V4, encode, offset, top, shift, 2, V2, VALUE_PLANES, D, DP, T)
-        if V1 > 0:
-            value_start: tl.constexpr = 2 * V4 + 4 * V2
-            _write_band(
-                x, rows + v4 + v2, valid, v1, value_start, encode, offset, top, shift, 1, V1, VALUE_PLANES, D, DP, T
-            )
-    else:
-        x = tl.load(K + at, mask=valid[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-        byte = tl.arange(0, HALF)
-        inside = byte < RANK // 2
-        encode = INDEX_ENCODE + h * D * RANK
-        parameters = h * RANK
-        low = _codes(
-            x,
-            encode,
-            INDEX_OFFSET + parameters,
-            INDEX_TOP + parameters,
-            INDEX_SHIFT + parameters,
-            byte,
+    rows = STORAGE + tl.load(PAGES + n) + tl.load(table) + (128 - tokens + t) * tl.load(table + 1)
+    first = 2
+    if VALUES:
+        first = 5
+        rows += tl.load(table + 2) + tl.load(table + 3) + tl.load(table + 4)
+    matrices = (ENCODE + h * D * COUNT, OFFSET + h * COUNT, TOP + h * COUNT, SHIFT + h * COUNT)
+    n4 = tl.load(table + first)
+    n2 = tl.load(table + first + 1)
+    if B4 > 0:
+        _write_band(x_at, valid, rows, n4, matrices, 0, 4, B4, COUNT, D, STEP, T)
+    if B2 > 0:
+        _write_band(x_at, valid, rows + n4, n2, matrices, 2 * B4, 2, B2, COUNT, D, STEP, T)
+    if B1 > 0:
+        n1 = tl.load(table + first + 2)
+        _write_band(x_at, valid, rows + n4 + n2, n1, matrices, 2 * B4 + 4 * B2, 1, B1, COUNT, D, STEP, T)
+
+
+@triton.jit
+def index_kernel(
+    X,
+    STORAGE,
+    PAGES,
+    HEADS,
+    ENCODE,
+    OFFSET,
+    TOP,
+    SHIFT,
+    tokens,
+    HK: tl.constexpr,
+    D: tl.constexpr,
+    RANK: tl.constexpr,
+    HALF: tl.constexpr,
+    STEP: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Grid (N·Hk, tokens / T): the index's codes, two a byte, tokens together. HALF: a power of two, at least RANK / 2."""
+    nh = tl.program_id(0).to(tl.int64)
+    h = nh % HK
+    t = tl.program_id(1) * T + tl.arange(0, T)
+    valid = t < tokens
+    x_at = X + (nh * tokens + t) * D
+    byte = tl.arange(0, HALF)
+    inside = byte < RANK // 2
+    packed = tl.zeros((T, HALF), tl.int32)
+    for j in tl.static_range(2):
+        planes = _planes(
+            x_at,
+            valid,
+            ENCODE + h * D * RANK,
+            OFFSET + h * RANK,
+            TOP + h * RANK,
+            SHIFT + h * RANK,
+            j * (RANK // 2) + byte,
             inside,
             RANK,
             D,
-            DP,
+            STEP,
+            T,
+            HALF,
         )
-        high = _codes(
-            x,
-            encode,
-            INDEX_OFFSET + parameters,
-            INDEX_TOP + parameters,
-            INDEX_SHIFT + parameters,
-            RANK // 2 + byte,
-            inside,
-            RANK,
-            D,
-            DP,
-        )
-        index = page + tl.load(table + 8)
-        packed = ((low & 15) | ((high & 15) << 4)).to(tl.uint8)
-        tl.store(index + byte[None, :] * 128 + slot[:, None], packed, mask=valid[:, None] & inside[None, :])
+        packed = packed | ((planes & 15) << (4 * j))
+    index = STORAGE + tl.load(PAGES + nh // HK) + tl.load(HEADS + h * 9 + 8)
+    at = index + byte[None, :] * 128 + (128 - tokens + t)[:, None]
+    tl.store(at, packed.to(tl.uint8), mask=valid[:, None] & inside[None, :])

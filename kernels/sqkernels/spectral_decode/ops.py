@@ -13,17 +13,24 @@ from sqkernels.rows.runtime import assembly
 from sqkernels.spectral_decode.launch import Preparation, reduce
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
-    """Launch settings (see NOTES.md). programs: of the decode kernel, a multiprocessor."""
+    """Launch settings of the decode kernel (see NOTES.md). programs: a multiprocessor's."""
 
-    block: int = 128
+    block: int
+    warps: int
+    programs: int
     stages: int = 3
-    warps: int = 4
-    programs: int = 4
 
 
-SETTINGS = Settings()
+WIDE = Settings(block=128, warps=4, programs=4)
+MANY = Settings(block=64, warps=1, programs=8)
+MANY_ROWS = 32
+
+
+def settings(rows: int) -> Settings:
+    """One warp a program where rows of batch and heads fill the device, wide programs where few rows must."""
+    return MANY if rows >= MANY_ROWS else WIDE
 
 
 def decode(query: Tensor, pages: RowPages, exact: ExactTokens, scaling: float) -> Tensor:
@@ -51,7 +58,7 @@ def decode(query: Tensor, pages: RowPages, exact: ExactTokens, scaling: float) -
 def choose_splits(rows: int, n_pages: int, device: torch.device) -> int:
     """Splits of the sequence: a few programs a multiprocessor, at least two pages each."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    return max(1, min(SETTINGS.programs * processors // rows, n_pages // 2, 128))
+    return max(1, min(settings(rows).programs * processors // rows, n_pages // 2, 128))
 
 
 @torch.library.custom_op("sqkernels::spectral_decode", mutates_args=())
@@ -81,6 +88,7 @@ def _spectral_decode(
     exact = (sink_keys, sink_values, window_keys, window_values)
     prepared = Preparation.of(query, (key_decode, key_constant), exact, window, scaling, a).run(query)
     rows, group = query.shape[0] * a.heads, query.shape[1] // a.heads
+    chosen = settings(rows)
     part = query.new_empty(rows, splits, group, a.value_planes, dtype=torch.float32)
     stats = query.new_empty(rows, splits, 32, dtype=torch.float32)
     decode_kernel[(rows, splits)](
@@ -99,10 +107,10 @@ def _spectral_decode(
         G=group,
         SPLITS=splits,
         **a.constants,
-        BLOCK=SETTINGS.block,
-        STAGES=SETTINGS.stages,
+        BLOCK=chosen.block,
+        STAGES=chosen.stages,
         ASSEMBLY=assembly(query.device),
-        num_warps=SETTINGS.warps,
+        num_warps=chosen.warps,
     )
     return reduce(part, stats, prepared, (value_decode, value_constant), query)
 

@@ -2,7 +2,7 @@
 
 `prepare_kernel` moves the query into the coordinates of the key planes and attends to the exact tokens; `decode_kernel`
 attends to the codes, keys and values never materialized; `reduce_kernel` merges everything under one softmax and moves
-the sum of value planes back. (m, l) of a part are its maximum score in base 2 and its sum of exponentials.
+the sum of value planes back. (m, norm) of a part are its maximum score in base 2 and its sum of exponentials.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def reduce_kernel(
     column = tl.arange(0, PLANES_P)
     stats = STATS + (bh * SPLITS + s) * 32 + g
     m = tl.load(stats, mask=s < SPLITS, other=float("-inf"))
-    l = tl.load(stats + 16, mask=s < SPLITS, other=0.0)
+    norm = tl.load(stats + 16, mask=s < SPLITS, other=0.0)
     exact = STATS_EXACT + (bh * PARTS + e) * 32 + g
     m_exact = tl.load(exact, mask=e < PARTS, other=float("-inf"))
     l_exact = tl.load(exact + 16, mask=e < PARTS, other=0.0)
@@ -261,7 +261,7 @@ def reduce_kernel(
     top = tl.where(top == float("-inf"), 0.0, top)
     weight = tl.exp2(m - top)
     weight_exact = tl.exp2(m_exact - top)
-    coded = tl.sum(weight * l, axis=0)
+    coded = tl.sum(weight * norm, axis=0)
     total = coded + tl.sum(weight_exact * l_exact, axis=0)
     planes = tl.sum(parts * weight[:, None], axis=0)
     at = VALUE_DECODE + (h * PLANES + column)[:, None] * D + d[None, :]

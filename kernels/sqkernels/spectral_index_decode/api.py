@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sqkernels.rows import runtime
@@ -81,7 +80,9 @@ def index_traffic(
     """
     layout, heads, dim = matrices.layout, matrices.kv_heads, matrices.head_dim
     nbytes = (
-        coded * heads * (layout.index_bytes + 1) + selected * (sum(layout.row_bytes) + 4 * heads) + exact * 2 * heads * dim * element
+        coded * heads * (layout.index_bytes + 1)
+        + selected * (sum(layout.row_bytes) + 4 * heads)
+        + exact * 2 * heads * dim * element
     )
     flops = 2 * heads * group * (layout.index_rank * coded + 2 * dim * (selected + exact))
     return {"bytes": nbytes, "flops": flops}

@@ -59,5 +59,7 @@ def cell_budgets(levels: Tensor, budget: Tensor) -> Tensor:
     remaining = (budget - (total * (level >= whole)).sum(-1))[..., None]
     edges = (levels * (level == whole - 1)[..., None, :]).sum(-1)
     after = edges.cumsum(-1)
-    part = remaining * after // after[..., -1:].clamp_min(1) - remaining * (after - edges) // after[..., -1:].clamp_min(1)
+    part = remaining * after // after[..., -1:].clamp_min(1) - remaining * (after - edges) // after[..., -1:].clamp_min(
+        1
+    )
     return (levels * (level >= whole)[..., None, :]).sum(-1) + part * (whole > 0)

@@ -20,9 +20,9 @@ class Settings:
 
     programs: int = 8
     scan_warps: int = 4
-    block: int = 32
+    block: int = 64
     stages: int = 2
-    warps: int = 4
+    warps: int = 2
 
 
 SETTINGS = Settings()
@@ -117,7 +117,10 @@ def _spectral_index_decode(
     new = query.new_empty
     bins, levels = new(rows, cells * CELL, dtype=torch.uint8), new(rows, cells, LEVELS, dtype=torch.int32)
     selected, counts = new(rows, cells * CELL, dtype=torch.int32), new(rows, cells, dtype=torch.int32)
-    part, stats = new(rows, cells, group, a.value_planes, dtype=torch.float32), new(rows, cells, 32, dtype=torch.float32)
+    part, stats = (
+        new(rows, cells, group, a.value_planes, dtype=torch.float32),
+        new(rows, cells, 32, dtype=torch.float32),
+    )
     place = (storage, pages, first, tokens, heads)
     scan_kernel[(rows, preparation.roles + programs)](
         query,

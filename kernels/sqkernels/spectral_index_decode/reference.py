@@ -48,13 +48,18 @@ def score_bins(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def select_mask(bins: Tensor, budget: Tensor, first: int) -> Tensor:
     """Which of the tokens with `bins: […, T]` are selected. first: slots before the first token, where cells begin."""
     tokens = bins.shape[-1]
-    padded = torch.nn.functional.pad(bins, (first, -(first + tokens) % CELL), value=-1).unflatten(-1, (-1, CELL))
-    level = torch.arange(LEVELS, device=bins.device)
-    levels = torch.stack([(padded >> 3 == step).sum(-1) for step in level], dim=-1)
-    wanted = cell_budgets(levels, budget)
-    order = torch.sort(padded, dim=-1, descending=True, stable=True).indices
-    ranks = torch.empty_like(order).scatter_(-1, order, torch.arange(CELL, device=bins.device).expand_as(order))
-    return (ranks < wanted[..., None]).flatten(-2)[..., first : first + tokens]
+    padded = torch.nn.functional.pad(bins, (first, -(first + tokens) % CELL), value=-1).unflatten(-1, (-1, CELL)).int()
+    # How many lie at or above each level, by one comparison a level; padding lies below all.
+    reach = torch.stack([(padded >= step * (BINS // LEVELS)).sum(-1) for step in range(LEVELS + 1)], dim=-1)
+    wanted = cell_budgets(reach[..., :-1] - reach[..., 1:], budget)
+    # The order of (bin, earlier token) as one number; its threshold by bisection.
+    order = padded * CELL + torch.arange(CELL - 1, -1, -1, device=bins.device, dtype=torch.int32)
+    threshold = torch.zeros_like(wanted, dtype=torch.int32)
+    for bit in reversed(range((BINS * CELL - 1).bit_length())):
+        higher = threshold + (1 << bit)
+        threshold = torch.where((order >= higher[..., None]).sum(-1) >= wanted, higher, threshold)
+    kept = (order >= threshold[..., None]) & (wanted > 0)[..., None] & (padded >= 0)
+    return kept.flatten(-2)[..., first : first + tokens]
 
 
 def spectral_index_decode(

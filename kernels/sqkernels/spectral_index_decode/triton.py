@@ -267,8 +267,6 @@ def gather_kernel(
         chosen = tl.load(mine + place, mask=real, other=cell * CELL)
         page = tl.multiple_of(tl.load(PAGES + b * n_pages + chosen // 128), 16)
         rows = STORAGE + page + offset + (chosen % 128) * row_bytes
-        state = attend_rows(
-            state, latents, constant, rows, real, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, ASSEMBLY
-        )
+        state = attend_rows(state, latents, constant, rows, real, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, ASSEMBLY)
     part = PART + (bh * CELLS + cell) * G * VALUE_PLANES
     store_partial(state, part, STATS + (bh * CELLS + cell) * 32, G, V4, V2, V1)

@@ -9,6 +9,8 @@ from sqkernels.rows.launch import LayoutArguments, next_power
 from sqkernels.rows.matrices import RowMatrices
 from sqkernels.rows.runtime import assembly
 
+PAGES_PER_PROGRAM = 8
+
 
 def reconstruct(
     storage: Tensor, pages: Tensor, matrices: RowMatrices, dtype: torch.dtype, rope: tuple[Tensor, Tensor] | None
@@ -19,7 +21,17 @@ def reconstruct(
     m = matrices
     layout = LayoutArguments.of(m).numbers
     return torch.ops.sqkernels.spectral_reconstruct(
-        storage, pages, m.heads, m.key.decode, m.key.constant, m.value.decode, m.value.constant, cos, sin, dtype, layout
+        storage,
+        pages,
+        m.heads,
+        m.key.decode_half,
+        m.key.constant,
+        m.value.decode_half,
+        m.value.constant,
+        cos,
+        sin,
+        dtype,
+        layout,
     )
 
 
@@ -44,7 +56,8 @@ def _spectral_reconstruct(
     kv, dim = key_constant.shape
     keys, values = (storage.new_empty(batch, kv, n_pages * 128, dim, dtype=dtype) for _ in range(2))
     block = 64 if dim <= 128 else 32
-    reconstruct_kernel[(n_pages * (128 // block), batch * kv, 2)](
+    per = max(1, min(PAGES_PER_PROGRAM, n_pages * batch * kv // 256))
+    reconstruct_kernel[(-(-n_pages // per), batch * kv, 2)](
         storage,
         pages.contiguous(),
         heads,
@@ -57,6 +70,7 @@ def _spectral_reconstruct(
         keys,
         values,
         n_pages,
+        per,
         a.token_bytes,
         HK=kv,
         D=dim,

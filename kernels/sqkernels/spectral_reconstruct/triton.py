@@ -1,4 +1,4 @@
-"""One program a tile of tokens, head and kind: unpack, multiply, turn, store."""
+"""A program takes some pages of one head's keys or values: unpack, multiply, turn, store. Its matrix stays in shared memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,15 @@ def _metadata(grid, kernel, args):
 
 
 @triton.jit
-def _product(planes, DECODE, start, COUNT: tl.constexpr, first, WIDTH: tl.constexpr, D: tl.constexpr, DW: tl.constexpr):
-    """planes · decode for `WIDTH` columns from `first` on: float32 `[T, DW]`."""
+def _matrix(DECODE, start, first, COUNT: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, DW: tl.constexpr):
+    """Rows start … start + COUNT and columns first … first + WIDTH of a head's decode matrix, float16 `[COUNT, DW]`."""
     d = tl.arange(0, DW)
     n = start + tl.arange(0, COUNT)
-    at = DECODE + n[:, None] * D + first + d[None, :]
-    matrix = tl.load(at, mask=(d < WIDTH)[None, :], other=0.0).to(tl.float16)
-    return tl.dot(planes, matrix)
+    return tl.load(DECODE + n[:, None] * D + first + d[None, :], mask=(d < WIDTH)[None, :], other=0.0)
 
 
 @triton.jit
-def _columns(
-    rows,
-    bands,
+def _matrices(
     DECODE,
     CONSTANT,
     first,
@@ -40,25 +36,50 @@ def _columns(
     WIDTH: tl.constexpr,
     D: tl.constexpr,
     DW: tl.constexpr,
+):
+    """(constant, low nibbles', high nibbles', 2-bit and 1-bit planes' matrices); 0.0 for bands that are not there."""
+    d = tl.arange(0, DW)
+    constant = tl.load(CONSTANT + first + d, mask=d < WIDTH, other=0.0)
+    low = 0.0
+    high = 0.0
+    m2 = 0.0
+    m1 = 0.0
+    if B4 > 0:
+        low = _matrix(DECODE, 0, first, B4, WIDTH, D, DW)
+        high = _matrix(DECODE, B4, first, B4, WIDTH, D, DW)
+    if B2 > 0:
+        m2 = _matrix(DECODE, 2 * B4, first, 4 * B2, WIDTH, D, DW)
+    if B1 > 0:
+        m1 = _matrix(DECODE, 2 * B4 + 4 * B2, first, 8 * B1, WIDTH, D, DW)
+    return constant, low, high, m2, m1
+
+
+@triton.jit
+def _columns(
+    rows,
+    start,
+    bands,
+    matrices,
+    B4: tl.constexpr,
+    B2: tl.constexpr,
+    B1: tl.constexpr,
+    DW: tl.constexpr,
     FULL: tl.constexpr,
     T: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """`WIDTH` columns of keys or values from `first` on, float32 `[T, DW]`."""
+    """Keys or values float32 `[T, DW]` of rows whose bands begin at byte `start`."""
     b4, b2, b1 = bands
-    d = tl.arange(0, DW)
-    x = tl.zeros((T, DW), tl.float32) + tl.load(CONSTANT + first + d, mask=d < WIDTH, other=0.0)[None, :]
+    constant, m_low, m_high, m2, m1 = matrices
+    x = tl.zeros((T, DW), tl.float32) + constant[None, :]
     if B4 > 0:
-        low, high = unpack4(_band(rows, 0, b4, B4, FULL), ASSEMBLY)
-        x += _product(low, DECODE, 0, B4, first, WIDTH, D, DW)
-        x += _product(high, DECODE, B4, B4, first, WIDTH, D, DW)
+        low, high = unpack4(_band(rows, start, b4, B4, FULL), ASSEMBLY)
+        x = tl.dot(low, m_low, x)
+        x = tl.dot(high, m_high, x)
     if B2 > 0:
-        x += _product(
-            unpack_small(_band(rows, b4, b2, B2, FULL), 2, T, B2), DECODE, 2 * B4, 4 * B2, first, WIDTH, D, DW
-        )
+        x = tl.dot(unpack_small(_band(rows, start + b4, b2, B2, FULL), 2, T, B2), m2, x)
     if B1 > 0:
-        planes = unpack_small(_band(rows, b4 + b2, b1, B1, FULL), 1, T, B1)
-        x += _product(planes, DECODE, 2 * B4 + 4 * B2, 8 * B1, first, WIDTH, D, DW)
+        x = tl.dot(unpack_small(_band(rows, start + b4 + b2, b1, B1, FULL), 1, T, B1), m1, x)
     return x
 
 
@@ -76,6 +97,7 @@ def reconstruct_kernel(
     OUT_K,
     OUT_V,
     n_pages,
+    pages_per_program,
     token_bytes,
     HK: tl.constexpr,
     D: tl.constexpr,
@@ -96,58 +118,60 @@ def reconstruct_kernel(
     T: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Grid (n_pages · 128 / T, B·Hk, 2). OUT_K, OUT_V: `[B, Hk, n_pages·128, D]`. DP, DH: powers of two
-    that hold D and D / 2."""
+    """Grid (n_pages / pages_per_program, B·Hk, 2): keys, then values. OUT_K, OUT_V: `[B, Hk, n_pages·128, D]`. DP, DH:
+    powers of two that hold D and D / 2."""
     bh = tl.program_id(1).to(tl.int64)
     b = bh // HK
     h = bh % HK
     TILES: tl.constexpr = 128 // T
-    tile = tl.program_id(0)
-    slot = tile * T + tl.arange(0, T)
-    page = tl.multiple_of(tl.load(PAGES + b * n_pages + tile // TILES), 16)
+    HALF: tl.constexpr = D // 2
+    begin = tl.program_id(0) * pages_per_program * TILES
+    end = tl.minimum(begin + pages_per_program * TILES, n_pages * TILES)
     offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
     k4, k2, k1, v4, v2, v1 = bands
-    rows = STORAGE + page + offset + ((tile % TILES) * T + tl.arange(0, T)) * row_bytes
     d = tl.arange(0, DP)
-    at = (bh * n_pages * 128 + slot)[:, None] * D + d[None, :]
-    inside = (d < D)[None, :] & (slot < n_pages * 128)[:, None]
+    e = tl.arange(0, DH)
     if tl.program_id(2) == 0:
         PLANES: tl.constexpr = 2 * K4 + 4 * K2 + 8 * K1
         decode = KEY_DECODE + h * PLANES * D
         constant = KEY_CONSTANT + h * D
         if ROPE:
-            HALF: tl.constexpr = D // 2
-            e = tl.arange(0, DH)
-            left = _columns(rows, (k4, k2, k1), decode, constant, 0, K4, K2, K1, HALF, D, DH, FULL, T, ASSEMBLY)
-            right = _columns(rows, (k4, k2, k1), decode, constant, HALF, K4, K2, K1, HALF, D, DH, FULL, T, ASSEMBLY)
-            table = (b * n_pages * 128 + slot)[:, None] * D + e[None, :]
-            there = (e < HALF)[None, :] & (slot >= 0)[:, None]
-            x = left * tl.load(COS + table, mask=there, other=0.0)
-            x -= right * tl.load(SIN + table, mask=there, other=0.0)
-            y = right * tl.load(COS + table + HALF, mask=there, other=0.0)
-            y += left * tl.load(SIN + table + HALF, mask=there, other=0.0)
-            out = OUT_K + (bh * n_pages * 128 + slot)[:, None] * D + e[None, :]
-            tl.store(out, x.to(OUT_K.dtype.element_ty), mask=there)
-            tl.store(out + HALF, y.to(OUT_K.dtype.element_ty), mask=there)
+            left = _matrices(decode, constant, 0, K4, K2, K1, HALF, D, DH)
+            right = _matrices(decode, constant, HALF, K4, K2, K1, HALF, D, DH)
+            for tile in range(begin, end):
+                rows = _rows(STORAGE, PAGES + b * n_pages, offset, row_bytes, tile, T)
+                slot = b * n_pages * 128 + tile * T + tl.arange(0, T)
+                table = slot[:, None] * D + e[None, :]
+                there = (e < HALF)[None, :] & (slot >= 0)[:, None]
+                x = _columns(rows, 0, (k4, k2, k1), left, K4, K2, K1, DH, FULL, T, ASSEMBLY)
+                y = _columns(rows, 0, (k4, k2, k1), right, K4, K2, K1, DH, FULL, T, ASSEMBLY)
+                turned = x * tl.load(COS + table, mask=there, other=0.0)
+                turned -= y * tl.load(SIN + table, mask=there, other=0.0)
+                other = y * tl.load(COS + table + HALF, mask=there, other=0.0)
+                other += x * tl.load(SIN + table + HALF, mask=there, other=0.0)
+                out = OUT_K + (bh * n_pages * 128 + tile * T + tl.arange(0, T))[:, None] * D + e[None, :]
+                tl.store(out, turned.to(OUT_K.dtype.element_ty), mask=there)
+                tl.store(out + HALF, other.to(OUT_K.dtype.element_ty), mask=there)
         else:
-            x = _columns(rows, (k4, k2, k1), decode, constant, 0, K4, K2, K1, D, D, DP, FULL, T, ASSEMBLY)
-            tl.store(OUT_K + at, x.to(OUT_K.dtype.element_ty), mask=inside)
+            keys = _matrices(decode, constant, 0, K4, K2, K1, D, D, DP)
+            for tile in range(begin, end):
+                rows = _rows(STORAGE, PAGES + b * n_pages, offset, row_bytes, tile, T)
+                x = _columns(rows, 0, (k4, k2, k1), keys, K4, K2, K1, DP, FULL, T, ASSEMBLY)
+                at = (bh * n_pages * 128 + tile * T + tl.arange(0, T))[:, None] * D + d[None, :]
+                tl.store(OUT_K + at, x.to(OUT_K.dtype.element_ty), mask=(d < D)[None, :])
     else:
         VALUE_PLANES: tl.constexpr = 2 * V4 + 4 * V2 + 8 * V1
-        x = _columns(
-            rows + (k4 + k2 + k1),
-            (v4, v2, v1),
-            VALUE_DECODE + h * VALUE_PLANES * D,
-            VALUE_CONSTANT + h * D,
-            0,
-            V4,
-            V2,
-            V1,
-            D,
-            D,
-            DP,
-            FULL,
-            T,
-            ASSEMBLY,
-        )
-        tl.store(OUT_V + at, x.to(OUT_V.dtype.element_ty), mask=inside)
+        values = _matrices(VALUE_DECODE + h * VALUE_PLANES * D, VALUE_CONSTANT + h * D, 0, V4, V2, V1, D, D, DP)
+        for tile in range(begin, end):
+            rows = _rows(STORAGE, PAGES + b * n_pages, offset, row_bytes, tile, T)
+            x = _columns(rows, k4 + k2 + k1, (v4, v2, v1), values, V4, V2, V1, DP, FULL, T, ASSEMBLY)
+            at = (bh * n_pages * 128 + tile * T + tl.arange(0, T))[:, None] * D + d[None, :]
+            tl.store(OUT_V + at, x.to(OUT_V.dtype.element_ty), mask=(d < D)[None, :])
+
+
+@triton.jit
+def _rows(STORAGE, pages, offset, row_bytes, tile, T: tl.constexpr):
+    """Pointers `[T]` to the rows of one tile."""
+    TILES: tl.constexpr = 128 // T
+    page = tl.multiple_of(tl.load(pages + tile // TILES), 16)
+    return STORAGE + page + offset + ((tile % TILES) * T + tl.arange(0, T)) * row_bytes

@@ -66,18 +66,14 @@ class HotRowTier(PagedTier):
     ) -> tuple[Tensor, Tensor]:
         """See `Tier.dense`."""
         pages = self.row_pages(layer, [blocks])
-        both = spectral_reconstruct(
-            pages.storage, pages.pages, self.layers[layer], torch.float32, backend=self.backend
-        )
+        both = spectral_reconstruct(pages.storage, pages.pages, self.layers[layer], torch.float32, backend=self.backend)
         unused = unused_slots(blocks)
         return tuple(x[0].transpose(0, 1)[unused:] for x in both)
 
     def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         where = torch.zeros(1, 1, dtype=torch.int64, device=self.matrices.device)
-        both = spectral_reconstruct(
-            block.payload.data, where, self.matrices, torch.float32, backend=self.backend
-        )
+        both = spectral_reconstruct(block.payload.data, where, self.matrices, torch.float32, backend=self.backend)
         shape = (self.geometry.layers, self.geometry.kv_heads, BLOCK, self.geometry.head_dim)
         return tuple(x[0].view(shape)[:, :, BLOCK - block.tokens :] for x in both)
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
+from spectralquant.attention.fused import shape_refusal
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.tiers.base import Tier
 from spectralquant.cache.tiers.cold import ColdTier
 from spectralquant.cache.tiers.exact import ExactTier
 from spectralquant.cache.tiers.hot import HotTier
+from spectralquant.cache.tiers.hot_rows import HotRowTier
 from spectralquant.cache.tiers.warm import WarmTier
 from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.fixed import FixedRateCodec
 from spectralquant.codec.hot import HotCodec
+from spectralquant.codec.linear import row_matrices
 from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.geometry import CacheGeometry
+from sqkernels.rows.runtime import interpreting
 
 
 def make_tiers(
@@ -30,8 +36,12 @@ def make_tiers(
     reconstructor: AsyncReconstructor,
     step_scale: float,
     adaptive: Mapping[str, Any] | None = None,
+    backend: str | None = None,
 ) -> dict[str, Tier]:
-    """`exact` and every tier of the profile; with `adaptive` (its options) the cold tier follows drifting text."""
+    """`exact` and every tier of the profile; with `adaptive` (its options) the cold tier follows drifting text.
+
+    backend: of the kernels that read hot codes; None: torch reads them.
+    """
     tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool)}
     codecs = {} if profile is None else profile.codecs
     for name in () if profile is None else profile.tiers:
@@ -39,7 +49,12 @@ def make_tiers(
         if key not in codecs:
             codecs[key] = _codec(name, model, profile, geometry, step_scale)
         codec = codecs[key]
-        if name == "hot":
+        if name == "hot" and backend is not None:
+            rows = ("hot rows", str(model.device), 1.0)
+            if rows not in codecs:
+                codecs[rows] = row_matrices(profile.tier("hot"), geometry, range(geometry.layers), model.device)
+            tiers[name] = HotRowTier(codec, codecs[rows], geometry, pool, backend)
+        elif name == "hot":
             tiers[name] = HotTier(codec, pool)
         elif name == "warm":
             tiers[name] = WarmTier(codec, pool)
@@ -48,6 +63,22 @@ def make_tiers(
                 codec = AdaptiveRankCompressor(codec, profile.heads, profile.sidecar.tiers["cold"].step, **adaptive)
             tiers[name] = ColdTier(codec, reconstructor)
     return tiers
+
+
+def kernel_backend(wanted: str, geometry: CacheGeometry, pool: torch.device) -> str | None:
+    """Which kernels read hot codes in a pool on a device: "triton", or None for torch.
+
+    Raises:
+        InputError: no such choice, or Triton was asked for and cannot be used.
+    """
+    if wanted not in ("auto", "triton", "torch"):
+        raise InputError(f"kernels={wanted!r} is not one of auto, triton, torch.")
+    why = shape_refusal(geometry.heads, geometry.kv_heads, geometry.head_dim)
+    if pool.type != "cuda" and not (wanted == "triton" and interpreting()):
+        why = f"codes are on {pool}, and Triton kernels read CUDA memory (host=True keeps codes on the host)"
+    if wanted == "triton" and why is not None:
+        raise InputError(f"kernels='triton' cannot be used: {why}. Use kernels='auto' or 'torch'.")
+    return None if wanted == "torch" or why is not None else "triton"
 
 
 def _codec(

@@ -1,0 +1,101 @@
+"""A cache whose hot codes are rows, read by kernels: the same tokens as torch reads, and no silent fallback."""
+
+import copy
+
+import pytest
+import torch
+from conftest import profile_of
+
+from spectralquant import SpectralCache
+from spectralquant.codec.hot import HotCodec
+from spectralquant.codec.hot_pages import bands_to_rows, rows_to_bands
+from spectralquant.codec.linear import row_matrices
+from spectralquant.errors import InputError
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def setting(architecture="llama"):
+    loaded, profile = profile_of(architecture)
+    return copy.deepcopy(loaded.model).to(DEVICE), profile
+
+
+def logits(model, profile, kernels, batch=2, **options):
+    ids = torch.randint(5, 500, (batch, 420), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    cache = SpectralCache(model, profile, tier="hot", kernels=kernels, **options)
+    out = []
+    with torch.no_grad():
+        model(input_ids=ids[:, :400], past_key_values=cache)
+        for step in range(400, 403):
+            out.append(model(input_ids=ids[:, step : step + 1], past_key_values=cache).logits)
+    return torch.cat(out, dim=1), cache
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+def test_kernels_read_what_torch_reads(architecture):
+    model, profile = setting(architecture)
+    mine, cache = logits(model, profile, "triton")
+    theirs, other = logits(model, profile, "torch")
+    assert float((mine - theirs).norm() / theirs.norm()) < 5e-3
+    layers = len(cache.layers)
+    assert cache.stats().spent.kernel_reads == 3 * layers and cache.stats().spent.in_place_reads == 0
+    assert other.stats().spent.in_place_reads == 3 * layers and other.stats().spent.kernel_reads == 0
+
+
+def test_rows_hold_about_what_bands_hold():
+    model, profile = setting()
+    rows, bands = (logits(model, profile, kernels)[1].stats() for kernels in ("triton", "torch"))
+    assert bands.tiers["hot"].bytes <= rows.tiers["hot"].bytes <= 1.6 * bands.tiers["hot"].bytes
+
+
+def test_pages_change_layout_without_loss():
+    loaded, profile = profile_of("llama")
+    tier, geometry = profile.tier("hot"), loaded.geometry
+    codec = HotCodec(tier, geometry)
+    matrices = row_matrices(tier, geometry, range(geometry.layers), "cpu")
+    size = sum(m.layout.row_bytes for pair in codec.layers for m in pair) * 128
+    page = []
+    for pair in codec.layers:
+        for m in pair:
+            codes = torch.stack([torch.randint(0, int(t) + 1, (128,)) for t in m.top], dim=1).to(torch.uint8)
+            page.append(m.layout.pack(codes).T.reshape(-1))
+    bands = torch.cat(page)
+    assert len(bands) == size
+    assert torch.equal(rows_to_bands(bands_to_rows(bands, matrices, codec), matrices, codec), bands)
+
+
+def test_a_snapshot_moves_between_layouts(tmp_path):
+    model, profile = setting()
+    _, cache = logits(model, profile, "triton", batch=1)
+    cache.save(tmp_path / "cache.sqc")
+    back = SpectralCache.load(tmp_path / "cache.sqc", model, profile)
+    token = torch.full((1, 1), 7, device=DEVICE)
+    with torch.no_grad():
+        a = model(input_ids=token, past_key_values=cache).logits
+        b = model(input_ids=token, past_key_values=back).logits
+    assert float((a - b).norm() / a.norm()) < 1e-4
+
+
+def test_a_read_that_no_kernel_takes_is_an_error_where_kernels_were_asked_for():
+    model, profile = setting()
+    ids = torch.randint(5, 500, (2, 300), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    mask = torch.ones_like(ids)
+    mask[0, :9] = 0
+    with pytest.raises(InputError, match="a mask hides some tokens"):
+        model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=SpectralCache(model, profile, tier="hot", kernels="triton"),
+            max_new_tokens=3,
+            pad_token_id=0,
+        )
+
+
+def test_choices_are_checked(monkeypatch):
+    model, profile = setting()
+    with pytest.raises(InputError, match="not one of auto, triton, torch"):
+        SpectralCache(model, profile, kernels="cuda")
+    if DEVICE == "cpu":
+        monkeypatch.delenv("TRITON_INTERPRET")
+        with pytest.raises(InputError, match="read CUDA memory"):
+            SpectralCache(model, profile, tier="hot", kernels="triton")
