@@ -25,9 +25,8 @@ from spectralquant.results import results_file
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from sqkernels.rows import RowMatrices
-from sqkernels.rows.matrices import KindMatrices
-from sqkernels.rows.reference import round_trip
-from sqkernels.spectral_index_decode.reference import score_bins, select_mask
+from sqkernels.rows.reference import planes_of, round_trip
+from sqkernels.spectral_index_decode.reference import integer_weights, score_bins, select_mask
 
 Progress = Callable[[str, int, int], None]
 SHARES = (1.0, 0.2, 0.14, 0.12, 0.1, 0.08, 0.0625, 0.05, 0.03)
@@ -138,7 +137,7 @@ class _IndexReader:
         heads, total, dim = query.shape
         kv = len(key)
         coded_key, coded_value = (round_trip(x, matrices, kind) for kind, x in enumerate((key, value)))
-        seen = _index_keys(key, matrices.index)
+        seen = planes_of(key, matrices.index).float()
         out = torch.empty_like(query)
         for start in range(0, total, BLOCK):
             stop = min(total, start + BLOCK)
@@ -150,23 +149,12 @@ class _IndexReader:
             later = torch.arange(stop, device=key.device) > torch.arange(start, stop, device=key.device)[:, None]
             hidden = later.expand(kv, -1, -1)
             if old > SINKS and self.share < 1:
-                pooled = mine.mean(1) @ (seen[:, SINKS:old] - matrices.index.constant[:, None]).transpose(1, 2)
-                budget = torch.full(pooled.shape[:-1], math.ceil(self.share * (old - SINKS)), device=pooled.device)
-                dropped = ~select_mask(score_bins(pooled, *_range(mine.mean(1), matrices.index)), budget, SINKS)
+                weights = integer_weights(mine.mean(1) @ matrices.index.decode.transpose(1, 2))
+                budget = torch.full(weights.shape[:-1], math.ceil(self.share * (old - SINKS)), device=weights.device)
+                pooled = weights @ seen[:, SINKS:old].transpose(1, 2)
+                dropped = ~select_mask(score_bins(pooled, weights), budget, SINKS)
                 hidden = hidden.clone()
                 hidden[:, :, SINKS:old] = dropped
             p = scores.masked_fill_(hidden[:, None], float("-inf")).softmax(-1)
             out[:, start:stop] = (p @ values[:, None]).reshape(heads, stop - start, dim)
         return out.transpose(0, 1)[None].to(call.query.dtype)
-
-
-def _index_keys(key: Tensor, kind: KindMatrices) -> Tensor:
-    """What the index knows of `key: [Hk, T, D]`."""
-    codes = (key @ kind.encode + kind.offset[:, None]).round().clamp(0, 15)
-    return codes @ kind.decode + kind.constant[:, None]
-
-
-def _range(query: Tensor, kind: KindMatrices) -> tuple[Tensor, Tensor]:
-    """Least and largest score `[Hk, t]` that codes can have for `query: [Hk, t, D]`."""
-    latent = query @ kind.decode.transpose(1, 2)
-    return (latent * 15).clamp(max=0).sum(-1), (latent * 15).clamp(min=0).sum(-1)

@@ -1,53 +1,78 @@
 """Device functions that the attention kernels share.
 
-Shape letters: M query rows of one key/value head (the group, padded to 16), T tokens of a tile, n planes.
-A dot's operands are float16 (codes minus their centre are exact there) and its sums float32; bfloat16 dots are avoided
-because Triton's interpreter gets them wrong.
+Shape letters: N query rows of one key/value head (the group, padded to 8 or 16), T tokens of a tile, W units of a band.
+Tokens are the long side of every product, so that few query rows waste little of a matrix unit. A dot's operands are
+float16 (plane values are exact there) and its sums float32; bfloat16 dots are avoided because Triton's interpreter
+gets them wrong.
 """
 
 import triton
 import triton.language as tl
 
-# Four bytes at once: nibbles become the low mantissa bits of 1024.0, from which 1032 is taken away (13 instructions for
-# eight nibbles, against about 40 for shifts, masks and conversions one by one).
+# Nibbles become low mantissa bits of 1024.0: n, 16·n or, shifted, n and 16·n above it. Five instructions for eight nibbles.
 _NIBBLES: tl.constexpr = tl.constexpr("""
 {
-.reg .b32 t, c, k;
-mov.b32 c, 0x64646464;
-mov.b32 k, 0x64086408;
-prmt.b32 t, $4, c, 0x4140;
-and.b32 t, t, 0xFF0FFF0F;
-sub.f16x2 $0, t, k;
-prmt.b32 t, $4, c, 0x4342;
-and.b32 t, t, 0xFF0FFF0F;
-sub.f16x2 $1, t, k;
-shr.b32 t, $4, 4;
-prmt.b32 $2, t, c, 0x4140;
-prmt.b32 $3, t, c, 0x4342;
-and.b32 $2, $2, 0xFF0FFF0F;
-and.b32 $3, $3, 0xFF0FFF0F;
-sub.f16x2 $2, $2, k;
-sub.f16x2 $3, $3, k;
+.reg .b32 t;
+lop3.b32 $0, $4, 0x000F000F, 0x64006400, 0xEA;
+lop3.b32 $1, $4, 0x00F000F0, 0x64006400, 0xEA;
+shr.b32 t, $4, 8;
+lop3.b32 $2, t, 0x000F000F, 0x64006400, 0xEA;
+lop3.b32 $3, t, 0x00F000F0, 0x64006400, 0xEA;
+}
+""")
+# The same, and back to n − 8: 1024 + n − 1032, and (1024 + 16·n) / 16 − 72 in one instruction; both exact.
+_CENTRED: tl.constexpr = tl.constexpr("""
+{
+.reg .b32 t, c, f, k;
+mov.b32 c, 0xE408E408;
+mov.b32 f, 0x2C002C00;
+mov.b32 k, 0xD480D480;
+lop3.b32 $0, $4, 0x000F000F, 0x64006400, 0xEA;
+lop3.b32 $1, $4, 0x00F000F0, 0x64006400, 0xEA;
+shr.b32 t, $4, 8;
+lop3.b32 $2, t, 0x000F000F, 0x64006400, 0xEA;
+lop3.b32 $3, t, 0x00F000F0, 0x64006400, 0xEA;
+add.f16x2 $0, $0, c;
+fma.rn.f16x2 $1, $1, f, k;
+add.f16x2 $2, $2, c;
+fma.rn.f16x2 $3, $3, f, k;
 }
 """)
 
 
 @triton.jit
-def unpack4(raw, ASSEMBLY: tl.constexpr):
-    """Low and high nibbles minus 8 as float16, of bytes `raw`."""
+def unpack4(words, ASSEMBLY: tl.constexpr):
+    """Nibbles 0 … 3 of `words: uint16` as float16: 1024 + n, 1024 + 16·n, 1024 + n, 1024 + 16·n (see `key_offsets`)."""
     if ASSEMBLY:
-        low, high = tl.inline_asm_elementwise(
+        return tl.inline_asm_elementwise(
             _NIBBLES,
             "=&r,=&r,=&r,=&r,r",
-            [raw],
-            dtype=(tl.float16, tl.float16),
+            [words],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
             is_pure=True,
-            pack=4,
+            pack=2,
         )
-    else:
-        low = (raw & 15).to(tl.float16) - 8.0
-        high = (raw >> 4).to(tl.float16) - 8.0
-    return low, high
+    first = ((words & 0x000F) | 0x6400).to(tl.float16, bitcast=True)
+    second = ((words & 0x00F0) | 0x6400).to(tl.float16, bitcast=True)
+    third = (((words >> 8) & 0x000F) | 0x6400).to(tl.float16, bitcast=True)
+    fourth = (((words >> 8) & 0x00F0) | 0x6400).to(tl.float16, bitcast=True)
+    return first, second, third, fourth
+
+
+@triton.jit
+def unpack4_centred(words, ASSEMBLY: tl.constexpr):
+    """Nibbles 0 … 3 of `words: uint16` minus 8, as float16."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            _CENTRED,
+            "=&r,=&r,=&r,=&r,r",
+            [words],
+            dtype=(tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    first, second, third, fourth = unpack4(words, ASSEMBLY)
+    return first - 1032.0, second * 0.0625 - 72.0, third - 1032.0, fourth * 0.0625 - 72.0
 
 
 @triton.jit
@@ -117,6 +142,34 @@ def attend_exact(
 
 
 @triton.jit
+def key_latents(LATENTS, K4: tl.constexpr, K2: tl.constexpr, K1: tl.constexpr, N: tl.constexpr):
+    """((q0, q1, q2, q3, q2bit, q1bit), offset): latents as `store_latents` wrote them, float16 `[planes, N]` (0.0 for bands
+    that are not there), of nibbles 1 and 3 a 16th; and what the offsets of `unpack4` add to a score, float32 `[N]`."""
+    PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
+    row = LATENTS + tl.arange(0, N)[None, :] * PLANES
+    q0 = 0.0
+    q1 = 0.0
+    q2 = 0.0
+    q3 = 0.0
+    two = 0.0
+    one = 0.0
+    offset = tl.zeros((N,), tl.float32)
+    if K4 > 0:
+        unit = tl.arange(0, K4)[:, None]
+        q0 = tl.load(row + unit)
+        q1 = (tl.load(row + K4 + unit) * 0.0625).to(tl.float16)
+        q2 = tl.load(row + 2 * K4 + unit)
+        q3 = (tl.load(row + 3 * K4 + unit) * 0.0625).to(tl.float16)
+        offset += tl.sum(q0.to(tl.float32) + q2.to(tl.float32), axis=0) * 1032.0
+        offset += tl.sum(q1.to(tl.float32) + q3.to(tl.float32), axis=0) * 1152.0
+    if K2 > 0:
+        two = tl.load(row + 4 * K4 + tl.arange(0, 4 * K2)[:, None])
+    if K1 > 0:
+        one = tl.load(row + 4 * K4 + 4 * K2 + tl.arange(0, 8 * K1)[:, None])
+    return (q0, q1, q2, q3, two, one), offset
+
+
+@triton.jit
 def attend_rows(
     state,
     latents,
@@ -132,45 +185,74 @@ def attend_rows(
     V1: tl.constexpr,
     FULL: tl.constexpr,
     BLOCK: tl.constexpr,
+    N: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
     """Attend to the codes of `BLOCK` tokens.
 
-    state: (m, norm, a4low, a4high, a2, a1). latents: (q4low, q4high, q2, q1) float16 and scaled. rows: pointers `[T]` to
-    the tokens' rows. bands: bytes of the six bands. FULL: every band is as wide as its padded width.
+    state: (m, norm `[N]`, sums of value planes `[planes, N]` by nibble and band). latents: of `key_latents`, scaled.
+    constant: `[N]`, what every score has besides. rows: pointers `[T]` to the tokens' rows. bands: bytes of the six bands.
+    FULL: every band is as wide as its padded width.
     """
-    m, norm, a4low, a4high, a2, a1 = state
-    q4low, q4high, q2, q1 = latents
+    m, norm, a0, a1, a2, a3, two, one = state
+    q0, q1, q2, q3, q_two, q_one = latents
     k4, k2, k1, v4, v2, v1 = bands
-    scores = constant[:, None] + tl.zeros((16, BLOCK), tl.float32)
+    scores = tl.zeros((BLOCK, N), tl.float32) + constant[None, :]
     if K4 > 0:
-        low, high = unpack4(_band(rows, 0, k4, K4, FULL), ASSEMBLY)
-        scores = tl.dot(q4low, tl.trans(low), scores)
-        scores = tl.dot(q4high, tl.trans(high), scores)
+        n0, n1, n2, n3 = unpack4(load_words(rows, 0, k4, K4, FULL), ASSEMBLY)
+        scores = tl.dot(n0, q0, scores)
+        scores = tl.dot(n1, q1, scores)
+        scores = tl.dot(n2, q2, scores)
+        scores = tl.dot(n3, q3, scores)
     if K2 > 0:
-        planes = unpack_small(_band(rows, k4, k2, K2, FULL), 2, BLOCK, K2)
-        scores = tl.dot(q2, tl.trans(planes), scores)
+        scores = tl.dot(unpack_small(load_bytes(rows, k4, k2, K2, FULL), 2, BLOCK, K2), q_two, scores)
     if K1 > 0:
-        planes = unpack_small(_band(rows, k4 + k2, k1, K1, FULL), 1, BLOCK, K1)
-        scores = tl.dot(q1, tl.trans(planes), scores)
-    scores = tl.where(valid[None, :], scores, float("-inf"))
-    m, factor, p, norm = softmax_step(scores, m, norm)
-    p = p.to(tl.float16)
+        scores = tl.dot(unpack_small(load_bytes(rows, k4 + k2, k1, K1, FULL), 1, BLOCK, K1), q_one, scores)
+    scores = tl.where(valid[:, None], scores, float("-inf"))
+    top = tl.maximum(m, tl.max(scores, axis=0))
+    safe = tl.where(top == float("-inf"), 0.0, top)
+    factor = tl.exp2(m - safe)
+    p = tl.exp2(scores - safe[None, :]).to(tl.float16)
+    norm = norm * factor + tl.sum(p.to(tl.float32), axis=0)
     key = k4 + k2 + k1
     if V4 > 0:
-        low, high = unpack4(_band(rows, key, v4, V4, FULL), ASSEMBLY)
-        a4low = tl.dot(p, low, a4low * factor[:, None])
-        a4high = tl.dot(p, high, a4high * factor[:, None])
+        n0, n1, n2, n3 = unpack4_centred(load_columns(rows, key, v4, V4, FULL), ASSEMBLY)
+        a0 = tl.dot(n0, p, a0 * factor[None, :])
+        a1 = tl.dot(n1, p, a1 * factor[None, :])
+        a2 = tl.dot(n2, p, a2 * factor[None, :])
+        a3 = tl.dot(n3, p, a3 * factor[None, :])
     if V2 > 0:
-        a2 = tl.dot(p, unpack_small(_band(rows, key + v4, v2, V2, FULL), 2, BLOCK, V2), a2 * factor[:, None])
+        planes = unpack_small(load_bytes(rows, key + v4, v2, V2, FULL), 2, BLOCK, V2)
+        two = tl.dot(tl.trans(planes), p, two * factor[None, :])
     if V1 > 0:
-        a1 = tl.dot(p, unpack_small(_band(rows, key + v4 + v2, v1, V1, FULL), 1, BLOCK, V1), a1 * factor[:, None])
-    return m, norm, a4low, a4high, a2, a1
+        planes = unpack_small(load_bytes(rows, key + v4 + v2, v1, V1, FULL), 1, BLOCK, V1)
+        one = tl.dot(tl.trans(planes), p, one * factor[None, :])
+    return top, norm, a0, a1, a2, a3, two, one
 
 
 @triton.jit
-def _band(rows, start, nbytes, PADDED: tl.constexpr, FULL: tl.constexpr):
-    """Bytes `[T, PADDED]` of one band."""
+def load_words(rows, start, nbytes, PADDED: tl.constexpr, FULL: tl.constexpr):
+    """Units uint16 `[T, PADDED]` of a band of 4-bit planes."""
+    column = tl.arange(0, PADDED)
+    at = rows.to(tl.pointer_type(tl.uint16))[:, None] + (start // 2 + column)[None, :]
+    if FULL:
+        return tl.load(tl.max_contiguous(tl.multiple_of(at, (1, 16)), (1, 8)))
+    return tl.load(at, mask=(column < nbytes // 2)[None, :], other=0)
+
+
+@triton.jit
+def load_columns(rows, start, nbytes, PADDED: tl.constexpr, FULL: tl.constexpr):
+    """The same, `[PADDED, T]`: a transposed load goes into a matrix product without a detour, a transposed tensor not."""
+    column = tl.arange(0, PADDED)
+    at = rows.to(tl.pointer_type(tl.uint16))[None, :] + (start // 2 + column)[:, None]
+    if FULL:
+        return tl.load(tl.max_contiguous(tl.multiple_of(at, (16, 1)), (8, 1)))
+    return tl.load(at, mask=(column < nbytes // 2)[:, None], other=0)
+
+
+@triton.jit
+def load_bytes(rows, start, nbytes, PADDED: tl.constexpr, FULL: tl.constexpr):
+    """Bytes `[T, PADDED]` of a band of 2- or 1-bit planes."""
     column = tl.arange(0, PADDED)
     at = rows[:, None] + (start + column)[None, :]
     if FULL:
@@ -186,25 +268,6 @@ def store_latents(
     found = latent(query, DECODE, start, COUNT, D, DP) * scale
     column = start + tl.arange(0, COUNT)
     tl.store(LATENTS + tl.arange(0, 16)[:, None] * PLANES + column[None, :], found.to(tl.float16))
-
-
-@triton.jit
-def load_latents(LATENTS, K4: tl.constexpr, K2: tl.constexpr, K1: tl.constexpr):
-    """(q4low, q4high, q2, q1) float16, as `store_latents` wrote them; 0.0 for bands that are not there."""
-    PLANES: tl.constexpr = 2 * K4 + 4 * K2 + 8 * K1
-    row = LATENTS + tl.arange(0, 16)[:, None] * PLANES
-    low = 0.0
-    high = 0.0
-    q2 = 0.0
-    q1 = 0.0
-    if K4 > 0:
-        low = tl.load(row + tl.arange(0, K4)[None, :])
-        high = tl.load(row + K4 + tl.arange(0, K4)[None, :])
-    if K2 > 0:
-        q2 = tl.load(row + 2 * K4 + tl.arange(0, 4 * K2)[None, :])
-    if K1 > 0:
-        q1 = tl.load(row + 2 * K4 + 4 * K2 + tl.arange(0, 8 * K1)[None, :])
-    return low, high, q2, q1
 
 
 @triton.jit
@@ -244,43 +307,53 @@ def exact_part(
 
 
 @triton.jit
-def empty_state(V4: tl.constexpr, V2: tl.constexpr, V1: tl.constexpr):
-    """(m, norm, a4low, a4high, a2, a1) before any token."""
-    m = tl.full((16,), float("-inf"), tl.float32)
-    norm = tl.zeros((16,), tl.float32)
-    low = 0.0
-    high = 0.0
-    a2 = 0.0
+def empty_state(V4: tl.constexpr, V2: tl.constexpr, V1: tl.constexpr, N: tl.constexpr):
+    """(m, norm, sums by nibble, sums of 2-bit and of 1-bit planes) before any token."""
+    m = tl.full((N,), float("-inf"), tl.float32)
+    norm = tl.zeros((N,), tl.float32)
+    a0 = 0.0
     a1 = 0.0
+    a2 = 0.0
+    a3 = 0.0
+    two = 0.0
+    one = 0.0
     if V4 > 0:
-        low = tl.zeros((16, V4), tl.float32)
-        high = tl.zeros((16, V4), tl.float32)
+        a0 = tl.zeros((V4, N), tl.float32)
+        a1 = tl.zeros((V4, N), tl.float32)
+        a2 = tl.zeros((V4, N), tl.float32)
+        a3 = tl.zeros((V4, N), tl.float32)
     if V2 > 0:
-        a2 = tl.zeros((16, 4 * V2), tl.float32)
+        two = tl.zeros((4 * V2, N), tl.float32)
     if V1 > 0:
-        a1 = tl.zeros((16, 8 * V1), tl.float32)
-    return m, norm, low, high, a2, a1
+        one = tl.zeros((8 * V1, N), tl.float32)
+    return m, norm, a0, a1, a2, a3, two, one
 
 
 @triton.jit
-def store_partial(state, PART, STATS, G: tl.constexpr, V4: tl.constexpr, V2: tl.constexpr, V1: tl.constexpr):
+def store_partial(
+    state, PART, STATS, G: tl.constexpr, V4: tl.constexpr, V2: tl.constexpr, V1: tl.constexpr, N: tl.constexpr
+):
     """Write one split's sums over value planes `[G, planes]` and its (m, norm) `[2, 16]`."""
-    m, norm, low, high, a2, a1 = state
-    row = tl.arange(0, 16)
-    PLANES: tl.constexpr = 2 * V4 + 4 * V2 + 8 * V1
+    m, norm, a0, a1, a2, a3, two, one = state
+    row = tl.arange(0, N)
+    PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
     tl.store(STATS + row, m)
     tl.store(STATS + 16 + row, norm)
     if V4 > 0:
-        column = tl.arange(0, V4)
-        at = PART + row[:, None] * PLANES + column[None, :]
-        tl.store(at, low, mask=(row < G)[:, None])
-        tl.store(at + V4, high, mask=(row < G)[:, None])
+        _store_planes(a0, PART, G, PLANES, V4, N)
+        _store_planes(a1, PART + V4, G, PLANES, V4, N)
+        _store_planes(a2, PART + 2 * V4, G, PLANES, V4, N)
+        _store_planes(a3, PART + 3 * V4, G, PLANES, V4, N)
     if V2 > 0:
-        column = 2 * V4 + tl.arange(0, 4 * V2)
-        tl.store(PART + row[:, None] * PLANES + column[None, :], a2, mask=(row < G)[:, None])
+        _store_planes(two, PART + 4 * V4, G, PLANES, 4 * V2, N)
     if V1 > 0:
-        column = 2 * V4 + 4 * V2 + tl.arange(0, 8 * V1)
-        tl.store(PART + row[:, None] * PLANES + column[None, :], a1, mask=(row < G)[:, None])
+        _store_planes(one, PART + 4 * V4 + 4 * V2, G, PLANES, 8 * V1, N)
+
+
+@triton.jit
+def _store_planes(sums, PART, G: tl.constexpr, PLANES: tl.constexpr, COUNT: tl.constexpr, N: tl.constexpr):
+    row = tl.arange(0, N)
+    tl.store(PART + row[None, :] * PLANES + tl.arange(0, COUNT)[:, None], sums, mask=(row < G)[None, :])
 
 
 @triton.jit

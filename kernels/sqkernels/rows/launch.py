@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sqkernels.rows.layout import WIDTHS
+from sqkernels.rows.layout import UNIT_BYTES, plane_count
 from sqkernels.rows.matrices import RowMatrices
 from sqkernels.rows.pages import ExactTokens
 
@@ -55,19 +55,20 @@ class LayoutArguments:
 
     @property
     def key_planes(self) -> int:
-        return sum(p * 8 // w for p, w in zip(self.padded[:3], WIDTHS, strict=True))
+        return plane_count(self.padded[:3])
 
     @property
     def value_planes(self) -> int:
-        return sum(p * 8 // w for p, w in zip(self.padded[3:], WIDTHS, strict=True))
+        return plane_count(self.padded[3:])
 
     @property
     def constants(self) -> dict[str, Any]:
         """Compile-time arguments of the attention kernels."""
         names = ("K4", "K2", "K1", "V4", "V2", "V1")
+        filled = tuple(units * size for units, size in zip(self.padded, UNIT_BYTES * 2, strict=True))
         return {
             "UNIFORM": self.uniform,
-            "FULL": self.uniform and self.bands == self.padded,
+            "FULL": self.uniform and self.bands == filled,
             "ALIGN": self.align,
             "ROW": self.row if self.uniform else 0,
             "BANDS": self.bands,

@@ -2,12 +2,13 @@
 
 A code of b bits is a sum of planes of 4, 2 and 1 bits (8 = 4 + 4, 6 = 4 + 2, 3 = 2 + 1), and attention is linear in
 codes, so kernels only ever unpack three widths and never put a code together again. A token's row holds, head by head,
-its key planes and then its value planes; in a band of w-bit planes over n bytes, plane p takes bits w·(p // n) … of
-byte p mod n, so that one shift and one mask unpack n planes at a time without a shuffle.
+its key planes and then its value planes; in a band of w-bit planes over n units, plane p takes bits w·(p // n) … of
+unit p mod n, so that one mask unpacks n planes at a time without a shuffle. A unit is a byte, and 16 bits for 4-bit
+planes: two of them in a register become two halves with one instruction (see `device.unpack4`).
 
 A page holds 128 tokens: the rows of head 0, those of head 1, …, then, where there is an index, for every head
-`[rank / 2, 128]` bytes of the index codes (4 bits; component i low and i + rank / 2 high in byte i), tokens together
-so that a scan reads nothing else.
+`[128, rank / 2]` bytes of the index codes (4 bits; component i low and i + rank / 2 high in byte i), so that a scan
+reads nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from torch import Tensor
 
 PAGE = 128
 WIDTHS = (4, 2, 1)
+UNIT_BYTES = (2, 1, 1)
+PER_UNIT = tuple(8 * unit // width for unit, width in zip(UNIT_BYTES, WIDTHS, strict=True))
 MIN_BAND = 16
+INDEX_RANKS = 16
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,11 @@ class RowLayout:
 
     Args:
         key_bits, value_bits: per head uint8 `[R]`, bits of each component, at most 8 (0: dropped).
-        index_rank: components of the index, even; 0 for none.
+        index_rank: components of the index, a multiple of 16; 0 for none.
         align: bands start on multiples of this many bytes; wider loads are worth a few padding bytes.
 
-    padded: bytes, per kind and width, of the widest head's band, rounded up to a power of two that a matrix unit takes;
-    kernels work on `[…, planes]` with `planes = Σ padded · 8 / width` columns, in the order of `plane_table`.
+    padded: units, per kind and width, of the widest head's band, rounded up to a power of two that a matrix unit takes;
+    kernels work on `[…, planes]` with `planes = Σ padded · planes a unit` columns, in the order of `plane_table`.
     """
 
     def __init__(
@@ -65,8 +69,10 @@ class RowLayout:
     ) -> None:
         if len(key_bits) != len(value_bits) or not key_bits:
             raise ValueError(f"{len(key_bits)} heads of keys and {len(value_bits)} of values")
-        if index_rank % 2 or index_rank < 0:
-            raise ValueError(f"index_rank={index_rank} must be even and not negative")
+        if index_rank % INDEX_RANKS or index_rank < 0:
+            raise ValueError(f"index_rank={index_rank} must be a multiple of {INDEX_RANKS}")
+        if align % 2 or align < 2:
+            raise ValueError(f"align={align} must be even: 4-bit planes lie in 16-bit units")
         for bits in (*key_bits, *value_bits):
             if len(bits) and int(bits.max()) > 8:
                 raise ValueError("at most 8 bits per component")
@@ -74,9 +80,10 @@ class RowLayout:
         self.index_rank, self.align = index_rank, align
         self.ranks = [[len(b) for b in bits] for bits in (key_bits, value_bits)]
         self.padded = tuple(
-            tuple(_padded(max(h[kind].nbytes[i] for h in self.heads)) for i in range(3)) for kind in (0, 1)
+            tuple(_padded(max(h[kind].nbytes[i] for h in self.heads) // UNIT_BYTES[i]) for i in range(3))
+            for kind in (0, 1)
         )
-        self.planes = tuple(sum(n * 8 // w for n, w in zip(sizes, WIDTHS, strict=True)) for sizes in self.padded)
+        self.planes = tuple(plane_count(sizes) for sizes in self.padded)
         self.row_bytes = [key.row_bytes + value.row_bytes for key, value in self.heads]
         self.index_bytes = index_rank // 2
         rows = sum(self.row_bytes)
@@ -109,16 +116,21 @@ class RowLayout:
         component, shift, widths = torch.full(shape, -1), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
         for h, pair in enumerate(self.heads):
             start = 0
-            for width, padded, nbytes, planes in zip(
-                WIDTHS, self.padded[kind], pair[kind].nbytes, pair[kind].planes, strict=True
-            ):
+            for i, (width, padded, planes) in enumerate(zip(WIDTHS, self.padded[kind], pair[kind].planes, strict=True)):
+                units = pair[kind].nbytes[i] // UNIT_BYTES[i]
                 for p, (which, by) in enumerate(planes):
-                    column = start + (p // nbytes) * padded + p % nbytes
+                    column = start + (p // units) * padded + p % units
                     component[h, column], shift[h, column] = which, by
-                widths[h, start : start + padded * 8 // width] = width
-                start += padded * 8 // width
+                stop = start + padded * PER_UNIT[i]
+                widths[h, start:stop] = width
+                start = stop
         return component, shift, widths.long()
 
 
-def _padded(nbytes: int) -> int:
-    return 0 if not nbytes else max(MIN_BAND, 1 << (nbytes - 1).bit_length())
+def plane_count(padded: Sequence[int]) -> int:
+    """Plane columns of bands of `padded` units."""
+    return sum(n * per for n, per in zip(padded, PER_UNIT, strict=True))
+
+
+def _padded(units: int) -> int:
+    return 0 if not units else max(MIN_BAND, 1 << (units - 1).bit_length())

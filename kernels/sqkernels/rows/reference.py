@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows.layout import PAGE, WIDTHS
+from sqkernels.rows.layout import PAGE, PER_UNIT, UNIT_BYTES, WIDTHS
 from sqkernels.rows.matrices import CENTRES, KindMatrices, RowMatrices
 from sqkernels.rows.pages import ExactTokens, RowPages
 
@@ -37,7 +37,7 @@ def write_page(keys: Tensor, values: Tensor, matrices: RowMatrices) -> Tensor:
         codes = planes_of(keys, matrices.index)
         for h, start in enumerate(layout.index_offsets):
             packed = (codes[h, :, :half] | codes[h, :, half:] << 4).to(torch.uint8)
-            page[start : start + half * PAGE] = packed.T.reshape(-1)
+            page[start : start + half * PAGE] = packed.reshape(-1)
     return page
 
 
@@ -51,12 +51,15 @@ def _pack_planes(both: list[Tensor], matrices: RowMatrices) -> Tensor:
         at = 0
         for kind in (0, 1):
             column = 0
-            for width, padded, nbytes in zip(WIDTHS, layout.padded[kind], bands[kind].nbytes, strict=True):
-                for j in range(8 // width if nbytes else 0):
-                    first = column + j * padded
-                    planes = both[kind][h, :, first : first + nbytes] & (2**width - 1)
-                    rows[:, at : at + nbytes] |= (planes << (j * width)).to(torch.uint8)
-                column += padded * 8 // width
+            for i, (width, padded, nbytes) in enumerate(
+                zip(WIDTHS, layout.padded[kind], bands[kind].nbytes, strict=True)
+            ):
+                size, units = UNIT_BYTES[i], nbytes // UNIT_BYTES[i]
+                for j in range(PER_UNIT[i]):
+                    first, byte = column + j * padded, j * width // 8
+                    planes = both[kind][h, :, first : first + units] & (2**width - 1)
+                    rows[:, at + byte : at + nbytes : size] |= (planes << (j * width % 8)).to(torch.uint8)
+                column += padded * PER_UNIT[i]
                 at += nbytes
     return page
 
@@ -108,12 +111,13 @@ def read_planes(pages: Tensor, matrices: RowMatrices, kind: int) -> Tensor:
         rows = pages[:, start : start + PAGE * layout.row_bytes[h]].reshape(len(pages) * PAGE, -1)
         at = bands[0].row_bytes if kind else 0
         column = 0
-        for width, padded, nbytes in zip(WIDTHS, layout.padded[kind], bands[kind].nbytes, strict=True):
-            for j in range(8 // width if nbytes else 0):
-                planes = (rows[:, at : at + nbytes] >> (j * width)) & (2**width - 1)
-                first = column + j * padded
-                out[h, :, first : first + nbytes] = planes.float() - CENTRES[width]
-            column += padded * 8 // width
+        for i, (width, padded, nbytes) in enumerate(zip(WIDTHS, layout.padded[kind], bands[kind].nbytes, strict=True)):
+            size, units = UNIT_BYTES[i], nbytes // UNIT_BYTES[i]
+            for j in range(PER_UNIT[i]):
+                first, byte = column + j * padded, j * width // 8
+                planes = (rows[:, at + byte : at + nbytes : size] >> (j * width % 8)) & (2**width - 1)
+                out[h, :, first : first + units] = planes.float() - CENTRES[width]
+            column += padded * PER_UNIT[i]
             at += nbytes
     return out
 
@@ -133,9 +137,8 @@ def read_index(pages: Tensor, matrices: RowMatrices) -> Tensor:
     out = []
     for h in range(len(layout.heads)):
         start = layout.index_offsets[h]
-        data = pages[:, start : start + layout.index_bytes * PAGE].view(len(pages), layout.index_bytes, PAGE)
-        codes = torch.cat([data & 15, data >> 4], dim=1).transpose(1, 2).reshape(-1, layout.index_rank)
-        out.append(codes.float())
+        data = pages[:, start : start + layout.index_bytes * PAGE].reshape(-1, layout.index_bytes)
+        out.append(torch.cat([data & 15, data >> 4], dim=1).float())
     return torch.stack(out)
 
 

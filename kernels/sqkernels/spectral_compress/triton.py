@@ -59,26 +59,28 @@ def _write_band(
     x_at,
     valid,
     rows,
-    nbytes,
+    units,
     matrices,
     start,
     WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
     PADDED: tl.constexpr,
     COUNT: tl.constexpr,
     D: tl.constexpr,
     STEP: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Pack a band of `WIDTH`-bit planes, whose first column is `start`, to pointers `rows: [T]`."""
-    byte = tl.arange(0, PADDED)
-    inside = byte < nbytes
+    """Pack a band of `WIDTH`-bit planes, whose first column is `start`, into `units` units of type UNIT at `rows: [T]`."""
+    unit = tl.arange(0, PADDED)
+    inside = unit < units
     encode, offset, top, shift = matrices
     packed = tl.zeros((T, PADDED), tl.int32)
-    for j in tl.static_range(8 // WIDTH):
-        columns = start + j * PADDED + byte
+    for j in tl.static_range(UNIT.primitive_bitwidth // WIDTH):
+        columns = start + j * PADDED + unit
         planes = _planes(x_at, valid, encode, offset, top, shift, columns, inside, COUNT, D, STEP, T, PADDED)
         packed = packed | ((planes & (2**WIDTH - 1)) << (j * WIDTH))
-    tl.store(rows[:, None] + byte[None, :], packed.to(tl.uint8), mask=valid[:, None] & inside[None, :])
+    at = rows.to(tl.pointer_type(UNIT))[:, None] + unit[None, :]
+    tl.store(at, packed.to(UNIT), mask=valid[:, None] & inside[None, :])
 
 
 @triton.jit(launch_metadata=_metadata, do_not_specialize=["token_bytes"])
@@ -120,12 +122,13 @@ def compress_kernel(
     n4 = tl.load(table + first)
     n2 = tl.load(table + first + 1)
     if B4 > 0:
-        _write_band(x_at, valid, rows, n4, matrices, 0, 4, B4, COUNT, D, STEP, T)
+        _write_band(x_at, valid, rows, n4 // 2, matrices, 0, 4, tl.uint16, B4, COUNT, D, STEP, T)
     if B2 > 0:
-        _write_band(x_at, valid, rows + n4, n2, matrices, 2 * B4, 2, B2, COUNT, D, STEP, T)
+        _write_band(x_at, valid, rows + n4, n2, matrices, 4 * B4, 2, tl.uint8, B2, COUNT, D, STEP, T)
     if B1 > 0:
         n1 = tl.load(table + first + 2)
-        _write_band(x_at, valid, rows + n4 + n2, n1, matrices, 2 * B4 + 4 * B2, 1, B1, COUNT, D, STEP, T)
+        start = 4 * B4 + 4 * B2
+        _write_band(x_at, valid, rows + n4 + n2, n1, matrices, start, 1, tl.uint8, B1, COUNT, D, STEP, T)
 
 
 @triton.jit
@@ -146,7 +149,7 @@ def index_kernel(
     STEP: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Grid (N·Hk, tokens / T): the index's codes, two a byte, tokens together. HALF: a power of two, at least RANK / 2."""
+    """Grid (N·Hk, tokens / T): the index's codes, two a byte, token after token. HALF: a power of two, at least RANK / 2."""
     nh = tl.program_id(0).to(tl.int64)
     h = nh % HK
     t = tl.program_id(1) * T + tl.arange(0, T)
@@ -173,5 +176,5 @@ def index_kernel(
         )
         packed = packed | ((planes & 15) << (4 * j))
     index = STORAGE + tl.load(PAGES + nh // HK) + tl.load(HEADS + h * 9 + 8)
-    at = index + byte[None, :] * 128 + (128 - tokens + t)[:, None]
+    at = index + (128 - tokens + t)[:, None] * (RANK // 2) + byte[None, :]
     tl.store(at, packed.to(tl.uint8), mask=valid[:, None] & inside[None, :])

@@ -87,6 +87,11 @@ class Preparation:
         return self.out
 
 
+def row_count(group: int) -> int:
+    """Query rows of a matrix product that holds a group."""
+    return 8 if group <= 8 else 16
+
+
 def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
     """Merge everything: `[B, H, D]` like `query`. value: (decode, constant)."""
     from sqkernels.spectral_decode.triton import reduce_kernel
@@ -102,12 +107,12 @@ def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor,
         prepared.stats_exact,
         *value,
         out,
+        splits,
         HK=heads // group,
         G=group,
         D=dim,
         DP=next_power(dim),
-        SPLITS=splits,
-        SP=next_power(splits),
+        SP=max(8, next_power(splits)),
         PARTS=parts,
         PARTS_P=next_power(parts),
         PLANES=planes,

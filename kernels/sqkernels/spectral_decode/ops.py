@@ -10,7 +10,7 @@ from torch import Tensor
 from sqkernels.rows.launch import LayoutArguments, exact_arguments
 from sqkernels.rows.pages import ExactTokens, RowPages
 from sqkernels.rows.runtime import assembly
-from sqkernels.spectral_decode.launch import Preparation, reduce
+from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _spectral_decode(
         a.token_bytes,
         HK=a.heads,
         G=group,
-        SPLITS=splits,
+        N=row_count(group),
         **a.constants,
         BLOCK=chosen.block,
         STAGES=chosen.stages,

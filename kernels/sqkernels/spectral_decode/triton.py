@@ -16,7 +16,7 @@ from sqkernels.rows.device import (
     empty_state,
     exact_part,
     head_bands,
-    load_latents,
+    key_latents,
     load_query,
     store_latents,
     store_partial,
@@ -154,7 +154,7 @@ def _decode_metadata(grid, kernel, args):
     }
 
 
-@triton.jit(launch_metadata=_decode_metadata, do_not_specialize=["token_bytes"])
+@triton.jit(launch_metadata=_decode_metadata, do_not_specialize=["n_pages", "token_bytes"])
 def decode_kernel(
     STORAGE,
     PAGES,
@@ -169,7 +169,7 @@ def decode_kernel(
     token_bytes,
     HK: tl.constexpr,
     G: tl.constexpr,
-    SPLITS: tl.constexpr,
+    N: tl.constexpr,
     UNIFORM: tl.constexpr,
     FULL: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -185,32 +185,35 @@ def decode_kernel(
     STAGES: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Grid (B·Hk, SPLITS). PAGES: int64 `[B, n_pages]`. PART: float32 `[B·Hk, SPLITS, G, planes]`,
-    STATS: `[B·Hk, SPLITS, 2, 16]`."""
+    """Grid (B·Hk, splits). PAGES: int64 `[B, n_pages]`. PART: float32 `[B·Hk, splits, G, planes]`,
+    STATS: `[B·Hk, splits, 2, 16]`. N: 8 or 16, at least G."""
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
+    splits = tl.num_programs(1)
     b = bh // HK
     h = bh % HK
-    PLANES: tl.constexpr = 2 * K4 + 4 * K2 + 8 * K1
-    VALUE_PLANES: tl.constexpr = 2 * V4 + 4 * V2 + 8 * V1
+    PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
+    VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
     offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
-    latents = load_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1)
-    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, 16))
+    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
+    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N)) - key_offset
     first = tl.load(FIRST + b)
     end = first + tl.load(TOKENS + b)
     TILES: tl.constexpr = 128 // BLOCK
-    per = tl.cdiv(tl.cdiv(end, 128), SPLITS) * TILES
+    per = tl.cdiv(tl.cdiv(end, 128), splits) * TILES
     last = tl.minimum((split + 1) * per, tl.cdiv(end, BLOCK))
-    state = empty_state(V4, V2, V1)
+    state = empty_state(V4, V2, V1, N)
     for tile in tl.range(split * per, last, num_stages=STAGES):
         page = tl.multiple_of(tl.load(PAGES + b * n_pages + tile // TILES), 16)
         slot = tile * BLOCK + tl.arange(0, BLOCK)
         inside = (tile % TILES) * BLOCK + tl.arange(0, BLOCK)
         rows = STORAGE + page + offset + inside * row_bytes
         valid = (slot >= first) & (slot < end)
-        state = attend_rows(state, latents, constant, rows, valid, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, ASSEMBLY)
-    part = PART + (bh * SPLITS + split) * G * VALUE_PLANES
-    store_partial(state, part, STATS + (bh * SPLITS + split) * 32, G, V4, V2, V1)
+        state = attend_rows(
+            state, latents, constant, rows, valid, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, N, ASSEMBLY
+        )
+    part = PART + (bh * splits + split) * G * VALUE_PLANES
+    store_partial(state, part, STATS + (bh * splits + split) * 32, G, V4, V2, V1, N)
 
 
 def _reduce_metadata(grid, kernel, args):
@@ -218,7 +221,7 @@ def _reduce_metadata(grid, kernel, args):
     return {"name": "spectral_decode_reduce", "bytes": nbytes}
 
 
-@triton.jit(launch_metadata=_reduce_metadata)
+@triton.jit(launch_metadata=_reduce_metadata, do_not_specialize=["splits"])
 def reduce_kernel(
     PART,
     STATS,
@@ -227,19 +230,19 @@ def reduce_kernel(
     VALUE_DECODE,
     VALUE_CONSTANT,
     OUT,
+    splits,
     HK: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
-    SPLITS: tl.constexpr,
     SP: tl.constexpr,
     PARTS: tl.constexpr,
     PARTS_P: tl.constexpr,
     PLANES: tl.constexpr,
     PLANES_P: tl.constexpr,
 ):
-    """Grid (B·H,): merge the splits and exact parts of one query head and move the sum of value planes back to
-    `OUT: [B, H, D]`."""
+    """Grid (B·H,): merge the splits (at most SP) and exact parts of one query head and move the sum of value planes back
+    to `OUT: [B, H, D]`."""
     bh = tl.program_id(0) // G
     g = tl.program_id(0) % G
     h = bh % HK
@@ -247,14 +250,14 @@ def reduce_kernel(
     e = tl.arange(0, PARTS_P)
     d = tl.arange(0, DP)
     column = tl.arange(0, PLANES_P)
-    stats = STATS + (bh * SPLITS + s) * 32 + g
-    m = tl.load(stats, mask=s < SPLITS, other=float("-inf"))
-    norm = tl.load(stats + 16, mask=s < SPLITS, other=0.0)
+    stats = STATS + (bh * splits + s) * 32 + g
+    m = tl.load(stats, mask=s < splits, other=float("-inf"))
+    norm = tl.load(stats + 16, mask=s < splits, other=0.0)
     exact = STATS_EXACT + (bh * PARTS + e) * 32 + g
     m_exact = tl.load(exact, mask=e < PARTS, other=float("-inf"))
     l_exact = tl.load(exact + 16, mask=e < PARTS, other=0.0)
-    at = PART + ((bh * SPLITS + s) * G + g)[:, None] * PLANES + column[None, :]
-    parts = tl.load(at, mask=(s < SPLITS)[:, None] & (column < PLANES)[None, :], other=0.0)
+    at = PART + ((bh * splits + s) * G + g)[:, None] * PLANES + column[None, :]
+    parts = tl.load(at, mask=(s < splits)[:, None] & (column < PLANES)[None, :], other=0.0)
     at = PART_EXACT + ((bh * PARTS + e) * G + g)[:, None] * D + d[None, :]
     exacts = tl.load(at, mask=(e < PARTS)[:, None] & (d < D)[None, :], other=0.0)
     top = tl.maximum(tl.max(m, axis=0), tl.max(m_exact, axis=0))

@@ -62,7 +62,7 @@ def select_tokens(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     check_budget(budget, pages)
     if runtime.choose(backend, query.device) == "reference":
-        return reference.select_tokens(query, pages, budget, scale)
+        return reference.select_tokens(query, pages, budget)
     from sqkernels.spectral_index_decode.ops import index_decode, selected_tokens
 
     _, selected, counts = index_decode(query, pages, exact, budget, scale)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sqkernels.rows.launch import LayoutArguments, exact_arguments, next_power
 from sqkernels.rows.pages import ExactTokens, RowPages
 from sqkernels.rows.runtime import assembly
-from sqkernels.spectral_decode.launch import Preparation, reduce
+from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
 from sqkernels.spectral_index_decode.budget import CELL, LEVELS, Budget, budget_arguments
 
 
@@ -127,7 +127,6 @@ def _spectral_index_decode(
         *preparation.arguments,
         *place,
         index_decode,
-        new(rows, programs, a.index_rank, dtype=torch.float32),
         bins,
         levels,
         pages.shape[1],
@@ -135,8 +134,7 @@ def _spectral_index_decode(
         **preparation.constants,
         RANK=a.index_rank,
         CELL=CELL,
-        CELLS=cells,
-        PROGRAMS=programs,
+        ASSEMBLY=assembly(query.device),
         num_warps=SETTINGS.scan_warps,
     )
     prepared = preparation.out
@@ -158,9 +156,9 @@ def _spectral_index_decode(
         count,
         HK=a.heads,
         G=group,
+        N=row_count(group),
         CELL=CELL,
-        CELLS=cells,
-        CELLS_P=next_power(cells),
+        CELLS_P=max(8, next_power(cells)),
         BUDGET_KIND=budget_kind,
         **a.constants,
         BLOCK=SETTINGS.block,

@@ -1,8 +1,9 @@
 """Index scan, selection and attention in plain torch.
 
-A group's scores are pooled by their mean, which is the score of its mean query, and sorted into 256 bins of the range
-that codes can give. A constant of the keys moves all scores of a head alike and is left out. Every cell of 1,024 slots
-gives its part of the budget (`budget.cell_budgets`): its highest bins, the earlier token first among equals.
+A group's scores are pooled by their mean, which is the score of its mean query. That query's coordinates are rounded to
+8-bit integers, so that scores are exact, and scores are sorted into 256 bins of the range that codes can give. A constant
+of the keys moves all scores of a head alike and is left out. Every cell of 1,024 slots gives its part of the budget
+(`budget.cell_budgets`): its highest bins, the earlier token first among equals.
 """
 
 from __future__ import annotations
@@ -16,33 +17,44 @@ from sqkernels.spectral_decode.reference import attend
 from sqkernels.spectral_index_decode.budget import BINS, CELL, LEVELS, Budget, budget_tokens, cell_budgets
 
 
-def index_scores(query: Tensor, pages: RowPages, row: int, scaling: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Pooled scores `[Hk, T]` of one sequence's coded tokens and the range `[Hk]`, `[Hk]` that they must lie in."""
-    decode = pages.matrices.index.decode.to(dtype)
-    codes = read_index(sequence_pages(pages, row), pages.matrices)[:, coded_slots(pages, row)].to(dtype)
+def index_weights(query: Tensor, decode: Tensor) -> Tensor:
+    """The mean query of each group in the index's coordinates, as integers −127 … 127, float32 `[Hk, rank]`.
+
+    query: `[H, D]`. decode: float32 `[Hk, rank, D]`.
+    """
     kv, _, dim = decode.shape
-    latent = torch.einsum("kd,krd->kr", query[row].to(dtype).view(kv, -1, dim).mean(1) * scaling, decode)
-    pooled = (codes @ latent[..., None])[..., 0]
-    return pooled, (latent * 15).clamp(max=0).sum(-1), (latent * 15).clamp(min=0).sum(-1)
+    coordinates = torch.einsum("kd,krd->kr", query.float().view(kv, -1, dim).mean(1), decode)
+    return integer_weights(coordinates)
 
 
-def select_tokens(
-    query: Tensor, pages: RowPages, budget: Budget, scaling: float, dtype: torch.dtype = torch.float32
-) -> list[list[Tensor]]:
+def integer_weights(coordinates: Tensor) -> Tensor:
+    """`coordinates: […, rank]` as 8-bit integers of equal proportions (float32)."""
+    unit = 127.0 / coordinates.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    return (coordinates * unit + 0.5).floor()
+
+
+def index_scores(query: Tensor, pages: RowPages, row: int) -> tuple[Tensor, Tensor]:
+    """Pooled integer scores `[Hk, T]` of one sequence's coded tokens, and the weights `[Hk, rank]` they come from."""
+    codes = read_index(sequence_pages(pages, row), pages.matrices)[:, coded_slots(pages, row)]
+    weights = index_weights(query[row], pages.matrices.index.decode)
+    return (codes @ weights[..., None])[..., 0], weights
+
+
+def select_tokens(query: Tensor, pages: RowPages, budget: Budget) -> list[list[Tensor]]:
     """Per sequence and head the selected coded tokens (0 is the first token), ascending."""
     budgets = budget_tokens(budget, pages)
     out = []
     for row in range(pages.batch):
-        pooled, low, high = index_scores(query, pages, row, scaling, dtype)
-        kept = select_mask(score_bins(pooled, low, high), budgets[row], int(pages.first[row]))
+        kept = select_mask(score_bins(*index_scores(query, pages, row)), budgets[row], int(pages.first[row]))
         out.append([mine.nonzero().squeeze(1) for mine in kept])
     return out
 
 
-def score_bins(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Bins int64 `[…, T]` of scores within `low, high: […]`."""
-    width = ((high - low) / BINS).clamp_min(1e-20)
-    return ((scores - low[..., None]) / width[..., None]).clamp(0, BINS - 1).long()
+def score_bins(scores: Tensor, weights: Tensor) -> Tensor:
+    """Bins int64 `[…, T]` of integer scores within the range that codes 0 … 15 can give under `weights: […, rank]`."""
+    least = 15 * weights.clamp(max=0).sum(-1).long()
+    span = 15 * weights.abs().sum(-1).long()
+    return ((scores.long() - least[..., None]) * (BINS * 65536 // (span + 1))[..., None]) >> 16
 
 
 def select_mask(bins: Tensor, budget: Tensor, first: int) -> Tensor:
@@ -70,8 +82,8 @@ def spectral_index_decode(
     scaling: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """See `api.spectral_index_decode`; computed in `dtype`, selection always in float32."""
-    return attend_selected(query, pages, exact, select_tokens(query, pages, budget, scaling), scaling, dtype)
+    """See `api.spectral_index_decode`; attention computed in `dtype`."""
+    return attend_selected(query, pages, exact, select_tokens(query, pages, budget), scaling, dtype)
 
 
 def attend_selected(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.rows.device import attend_rows, empty_state, head_bands, load_latents, load_query, store_partial
+from sqkernels.rows.device import attend_rows, empty_state, head_bands, key_latents, load_query, store_partial
 from sqkernels.spectral_decode.triton import prepare_role
 
 
@@ -24,7 +24,42 @@ def _scan_metadata(grid, kernel, args):
     return {"name": f"spectral_index_scan_{pages.shape[1] * 128}", "bytes": nbytes, "flops32": 2 * coded * args["RANK"]}
 
 
-@triton.jit(launch_metadata=_scan_metadata, do_not_specialize=["sinks", "window"])
+@triton.jit
+def _dot4(codes, weights, total, ASSEMBLY: tl.constexpr):
+    """total + Σ of four bytes of `codes` (unsigned) times those of `weights` (signed), int32."""
+    if ASSEMBLY:
+        return tl.inline_asm_elementwise(
+            "dp4a.u32.s32 $0, $1, $2, $3;", "=r,r,r,r", [codes, weights, total], dtype=tl.int32, is_pure=True, pack=1
+        )
+    for byte in tl.static_range(4):
+        total += ((codes >> (8 * byte)) & 0xFF) * ((weights << (24 - 8 * byte)) >> 24)
+    return total
+
+
+@triton.jit
+def _index_weights(query, INDEX_DECODE, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RANK: tl.constexpr):
+    """(words, least, to_bin): the mean query in the index's coordinates as 8-bit integers, four a word, int32 `[RANK / 4]`;
+    the least score codes can have; and bins are (score − least) · to_bin >> 16."""
+    mean = tl.sum(query, axis=0) / G
+    component = tl.arange(0, RANK)
+    d = tl.arange(0, DP)
+    matrix = tl.load(INDEX_DECODE + component[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
+    coordinates = tl.sum(matrix * mean[None, :], axis=1)
+    unit = 127.0 / tl.maximum(tl.max(tl.abs(coordinates), axis=0), 1e-30)
+    weights = tl.floor(coordinates * unit + 0.5).to(tl.int32)
+    least = 15 * tl.sum(tl.minimum(weights, 0), axis=0)
+    span = 15 * tl.sum(tl.abs(weights), axis=0)
+    words = tl.sum(tl.reshape((weights & 0xFF) << (component % 4 * 8), (RANK // 4, 4)), axis=1)
+    return words, least, (1 << 24) // (span + 1)
+
+
+@triton.jit
+def _word(words, index, COUNT: tl.constexpr):
+    """One of `words: [COUNT]` as a scalar."""
+    return tl.sum(tl.where(tl.arange(0, COUNT) == index, words, 0), axis=0)
+
+
+@triton.jit(launch_metadata=_scan_metadata, do_not_specialize=["sinks", "window", "n_pages", "cells_per_program"])
 def scan_kernel(
     Q,
     KEY_DECODE,
@@ -48,7 +83,6 @@ def scan_kernel(
     TOKENS,
     HEADS,
     INDEX_DECODE,
-    COORDINATES,
     BINS,
     LEVELS,
     n_pages,
@@ -64,12 +98,10 @@ def scan_kernel(
     BLOCK: tl.constexpr,
     RANK: tl.constexpr,
     CELL: tl.constexpr,
-    CELLS: tl.constexpr,
-    PROGRAMS: tl.constexpr,
+    ASSEMBLY: tl.constexpr,
 ):
-    """Grid (B·Hk, PARTS + PLANES / COLUMNS + PROGRAMS): `prepare_role`, then `cells_per_program` cells a program.
-    COORDINATES: float32 `[B·Hk, PROGRAMS, RANK]` (scratch). BINS: uint8 `[B·Hk, CELLS·CELL]`. LEVELS: int32
-    `[B·Hk, CELLS, 32]`."""
+    """Grid (B·Hk, PARTS + PLANES / COLUMNS + programs): `prepare_role`, then `cells_per_program` cells a program.
+    BINS: uint8 `[B·Hk, cells·CELL]`. LEVELS: int32 `[B·Hk, cells, 32]`."""
     bh = tl.program_id(0).to(tl.int64)
     role = tl.program_id(1)
     query = load_query(Q, tl.arange(0, 16), bh * G * D, G, D, DP)
@@ -105,67 +137,62 @@ def scan_kernel(
             BLOCK,
         )
     else:
-        program = role - ROLES
         b = bh // HK
         h = bh % HK
-        mean = tl.sum(query, axis=0) / G
-        component = tl.arange(0, RANK)
-        d = tl.arange(0, DP)
-        at = INDEX_DECODE + (h * RANK + component)[:, None] * D + d[None, :]
-        matrix = tl.load(at, mask=(d < D)[None, :], other=0.0)
-        coordinates = tl.sum(matrix * mean[None, :], axis=1)
-        least = tl.sum(tl.minimum(coordinates * 15.0, 0.0), axis=0)
-        most = tl.sum(tl.maximum(coordinates * 15.0, 0.0), axis=0)
-        to_bin = 256.0 / tl.maximum(most - least, 1e-18)
-        # Through memory, so that the loop below can take them one by one.
-        scratch = COORDINATES + (bh * PROGRAMS + program) * RANK
-        tl.store(scratch + component, coordinates * to_bin)
-        tl.debug_barrier()
+        words, least, to_bin = _index_weights(query, INDEX_DECODE + h * RANK * D, G, D, DP, RANK)
         first = tl.load(FIRST + b)
         end = first + tl.load(TOKENS + b)
         codes = STORAGE + tl.multiple_of(tl.load(HEADS + h * 9 + 8), 128)
-        begin = program * cells_per_program
-        for cell in range(begin, tl.minimum(begin + cells_per_program, CELLS)):
+        cells = tl.cdiv(n_pages * 128, CELL)
+        begin = (role - ROLES) * cells_per_program
+        for cell in range(begin, tl.minimum(begin + cells_per_program, cells)):
             slot = cell * CELL + tl.arange(0, CELL)
             inside = slot < n_pages * 128
-            page = tl.load(PAGES + b * n_pages + slot // 128, mask=inside, other=0)
-            where = tl.max_contiguous(tl.multiple_of(codes + tl.multiple_of(page, 16) + slot % 128, 16), 16)
-            score = tl.zeros((CELL,), tl.float32) - least * to_bin
-            for byte in tl.static_range(RANK // 2):
-                raw = tl.load(where + byte * 128, mask=inside, other=0).to(tl.int32)
-                score += (raw & 15).to(tl.float32) * tl.load(scratch + byte)
-                score += (raw >> 4).to(tl.float32) * tl.load(scratch + RANK // 2 + byte)
-            bins = tl.minimum(tl.maximum(score, 0.0), 255.0).to(tl.int32)
-            tl.store(BINS + (bh * CELLS + cell) * CELL + tl.arange(0, CELL), bins.to(tl.uint8))
+            page = tl.multiple_of(tl.load(PAGES + b * n_pages + slot // 128, mask=inside, other=0), 16)
+            row = (codes + page).to(tl.pointer_type(tl.int64)) + (slot % 128) * (RANK // 16)
+            score = tl.zeros((CELL,), tl.int32) - least
+            for eight in tl.static_range(RANK // 16):
+                pair = tl.load(row + eight, mask=inside, other=0)
+                for half in tl.static_range(2):
+                    raw = (pair >> (32 * half)).to(tl.int32)
+                    low = _word(words, 2 * eight + half, RANK // 4)
+                    high = _word(words, RANK // 8 + 2 * eight + half, RANK // 4)
+                    score = _dot4(raw & 0x0F0F0F0F, tl.zeros((CELL,), tl.int32) + low, score, ASSEMBLY)
+                    score = _dot4((raw >> 4) & 0x0F0F0F0F, tl.zeros((CELL,), tl.int32) + high, score, ASSEMBLY)
+            bins = (score * to_bin) >> 16
+            tl.store(BINS + (bh * cells + cell) * CELL + tl.arange(0, CELL), bins.to(tl.uint8))
             levels = tl.histogram(bins >> 3, 32, mask=(slot >= first) & (slot < end))
-            tl.store(LEVELS + (bh * CELLS + cell) * 32 + tl.arange(0, 32), levels)
+            tl.store(LEVELS + (bh * cells + cell) * 32 + tl.arange(0, 32), levels)
 
 
 @triton.jit
-def _cell_budget(LEVELS, budget, cell, CELLS: tl.constexpr, CELLS_P: tl.constexpr):
-    """How many of a cell's tokens are selected: those of the levels above the one at which the budget ends, and of that one
-    the cell's part in proportion."""
-    cells = tl.arange(0, CELLS_P)
+def _cell_budget(LEVELS, budget, cell, cells, CELLS_P: tl.constexpr):
+    """(wanted, whole): how many of a cell's tokens are selected, and the level from which on all are: of the level below,
+    at which the budget ends, a cell gives its part in proportion."""
+    every = tl.arange(0, CELLS_P)
     level = tl.arange(0, 32)
-    counts = tl.load(LEVELS + cells[:, None] * 32 + level[None, :], mask=(cells < CELLS)[:, None], other=0)
+    counts = tl.load(LEVELS + every[:, None] * 32 + level[None, :], mask=(every < cells)[:, None], other=0)
     total = tl.sum(counts, axis=0)
     above = tl.cumsum(total, axis=0, reverse=True)
     whole = tl.sum((above > budget).to(tl.int32), axis=0)
     remaining = (budget - tl.sum(tl.where(level >= whole, total, 0), axis=0)).to(tl.int64)
     edges = tl.sum(tl.where((level == whole - 1)[None, :], counts, 0), axis=1)
     edge_total = tl.maximum(tl.sum(edges, axis=0), 1)
-    before = tl.sum(tl.where(cells < cell, edges, 0), axis=0)
-    after = tl.sum(tl.where(cells <= cell, edges, 0), axis=0)
-    mine = tl.sum(tl.where((cells == cell)[:, None] & (level >= whole)[None, :], counts, 0), axis=1)
+    before = tl.sum(tl.where(every < cell, edges, 0), axis=0)
+    after = tl.sum(tl.where(every <= cell, edges, 0), axis=0)
+    mine = tl.sum(tl.where((every == cell)[:, None] & (level >= whole)[None, :], counts, 0), axis=1)
     part = (remaining * after) // edge_total - (remaining * before) // edge_total
-    return tl.sum(mine, axis=0) + tl.where(whole > 0, part, 0).to(tl.int32)
+    return tl.sum(mine, axis=0) + tl.where(whole > 0, part, 0).to(tl.int32), whole
 
 
 @triton.jit
-def _select(bins, wanted, slot, mine):
-    """Write the slots of the `wanted` highest bins (−1: no token), the earlier slot first among equals; their number."""
-    threshold = 0
-    for bit in tl.static_range(7, -1, -1):
+def _select(bins, wanted, whole, slot, mine):
+    """Write the slots of the `wanted` highest bins (−1: no token), the earlier slot first among equals; their number.
+
+    The threshold lies among the eight bins of the level below `whole`.
+    """
+    threshold = tl.maximum(whole - 1, 0) * 8
+    for bit in tl.static_range(2, -1, -1):
         higher = threshold + (1 << bit)
         threshold = tl.where(tl.sum((bins >= higher).to(tl.int32), axis=0) >= wanted, higher, threshold)
     above = (bins > threshold).to(tl.int32)
@@ -176,7 +203,7 @@ def _select(bins, wanted, slot, mine):
     chosen = (above > 0) | ((edge > 0) & (edge_rank <= room))
     place = (ranks & 0xFFFF) + tl.minimum(edge_rank, room) - 1
     tl.store(mine + place, slot, mask=chosen)
-    return tl.sum(chosen.to(tl.int32), axis=0)
+    return wanted
 
 
 def _gather_metadata(grid, kernel, args):
@@ -189,7 +216,7 @@ def _gather_metadata(grid, kernel, args):
     return {"name": f"spectral_index_gather_{pages.shape[1] * 128}", "bytes": nbytes, "flops16": flops}
 
 
-@triton.jit(launch_metadata=_gather_metadata, do_not_specialize=["expected", "token_bytes", "count"])
+@triton.jit(launch_metadata=_gather_metadata, do_not_specialize=["n_pages", "expected", "token_bytes", "count"])
 def gather_kernel(
     STORAGE,
     PAGES,
@@ -212,8 +239,8 @@ def gather_kernel(
     count,
     HK: tl.constexpr,
     G: tl.constexpr,
+    N: tl.constexpr,
     CELL: tl.constexpr,
-    CELLS: tl.constexpr,
     CELLS_P: tl.constexpr,
     BUDGET_KIND: tl.constexpr,
     UNIFORM: tl.constexpr,
@@ -231,11 +258,12 @@ def gather_kernel(
     STAGES: tl.constexpr,
     ASSEMBLY: tl.constexpr,
 ):
-    """Grid (B·Hk, CELLS). BUDGET_KIND: 0 tokens from BUDGET, int32 `[B, Hk]`, 1 `share` of the coded tokens, 2 `count`
-    tokens. SELECTED: int32 `[B·Hk, CELLS·CELL]`, a cell's list in the cell's place, COUNTS: int32 `[B·Hk, CELLS]`. PART:
-    float32 `[B·Hk, CELLS, G, planes]`, STATS: `[B·Hk, CELLS, 2, 16]`. The rest as in `spectral_decode`."""
+    """Grid (B·Hk, cells). BUDGET_KIND: 0 tokens from BUDGET, int32 `[B, Hk]`, 1 `share` of the coded tokens, 2 `count`
+    tokens. SELECTED: int32 `[B·Hk, cells·CELL]`, a cell's list in the cell's place, COUNTS: int32 `[B·Hk, cells]`. PART:
+    float32 `[B·Hk, cells, G, planes]`, STATS: `[B·Hk, cells, 2, 16]`. The rest as in `spectral_decode`."""
     bh = tl.program_id(0).to(tl.int64)
     cell = tl.program_id(1)
+    cells = tl.num_programs(1)
     b = bh // HK
     h = bh % HK
     first = tl.load(FIRST + b)
@@ -246,27 +274,29 @@ def gather_kernel(
         budget = tl.ceil(tokens.to(tl.float32) * share).to(tl.int32)
     else:
         budget = count
-    wanted = _cell_budget(LEVELS + bh * CELLS * 32, tl.minimum(budget, tokens), cell, CELLS, CELLS_P)
+    wanted, whole = _cell_budget(LEVELS + bh * cells * 32, tl.minimum(budget, tokens), cell, cells, CELLS_P)
     slot = cell * CELL + tl.arange(0, CELL)
-    bins = tl.load(BINS + (bh * CELLS + cell) * CELL + tl.arange(0, CELL)).to(tl.int32)
+    bins = tl.load(BINS + (bh * cells + cell) * CELL + tl.arange(0, CELL)).to(tl.int32)
     bins = tl.where((slot >= first) & (slot < first + tokens), bins, -1)
-    mine = SELECTED + (bh * CELLS + cell) * CELL
-    found = _select(bins, wanted, slot, mine)
-    tl.store(COUNTS + bh * CELLS + cell, found)
+    mine = SELECTED + (bh * cells + cell) * CELL
+    found = _select(bins, wanted, whole, slot, mine)
+    tl.store(COUNTS + bh * cells + cell, found)
     tl.debug_barrier()
 
-    PLANES: tl.constexpr = 2 * K4 + 4 * K2 + 8 * K1
-    VALUE_PLANES: tl.constexpr = 2 * V4 + 4 * V2 + 8 * V1
+    PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
+    VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
     offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
-    latents = load_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1)
-    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, 16))
-    state = empty_state(V4, V2, V1)
+    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
+    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N)) - key_offset
+    state = empty_state(V4, V2, V1, N)
     for start in tl.range(0, found, BLOCK, num_stages=STAGES):
         place = start + tl.arange(0, BLOCK)
         real = place < found
         chosen = tl.load(mine + place, mask=real, other=cell * CELL)
         page = tl.multiple_of(tl.load(PAGES + b * n_pages + chosen // 128), 16)
         rows = STORAGE + page + offset + (chosen % 128) * row_bytes
-        state = attend_rows(state, latents, constant, rows, real, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, ASSEMBLY)
-    part = PART + (bh * CELLS + cell) * G * VALUE_PLANES
-    store_partial(state, part, STATS + (bh * CELLS + cell) * 32, G, V4, V2, V1)
+        state = attend_rows(
+            state, latents, constant, rows, real, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, N, ASSEMBLY
+        )
+    part = PART + (bh * cells + cell) * G * VALUE_PLANES
+    store_partial(state, part, STATS + (bh * cells + cell) * 32, G, V4, V2, V1, N)

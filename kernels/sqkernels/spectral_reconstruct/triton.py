@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.rows.device import _band, head_bands, unpack4, unpack_small
+from sqkernels.rows.device import head_bands, load_bytes, load_words, unpack4_centred, unpack_small
 
 
 def _metadata(grid, kernel, args):
@@ -37,21 +37,25 @@ def _matrices(
     D: tl.constexpr,
     DW: tl.constexpr,
 ):
-    """(constant, low nibbles', high nibbles', 2-bit and 1-bit planes' matrices); 0.0 for bands that are not there."""
+    """(constant, matrices of nibbles 0 … 3, of 2-bit and of 1-bit planes); 0.0 for bands that are not there."""
     d = tl.arange(0, DW)
     constant = tl.load(CONSTANT + first + d, mask=d < WIDTH, other=0.0)
-    low = 0.0
-    high = 0.0
-    m2 = 0.0
+    m0 = 0.0
     m1 = 0.0
+    m2 = 0.0
+    m3 = 0.0
+    two = 0.0
+    one = 0.0
     if B4 > 0:
-        low = _matrix(DECODE, 0, first, B4, WIDTH, D, DW)
-        high = _matrix(DECODE, B4, first, B4, WIDTH, D, DW)
+        m0 = _matrix(DECODE, 0, first, B4, WIDTH, D, DW)
+        m1 = _matrix(DECODE, B4, first, B4, WIDTH, D, DW)
+        m2 = _matrix(DECODE, 2 * B4, first, B4, WIDTH, D, DW)
+        m3 = _matrix(DECODE, 3 * B4, first, B4, WIDTH, D, DW)
     if B2 > 0:
-        m2 = _matrix(DECODE, 2 * B4, first, 4 * B2, WIDTH, D, DW)
+        two = _matrix(DECODE, 4 * B4, first, 4 * B2, WIDTH, D, DW)
     if B1 > 0:
-        m1 = _matrix(DECODE, 2 * B4 + 4 * B2, first, 8 * B1, WIDTH, D, DW)
-    return constant, low, high, m2, m1
+        one = _matrix(DECODE, 4 * B4 + 4 * B2, first, 8 * B1, WIDTH, D, DW)
+    return constant, m0, m1, m2, m3, two, one
 
 
 @triton.jit
@@ -70,16 +74,18 @@ def _columns(
 ):
     """Keys or values float32 `[T, DW]` of rows whose bands begin at byte `start`."""
     b4, b2, b1 = bands
-    constant, m_low, m_high, m2, m1 = matrices
+    constant, m0, m1, m2, m3, two, one = matrices
     x = tl.zeros((T, DW), tl.float32) + constant[None, :]
     if B4 > 0:
-        low, high = unpack4(_band(rows, start, b4, B4, FULL), ASSEMBLY)
-        x = tl.dot(low, m_low, x)
-        x = tl.dot(high, m_high, x)
+        n0, n1, n2, n3 = unpack4_centred(load_words(rows, start, b4, B4, FULL), ASSEMBLY)
+        x = tl.dot(n0, m0, x)
+        x = tl.dot(n1, m1, x)
+        x = tl.dot(n2, m2, x)
+        x = tl.dot(n3, m3, x)
     if B2 > 0:
-        x = tl.dot(unpack_small(_band(rows, start + b4, b2, B2, FULL), 2, T, B2), m2, x)
+        x = tl.dot(unpack_small(load_bytes(rows, start + b4, b2, B2, FULL), 2, T, B2), two, x)
     if B1 > 0:
-        x = tl.dot(unpack_small(_band(rows, start + b4 + b2, b1, B1, FULL), 1, T, B1), m1, x)
+        x = tl.dot(unpack_small(load_bytes(rows, start + b4 + b2, b1, B1, FULL), 1, T, B1), one, x)
     return x
 
 
@@ -132,7 +138,7 @@ def reconstruct_kernel(
     d = tl.arange(0, DP)
     e = tl.arange(0, DH)
     if tl.program_id(2) == 0:
-        PLANES: tl.constexpr = 2 * K4 + 4 * K2 + 8 * K1
+        PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
         decode = KEY_DECODE + h * PLANES * D
         constant = KEY_CONSTANT + h * D
         if ROPE:
@@ -160,7 +166,7 @@ def reconstruct_kernel(
                 at = (bh * n_pages * 128 + tile * T + tl.arange(0, T))[:, None] * D + d[None, :]
                 tl.store(OUT_K + at, x.to(OUT_K.dtype.element_ty), mask=(d < D)[None, :])
     else:
-        VALUE_PLANES: tl.constexpr = 2 * V4 + 4 * V2 + 8 * V1
+        VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
         values = _matrices(VALUE_DECODE + h * VALUE_PLANES * D, VALUE_CONSTANT + h * D, 0, V4, V2, V1, D, D, DP)
         for tile in range(begin, end):
             rows = _rows(STORAGE, PAGES + b * n_pages, offset, row_bytes, tile, T)

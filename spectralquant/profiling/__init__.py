@@ -1,0 +1,1 @@
+"""How fast kernels are on this device: timers, telemetry, measured peaks, baselines, roofline."""
