@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sqcli.commands import calibrate, compare, doctor, generate, inspect, pack, report, show, study, unpack
+from sqcli.commands import calibrate, compare, doctor, generate, inspect, pack, profile, report, show, study, unpack
 
 INTERRUPTED = 130
 BAD_INPUT = 2
@@ -46,6 +46,7 @@ def root(
 app.command("doctor")(doctor.doctor)
 app.command("calibrate")(calibrate.calibrate)
 app.command("show")(show.show)
+app.command("profile")(profile.profile)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("pack")(pack.pack)

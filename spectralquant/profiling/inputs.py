@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,15 @@ class CodeSettings:
     index_rank: int = 16
     share: float = 0.08
     window: int = PAGE
+
+    def selected(self, coded: int) -> int:
+        """Tokens that the index may select of `coded` ones."""
+        return math.ceil(self.share * coded)
+
+
+def coded_tokens(context: int, window: int) -> int:
+    """Tokens of a context that are neither sinks nor in the window."""
+    return max(0, context - SINKS - window)
 
 
 def random_matrices(
@@ -61,7 +71,7 @@ def random_inputs(shape: ModelShape, matrices: RowMatrices, batch: int, context:
     """Random codes (any byte is one), sinks, window and query, bfloat16."""
     device = matrices.device
     generator = torch.Generator(device=device).manual_seed(seed)
-    coded = max(0, context - SINKS - window)
+    coded = coded_tokens(context, window)
     count = max(1, -(-coded // PAGE))
     nbytes = matrices.layout.page_bytes
     data = torch.randint(0, 256, (batch, count, nbytes), dtype=torch.uint8, device=device, generator=generator)

@@ -91,3 +91,14 @@ def parse_shape(text: str) -> ModelShape:
     values.setdefault("intermediate", 4 * hidden)
     values.setdefault("vocab", 32000)
     return ModelShape(name="custom", **values)
+
+
+def shape_of_model(spec: str, *, offline: bool = False) -> ModelShape:
+    """The shape of a built-in model, a folder or a hub id, from its configuration alone.
+
+    Raises:
+        SourceError: there is no such model, or it cannot be reached.
+    """
+    from spectralquant.sources.models import load_config
+
+    return ModelShape.of_config(spec, load_config(spec, offline=offline))

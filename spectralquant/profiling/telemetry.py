@@ -37,3 +37,13 @@ def _or_none(function: Any, *arguments: Any) -> Any:
         return function(*arguments)
     except Exception:  # a counter that this device does not have
         return None
+
+
+def verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> dict[str, Any]:
+    """Whether timings between two readings can be trusted: {"conclusive": bool, "why": …}."""
+    if before is None or after is None:
+        return {"conclusive": False, "why": "NVML tells nothing of clocks and throttling here"}
+    throttled = sorted({*before["throttled"], *after["throttled"]})
+    if throttled:
+        return {"conclusive": False, "why": f"the device throttled: {', '.join(throttled)}"}
+    return {"conclusive": True, "why": "no throttling seen"}

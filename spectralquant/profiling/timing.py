@@ -1,4 +1,8 @@
-"""`graph_time`: microseconds of a call, from replays of a CUDA graph over rotating inputs."""
+"""`graph_time`: microseconds of a call, from replays of a CUDA graph over rotating inputs.
+
+`triton.testing.do_bench` times one input set and empties the cache by a large write before every call, launch included;
+here calls follow each other as in decoding and rotate among input sets that together do not fit into the cache.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 REPLAYS = 25
-MIN_CALLS = 12
+GRAPH_US = 400.0
+MAX_CALLS = 24
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,21 @@ def rotation(bytes_read: int, cache_bytes: int, most: int = 24) -> int:
 
 
 def graph_time(calls: Sequence[Callable[[], object]], replays: int = REPLAYS) -> Timing:
-    """Time of one call. All calls (one an input set) are captured in one graph, several times over when they are few."""
-    repeats = -(-MIN_CALLS // len(calls))
+    """Time of one call. All calls (one an input set) are captured in one graph, several times over when they are short."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        for call in calls:
-            call()
+        for _ in range(2):
+            for call in calls:
+                call()
     stream.synchronize()
+    once = _elapsed(_capture(calls, 1, stream))
+    repeats = max(1, min(MAX_CALLS // len(calls), round(GRAPH_US / max(once, 1.0))))
+    graph = _capture(calls, repeats, stream)
+    times = sorted(_elapsed(graph) / (repeats * len(calls)) for _ in range(replays))
+    return Timing(statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5], len(times))
+
+
+def _capture(calls: Sequence[Callable[[], object]], repeats: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(repeats):
@@ -42,13 +55,14 @@ def graph_time(calls: Sequence[Callable[[], object]], replays: int = REPLAYS) ->
                 call()
     graph.replay()
     torch.cuda.synchronize()
-    times = []
-    for _ in range(replays):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(1000 * begin.elapsed_time(end) / (repeats * len(calls)))
-    times.sort()
-    return Timing(statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5], len(times))
+    return graph
+
+
+def _elapsed(graph: torch.cuda.CUDAGraph) -> float:
+    """Microseconds of one replay."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return 1000 * begin.elapsed_time(end)

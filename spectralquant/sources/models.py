@@ -116,6 +116,22 @@ def load_model(
     return LoadedModel(spec, model, tokenizer, probe_geometry(model))
 
 
+def load_config(spec: str, *, offline: bool = False) -> Any:
+    """A model's transformers configuration, without its weights.
+
+    Raises:
+        SourceError: there is no such model, or it cannot be reached.
+    """
+    with _quiet_transformers():
+        try:
+            folder = BUILTIN[spec](offline=offline) if spec in BUILTIN else spec
+            return AutoConfig.from_pretrained(folder, local_files_only=offline or Path(folder).is_dir())
+        except SourceError:
+            raise
+        except Exception as error:  # transformers raises OSError, ValueError, KeyError, … for bad folders
+            raise SourceError(f"The configuration of {spec!r} cannot be read: {_first_line(error)}") from error
+
+
 def load_gguf(path: Path, *, dtype: str | torch.dtype) -> tuple[nn.Module, Any]:
     """Load a GGUF file with its weights dequantized to `dtype`."""
     options: dict[str, Any] = {"gguf_file": path.name, "dtype": dtype}

@@ -12,7 +12,7 @@ from sqcli.options import Data, Device, Dtype, Model, Offline, Quiet
 if TYPE_CHECKING:
     from sqcli.output import Output
 
-STUDIES = ("cold", "domains", "second-model", "packet", "tiers", "cache", "adaptive")
+STUDIES = ("cold", "domains", "second-model", "packet", "tiers", "cache", "adaptive", "index", "kernels")
 
 
 def study(
@@ -22,7 +22,7 @@ def study(
     data: Data = "builtin:pydoc",
     other_data: Annotated[str, typer.Option(help="The second domain of `domains` and `adaptive`.")] = "builtin:stdlib",
     profile: Annotated[
-        Path | None, typer.Option("--profile", "-p", help="The profile of `packet` and `cache`.")
+        Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
@@ -39,7 +39,8 @@ def study(
     second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve. packet: time to
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
     bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. adaptive:
-    text that turns from prose to code.
+    text that turns from prose to code. index: quality when a part of the hot codes is read, by the share selected.
+    kernels: launch settings of the attention kernels (needs a GPU).
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -48,13 +49,18 @@ def study(
 
     if name not in STUDIES:
         raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
-    if name in ("packet", "cache") and profile is None:
+    if name in ("packet", "cache", "index") and profile is None:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from spectralquant.sources.text import load_text
     from sqcli.output import Output
     from sqcli.render.study import study_view
 
     output = Output(quiet=quiet)
+    if name == "kernels":
+        result = _kernels(device, output)
+        write_json(out, result)
+        output.show(*study_view(result))
+        return
     documents = load_text(data, offline=offline)
     if name == "second-model":
         result = _second_model(documents, data, device, offline, train_seconds, output)
@@ -97,6 +103,12 @@ def _on_model(
             from spectralquant.studies.packet import packet_study
 
             return packet_study(loaded, CalibrationProfile.load(profile), text, window, bar)
+        if name == "index":
+            from spectralquant.profile import CalibrationProfile
+            from spectralquant.studies.index import IndexStudy, index_study
+
+            study = IndexStudy(context=4 * window, scored=2 * window, windows=windows)
+            return index_study(loaded, CalibrationProfile.load(profile), text, data, study, bar)
         if name == "tiers":
             from spectralquant.studies.tiers import TierStudy, tier_study
 
@@ -114,6 +126,18 @@ def _on_model(
         from spectralquant.studies.domains import domain_study
 
         return domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
+
+
+def _kernels(device: str, output: Output) -> dict[str, Any]:
+    from spectralquant.errors import InputError
+    from spectralquant.sources.models import pick_device
+    from spectralquant.studies.kernels import kernel_study
+
+    where = pick_device(device)
+    if where.type != "cuda":
+        raise InputError("The kernels study times kernels on a CUDA device, and there is none here.")
+    with output.progress() as bar:
+        return kernel_study("llama-3.1-8b", 32768, (1, 8), where, bar)
 
 
 def _second_model(

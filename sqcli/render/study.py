@@ -14,6 +14,10 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
         return [packet_times(result["rows"][0])]
     if result["kind"] == "spectralquant.cache":
         return [cache_costs(result["rows"])]
+    if result["kind"] == "spectralquant.kernels":
+        return [launch_settings(result["rows"])]
+    if result["kind"] == "spectralquant.index":
+        return [index_quality(result["rows"])]
     parts: list[RenderableType] = []
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in result["rows"]:
@@ -72,6 +76,36 @@ def cache_costs(rows: list[dict[str, Any]]) -> Table:
             f"{100 * r['compress_share_of_prefill']:.1f} %" if coded else "",
             f"{r['peak_memory_bytes'] / 1e6:.0f}",
             f"{r['resident_ratio']:.2f}" if "resident_ratio" in r else "",
+        )
+    return table
+
+
+def launch_settings(rows: list[dict[str, Any]]) -> Table:
+    """Times of kernels by launch settings."""
+    table = Table(title="launch settings", title_justify="left", box=None, padding=(0, 1))
+    for name in ("kernel", "batch", "settings", "µs", "TB/s"):
+        table.add_column(name, justify="right" if name in ("batch", "µs", "TB/s") else "left")
+    for r in rows:
+        chosen = " ".join(f"{k}={v}" for k, v in r["variant"].items())
+        table.add_row(r["kernel"], str(r["batch"]), chosen, f"{r['time_us']:.1f}", f"{r['tb_per_s']:.2f}")
+    return table
+
+
+def index_quality(rows: list[dict[str, Any]]) -> Table:
+    """Quality by the share of coded tokens that a query may select."""
+    first = rows[0]
+    title = f"{first['context']}-token windows, n = {first['n_tokens']:,} scored, base PPL {first['base_ppl']:.2f}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for name in ("share selected", "ΔPPL", "KL, nats", "top-1", "read, of fp16"):
+        table.add_column(name, justify="right")
+    for r in rows:
+        read = r["index_share_of_fp16"] + r["options"]["share"] * r["codes_share_of_fp16"]
+        table.add_row(
+            f"{100 * r['options']['share']:g} %",
+            f"{r['delta_ppl']:+.3f}",
+            f"{r['kl_nats']:.4f}",
+            f"{100 * r['top1']:.1f} %",
+            f"{100 * read:.1f} %",
         )
     return table
 

@@ -1,0 +1,154 @@
+"""Launch settings of the attention kernels, tried one by one: what the tuning notes beside the kernels quote.
+
+Variants are compiled by worker processes first (Triton keeps compiled kernels on disk), so that the study takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from spectralquant.profiling.cell import Bench, kernel_call, kernel_traffic
+from spectralquant.profiling.inputs import CodeSettings, Inputs, random_inputs, random_matrices
+from spectralquant.profiling.peaks import measure_peaks
+from spectralquant.profiling.shapes import parse_shape
+from spectralquant.profiling.telemetry import telemetry, verdict
+from spectralquant.profiling.timing import graph_time, rotation
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results import results_file
+from sqkernels.spectral_decode import ops as decode_ops
+from sqkernels.spectral_index_decode import ops as index_ops
+
+Progress = Callable[[str, int, int], None]
+Row = dict[str, Any]
+WORKERS = 12
+DECODE = [
+    {"block": b, "warps": w, "programs": p, "stages": s}
+    for b, w, p, s in (
+        (64, 1, 8, 3),
+        (64, 1, 12, 3),
+        (64, 1, 12, 2),
+        (32, 1, 12, 3),
+        (128, 1, 8, 2),
+        (64, 2, 8, 3),
+        (128, 2, 6, 3),
+        (128, 4, 4, 3),
+        (128, 4, 4, 2),
+        (64, 4, 4, 3),
+    )
+]
+INDEX = [
+    {"programs": p, "scan_warps": sw, "block": b, "stages": s, "warps": w}
+    for p, sw, b, s, w in (
+        (8, 4, 64, 2, 2),
+        (8, 4, 64, 2, 1),
+        (8, 4, 32, 2, 1),
+        (8, 4, 32, 3, 2),
+        (8, 4, 64, 2, 4),
+        (8, 4, 128, 2, 4),
+        (8, 8, 64, 2, 2),
+        (16, 4, 64, 2, 2),
+        (4, 4, 64, 2, 2),
+    )
+]
+VARIANTS = [("spectral_decode", v) for v in DECODE] + [("spectral_index_decode", v) for v in INDEX]
+
+
+def kernel_study(
+    shape: str, context: int, batches: tuple[int, ...], device: torch.device, progress: Progress
+) -> dict[str, Any]:
+    """A row a kernel, batch and variant, fastest first within each."""
+    model, settings = parse_shape(shape), CodeSettings()
+    before = telemetry(device.index or 0)
+    _compile_all(shape, context, batches, progress)
+    bench = Bench(
+        model,
+        random_matrices(model, settings, device),
+        settings,
+        measure_peaks(device),
+        torch.cuda.get_device_name(device),
+    )
+    rows = []
+    for batch in batches:
+        for kernel in ("spectral_decode", "spectral_index_decode"):
+            found = _timed(bench, kernel, batch, context, progress)
+            rows += sorted(found, key=lambda r: r["time_us"])
+    state = {"before": before, "after": telemetry(device.index or 0)}
+    facts = provenance(**device_facts(device), shape=shape, settings=asdict(settings))
+    return results_file("kernels", rows, facts, telemetry=state | {"verdict": verdict(*state.values())})
+
+
+def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progress) -> list[Row]:
+    traffic = kernel_traffic(bench.shape, bench.matrices, bench.settings, context)[kernel]
+    total = {k: batch * v for k, v in traffic.items()}
+    window = bench.settings.window
+    sets = [
+        random_inputs(bench.shape, bench.matrices, batch, context, window, seed)
+        for seed in range(rotation(total["bytes"], bench.peaks.cache))
+    ]
+    call, rows = kernel_call(kernel, bench.settings), []
+    for name, variant in VARIANTS:
+        if name == kernel:
+            progress(f"{kernel}, batch {batch}", len(rows), len(VARIANTS))
+            with using(kernel, variant):
+                timing = graph_time([lambda i=i: call(i) for i in sets])
+            rows.append(bench.row(kernel, batch, context, timing, total) | {"variant": variant})
+    return rows
+
+
+@contextlib.contextmanager
+def using(kernel: str, variant: dict[str, int]) -> Iterator[None]:
+    """Launch a kernel with other settings."""
+    if kernel == "spectral_decode":
+        kept = decode_ops.WIDE, decode_ops.MANY
+        decode_ops.WIDE = decode_ops.MANY = decode_ops.Settings(**variant)
+    else:
+        kept = index_ops.SETTINGS
+        index_ops.SETTINGS = replace(index_ops.SETTINGS, **variant)
+    try:
+        yield
+    finally:
+        if kernel == "spectral_decode":
+            decode_ops.WIDE, decode_ops.MANY = kept
+        else:
+            index_ops.SETTINGS = kept
+
+
+def _compile_all(shape: str, context: int, batches: tuple[int, ...], progress: Progress) -> None:
+    jobs = [
+        json.dumps(
+            {"shape": shape, "context": context, "batches": batches, "which": list(range(i, len(VARIANTS), WORKERS))}
+        )
+        for i in range(WORKERS)
+    ]
+    run = lambda job: subprocess.run([sys.executable, "-m", __name__, job], check=False, capture_output=True)  # noqa: E731
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for done, _ in enumerate(pool.map(run, jobs)):
+            progress("compiling", done, WORKERS)
+
+
+def _compile(job: dict[str, Any]) -> None:
+    """Run some variants once."""
+    model, settings, device = parse_shape(job["shape"]), CodeSettings(), torch.device("cuda")
+    matrices = random_matrices(model, settings, device)
+    inputs: dict[int, Inputs] = {
+        b: random_inputs(model, matrices, b, job["context"], settings.window, 0) for b in job["batches"]
+    }
+    for i in job["which"]:
+        kernel, variant = VARIANTS[i]
+        for batch in job["batches"]:
+            with using(kernel, variant):
+                kernel_call(kernel, settings)(inputs[batch])
+    torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    _compile(json.loads(sys.argv[1]))

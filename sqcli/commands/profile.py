@@ -1,0 +1,121 @@
+"""`sq profile`: bandwidth and latency of the kernels on this GPU, against every baseline that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sqcli.options import Csv, Device, Json, Offline, Quiet, Seed, Svg
+
+if TYPE_CHECKING:
+    from spectralquant.profiling.run import ProfileRequest
+
+
+def profile(
+    context: Annotated[str, typer.Option(help="Tokens, one or several: 2048,32768.")] = "32768",
+    batch: Annotated[str, typer.Option(help="Sequences, one or several.")] = "1,8",
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="llama-3.1-8b (default), llama-3.1-70b, qwen2.5-7b, mistral-7b, smollm2-135m, or custom:layers=32,heads=32,"
+            "kv_heads=8,head_dim=128."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Take the shape from a model's config.json instead.")
+    ] = None,
+    kernels: Annotated[
+        str | None,
+        typer.Option(help="Some of spectral_decode, spectral_index_decode, spectral_reconstruct, spectral_compress."),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits a component of the codes: 2, 3, 4 or 8.")] = 4,
+    index_rank: Annotated[int, typer.Option(help="Components of the index, 4 bits each.")] = 16,
+    share: Annotated[float, typer.Option(help="Part of the coded tokens that the index selects.")] = 0.08,
+    window: Annotated[int, typer.Option(help="Recent tokens that stay exact.")] = 128,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Also whole decode steps of a model with random weights.")
+    ] = False,
+    flex: Annotated[bool, typer.Option(help="FlexAttention among the baselines (compiles for some seconds).")] = True,
+    device_model: Annotated[
+        str | None,
+        typer.Option(
+            help="Predict for h100, h200, a100, l40s or rtx4090 (default without a GPU: h100); times nothing."
+        ),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write tables and curves as one HTML page.")] = None,
+    device: Device = "auto",
+    offline: Offline = False,
+    seed: Seed = 0,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time attention over compressed caches on this GPU: checked against float64 first, beside PyTorch's kernels.
+
+    Without a GPU it prints what a roofline predicts, marked so, and never a time.
+
+    Example: [bold]sq profile --context 32768 --batch 1,8 --shape llama-3.1-8b --html speed.html[/bold]
+    """
+    from spectralquant.errors import InputError
+    from spectralquant.profiling.devices import parse_device
+    from spectralquant.profiling.inputs import CodeSettings
+    from spectralquant.profiling.run import KERNELS, ProfileRequest, predict_device, profile_device
+    from spectralquant.profiling.shapes import parse_shape, shape_of_model
+    from spectralquant.sources.models import pick_device
+    from sqcli.output import Output
+    from sqcli.render.page import write_page
+    from sqcli.render.report import report_page
+    from sqcli.render.speed import speed_view
+
+    if shape is not None and model is not None:
+        raise InputError("--shape and --model both name a shape; give one of them.")
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    request = ProfileRequest(
+        shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
+        settings=CodeSettings(bits, index_rank, share, window),
+        contexts=_numbers(context, "--context"),
+        batches=_numbers(batch, "--batch"),
+        kernels=tuple(k.strip() for k in kernels.split(",")) if kernels else KERNELS,
+        end_to_end=end_to_end,
+        flex=flex,
+        seed=seed,
+    )
+    where = pick_device(device)
+    if device_model is not None or where.type != "cuda":
+        chosen = parse_device(device_model or "h100")
+        if device_model is None:
+            output.note(f"No CUDA device here: what follows is predicted for {chosen.name} (--device-model).")
+        result = predict_device(request, chosen)
+    else:
+        result = _measure(request, where, output, profile_device)
+    output.show(*speed_view(result))
+    output.finish(result, title="sq profile")
+    if html is not None:
+        write_page(html, report_page([("profile", result)]))
+        output.note(f"Wrote {html}")
+    if any(r.get("correct") is False and r["kernel"] in KERNELS for r in result["rows"]):
+        raise typer.Exit(1)
+
+
+def _measure(request: ProfileRequest, device: object, output: object, run: object) -> dict:
+    """Measure; every finished cell is in the JSON file already if the run ends early."""
+    from spectralquant.files import write_json
+
+    def save(result: dict) -> None:
+        if output.json_file not in (None, "-"):
+            write_json(output.json_file, result)
+
+    with output.progress() as bar:
+        return run(request, device, bar, save)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    from spectralquant.errors import InputError
+
+    parts = [p.strip() for p in text.split(",")]
+    if not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise InputError(f"{option} {text!r} is not a list of positive numbers, as in {option} 1,8.")
+    return tuple(dict.fromkeys(int(p) for p in parts))
