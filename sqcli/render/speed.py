@@ -50,7 +50,7 @@ def _new_table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
-    columns = ("kernel", "µs", "spread", "MB", "TB/s", "peak", "against dense")
+    columns = ("kernel", "µs", "±", "MB", "TB/s", "peak", "against dense")
     good = sorted((r for r in rows if "failed" not in r), key=lambda r: r["time_us"])
     n = good[0]["n"] if good else 0
     table = _new_table(f"\ncontext {context:,}, batch {batch}; medians of {n} graph replays", columns)
@@ -59,7 +59,7 @@ def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
         table.add_row(
             Text(r["kernel"], style="bold cyan" if ours else ""),
             f"{r['time_us']:.1f}",
-            f"{r['time_spread'][0]:.1f}–{r['time_spread'][1]:.1f}",
+            f"{50 * (r['time_spread'][1] - r['time_spread'][0]) / r['time_us']:.1f}%",
             f"{r['bytes_read'] / 1e6:.1f}",
             f"{r['tb_per_s']:.2f}",
             f"{100 * r['peak_share']:.0f}%",
@@ -67,7 +67,7 @@ def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
         )
     for r in rows:
         if "failed" in r:
-            table.add_row(Text(r["kernel"], style="dim"), *("–",) * 5, Text(r["failed"][:24], style="dim"))
+            table.add_row(Text(r["kernel"], style="dim"), *("–",) * 5, Text(r["failed"][:18], style="dim"))
     return table
 
 

@@ -8,6 +8,7 @@ gets them wrong.
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Nibbles become low mantissa bits of 1024.0: n, 16·n or, shifted, n and 16·n above it. Five instructions for eight nibbles.
 _NIBBLES: tl.constexpr = tl.constexpr("""
@@ -86,6 +87,18 @@ def unpack_small(raw, WIDTH: tl.constexpr, TOKENS: tl.constexpr, BYTES: tl.const
 
 
 @triton.jit
+def wait_for_previous(OVERLAP: tl.constexpr):
+    """Wait until the kernels before this one are done and their writes seen; then let the next one be launched.
+
+    What a kernel reads before it waits must not come from the launch before it: with every kernel of a chain waiting,
+    all older ones are done.
+    """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
 def load_query(Q, rows, first, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
     """Query rows float32 `[M, DP]` of one key/value head; `first` is the offset of its first row."""
     d = tl.arange(0, DP)
@@ -125,19 +138,20 @@ def attend_exact(
 ):
     """Attend to `count` exact tokens whose keys and values start at offset `first`; scale includes log2(e).
 
-    Inputs of at most 11 significant bits go through tf32 without loss.
+    Inputs of at most 11 significant bits go through tf32 without loss; float32 ones take three products.
     """
+    PRECISION: tl.constexpr = "tf32x3" if K.dtype.element_ty == tl.float32 else "tf32"
     d = tl.arange(0, DP)
     for start in range(0, count, BLOCK):
         t = start + tl.arange(0, BLOCK)
         inside = (t[:, None] < count) & (d[None, :] < D)
         at = first + t[:, None] * D + d[None, :]
         keys = tl.load(K + at, mask=inside, other=0.0).to(tl.float32)
-        scores = tl.dot(query, tl.trans(keys)) * scale
+        scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
         scores = tl.where((t < count)[None, :], scores, float("-inf"))
         m, factor, p, norm = softmax_step(scores, m, norm)
         values = tl.load(V + at, mask=inside, other=0.0).to(tl.float32)
-        acc = tl.dot(p, values, acc * factor[:, None])
+        acc = tl.dot(p, values, acc * factor[:, None], input_precision=PRECISION)
     return m, norm, acc
 
 

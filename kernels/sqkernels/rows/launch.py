@@ -64,7 +64,6 @@ class LayoutArguments:
     @property
     def constants(self) -> dict[str, Any]:
         """Compile-time arguments of the attention kernels."""
-        names = ("K4", "K2", "K1", "V4", "V2", "V1")
         filled = tuple(units * size for units, size in zip(self.padded, UNIT_BYTES * 2, strict=True))
         return {
             "UNIFORM": self.uniform,
@@ -72,8 +71,13 @@ class LayoutArguments:
             "ALIGN": self.align,
             "ROW": self.row if self.uniform else 0,
             "BANDS": self.bands,
-            **dict(zip(names, self.padded, strict=True)),
+            **self.padded_bands,
         }
+
+    @property
+    def padded_bands(self) -> dict[str, int]:
+        """Units of the padded bands by the kernels' names."""
+        return dict(zip(("K4", "K2", "K1", "V4", "V2", "V1"), self.padded, strict=True))
 
 
 def exact_arguments(exact: ExactTokens) -> tuple[Tensor | None, ...]:

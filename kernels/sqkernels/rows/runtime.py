@@ -35,3 +35,13 @@ def choose(backend: str, device: torch.device) -> str:
 def assembly(device: torch.device) -> bool:
     """Whether kernels may use PTX (the interpreter, and AMD devices, cannot)."""
     return device.type == "cuda" and torch.version.hip is None and not interpreting()
+
+
+def overlap(device: torch.device) -> dict[str, bool]:
+    """Launch options that let a kernel start while the one before it ends (programmatic dependent launch, from Hopper on).
+
+    Kernels then wait before they read what the one before wrote; see `device.wait_for_previous`.
+    """
+    if not assembly(device) or torch.cuda.get_device_capability(device) < (9, 0):
+        return {"OVERLAP": False}
+    return {"OVERLAP": True, "launch_pdl": True}

@@ -11,6 +11,7 @@ from sqkernels.rows.launch import LayoutArguments, next_power
 from sqkernels.rows.matrices import KindMatrices, RowMatrices
 
 TOKENS = 64
+WIDE_PLANES, WIDE_TOKENS = 256, 32
 
 
 def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tensor, pages: Tensor) -> None:
@@ -48,47 +49,35 @@ def _spectral_compress(
     index_shift: Tensor,
     layout: list[int],
 ) -> None:
-    from sqkernels.spectral_compress.triton import compress_kernel, index_kernel
+    from sqkernels.spectral_compress.triton import compress_kernel
 
     a = LayoutArguments.from_numbers(layout)
     count, kv, tokens, dim = keys.shape
-    grid = (count * kv, -(-tokens // TOKENS))
-    step = next(s for s in (32, 16) if dim % s == 0)
-    place = (storage, pages, heads)
-    both = (
-        (keys, (key_encode, key_offset, key_top, key_shift), a.padded[:3], a.key_planes),
-        (values, (value_encode, value_offset, value_top, value_shift), a.padded[3:], a.value_planes),
+    block = WIDE_TOKENS if max(a.key_planes, a.value_planes) > WIDE_PLANES else TOKENS
+    roles = 3 if a.index_rank else 2
+    compress_kernel[(count * kv, -(-tokens // block), roles)](
+        keys,
+        values,
+        storage,
+        pages,
+        heads,
+        *(key_encode, key_offset, key_top, key_shift),
+        *(value_encode, value_offset, value_top, value_shift),
+        *(index_encode, index_offset, index_top, index_shift),
+        tokens,
+        a.token_bytes + kv * a.index_rank // 2,
+        HK=kv,
+        D=dim,
+        KEY_COUNT=a.key_planes,
+        VALUE_COUNT=a.value_planes,
+        **a.padded_bands,
+        RANK=a.index_rank,
+        HALF=max(8, next_power(a.index_rank // 2)),
+        ROLES=roles,
+        STEP=next(s for s in (32, 16) if dim % s == 0),
+        T=block,
+        num_warps=4,
     )
-    for which, (x, matrices, padded, columns) in enumerate(both):
-        compress_kernel[grid](
-            x,
-            *place,
-            *matrices,
-            tokens,
-            a.token_bytes // 2,
-            HK=kv,
-            D=dim,
-            COUNT=columns,
-            **dict(zip(("B4", "B2", "B1"), padded, strict=True)),
-            VALUES=which == 1,
-            STEP=step,
-            T=TOKENS,
-            num_warps=4,
-        )
-    if a.index_rank:
-        index_kernel[grid](
-            keys,
-            *place,
-            *(index_encode, index_offset, index_top, index_shift),
-            tokens,
-            HK=kv,
-            D=dim,
-            RANK=a.index_rank,
-            HALF=max(16, next_power(a.index_rank // 2)),
-            STEP=step,
-            T=TOKENS,
-            num_warps=4,
-        )
 
 
 @_spectral_compress.register_fake

@@ -1,4 +1,4 @@
-"""One program a tile of tokens and a head's keys or values: project, round, clamp, pack, store."""
+"""One program a tile of tokens and a head's keys, values or index: project, round, clamp, pack, store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import triton.language as tl
 
 
 def _metadata(grid, kernel, args):
-    x = args["X"]
-    tokens = x.shape[0] * x.shape[2]
+    keys, values = args["K"], args["V"]
+    tokens = keys.shape[0] * keys.shape[2]
+    columns = args["KEY_COUNT"] + args["VALUE_COUNT"] + args["RANK"]
     return {
         "name": "spectral_compress",
-        "bytes": x.numel() * x.element_size() + tokens * args["token_bytes"],
-        "flops32": 2 * tokens * args["HK"] * args["D"] * args["COUNT"],
+        "bytes": (keys.numel() + values.numel()) * keys.element_size() + tokens * args["token_bytes"],
+        "flops32": 2 * tokens * args["HK"] * args["D"] * columns,
     }
 
 
@@ -20,28 +21,32 @@ def _metadata(grid, kernel, args):
 def _planes(
     x_at,
     valid,
-    ENCODE,
-    OFFSET,
-    TOP,
-    SHIFT,
+    matrices,
     columns,
     inside,
     COUNT: tl.constexpr,
     D: tl.constexpr,
     STEP: tl.constexpr,
     T: tl.constexpr,
-    PADDED: tl.constexpr,
+    WIDE: tl.constexpr,
+    PADDED_ZEROS: tl.constexpr,
 ):
-    """Planes int32 `[T, PADDED]` of some columns (not masked to their widths); x_at: pointers `[T]` to tokens.
+    """Planes int32 `[T, WIDE]` of some columns (not masked to their widths); x_at: pointers `[T]` to tokens. PADDED_ZEROS:
+    columns that are not `inside` are there and hold zeros.
 
     Half-precision tokens are exact in tf32, so that two products, with the matrix's leading 11 bits and with the rest, are
     as exact as one in float32; float32 tokens take three (Ootomo and Yokota 2022, arXiv 2203.03341).
     """
-    y = tl.zeros((T, PADDED), tl.float32)
+    ENCODE, OFFSET, TOP, SHIFT = matrices
+    y = tl.zeros((T, WIDE), tl.float32)
     for start in range(0, D, STEP):
         d = start + tl.arange(0, STEP)
         x = tl.load(x_at[:, None] + d[None, :], mask=valid[:, None], other=0.0)
-        matrix = tl.load(ENCODE + d[:, None] * COUNT + columns[None, :], mask=inside[None, :], other=0.0)
+        at = ENCODE + d[:, None] * COUNT + columns[None, :]
+        if PADDED_ZEROS:
+            matrix = tl.load(at)
+        else:
+            matrix = tl.load(at, mask=inside[None, :], other=0.0)
         if x.dtype == tl.float32:
             y = tl.dot(x, matrix, y, input_precision="tf32x3")
         else:
@@ -61,7 +66,8 @@ def _write_band(
     rows,
     units,
     matrices,
-    start,
+    start: tl.constexpr,
+    BETWEEN: tl.constexpr,
     WIDTH: tl.constexpr,
     UNIT: tl.constexpr,
     PADDED: tl.constexpr,
@@ -70,111 +76,115 @@ def _write_band(
     STEP: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Pack a band of `WIDTH`-bit planes, whose first column is `start`, into `units` units of type UNIT at `rows: [T]`."""
+    """Pack a band of `WIDTH`-bit planes into `units` units of type UNIT at `rows: [T]`; its first column is `start`, those of
+    a unit's planes lie BETWEEN columns apart."""
+    PER: tl.constexpr = UNIT.primitive_bitwidth // WIDTH
+    column = tl.arange(0, PER * PADDED)
+    plane = column // PADDED
+    inside = column % PADDED < units
+    if BETWEEN == PADDED:
+        columns = start + column
+    else:
+        columns = start + plane * BETWEEN + column % PADDED
+    padded: tl.constexpr = BETWEEN == PADDED
+    planes = _planes(x_at, valid, matrices, columns, inside, COUNT, D, STEP, T, PER * PADDED, padded)
+    shifted = (planes & (2**WIDTH - 1)) << (plane * WIDTH)[None, :]
+    packed = tl.sum(tl.reshape(shifted, (T, PER, PADDED)), axis=1)
     unit = tl.arange(0, PADDED)
-    inside = unit < units
-    encode, offset, top, shift = matrices
-    packed = tl.zeros((T, PADDED), tl.int32)
-    for j in tl.static_range(UNIT.primitive_bitwidth // WIDTH):
-        columns = start + j * PADDED + unit
-        planes = _planes(x_at, valid, encode, offset, top, shift, columns, inside, COUNT, D, STEP, T, PADDED)
-        packed = packed | ((planes & (2**WIDTH - 1)) << (j * WIDTH))
     at = rows.to(tl.pointer_type(UNIT))[:, None] + unit[None, :]
-    tl.store(at, packed.to(UNIT), mask=valid[:, None] & inside[None, :])
+    tl.store(at, packed.to(UNIT), mask=valid[:, None] & (unit < units)[None, :])
 
 
-@triton.jit(launch_metadata=_metadata, do_not_specialize=["token_bytes"])
+@triton.jit
+def _write_row(
+    x_at,
+    valid,
+    rows,
+    bands,
+    matrices,
+    B4: tl.constexpr,
+    B2: tl.constexpr,
+    B1: tl.constexpr,
+    COUNT: tl.constexpr,
+    D: tl.constexpr,
+    STEP: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Keys or values of some tokens; bands: pointer to the bytes of their three bands."""
+    n4 = tl.load(bands)
+    n2 = tl.load(bands + 1)
+    if B4 > 0:
+        _write_band(x_at, valid, rows, n4 // 2, matrices, 0, B4, 4, tl.uint16, B4, COUNT, D, STEP, T)
+    if B2 > 0:
+        _write_band(x_at, valid, rows + n4, n2, matrices, 4 * B4, B2, 2, tl.uint8, B2, COUNT, D, STEP, T)
+    if B1 > 0:
+        n1 = tl.load(bands + 2)
+        start: tl.constexpr = 4 * B4 + 4 * B2
+        _write_band(x_at, valid, rows + n4 + n2, n1, matrices, start, B1, 1, tl.uint8, B1, COUNT, D, STEP, T)
+
+
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["tokens", "token_bytes"])
 def compress_kernel(
-    X,
+    K,
+    V,
     STORAGE,
     PAGES,
     HEADS,
-    ENCODE,
-    OFFSET,
-    TOP,
-    SHIFT,
+    KEY_ENCODE,
+    KEY_OFFSET,
+    KEY_TOP,
+    KEY_SHIFT,
+    VALUE_ENCODE,
+    VALUE_OFFSET,
+    VALUE_TOP,
+    VALUE_SHIFT,
+    INDEX_ENCODE,
+    INDEX_OFFSET,
+    INDEX_TOP,
+    INDEX_SHIFT,
     tokens,
     token_bytes,
     HK: tl.constexpr,
     D: tl.constexpr,
-    COUNT: tl.constexpr,
-    B4: tl.constexpr,
-    B2: tl.constexpr,
-    B1: tl.constexpr,
-    VALUES: tl.constexpr,
+    KEY_COUNT: tl.constexpr,
+    VALUE_COUNT: tl.constexpr,
+    K4: tl.constexpr,
+    K2: tl.constexpr,
+    K1: tl.constexpr,
+    V4: tl.constexpr,
+    V2: tl.constexpr,
+    V1: tl.constexpr,
+    RANK: tl.constexpr,
+    HALF: tl.constexpr,
+    ROLES: tl.constexpr,
     STEP: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Grid (N·Hk, tokens / T). X: `[N, Hk, tokens, D]`, keys, or with VALUES values. COUNT: plane columns."""
+    """Grid (N·Hk, tokens / T, ROLES): keys, values and, where there are three roles, the index. K, V: `[N, Hk, tokens, D]`.
+    HALF: a power of two, at least RANK / 2."""
     nh = tl.program_id(0).to(tl.int64)
     n = nh // HK
     h = nh % HK
     t = tl.program_id(1) * T + tl.arange(0, T)
     valid = t < tokens
-    x_at = X + (nh * tokens + t) * D
+    token = (nh * tokens + t) * D
+    slot = 128 - tokens + t
     table = HEADS + h * 9
-    rows = STORAGE + tl.load(PAGES + n) + tl.load(table) + (128 - tokens + t) * tl.load(table + 1)
-    first = 2
-    if VALUES:
-        first = 5
+    page = STORAGE + tl.load(PAGES + n)
+    rows = page + tl.load(table) + slot * tl.load(table + 1)
+    role = tl.program_id(2)
+    if role == 0:
+        at = h * KEY_COUNT
+        matrices = (KEY_ENCODE + at * D, KEY_OFFSET + at, KEY_TOP + at, KEY_SHIFT + at)
+        _write_row(K + token, valid, rows, table + 2, matrices, K4, K2, K1, KEY_COUNT, D, STEP, T)
+    elif role == 1:
         rows += tl.load(table + 2) + tl.load(table + 3) + tl.load(table + 4)
-    matrices = (ENCODE + h * D * COUNT, OFFSET + h * COUNT, TOP + h * COUNT, SHIFT + h * COUNT)
-    n4 = tl.load(table + first)
-    n2 = tl.load(table + first + 1)
-    if B4 > 0:
-        _write_band(x_at, valid, rows, n4 // 2, matrices, 0, 4, tl.uint16, B4, COUNT, D, STEP, T)
-    if B2 > 0:
-        _write_band(x_at, valid, rows + n4, n2, matrices, 4 * B4, 2, tl.uint8, B2, COUNT, D, STEP, T)
-    if B1 > 0:
-        n1 = tl.load(table + first + 2)
-        start = 4 * B4 + 4 * B2
-        _write_band(x_at, valid, rows + n4 + n2, n1, matrices, start, 1, tl.uint8, B1, COUNT, D, STEP, T)
-
-
-@triton.jit
-def index_kernel(
-    X,
-    STORAGE,
-    PAGES,
-    HEADS,
-    ENCODE,
-    OFFSET,
-    TOP,
-    SHIFT,
-    tokens,
-    HK: tl.constexpr,
-    D: tl.constexpr,
-    RANK: tl.constexpr,
-    HALF: tl.constexpr,
-    STEP: tl.constexpr,
-    T: tl.constexpr,
-):
-    """Grid (N·Hk, tokens / T): the index's codes, two a byte, token after token. HALF: a power of two, at least RANK / 2."""
-    nh = tl.program_id(0).to(tl.int64)
-    h = nh % HK
-    t = tl.program_id(1) * T + tl.arange(0, T)
-    valid = t < tokens
-    x_at = X + (nh * tokens + t) * D
-    byte = tl.arange(0, HALF)
-    inside = byte < RANK // 2
-    packed = tl.zeros((T, HALF), tl.int32)
-    for j in tl.static_range(2):
-        planes = _planes(
-            x_at,
-            valid,
-            ENCODE + h * D * RANK,
-            OFFSET + h * RANK,
-            TOP + h * RANK,
-            SHIFT + h * RANK,
-            j * (RANK // 2) + byte,
-            inside,
-            RANK,
-            D,
-            STEP,
-            T,
-            HALF,
-        )
-        packed = packed | ((planes & 15) << (4 * j))
-    index = STORAGE + tl.load(PAGES + nh // HK) + tl.load(HEADS + h * 9 + 8)
-    at = index + (128 - tokens + t)[:, None] * (RANK // 2) + byte[None, :]
-    tl.store(at, packed.to(tl.uint8), mask=valid[:, None] & inside[None, :])
+        at = h * VALUE_COUNT
+        matrices = (VALUE_ENCODE + at * D, VALUE_OFFSET + at, VALUE_TOP + at, VALUE_SHIFT + at)
+        _write_row(V + token, valid, rows, table + 5, matrices, V4, V2, V1, VALUE_COUNT, D, STEP, T)
+    elif ROLES == 3:
+        at = h * RANK
+        matrices = (INDEX_ENCODE + at * D, INDEX_OFFSET + at, INDEX_TOP + at, INDEX_SHIFT + at)
+        rows = page + tl.load(table + 8) + slot * (RANK // 2)
+        half: tl.constexpr = RANK // 2
+        _write_band(K + token, valid, rows, half, matrices, 0, half, 4, tl.uint8, HALF, RANK, D, STEP, T)

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from sqkernels.rows.launch import LayoutArguments, next_power
+from sqkernels.rows.runtime import overlap
 
 LOG2E = 1.4426950408889634
 COLUMNS = 32
 PART_TOKENS = 64
 EXACT_BLOCK = 32
 MAX_PARTS = 32
+FEW_ROWS = 1024
+REDUCE_COLUMNS = 32
+REDUCE_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,9 @@ class Preparation:
         from sqkernels.spectral_decode.triton import prepare_kernel
 
         rows = self.out.constant.shape[0]
-        prepare_kernel[(rows, self.roles)](query, *self.arguments, **self.constants, num_warps=4)
+        prepare_kernel[(rows, self.roles)](
+            query, *self.arguments, **self.constants, **overlap(query.device), num_warps=4
+        )
         return self.out
 
 
@@ -100,7 +106,8 @@ def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor,
     batch, heads, dim = query.shape
     _, splits, group, planes = part.shape
     parts = prepared.part_exact.shape[1]
-    reduce_kernel[(batch * heads,)](
+    columns = REDUCE_COLUMNS if batch * heads < FEW_ROWS else next_power(dim)
+    reduce_kernel[(batch * heads, -(-dim // columns))](
         part,
         stats,
         prepared.part_exact,
@@ -111,12 +118,14 @@ def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor,
         HK=heads // group,
         G=group,
         D=dim,
-        DP=next_power(dim),
         SP=max(8, next_power(splits)),
         PARTS=parts,
         PARTS_P=next_power(parts),
         PLANES=planes,
         PLANES_P=next_power(planes),
+        COLUMNS=columns,
+        CHUNK=REDUCE_CHUNK,
+        **overlap(query.device),
         num_warps=4,
     )
     return out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sqkernels.rows.launch import LayoutArguments, exact_arguments
 from sqkernels.rows.pages import ExactTokens, RowPages
-from sqkernels.rows.runtime import assembly
+from sqkernels.rows.runtime import assembly, overlap
 from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
 
 
@@ -110,6 +110,7 @@ def _spectral_decode(
         BLOCK=chosen.block,
         STAGES=chosen.stages,
         ASSEMBLY=assembly(query.device),
+        **overlap(query.device),
         num_warps=chosen.warps,
     )
     return reduce(part, stats, prepared, (value_decode, value_constant), query)

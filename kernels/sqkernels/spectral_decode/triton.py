@@ -20,6 +20,7 @@ from sqkernels.rows.device import (
     load_query,
     store_latents,
     store_partial,
+    wait_for_previous,
 )
 
 
@@ -108,8 +109,10 @@ def prepare_kernel(
     RAGGED: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (B·Hk, PARTS + PLANES / COLUMNS), see `prepare_role`. Q: `[B, Hk·G, D]`."""
+    wait_for_previous(OVERLAP)
     bh = tl.program_id(0).to(tl.int64)
     query = load_query(Q, tl.arange(0, 16), bh * G * D, G, D, DP)
     prepare_role(
@@ -184,9 +187,11 @@ def decode_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     ASSEMBLY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (B·Hk, splits). PAGES: int64 `[B, n_pages]`. PART: float32 `[B·Hk, splits, G, planes]`,
     STATS: `[B·Hk, splits, 2, 16]`. N: 8 or 16, at least G."""
+    wait_for_previous(OVERLAP)
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     splits = tl.num_programs(1)
@@ -234,42 +239,49 @@ def reduce_kernel(
     HK: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
-    DP: tl.constexpr,
     SP: tl.constexpr,
     PARTS: tl.constexpr,
     PARTS_P: tl.constexpr,
     PLANES: tl.constexpr,
     PLANES_P: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
-    """Grid (B·H,): merge the splits (at most SP) and exact parts of one query head and move the sum of value planes back
-    to `OUT: [B, H, D]`."""
+    """Grid (B·H, D / COLUMNS): merge the splits (at most SP) and exact parts of one query head and move the sum of value
+    planes back to `OUT: [B, H, D]`."""
     bh = tl.program_id(0) // G
     g = tl.program_id(0) % G
     h = bh % HK
+    d = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    column = tl.arange(0, PLANES_P)
+    at = VALUE_DECODE + (h * PLANES + column)[:, None] * D + d[None, :]
+    matrix = tl.load(at, mask=(column < PLANES)[:, None] & (d < D)[None, :], other=0.0)
+    constant = tl.load(VALUE_CONSTANT + h * D + d, mask=d < D, other=0.0)
+    wait_for_previous(OVERLAP)
     s = tl.arange(0, SP)
     e = tl.arange(0, PARTS_P)
-    d = tl.arange(0, DP)
-    column = tl.arange(0, PLANES_P)
     stats = STATS + (bh * splits + s) * 32 + g
     m = tl.load(stats, mask=s < splits, other=float("-inf"))
     norm = tl.load(stats + 16, mask=s < splits, other=0.0)
     exact = STATS_EXACT + (bh * PARTS + e) * 32 + g
     m_exact = tl.load(exact, mask=e < PARTS, other=float("-inf"))
     l_exact = tl.load(exact + 16, mask=e < PARTS, other=0.0)
-    at = PART + ((bh * splits + s) * G + g)[:, None] * PLANES + column[None, :]
-    parts = tl.load(at, mask=(s < splits)[:, None] & (column < PLANES)[None, :], other=0.0)
     at = PART_EXACT + ((bh * PARTS + e) * G + g)[:, None] * D + d[None, :]
     exacts = tl.load(at, mask=(e < PARTS)[:, None] & (d < D)[None, :], other=0.0)
     top = tl.maximum(tl.max(m, axis=0), tl.max(m_exact, axis=0))
     top = tl.where(top == float("-inf"), 0.0, top)
-    weight = tl.exp2(m - top)
     weight_exact = tl.exp2(m_exact - top)
-    coded = tl.sum(weight * norm, axis=0)
+    coded = tl.sum(tl.exp2(m - top) * norm, axis=0)
     total = coded + tl.sum(weight_exact * l_exact, axis=0)
-    planes = tl.sum(parts * weight[:, None], axis=0)
-    at = VALUE_DECODE + (h * PLANES + column)[:, None] * D + d[None, :]
-    matrix = tl.load(at, mask=(column < PLANES)[:, None] & (d < D)[None, :], other=0.0)
+    planes = tl.zeros((PLANES_P,), tl.float32)
+    for start in range(0, splits, CHUNK):
+        c = start + tl.arange(0, CHUNK)
+        weight = tl.exp2(tl.load(STATS + (bh * splits + c) * 32 + g, mask=c < splits, other=float("-inf")) - top)
+        part = PART + ((bh * splits + c) * G + g)[:, None] * PLANES + column[None, :]
+        parts = tl.load(part, mask=(c < splits)[:, None] & (column < PLANES)[None, :], other=0.0)
+        planes += tl.sum(parts * weight[:, None], axis=0)
     out = tl.sum(matrix * planes[:, None], axis=0) + tl.sum(exacts * weight_exact[:, None], axis=0)
-    out += coded * tl.load(VALUE_CONSTANT + h * D + d, mask=d < D, other=0.0)
+    out += coded * constant
     out = tl.where(total > 0.0, out / tl.where(total > 0.0, total, 1.0), 0.0)
     tl.store(OUT + (bh * G + g) * D + d, out, mask=d < D)

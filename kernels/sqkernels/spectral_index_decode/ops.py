@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sqkernels.rows.launch import LayoutArguments, exact_arguments, next_power
 from sqkernels.rows.pages import ExactTokens, RowPages
-from sqkernels.rows.runtime import assembly
+from sqkernels.rows.runtime import assembly, overlap
 from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
 from sqkernels.spectral_index_decode.budget import CELL, LEVELS, Budget, budget_arguments
 
@@ -135,6 +135,7 @@ def _spectral_index_decode(
         RANK=a.index_rank,
         CELL=CELL,
         ASSEMBLY=assembly(query.device),
+        **overlap(query.device),
         num_warps=SETTINGS.scan_warps,
     )
     prepared = preparation.out
@@ -164,6 +165,7 @@ def _spectral_index_decode(
         BLOCK=SETTINGS.block,
         STAGES=SETTINGS.stages,
         ASSEMBLY=assembly(query.device),
+        **overlap(query.device),
         num_warps=SETTINGS.warps,
     )
     return reduce(part, stats, prepared, (value_decode, value_constant), query), selected, counts

@@ -11,7 +11,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.rows.device import attend_rows, empty_state, head_bands, key_latents, load_query, store_partial
+from sqkernels.rows.device import (
+    attend_rows,
+    empty_state,
+    head_bands,
+    key_latents,
+    load_query,
+    store_partial,
+    wait_for_previous,
+)
 from sqkernels.spectral_decode.triton import prepare_role
 
 
@@ -99,9 +107,11 @@ def scan_kernel(
     RANK: tl.constexpr,
     CELL: tl.constexpr,
     ASSEMBLY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (B·Hk, PARTS + PLANES / COLUMNS + programs): `prepare_role`, then `cells_per_program` cells a program.
     BINS: uint8 `[B·Hk, cells·CELL]`. LEVELS: int32 `[B·Hk, cells, 32]`."""
+    wait_for_previous(OVERLAP)
     bh = tl.program_id(0).to(tl.int64)
     role = tl.program_id(1)
     query = load_query(Q, tl.arange(0, 16), bh * G * D, G, D, DP)
@@ -175,35 +185,43 @@ def _cell_budget(LEVELS, budget, cell, cells, CELLS_P: tl.constexpr):
     total = tl.sum(counts, axis=0)
     above = tl.cumsum(total, axis=0, reverse=True)
     whole = tl.sum((above > budget).to(tl.int32), axis=0)
-    remaining = (budget - tl.sum(tl.where(level >= whole, total, 0), axis=0)).to(tl.int64)
-    edges = tl.sum(tl.where((level == whole - 1)[None, :], counts, 0), axis=1)
-    edge_total = tl.maximum(tl.sum(edges, axis=0), 1)
+    mine = tl.load(LEVELS + cell * 32 + level)
+    taken = tl.sum(tl.where(level >= whole, mine, 0), axis=0)
+    there = tl.where(whole > 0, cells, 0)
+    edges = tl.load(LEVELS + every * 32 + whole - 1, mask=every < there, other=0)
+    remaining = budget - tl.sum(tl.where(level >= whole, total, 0), axis=0)
     before = tl.sum(tl.where(every < cell, edges, 0), axis=0)
-    after = tl.sum(tl.where(every <= cell, edges, 0), axis=0)
-    mine = tl.sum(tl.where((every == cell)[:, None] & (level >= whole)[None, :], counts, 0), axis=1)
-    part = (remaining * after) // edge_total - (remaining * before) // edge_total
-    return tl.sum(mine, axis=0) + tl.where(whole > 0, part, 0).to(tl.int32), whole
+    after = before + tl.sum(tl.where(every == cell, edges, 0), axis=0)
+    # Exact: these are integers below 2^53, and a quotient is never so near to the next integer that it is rounded to it.
+    ends = tl.maximum(tl.sum(edges, axis=0), 1).to(tl.float64)
+    until = (remaining.to(tl.float64) * after / ends).to(tl.int32)
+    part = until - (remaining.to(tl.float64) * before / ends).to(tl.int32)
+    return taken + tl.where(whole > 0, part, 0), whole
 
 
 @triton.jit
 def _select(bins, wanted, whole, slot, mine):
-    """Write the slots of the `wanted` highest bins (−1: no token), the earlier slot first among equals; their number.
+    """Write the slots of the `wanted` highest `bins: [rows, 16]` (−1: no token), the earlier slot first among equals.
 
-    The threshold lies among the eight bins of the level below `whole`.
+    The threshold lies among the eight bins of the level below `whole`. A thread holds whole rows, so that most of the
+    counting needs no other thread.
     """
     threshold = tl.maximum(whole - 1, 0) * 8
     for bit in tl.static_range(2, -1, -1):
         higher = threshold + (1 << bit)
-        threshold = tl.where(tl.sum((bins >= higher).to(tl.int32), axis=0) >= wanted, higher, threshold)
+        reach = tl.sum(tl.sum((bins >= higher).to(tl.int32), axis=1), axis=0)
+        threshold = tl.where(reach >= wanted, higher, threshold)
     above = (bins > threshold).to(tl.int32)
     edge = (bins == threshold).to(tl.int32)
-    ranks = tl.cumsum(above + (edge << 16), axis=0)
-    room = wanted - tl.sum(above, axis=0)
+    both = above + (edge << 16)
+    inside = tl.cumsum(both, axis=1)
+    rows = tl.sum(both, axis=1)
+    ranks = inside + (tl.cumsum(rows, axis=0) - rows)[:, None]
+    room = wanted - (tl.sum(rows, axis=0) & 0xFFFF)
     edge_rank = ranks >> 16
     chosen = (above > 0) | ((edge > 0) & (edge_rank <= room))
     place = (ranks & 0xFFFF) + tl.minimum(edge_rank, room) - 1
     tl.store(mine + place, slot, mask=chosen)
-    return wanted
 
 
 def _gather_metadata(grid, kernel, args):
@@ -257,10 +275,12 @@ def gather_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     ASSEMBLY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (B·Hk, cells). BUDGET_KIND: 0 tokens from BUDGET, int32 `[B, Hk]`, 1 `share` of the coded tokens, 2 `count`
     tokens. SELECTED: int32 `[B·Hk, cells·CELL]`, a cell's list in the cell's place, COUNTS: int32 `[B·Hk, cells]`. PART:
     float32 `[B·Hk, cells, G, planes]`, STATS: `[B·Hk, cells, 2, 16]`. The rest as in `spectral_decode`."""
+    wait_for_previous(OVERLAP)
     bh = tl.program_id(0).to(tl.int64)
     cell = tl.program_id(1)
     cells = tl.num_programs(1)
@@ -275,12 +295,13 @@ def gather_kernel(
     else:
         budget = count
     wanted, whole = _cell_budget(LEVELS + bh * cells * 32, tl.minimum(budget, tokens), cell, cells, CELLS_P)
-    slot = cell * CELL + tl.arange(0, CELL)
-    bins = tl.load(BINS + (bh * cells + cell) * CELL + tl.arange(0, CELL)).to(tl.int32)
+    within = tl.arange(0, CELL // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    slot = cell * CELL + within
+    bins = tl.load(BINS + (bh * cells + cell) * CELL + within).to(tl.int32)
     bins = tl.where((slot >= first) & (slot < first + tokens), bins, -1)
     mine = SELECTED + (bh * cells + cell) * CELL
-    found = _select(bins, wanted, whole, slot, mine)
-    tl.store(COUNTS + bh * cells + cell, found)
+    _select(bins, wanted, whole, slot, mine)
+    tl.store(COUNTS + bh * cells + cell, wanted)
     tl.debug_barrier()
 
     PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
@@ -289,9 +310,9 @@ def gather_kernel(
     latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
     constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N)) - key_offset
     state = empty_state(V4, V2, V1, N)
-    for start in tl.range(0, found, BLOCK, num_stages=STAGES):
+    for start in tl.range(0, wanted, BLOCK, num_stages=STAGES):
         place = start + tl.arange(0, BLOCK)
-        real = place < found
+        real = place < wanted
         chosen = tl.load(mine + place, mask=real, other=cell * CELL)
         page = tl.multiple_of(tl.load(PAGES + b * n_pages + chosen // 128), 16)
         rows = STORAGE + page + offset + (chosen % 128) * row_bytes

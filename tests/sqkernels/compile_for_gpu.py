@@ -1,0 +1,81 @@
+"""Compile every kernel for a GPU that is not here: `python compile_for_gpu.py`, one line of JSON a kernel.
+
+The interpreter runs kernels as Python and accepts much that the compiler refuses; launches are replaced by compilation for
+compute capability 9.0, everything else is what a GPU machine does.
+"""
+
+import json
+import sys
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+
+class AbsentGpu:
+    """A driver that knows its target and can launch nothing."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_device_interface(self):
+        return torch.cpu
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+
+driver.set_active(AbsentGpu())
+launch = JITFunction.run
+
+
+def compile_only(self, *args, grid, warmup, **options):
+    kernel = launch(self, *args, grid=grid, warmup=True, **options)
+    print(json.dumps({"kernel": kernel.metadata.name, "shared": kernel.metadata.shared}), flush=True)
+    return kernel
+
+
+JITFunction.run = compile_only
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+
+from codes_for_tests import exact_for, matrices_for, pages_for, query_for  # noqa: E402
+
+from sqkernels.dense_decode.launch import launch as dense  # noqa: E402
+from sqkernels.rows import runtime  # noqa: E402
+from sqkernels.spectral_compress.ops import compress  # noqa: E402
+from sqkernels.spectral_decode.ops import decode  # noqa: E402
+from sqkernels.spectral_index_decode.ops import index_decode  # noqa: E402
+from sqkernels.spectral_reconstruct.ops import reconstruct  # noqa: E402
+
+runtime.assembly.__code__ = (lambda device: True).__code__
+SHAPES = {
+    "uniform": (128, [4] * 128, 4, 1),
+    "mixed": (64, [([8, 8, *[4] * 30, 3], [4] * 20), ([4] * 60, [*[4] * 40, *[2] * 11, 1])], 3, 2),
+}
+
+
+def main() -> None:
+    for dim, bits, group, kv in SHAPES.values():
+        matrices = matrices_for(kv, dim, bits, index=16, device="cpu")
+        pages = pages_for(matrices, [200, 1])
+        exact, query = exact_for(matrices, 2, 4, [37, 1], torch.bfloat16), query_for(matrices, 2, group, torch.bfloat16)
+        decode(query, pages, exact, 0.1)
+        index_decode(query, pages, exact, 0.25, 0.1)
+        tables = torch.zeros(2, 256, dim)
+        for rope in (None, (tables, tables)):
+            reconstruct(pages.storage, pages.pages, matrices, torch.bfloat16, rope)
+        block = torch.zeros(1, kv, 100, dim, dtype=torch.bfloat16)
+        compress(block, block, matrices, pages.storage, torch.zeros(1, dtype=torch.int64))
+        cache = torch.zeros(2, kv, 64, dim, dtype=torch.bfloat16)
+        dense(query, cache, cache, 0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
