@@ -33,7 +33,6 @@ def measure_peaks(device: torch.device) -> Peaks:
     source = torch.randint(0, 256, (COPY_BYTES,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = graph_time([lambda: target.copy_(source)], replays=9).median
-    del source, target
     product = graph_time([lambda: a @ b], replays=9).median
     cache = torch.cuda.get_device_properties(device).L2_cache_size
     return Peaks(2 * COPY_BYTES / copy / 1e6, 2 * MATRIX**3 / product / 1e6, cache)
