@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from spectralquant.profiling.telemetry import telemetry, verdict
 from spectralquant.profiling.timing import graph_time, rotation
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from sqkernels.rows import runtime
 from sqkernels.spectral_decode import ops as decode_ops
 from sqkernels.spectral_index_decode import ops as index_ops
 
@@ -39,7 +40,6 @@ DECODE = [
         (64, 1, 12, 3),
         (128, 2, 6, 3),
         (128, 4, 4, 3),
-        (64, 2, 4, 3),
         (64, 4, 4, 3),
     )
 ]
@@ -47,16 +47,16 @@ INDEX = [
     {"programs": p, "scan_warps": sw, "block": b, "stages": s, "warps": w}
     for p, sw, b, s, w in (
         (8, 4, 64, 2, 2),
+        (8, 4, 128, 2, 4),
+        (8, 4, 64, 2, 4),
         (8, 4, 32, 2, 1),
-        (8, 2, 32, 2, 1),
         (4, 4, 32, 2, 1),
         (4, 2, 32, 2, 1),
-        (4, 4, 64, 2, 4),
-        (4, 4, 16, 2, 1),
-        (4, 4, 32, 3, 2),
-        (2, 4, 32, 2, 1),
+        (4, 4, 64, 2, 2),
     )
 ]
+DECODE += [DECODE[1] | {"overlap": 1}, DECODE[5] | {"overlap": 1}]
+INDEX += [INDEX[1] | {"overlap": 1}, INDEX[4] | {"overlap": 1}]
 VARIANTS = [("spectral_decode", v) for v in DECODE] + [("spectral_index_decode", v) for v in INDEX]
 
 
@@ -105,19 +105,15 @@ def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progre
 @contextlib.contextmanager
 def using(kernel: str, variant: dict[str, int]) -> Iterator[None]:
     """Launch a kernel with other settings."""
-    if kernel == "spectral_decode":
-        kept = decode_ops.WIDE, decode_ops.MANY
-        decode_ops.WIDE = decode_ops.MANY = decode_ops.Settings(**variant)
-    else:
-        kept = index_ops.SETTINGS
-        index_ops.SETTINGS = replace(index_ops.SETTINGS, **variant)
+    ops = decode_ops if kernel == "spectral_decode" else index_ops
+    kept = ops.WIDE, ops.MANY, runtime.OVERLAP
+    chosen = {k: v for k, v in variant.items() if k != "overlap"}
+    ops.WIDE = ops.MANY = ops.Settings(**chosen)
+    runtime.OVERLAP = bool(variant.get("overlap"))
     try:
         yield
     finally:
-        if kernel == "spectral_decode":
-            decode_ops.WIDE, decode_ops.MANY = kept
-        else:
-            index_ops.SETTINGS = kept
+        ops.WIDE, ops.MANY, runtime.OVERLAP = kept
 
 
 def _compile_all(shape: str, context: int, batches: tuple[int, ...], progress: Progress) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sqkernels.dense_decode.triton import merge_kernel, split_kernel
-from sqkernels.rows.launch import next_power
+from sqkernels.rows.launch import bucket, next_power
 from sqkernels.rows.runtime import interpreting
 from sqkernels.spectral_decode.launch import LOG2E
 
@@ -20,7 +20,7 @@ def launch(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tenso
     part = query.new_empty(batch * kv, splits, group, dim, dtype=torch.float32)
     stats = query.new_empty(batch * kv, splits, 2, 16, dtype=torch.float32)
     out = torch.empty_like(query)
-    shape = {"G": group, "D": dim, "DP": next_power(dim), "SPLITS": splits}
+    shape = {"G": group, "D": dim, "DP": next_power(dim)}
     split_kernel[(batch * kv, splits)](
         query,
         keys,
@@ -35,5 +35,5 @@ def launch(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tenso
         UPCAST=interpreting(),
         num_warps=4,
     )
-    merge_kernel[(query.shape[0] * query.shape[1],)](part, stats, out, **shape, SP=next_power(splits), num_warps=4)
+    merge_kernel[(query.shape[0] * query.shape[1],)](part, stats, out, splits, **shape, SP=bucket(splits), num_warps=4)
     return out

@@ -17,7 +17,7 @@ def _metadata(grid, kernel, args):
     }
 
 
-@triton.jit(launch_metadata=_metadata)
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["tokens"])
 def split_kernel(
     Q,
     K,
@@ -29,14 +29,14 @@ def split_kernel(
     G: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
-    SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid (B·Hk, SPLITS). UPCAST: work in float32 (the interpreter's bfloat16 dot is wrong)."""
+    """Grid (B·Hk, splits). UPCAST: work in float32 (the interpreter's bfloat16 dot is wrong)."""
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
+    splits = tl.num_programs(1)
     row = tl.arange(0, 16)
     d = tl.arange(0, DP)
     query = tl.load(
@@ -44,7 +44,7 @@ def split_kernel(
     )
     if UPCAST:
         query = query.to(tl.float32)
-    per = tl.cdiv(tl.cdiv(tokens, BLOCK), SPLITS) * BLOCK
+    per = tl.cdiv(tl.cdiv(tokens, BLOCK), splits) * BLOCK
     stop = tl.minimum((split + 1) * per, tokens)
     m = tl.full((16,), float("-inf"), tl.float32)
     norm = tl.zeros((16,), tl.float32)
@@ -63,22 +63,22 @@ def split_kernel(
         if UPCAST:
             values = values.to(tl.float32)
         acc = tl.dot(p.to(values.dtype), values, acc * factor[:, None])
-    stats = STATS + (bh * SPLITS + split) * 32
+    stats = STATS + (bh * splits + split) * 32
     tl.store(stats + row, m)
     tl.store(stats + 16 + row, norm)
-    part = PART + (bh * SPLITS + split) * G * D
+    part = PART + (bh * splits + split) * G * D
     tl.store(part + row[:, None] * D + d[None, :], acc, mask=(row < G)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def merge_kernel(
     PART,
     STATS,
     OUT,
+    splits,
     G: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
-    SPLITS: tl.constexpr,
     SP: tl.constexpr,
 ):
     """Grid (B·H,)."""
@@ -86,11 +86,11 @@ def merge_kernel(
     g = tl.program_id(0) % G
     s = tl.arange(0, SP)
     d = tl.arange(0, DP)
-    stats = STATS + (bh * SPLITS + s) * 32 + g
-    m = tl.load(stats, mask=s < SPLITS, other=float("-inf"))
+    stats = STATS + (bh * splits + s) * 32 + g
+    m = tl.load(stats, mask=s < splits, other=float("-inf"))
     weight = tl.exp2(m - tl.max(m, axis=0))
-    total = tl.sum(weight * tl.load(stats + 16, mask=s < SPLITS, other=0.0), axis=0)
-    at = PART + ((bh * SPLITS + s) * G + g)[:, None] * D + d[None, :]
-    parts = tl.load(at, mask=(s < SPLITS)[:, None] & (d < D)[None, :], other=0.0)
+    total = tl.sum(weight * tl.load(stats + 16, mask=s < splits, other=0.0), axis=0)
+    at = PART + ((bh * splits + s) * G + g)[:, None] * D + d[None, :]
+    parts = tl.load(at, mask=(s < splits)[:, None] & (d < D)[None, :], other=0.0)
     out = tl.sum(parts * weight[:, None], axis=0) / total
     tl.store(OUT + (bh * G + g) * D + d, out, mask=d < D)

@@ -107,12 +107,12 @@ def load_query(Q, rows, first, G: tl.constexpr, D: tl.constexpr, DP: tl.constexp
 
 
 @triton.jit
-def latent(query, DECODE, start, COUNT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+def latent(query, DECODE, start, COUNT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PRECISION: tl.constexpr):
     """query · decode of `COUNT` planes from `start` on: float32 `[M, COUNT]`."""
     d = tl.arange(0, DP)
     n = start + tl.arange(0, COUNT)
     matrix = tl.load(DECODE + n[:, None] * D + d[None, :], mask=d[None, :] < D, other=0.0)
-    return tl.dot(query, tl.trans(matrix))
+    return tl.dot(query, tl.trans(matrix), input_precision=PRECISION)
 
 
 @triton.jit
@@ -276,10 +276,19 @@ def load_bytes(rows, start, nbytes, PADDED: tl.constexpr, FULL: tl.constexpr):
 
 @triton.jit
 def store_latents(
-    query, DECODE, LATENTS, start, scale, PLANES: tl.constexpr, COUNT: tl.constexpr, D: tl.constexpr, DP: tl.constexpr
+    query,
+    DECODE,
+    LATENTS,
+    start,
+    scale,
+    PLANES: tl.constexpr,
+    COUNT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """Write `COUNT` columns of the query in the coordinates of the key planes, times `scale`: float16 `[16, PLANES]`."""
-    found = latent(query, DECODE, start, COUNT, D, DP) * scale
+    found = latent(query, DECODE, start, COUNT, D, DP, PRECISION) * scale
     column = start + tl.arange(0, COUNT)
     tl.store(LATENTS + tl.arange(0, 16)[:, None] * PLANES + column[None, :], found.to(tl.float16))
 

@@ -86,6 +86,14 @@ def exact_arguments(exact: ExactTokens) -> tuple[Tensor | None, ...]:
     return (*(p.contiguous() for p in parts), exact.tokens)
 
 
+def bucket(n: int) -> int:
+    """32, 128, 512, …: a size of loops' tiles that holds n, coarse so that growing caches compile few kernels."""
+    size = 32
+    while size < n:
+        size *= 4
+    return size
+
+
 def next_power(n: int) -> int:
     """The smallest power of two that is not below n."""
     return 1 << max(0, n - 1).bit_length()

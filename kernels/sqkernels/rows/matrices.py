@@ -32,7 +32,7 @@ class LinearCode:
 class KindMatrices:
     """Keys or values of a layer, per padded plane column n.
 
-    encode: float32 `[Hk, D, n]`; offset, top: `[Hk, n]`; shift: int32 `[Hk, n]`: plane = (clamp(round(x · encode +
+    encode: float32 `[Hk, D, n]`, in memory `[Hk, n, D]`; offset, top: `[Hk, n]`; shift: int32 `[Hk, n]`: plane = (clamp(round(x · encode +
     offset), 0, top) >> shift) masked to its width. decode: float32 `[Hk, n, D]` and constant: `[Hk, D]`:
     x̂ = (planes − centres) · decode + constant, where the centres (8, 1.5, 0.5 for 4, 2, 1 bits) keep sums small.
     decode_half: decode in float16, for reconstruction.
@@ -123,16 +123,14 @@ def _kind(layout: RowLayout, kind: int, codes: Sequence[LinearCode], device: tor
         top[h, used] = (2.0 ** code.bits.float() - 1)[which]
         decode[h, used] = code.decode.float()[which] * (2.0 ** shift[h][used].float())[:, None]
         constant[h] += centres[h] @ decode[h]
-    parts = (encode.transpose(1, 2).contiguous(), offset, top, shift.int(), decode, constant, decode.half())
+    parts = (encode.transpose(1, 2), offset, top, shift.int(), decode, constant, decode.half())
     return KindMatrices(*(p.to(device) for p in parts))
 
 
 def _index(codes: Sequence[LinearCode], device: torch.device | str) -> KindMatrices:
-    encode = torch.stack([c.encode.float().T for c in codes]).contiguous()
+    encode = torch.stack([c.encode.float() for c in codes]).transpose(1, 2)
     offset = torch.stack([c.offset.float() for c in codes])
     decode = torch.stack([c.decode.float() for c in codes])
     constant = torch.stack([c.constant.float() for c in codes])
     top, shift = torch.full_like(offset, 15.0), torch.zeros_like(offset, dtype=torch.int32)
-    return KindMatrices(
-        *(p.contiguous().to(device) for p in (encode, offset, top, shift, decode, constant, decode.half()))
-    )
+    return KindMatrices(*(p.to(device) for p in (encode, offset, top, shift, decode, constant, decode.half())))

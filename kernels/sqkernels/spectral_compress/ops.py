@@ -10,8 +10,7 @@ from torch import Tensor
 from sqkernels.rows.launch import LayoutArguments, next_power
 from sqkernels.rows.matrices import KindMatrices, RowMatrices
 
-TOKENS = 64
-WIDE_PLANES, WIDE_TOKENS = 256, 32
+TOKENS = ((128, 128), (256, 64), (1 << 30, 32))  # tokens a program for up to so many planes
 
 
 def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tensor, pages: Tensor) -> None:
@@ -25,7 +24,7 @@ def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tenso
 
 
 def _encoders(kind: KindMatrices) -> list[Tensor]:
-    return [kind.encode, kind.offset, kind.top, kind.shift]
+    return [kind.encode.transpose(1, 2).contiguous(), kind.offset, kind.top, kind.shift]
 
 
 @torch.library.custom_op("sqkernels::spectral_compress", mutates_args=("storage",))
@@ -53,7 +52,7 @@ def _spectral_compress(
 
     a = LayoutArguments.from_numbers(layout)
     count, kv, tokens, dim = keys.shape
-    block = WIDE_TOKENS if max(a.key_planes, a.value_planes) > WIDE_PLANES else TOKENS
+    block = next(t for planes, t in TOKENS if max(a.key_planes, a.value_planes) <= planes)
     roles = 3 if a.index_rank else 2
     compress_kernel[(count * kv, -(-tokens // block), roles)](
         keys,
@@ -76,7 +75,8 @@ def _spectral_compress(
         ROLES=roles,
         STEP=next(s for s in (32, 16) if dim % s == 0),
         T=block,
-        num_warps=4,
+        num_warps=8 if block == 128 else 4,
+        num_stages=2,
     )
 
 

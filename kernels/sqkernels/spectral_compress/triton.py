@@ -42,17 +42,17 @@ def _planes(
     for start in range(0, D, STEP):
         d = start + tl.arange(0, STEP)
         x = tl.load(x_at[:, None] + d[None, :], mask=valid[:, None], other=0.0)
-        at = ENCODE + d[:, None] * COUNT + columns[None, :]
+        at = ENCODE + columns[:, None] * D + d[None, :]
         if PADDED_ZEROS:
             matrix = tl.load(at)
         else:
-            matrix = tl.load(at, mask=inside[None, :], other=0.0)
+            matrix = tl.load(at, mask=inside[:, None], other=0.0)
         if x.dtype == tl.float32:
-            y = tl.dot(x, matrix, y, input_precision="tf32x3")
+            y = tl.dot(x, tl.trans(matrix), y, input_precision="tf32x3")
         else:
             leading = (matrix.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-            y = tl.dot(x.to(tl.float32), leading, y, input_precision="tf32")
-            y = tl.dot(x.to(tl.float32), matrix - leading, y, input_precision="tf32")
+            y = tl.dot(x.to(tl.float32), tl.trans(leading), y, input_precision="tf32")
+            y = tl.dot(x.to(tl.float32), tl.trans(matrix - leading), y, input_precision="tf32")
     y += tl.load(OFFSET + columns, mask=inside, other=0.0)[None, :]
     top = tl.load(TOP + columns, mask=inside, other=0.0)
     codes = tl.minimum(tl.maximum(tl.floor(y + 0.5), 0.0), top[None, :]).to(tl.int32)

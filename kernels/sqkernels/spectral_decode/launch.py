@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqkernels.rows.launch import LayoutArguments, next_power
+from sqkernels.rows.launch import LayoutArguments, bucket, next_power
 from sqkernels.rows.runtime import overlap
 
 LOG2E = 1.4426950408889634
@@ -16,9 +16,9 @@ COLUMNS = 32
 PART_TOKENS = 64
 EXACT_BLOCK = 32
 MAX_PARTS = 32
-FEW_ROWS = 1024
+FEW_ROWS = 256
 REDUCE_COLUMNS = 32
-REDUCE_CHUNK = 32
+REDUCE_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor,
         HK=heads // group,
         G=group,
         D=dim,
-        SP=max(8, next_power(splits)),
+        SP=bucket(splits),
         PARTS=parts,
         PARTS_P=next_power(parts),
         PLANES=planes,
         PLANES_P=next_power(planes),
         COLUMNS=columns,
-        CHUNK=REDUCE_CHUNK,
+        CHUNK=min(REDUCE_CHUNK, bucket(splits)),
         **overlap(query.device),
         num_warps=4,
     )

@@ -24,12 +24,12 @@ class Settings:
 
 
 WIDE = Settings(block=128, warps=4, programs=4)
-MANY = Settings(block=64, warps=1, programs=8)
+MANY = Settings(block=64, warps=2, programs=8)
 MANY_ROWS = 32
 
 
 def settings(rows: int) -> Settings:
-    """One warp a program where rows of batch and heads fill the device, wide programs where few rows must."""
+    """Small programs where rows of batch and heads fill the device, wide ones where few rows must."""
     return MANY if rows >= MANY_ROWS else WIDE
 
 

@@ -76,7 +76,8 @@ def prepare_role(
     else:
         start = (role - PARTS) * COLUMNS
         latents = LATENTS + bh * 16 * PLANES
-        store_latents(query, KEY_DECODE + h * PLANES * D, latents, start, scale, PLANES, COLUMNS, D, DP)
+        PRECISION: tl.constexpr = "tf32x3" if WK.dtype.element_ty == tl.float32 else "tf32"
+        store_latents(query, KEY_DECODE + h * PLANES * D, latents, start, scale, PLANES, COLUMNS, D, DP, PRECISION)
         if start == 0:
             constant = constant_score(query, KEY_CONSTANT + h * D, D, DP) * scale
             tl.store(CONSTANT + bh * 16 + tl.arange(0, 16), constant)

@@ -7,25 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqkernels.rows.launch import LayoutArguments, exact_arguments, next_power
+from sqkernels.rows.launch import LayoutArguments, bucket, exact_arguments
 from sqkernels.rows.pages import ExactTokens, RowPages
 from sqkernels.rows.runtime import assembly, overlap
 from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
 from sqkernels.spectral_index_decode.budget import CELL, LEVELS, Budget, budget_arguments
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
     """Launch settings (see NOTES.md). programs: of the scan, a multiprocessor."""
 
-    programs: int = 8
-    scan_warps: int = 4
-    block: int = 64
-    stages: int = 2
-    warps: int = 2
+    programs: int
+    scan_warps: int
+    block: int
+    stages: int
+    warps: int
 
 
-SETTINGS = Settings()
+WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4)
+MANY = Settings(programs=4, scan_warps=4, block=32, stages=2, warps=1)
+MANY_ROWS = 32
+
+
+def settings(rows: int) -> Settings:
+    """Programs of one warp where rows of batch and heads fill the device, wide ones where a cell should take one step."""
+    return MANY if rows >= MANY_ROWS else WIDE
 
 
 def index_decode(
@@ -57,7 +64,7 @@ def index_decode(
 def cells_per_program(rows: int, n_pages: int, device: torch.device) -> int:
     """Cells that one program of the scan works through."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    programs = max(1, SETTINGS.programs * processors // rows)
+    programs = max(1, settings(rows).programs * processors // rows)
     return -(-cell_count(n_pages) // programs)
 
 
@@ -113,7 +120,7 @@ def _spectral_index_decode(
     preparation = Preparation.of(query, (key_decode, key_constant), exact, window, scaling, a)
     rows, group = query.shape[0] * a.heads, query.shape[1] // a.heads
     cells = cell_count(pages.shape[1])
-    programs = -(-cells // per_program)
+    programs, chosen = -(-cells // per_program), settings(rows)
     new = query.new_empty
     bins, levels = new(rows, cells * CELL, dtype=torch.uint8), new(rows, cells, LEVELS, dtype=torch.int32)
     selected, counts = new(rows, cells * CELL, dtype=torch.int32), new(rows, cells, dtype=torch.int32)
@@ -136,7 +143,7 @@ def _spectral_index_decode(
         CELL=CELL,
         ASSEMBLY=assembly(query.device),
         **overlap(query.device),
-        num_warps=SETTINGS.scan_warps,
+        num_warps=chosen.scan_warps,
     )
     prepared = preparation.out
     gather_kernel[(rows, cells)](
@@ -159,14 +166,14 @@ def _spectral_index_decode(
         G=group,
         N=row_count(group),
         CELL=CELL,
-        CELLS_P=max(8, next_power(cells)),
+        CELLS_P=bucket(cells),
         BUDGET_KIND=budget_kind,
         **a.constants,
-        BLOCK=SETTINGS.block,
-        STAGES=SETTINGS.stages,
+        BLOCK=chosen.block,
+        STAGES=chosen.stages,
         ASSEMBLY=assembly(query.device),
         **overlap(query.device),
-        num_warps=SETTINGS.warps,
+        num_warps=chosen.warps,
     )
     return reduce(part, stats, prepared, (value_decode, value_constant), query), selected, counts
 
