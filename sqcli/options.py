@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-MODEL_HELP = "builtin:smollm2-135m, a folder, a .gguf file, or a hub id."
+MODEL_HELP = "builtin:smollm2-135m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing)."
 DATA_HELP = "builtin:pydoc, builtin:stdlib, file:PATH (txt, jsonl, parquet), or hub:NAME[:config][:split][:column]."
 
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]

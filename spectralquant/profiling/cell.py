@@ -13,8 +13,8 @@ from spectralquant.profiling.baselines import Dense
 from spectralquant.profiling.checks import check_kernel, relative_error
 from spectralquant.profiling.inputs import CodeSettings, Inputs, coded_tokens, random_inputs
 from spectralquant.profiling.peaks import Peaks
-from spectralquant.profiling.shapes import ModelShape
 from spectralquant.profiling.timing import Timing, graph_time, rotation
+from spectralquant.sources.shapes import ModelShape
 from sqkernels.dense_decode.reference import dense_decode as dense_reference
 from sqkernels.rows import RowMatrices
 from sqkernels.spectral_decode import decode_traffic, spectral_decode

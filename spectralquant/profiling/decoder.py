@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, rms_norm, silu
 
-from spectralquant.profiling.shapes import ModelShape
+from spectralquant.sources.shapes import ModelShape
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 

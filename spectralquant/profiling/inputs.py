@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectralquant.profiling.shapes import ModelShape
+from spectralquant.sources.shapes import ModelShape
 from sqkernels.rows import PAGE, ExactTokens, LinearCode, RowMatrices, RowPages
 
 SINKS = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spectralquant.profiling.inputs import SINKS, CodeSettings, coded_tokens
-from spectralquant.profiling.shapes import ModelShape
+from spectralquant.sources.shapes import ModelShape
 from sqkernels.rows import PAGE, RowMatrices
 
 Row = dict[str, Any]

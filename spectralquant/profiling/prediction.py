@@ -10,7 +10,7 @@ from spectralquant.profiling.cell import ATTENTION, dense_bytes, kernel_traffic
 from spectralquant.profiling.devices import DeviceModel
 from spectralquant.profiling.inputs import CodeSettings
 from spectralquant.profiling.peaks import Peaks
-from spectralquant.profiling.shapes import ModelShape
+from spectralquant.sources.shapes import ModelShape
 from sqkernels.rows import RowMatrices
 
 Row = dict[str, Any]

@@ -19,23 +19,24 @@ from spectralquant.profiling.inputs import SINKS, CodeSettings, random_matrices
 from spectralquant.profiling.memory import memory_rows
 from spectralquant.profiling.peaks import measure_peaks
 from spectralquant.profiling.prediction import Roof, predicted_rows
-from spectralquant.profiling.shapes import ModelShape
 from spectralquant.profiling.telemetry import telemetry, verdict
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from spectralquant.sources.shapes import ModelShape
 from sqkernels.rows import RowMatrices
 from sqkernels.rows.checks import HEAD_DIMS, MAX_GROUP
 
 KERNELS = (*ATTENTION, "spectral_reconstruct", "spectral_compress")
 LEAST_CONTEXT = 2 * (SINKS + 128)
-FLEX_CONTEXT = 32768
+FLEX_CELLS = ((32768, 1), (32768, 8))
+STEP_CONTEXT, STEP_BATCHES = 32768, (1, 8)
 Progress = Callable[[str, int, int], None]
 Save = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class ProfileRequest:
-    """What to measure. end_to_end: whole decode steps at the first context, with the faster attention kernel."""
+    """What to measure. end_to_end: whole decode steps at 32,768 tokens (or the first context), batches 1 and 8."""
 
     shape: ModelShape
     settings: CodeSettings = field(default_factory=CodeSettings)
@@ -110,9 +111,11 @@ def profile_device(
         progress("spectral_compress", 0, 1)
         rows.append(compress_row(bench))
     cells = [(c, b) for c in request.contexts for b in request.batches]
+    step_context = STEP_CONTEXT if STEP_CONTEXT in request.contexts else request.contexts[0]
     for done, (context, batch) in enumerate(cells):
         progress(f"context {context}, batch {batch}", done, len(cells))
-        use = {k: v for k, v in baselines.items() if k != "flex_compiled" or (request.flex and context == FLEX_CONTEXT)}
+        compiled = request.flex and (len(cells) <= len(FLEX_CELLS) or (context, batch) in FLEX_CELLS)
+        use = {k: v for k, v in baselines.items() if k != "flex_compiled" or compiled}
         try:
             dense = dense_rows(bench, batch, context, use)
             rows += dense + spectral_rows(bench, batch, context, request.kernels, dense)
@@ -120,11 +123,9 @@ def profile_device(
             rows.append({"kernel": "all", "batch": batch, "context": context, "failed": "does not fit into memory"})
         torch.cuda.empty_cache()
         finish(False)
-    if request.end_to_end:
-        for done, batch in enumerate(request.batches):
-            progress(f"decode step, batch {batch}", done, len(request.batches))
-            extra["end_to_end"] += _end_to_end(bench, batch, request, rows, baselines)
-            torch.cuda.empty_cache()
+        if request.end_to_end and context == step_context and batch in STEP_BATCHES:
+            progress(f"decode step, batch {batch}", done, len(cells))
+            extra["end_to_end"] += _end_to_end(bench, batch, context, request, rows, baselines)
             finish(False)
     finish(True)
     return result
@@ -142,9 +143,8 @@ def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any
 
 
 def _end_to_end(
-    bench: Bench, batch: int, request: ProfileRequest, rows: Sequence[Row], baselines: dict[str, Any]
+    bench: Bench, batch: int, context: int, request: ProfileRequest, rows: Sequence[Row], baselines: dict[str, Any]
 ) -> list[Row]:
-    context = request.contexts[0] if FLEX_CONTEXT not in request.contexts else FLEX_CONTEXT
     out: list[Row] = []
     for kernel in (k for k in ATTENTION if k in request.kernels):
         try:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-REPLAYS = 25
+REPLAYS, LEAST_REPLAYS = 25, 7
+TOTAL_US = 300_000.0
 GRAPH_US = 400.0
 MAX_CALLS = 24
 
@@ -42,6 +43,7 @@ def graph_time(calls: Sequence[Callable[[], object]], replays: int = REPLAYS) ->
     stream.synchronize()
     once = _elapsed(_capture(calls, 1, stream))
     repeats = max(1, min(MAX_CALLS // len(calls), round(GRAPH_US / max(once, 1.0))))
+    replays = max(LEAST_REPLAYS, min(replays, round(TOTAL_US / max(once, 1.0))))
     graph = _capture(calls, repeats, stream)
     times = sorted(_elapsed(graph) / (repeats * len(calls)) for _ in range(replays))
     return Timing(statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5], len(times))

@@ -21,6 +21,8 @@ from spectralquant.errors import InputError, SourceError, UnsupportedModelError,
 from spectralquant.sources import builtin_model
 from spectralquant.sources.cache import NAME
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry, refuse_unsupported
+from spectralquant.sources.random_model import PREFIX, random_config, random_model
+from spectralquant.sources.shapes import parse_shape
 
 BUILTIN = {f"builtin:{NAME}": builtin_model.builtin_model_folder}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +86,7 @@ def load_model(
     offline: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> LoadedModel:
-    """Load `builtin:NAME`, a folder, a `.gguf` file or a hub id, in evaluation mode, and probe its cache.
+    """Load `builtin:NAME`, a folder, a `.gguf` file, a hub id or `random:SHAPE`, in evaluation mode, and probe its cache.
 
     Raises:
         SourceError: not found, not readable, not reachable.
@@ -99,6 +101,8 @@ def load_model(
                     f"There is no built-in model {spec!r}; there is {', '.join(BUILTIN)}.{did_you_mean(spec, BUILTIN)}"
                 )
             model, tokenizer = _load_folder(BUILTIN[spec](offline=offline, report=report), kind, local=True)
+        elif spec.startswith(PREFIX):
+            model, tokenizer = random_model(spec, kind, target)
         elif spec.endswith(".gguf"):
             if not Path(spec).is_file():
                 raise SourceError(f"There is no GGUF file {spec}. Check the path.")
@@ -122,6 +126,8 @@ def load_config(spec: str, *, offline: bool = False) -> Any:
     Raises:
         SourceError: there is no such model, or it cannot be reached.
     """
+    if spec.startswith(PREFIX):
+        return random_config(parse_shape(spec.removeprefix(PREFIX)))
     with _quiet_transformers():
         try:
             folder = BUILTIN[spec](offline=offline) if spec in BUILTIN else spec

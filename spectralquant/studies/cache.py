@@ -1,6 +1,7 @@
 """What a cache costs and saves on this machine: memory of whole processes, time per token, share of prefill.
 
-Memory: one process a tier runs a long generation; its resident set (or CUDA peak) above the loaded model is recorded.
+Memory: one process a tier runs a long generation; its resident set above the loaded model is recorded. On a GPU the
+peak of CUDA's allocator, which can be set back, in one process.
 Time: in one process, decode steps of the compressed and of the uncompressed cache are taken in turn.
 """
 
@@ -58,7 +59,10 @@ def cache_study(
     long = text.windows(context)[-1:]
     for row in rows:
         progress(f"memory: {row['tier']}", 0, 1)
-        row |= _in_own_process(loaded, profile, row["tier"], data, context)
+        if loaded.device.type == "cuda":
+            row |= _memory(loaded, profile, row["tier"], long.to(loaded.device))
+        else:
+            row |= _in_own_process(loaded, profile, row["tier"], data, context)
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
@@ -149,12 +153,18 @@ def _in_own_process(
 
 
 def _child(job: dict[str, Any]) -> dict[str, Any]:
-    """Load, then generate; memory is what the process holds beyond the loaded model."""
+    """Load, then `_memory`."""
     loaded = load_model(job["model"], device=job["device"], dtype=job["dtype"])
     profile = CalibrationProfile.load(job["profile"], verify=False)
     ids = tokenize(loaded.tokenizer, load_text(job["data"])).windows(job["context"])[-1:].to(loaded.device)
-    make = DynamicCache(config=loaded.model.config) if job["tier"] == "none" else None
-    cache = make or SpectralCache(loaded.model, profile, tier=job["tier"])
+    return _memory(loaded, profile, job["tier"], ids)
+
+
+def _memory(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> dict[str, Any]:
+    """What is held beyond the loaded model while `ids: [1, T]` are read and some tokens generated."""
+    cache = (
+        DynamicCache(config=loaded.model.config) if tier == "none" else SpectralCache(loaded.model, profile, tier=tier)
+    )
     with torch.no_grad():
         loaded.model(input_ids=ids[:, :MEMORY_CHUNK], use_cache=False, logits_to_keep=1)
     watch = _PeakMemory(loaded.device)
@@ -162,14 +172,15 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         for _ in range(MEMORY_TOKENS):
             token = loaded.model(input_ids=token, past_key_values=cache).logits[:, -1:].argmax(-1)
-    row: dict[str, Any] = {"memory_context": job["context"], "peak_memory_bytes": watch.stop()}
+    row: dict[str, Any] = {"memory_context": ids.shape[1], "peak_memory_bytes": watch.stop()}
     row["memory_kind"] = "CUDA allocator peak" if loaded.device.type == "cuda" else "resident set of the process"
     per_token = loaded.geometry.fp16_bytes_per_token
     row["fp16_bytes"] = per_token * cache.get_seq_length()
-    row["cache_dtype"] = job["dtype"]
+    row["cache_dtype"] = str(loaded.model.dtype).removeprefix("torch.")
     if isinstance(cache, SpectralCache):
         stats = cache.stats()
         row |= {"resident_bytes": stats.resident_bytes, "resident_ratio": stats.resident_ratio}
+        row |= {"kernel_reads": stats.spent.kernel_reads, "in_place_reads": stats.spent.in_place_reads}
     return row
 
 

@@ -19,11 +19,11 @@ import torch
 from spectralquant.profiling.cell import Bench, kernel_call, kernel_traffic
 from spectralquant.profiling.inputs import CodeSettings, Inputs, random_inputs, random_matrices
 from spectralquant.profiling.peaks import measure_peaks
-from spectralquant.profiling.shapes import parse_shape
 from spectralquant.profiling.telemetry import telemetry, verdict
 from spectralquant.profiling.timing import graph_time, rotation
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from spectralquant.sources.shapes import parse_shape
 from sqkernels.rows import runtime
 from sqkernels.spectral_decode import ops as decode_ops
 from sqkernels.spectral_index_decode import ops as index_ops

@@ -63,8 +63,8 @@ def profile(
     from spectralquant.profiling.devices import parse_device
     from spectralquant.profiling.inputs import CodeSettings
     from spectralquant.profiling.run import KERNELS, ProfileRequest, predict_device, profile_device
-    from spectralquant.profiling.shapes import parse_shape, shape_of_model
     from spectralquant.sources.models import pick_device
+    from spectralquant.sources.shapes import parse_shape, shape_of_model
     from sqcli.output import Output
     from sqcli.render.page import write_page
     from sqcli.render.report import report_page
