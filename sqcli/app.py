@@ -10,7 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from sqcli.commands import calibrate, compare, doctor, generate, inspect, pack, profile, report, show, study, unpack
+from sqcli.commands import (
+    calibrate,
+    compare,
+    doctor,
+    gate,
+    generate,
+    inspect,
+    pack,
+    profile,
+    report,
+    show,
+    study,
+    unpack,
+)
 
 INTERRUPTED = 130
 BAD_INPUT = 2
@@ -48,6 +61,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("show")(show.show)
 app.command("profile")(profile.profile)
 app.command("compare")(compare.compare)
+app.command("gate")(gate.gate)
 app.command("report")(report.report)
 app.command("pack")(pack.pack)
 app.command("unpack")(unpack.unpack)

@@ -50,6 +50,7 @@ class Bench:
             "time_us": timing.median,
             "time_spread": [timing.low, timing.high],
             "n": timing.n,
+            "time_samples": [round(t, 3) for t in timing.samples],
             "bytes_read": traffic["bytes"],
             "tb_per_s": rate,
             "peak_share": rate / self.peaks.copy_tb_per_s,

@@ -20,12 +20,13 @@ MAX_CALLS = 24
 
 @dataclass(frozen=True)
 class Timing:
-    """Median and spread (20th to 80th percentile) of n replays, in microseconds a call."""
+    """Median and spread (20th to 80th percentile) of n replays, in microseconds a call, and the replays in order."""
 
     median: float
     low: float
     high: float
     n: int
+    samples: tuple[float, ...] = ()
 
 
 def rotation(bytes_read: int, cache_bytes: int, most: int = 24) -> int:
@@ -45,8 +46,9 @@ def graph_time(calls: Sequence[Callable[[], object]], replays: int = REPLAYS) ->
     repeats = max(1, min(MAX_CALLS // len(calls), round(GRAPH_US / max(once, 1.0))))
     replays = max(LEAST_REPLAYS, min(replays, round(TOTAL_US / max(once, 1.0))))
     graph = _capture(calls, repeats, stream)
-    times = sorted(_elapsed(graph) / (repeats * len(calls)) for _ in range(replays))
-    return Timing(statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5], len(times))
+    samples = tuple(_elapsed(graph) / (repeats * len(calls)) for _ in range(replays))
+    times = sorted(samples)
+    return Timing(statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5], len(times), samples)
 
 
 def _capture(calls: Sequence[Callable[[], object]], repeats: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:

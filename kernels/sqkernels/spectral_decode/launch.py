@@ -18,7 +18,7 @@ EXACT_BLOCK = 32
 MAX_PARTS = 32
 FEW_ROWS = 256
 REDUCE_COLUMNS = 32
-REDUCE_CHUNK = 128
+REDUCE_TILE = 128 * 32
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor,
         PLANES=planes,
         PLANES_P=next_power(planes),
         COLUMNS=columns,
-        CHUNK=min(REDUCE_CHUNK, bucket(splits)),
+        CHUNK=min(REDUCE_TILE // columns, bucket(splits)),
         **overlap(query.device),
         num_warps=4,
     )

@@ -1,0 +1,1 @@
+"""Baselines, statistics and verdicts: what `sq gate` decides by."""

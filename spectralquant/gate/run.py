@@ -1,0 +1,122 @@
+"""`gate`: two results files to verdicts and an exit code; suites by name; baselines written on purpose."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spectralquant.errors import InputError, did_you_mean
+from spectralquant.files import write_json
+from spectralquant.gate.fingerprint import mismatches
+from spectralquant.gate.limits import Limits
+from spectralquant.gate.metrics import metrics_of
+from spectralquant.gate.suites import SUITES
+from spectralquant.gate.verdict import INCONCLUSIVE, Verdict, decide, exit_code, verdict_rows
+from spectralquant.provenance import provenance
+from spectralquant.results import results_file
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """mismatch: why the two results cannot be compared at all."""
+
+    verdicts: list[Verdict]
+    mismatch: list[str]
+
+    @property
+    def code(self) -> int:
+        """0 fine, 1 regression, 3 inconclusive."""
+        return exit_code(self.verdicts, self.mismatch)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each verdict."""
+        kinds = [v.verdict for v in self.verdicts]
+        return {kind: kinds.count(kind) for kind in ("regression", "inconclusive", "pass", "skipped")}
+
+    def result(self) -> dict[str, Any]:
+        """As a results file."""
+        facts = {"mismatch": self.mismatch, "exit_code": self.code, "counts": self.counts()}
+        return results_file("verdicts", verdict_rows(self.verdicts), provenance(), **facts)
+
+
+def judge(baseline: dict[str, Any], current: dict[str, Any], limits: Limits, *, interleaved: bool = False) -> Outcome:
+    """Verdicts of all metrics; with a mismatch of fingerprints every one is inconclusive.
+
+    Raises:
+        InputError: a file holds nothing that can be gated.
+    """
+    before, now = metrics_of(baseline), metrics_of(current)
+    different = [] if interleaved else mismatches(baseline, current)
+    if different:
+        why = "; ".join(different)
+        return Outcome([Verdict(name, INCONCLUSIVE, why, m.value) for name, m in before.items()], different)
+    return Outcome(decide(before, now, limits, interleaved=interleaved, doubt=_doubt(baseline, current)), [])
+
+
+def _doubt(*results: dict[str, Any]) -> str | None:
+    """Why timed figures cannot be trusted."""
+    for result in results:
+        state = (result.get("telemetry") or {}).get("verdict")
+        if state is not None and not state["conclusive"]:
+            return state["why"]
+    return None
+
+
+def run_suite(name: str, model: str, data: str, device: str, offline: bool, progress: Progress) -> dict[str, Any]:
+    """Measure a suite.
+
+    Raises:
+        InputError: there is no such suite, or it cannot run here.
+    """
+    if name not in SUITES:
+        raise InputError(f"There is no suite {name!r}; there are {', '.join(SUITES)}.{did_you_mean(name, SUITES)}")
+    if name == "gpu":
+        from spectralquant.gate.suites.gpu import gpu_suite
+        from spectralquant.sources.models import pick_device
+
+        return gpu_suite(pick_device(device), progress)
+    from spectralquant.gate.suites.smoke import TOKENS, smoke_suite
+    from spectralquant.sources.models import load_model
+    from spectralquant.sources.text import load_text
+    from spectralquant.sources.tokens import tokenize
+
+    loaded = load_model(model, device="cpu", dtype="float32", offline=offline)
+    return smoke_suite(
+        loaded, tokenize(loaded.tokenizer, load_text(data, offline=offline), TOKENS), data, None, progress
+    )
+
+
+def write_baseline(path: Path, result: dict[str, Any], *, force: bool) -> None:
+    """Write a results file as the new baseline.
+
+    Raises:
+        InputError: the working tree has changes (they would not be in the commit that the baseline names) and not `force`.
+    """
+    metrics_of(result)
+    if not force and (changed := _changes(path)):
+        raise InputError(
+            f"The working tree has uncommitted changes ({changed}), so this baseline could not be made again. Commit "
+            "first, or use --force."
+        )
+    write_json(path, result)
+
+
+def _changes(path: Path) -> str | None:
+    """Uncommitted changes beside the baseline itself, or None (also outside a repository)."""
+    folder = path.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    run = lambda *a: subprocess.run(["git", "-C", str(folder), *a], capture_output=True, text=True, check=False)  # noqa: E731
+    top = run("rev-parse", "--show-toplevel")
+    if top.returncode:
+        return None
+    lines = run("status", "--porcelain", "--untracked-files=no").stdout.splitlines()
+    others = [
+        line[3:] for line in lines if (Path(top.stdout.strip()) / line[3:].strip('"')).resolve() != path.resolve()
+    ]
+    return f"{len(others)} files, {others[0]} among them" if others else None

@@ -1,0 +1,89 @@
+"""`gpu`: are the kernels right, do they read what they did, and are they as fast against dense attention as they were?
+
+Times are ratios: one call of a kernel and one of the dense baseline in turn, in one process, so that a device's state moves
+both.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from spectralquant.errors import InputError
+from spectralquant.profiling.baselines import dense_baselines
+from spectralquant.profiling.cell import ATTENTION, Bench, dense_rows, fastest, kernel_call, kernel_traffic
+from spectralquant.profiling.checks import check_kernel
+from spectralquant.profiling.inputs import CodeSettings, random_inputs, random_matrices
+from spectralquant.profiling.peaks import measure_peaks
+from spectralquant.profiling.telemetry import telemetry, verdict
+from spectralquant.profiling.timing import graph_time
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results import results_file
+from spectralquant.sources.shapes import parse_shape
+
+Progress = Callable[[str, int, int], None]
+Row = dict[str, Any]
+SHAPE, CONTEXT, BATCHES, ROUNDS = "llama-3.1-8b", 32768, (1, 8), 15
+
+
+def gpu_suite(device: torch.device, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+    """A results file with one row a metric.
+
+    Raises:
+        InputError: there is no CUDA device.
+    """
+    if device.type != "cuda":
+        raise InputError("The gpu suite times kernels on a CUDA device, and there is none here. Use --run smoke.")
+    before = telemetry(device.index or 0)
+    shape, settings = parse_shape(SHAPE), CodeSettings()
+    bench = Bench(
+        shape,
+        random_matrices(shape, settings, device),
+        settings,
+        measure_peaks(device),
+        torch.cuda.get_device_name(device),
+    )
+    rows: list[Row] = []
+    for batch in BATCHES:
+        rows += _batch_rows(bench, batch, progress)
+    state = {"before": before, "after": telemetry(device.index or 0)}
+    facts = provenance(**device_facts(device), dtype="torch.bfloat16")
+    return results_file(
+        "gate",
+        rows,
+        facts,
+        suite="gpu",
+        settings=asdict(settings) | {"shape": SHAPE},
+        telemetry=state | {"verdict": verdict(*state.values())},
+    )
+
+
+def _batch_rows(bench: Bench, batch: int, progress: Progress) -> list[Row]:
+    """Correctness, bytes and time ratios of the attention kernels at one batch."""
+    shape, settings, device = bench.shape, bench.settings, bench.matrices.device
+    baselines = dense_baselines(flex=False)
+    best = baselines[fastest(dense_rows(bench, batch, CONTEXT, baselines))["kernel"]]
+    inputs = random_inputs(shape, bench.matrices, batch, CONTEXT, settings.window, 0)
+    size = (batch, shape.kv_heads, CONTEXT, shape.head_dim)
+    keys, values = (torch.randn(size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    counted = kernel_traffic(shape, bench.matrices, settings, CONTEXT)
+    rows = []
+    for kernel in ATTENTION:
+        name = f"gpu/{kernel}/context={CONTEXT},batch={batch}"
+        error, limit = check_kernel(kernel, inputs, settings.share)
+        mine = functools.partial(kernel_call(kernel, settings), inputs)
+        theirs = functools.partial(best, inputs.query, keys, values)
+        ratios = []
+        for done in range(ROUNDS):
+            progress(name, done, ROUNDS)
+            ratios.append(graph_time([mine], replays=7).median / graph_time([theirs], replays=7).median)
+        rows += [
+            {"metric": f"{name}/correct", "value": float(error <= limit)},
+            {"metric": f"{name}/bytes_read", "value": float(batch * counted[kernel]["bytes"])},
+            {"metric": f"{name}/time_over_dense", "samples": ratios},
+        ]
+    return rows

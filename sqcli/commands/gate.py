@@ -1,0 +1,120 @@
+"""`sq gate`: verdicts for CI."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sqcli.options import Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+
+if TYPE_CHECKING:
+    from spectralquant.gate.run import Outcome
+    from sqcli.output import Output
+
+
+def gate(
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", "-b", help="What to compare with: a results file (JSON).")
+    ] = None,
+    current: Annotated[
+        Path | None, typer.Option("--current", "-c", help="Results of compare, calibrate, profile or a suite.")
+    ] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Measure a suite now: smoke (CPU) or gpu.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Time this install and another in turn: a virtual environment, a Python, or a checkout."),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of --against, a sample a side each.")] = 20,
+    limits: Annotated[Path | None, typer.Option(help="TOML file that changes how far metrics may move.")] = None,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Show what changes, then write the baseline anew.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Update a baseline although the working tree is dirty.")
+    ] = False,
+    save: Annotated[Path | None, typer.Option(help="Keep what --run measured in this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write verdicts as JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write verdicts as Markdown.")] = None,
+    exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report, but always exit with 0.")] = False,
+    model: Model = "builtin:smollm2-135m",
+    data: Data = "builtin:pydoc",
+    device: Device = "auto",
+    offline: Offline = False,
+    json: Json = None,
+    csv: Csv = None,
+    svg: Svg = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare results with a baseline: pass, regression or inconclusive, metric by metric. Exit codes 0, 1, 3; 2 for wrong
+    input.
+
+    Figures that do not depend on the machine get a tolerance; times get statistics (and need --against, or ratios taken in
+    one process). A baseline of another GPU, dtype, model, text or schema is inconclusive, never a pass.
+
+    Example: [bold]sq gate --run smoke --baseline profiles/baselines/smoke.json --junit gate.xml[/bold]
+    """
+    from spectralquant.errors import InputError
+    from spectralquant.files import write_json
+    from spectralquant.gate.interleaved import compare_installs
+    from spectralquant.gate.limits import Limits, read_limits
+    from spectralquant.gate.run import judge, run_suite, write_baseline
+    from spectralquant.results import read_results
+    from sqcli.output import Output
+
+    given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"Give one of --current FILE, --run SUITE and --against PATH{', not ' + ' and '.join(given) if given else ''}."
+        )
+    if update_baseline and (baseline is None or against is not None):
+        raise InputError("--update-baseline needs --baseline FILE to write, and --run or --current to take it from.")
+    if baseline is None and against is None and save is None:
+        raise InputError("--baseline FILE is missing: what should be compared with? (--save FILE measures only.)")
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    rules = read_limits(limits) if limits else Limits()
+    before = read_results(baseline) if baseline and (not update_baseline or baseline.is_file()) else None
+    if against is not None:
+        with output.progress() as bar:
+            before, now = compare_installs(against, rounds, bar)
+    elif run is not None:
+        with output.progress() as bar:
+            now = run_suite(run, model, data, device, offline, bar)
+        if save is not None:
+            write_json(save, now)
+            output.note(f"Wrote {save}")
+    else:
+        now = read_results(current)
+    if before is None:
+        if update_baseline:
+            write_baseline(baseline, now, force=force)
+            output.note(f"Wrote {baseline}: a new baseline, compared with nothing.")
+        return
+    outcome = judge(before, now, rules, interleaved=against is not None)
+    _report(outcome, output, junit, markdown, json)
+    if update_baseline:
+        write_baseline(baseline, now, force=force)
+        output.note(f"Wrote {baseline}; the table above says what changed.")
+        return
+    if outcome.code and not exit_zero:
+        raise typer.Exit(outcome.code)
+
+
+def _report(outcome: Outcome, output: Output, junit: Path | None, markdown: Path | None, json: str | None) -> None:
+    from spectralquant.files import write_text
+    from sqcli.render import gate as render
+
+    output.show(*render.gate_view(outcome, every=not output.quiet))
+    output.finish(outcome.result(), title="sq gate")
+    if junit is not None:
+        write_text(junit, render.junit(outcome))
+    if markdown is not None:
+        write_text(markdown, render.markdown(outcome))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(summary, "a", encoding="utf-8") as page:
+            page.write(render.markdown(outcome))
+    if os.environ.get("GITHUB_ACTIONS"):
+        for line in render.annotations(outcome):
+            typer.echo(line, err=json == "-")
