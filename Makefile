@@ -1,9 +1,9 @@
-# Two commands: `make demo` and `make test`. Both need only Python 3.11+, pip and make.
+# Two commands: `make demo` and `make test`. Both need only Python 3.11+, pip and make. `make gate` is what CI adds.
 PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test setup clean readme
+.PHONY: demo test gate setup clean readme
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -11,6 +11,9 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+gate: setup
+	$(SQ) gate --run smoke --baseline profiles/baselines/smoke.json
 
 setup: $(VENV)/.installed
 

@@ -41,6 +41,7 @@ DEFAULTS = {
     "relative_error": Limit("both", 0.0, 0.10),
     "reported_over_counted": Limit("both", 0.02, 0.0),
     "coded_tokens": Limit("both", 0.0, 0.0),
+    "works": Limit("down", 0.0, 0.0),
     "round_trip": Limit("down", 0.0, 0.0),
     "deterministic": Limit("down", 0.0, 0.0),
     "correct": Limit("down", 0.0, 0.0),

@@ -16,13 +16,14 @@ class Metric:
     """A deterministic figure (`value`), or times or time ratios (`samples`).
 
     raw: samples are seconds of one machine's moment, comparable only where two versions run in turn; ratios of two times
-    taken in one process are not raw.
+    taken in one process are not raw. error: why it could not be measured.
     """
 
     name: str
     value: float | None = None
     samples: tuple[float, ...] = ()
     raw: bool = False
+    error: str | None = None
 
     @property
     def field(self) -> str:
@@ -43,7 +44,7 @@ def metrics_of(result: dict[str, Any]) -> dict[str, Metric]:
             continue
         if kind == "gate":
             samples = tuple(row.get("samples") or ())
-            found.append(Metric(row["metric"], row.get("value"), samples, bool(row.get("raw"))))
+            found.append(Metric(row["metric"], row.get("value"), samples, bool(row.get("raw")), row.get("error")))
         elif kind == "profile":
             found += _kernel_metrics(row)
         else:

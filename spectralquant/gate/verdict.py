@@ -124,6 +124,8 @@ def _one(
     limit = limits.of(name)
     if now is None:
         return Verdict(name, REGRESSION, "not measured any more", before.value)
+    if now.error is not None:
+        return Verdict(name, REGRESSION, now.error, before.value, now.value)
     if before.samples or now.samples:
         if before.raw and not interleaved:
             return Verdict(name, SKIPPED, "seconds compare only between versions that run in turn (--against)")

@@ -20,6 +20,7 @@ from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.solve import cold_method
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.fixed import FixedRateCodec
+from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.methods.spectral import SpectralFixed
 from spectralquant.profile import CalibrationProfile
@@ -60,15 +61,17 @@ def smoke_suite(
         held_out_windows=1,
         held_out_window=settings.window,
     )
-    profile = calibrate_model(loaded, text, calibration, text_name=text_name, progress=progress)
-    profile.seal()
+    made: list[CalibrationProfile] = []
+
+    def calibrate() -> list[Row]:
+        made.append(calibrate_model(loaded, text, calibration, text_name=text_name, progress=progress))
+        made[0].seal()
+        return []
+
     ids = text.windows(settings.scored)[-1]
-    rows = _harness_rows(loaded, profile, ids, progress)
-    exact = _exact_logits(loaded, ids)
-    for tier in TIERS:
-        progress(f"cache, {tier}", 0, 1)
-        rows += _cache_rows(loaded, profile, tier, ids, exact)
-    rows += _packet_rows(loaded, profile, ids)
+    rows = _working("calibration", calibrate)
+    for profile in made:
+        rows += _measured(loaded, profile, ids, progress)
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
@@ -81,23 +84,39 @@ def smoke_suite(
     return results_file("gate", rows, facts, suite="smoke", settings=vars(settings))
 
 
+def _measured(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress) -> list[Row]:
+    exact = _exact_logits(loaded, ids)
+    rows: list[Row] = []
+    for tier in TIERS:
+        progress(f"harness and cache, {tier}", 0, 1)
+        rows += _working(f"harness/{tier}", lambda tier=tier: _harness_rows(loaded, profile, tier, ids))
+        rows += _working(f"cache/{tier}", lambda tier=tier: _cache_rows(loaded, profile, tier, ids, exact))
+    return rows + _working("packet", lambda: _packet_rows(loaded, profile, ids))
+
+
 def _row(name: str, value: float) -> Row:
     return {"metric": f"smoke/{name}", "value": float(value)}
 
 
-def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress) -> list[Row]:
-    """Rate and quality of every tier by the streaming harness, which also refuses a method that changes nothing."""
-    methods = [cold_method(profile.tier("cold"), loaded)]
-    for tier in ("warm", "hot"):
-        codec = FixedRateCodec(profile.tier(tier), loaded.geometry, loaded.device, rotated=tier == "hot")
-        methods.append(SpectralFixed(codec))
-    rows = []
-    found = measure(loaded.model, loaded.geometry, ids[None], methods, lambda d, t: progress("harness", d, t))
-    for tier, measured in zip(("cold", "warm", "hot"), found, strict=True):
-        row = measured.row(loaded.geometry, loaded.name, len(ids))
-        for field in ("payload_ratio", "whole_cache_ratio", "kl_nats", "top1", "coded_tokens"):
-            rows.append(_row(f"harness/{tier}/{field}", row[field]))
-    return rows
+def _working(name: str, measured: Callable[[], list[Row]]) -> list[Row]:
+    """The rows, led by one that says whether they could be measured; an error of ours is a finding, not a wrong input."""
+    try:
+        return [_row(f"{name}/works", 1), *measured()]
+    except (SpectralQuantError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return [_row(f"{name}/works", 0) | {"error": f"{type(error).__name__}: {error}"[:300]}]
+
+
+def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> list[Row]:
+    """Rate and quality of a tier by the streaming harness, which also refuses a method that changes nothing."""
+    if tier == "cold":
+        method = cold_method(profile.tier("cold"), loaded)
+    else:
+        method = SpectralFixed(
+            FixedRateCodec(profile.tier(tier), loaded.geometry, loaded.device, rotated=tier == "hot")
+        )
+    row = measure(loaded.model, loaded.geometry, ids[None], [method])[0].row(loaded.geometry, loaded.name, len(ids))
+    fields = ("payload_ratio", "whole_cache_ratio", "kl_nats", "top1", "coded_tokens")
+    return [_row(f"harness/{tier}/{field}", row[field]) for field in fields]
 
 
 @torch.no_grad()

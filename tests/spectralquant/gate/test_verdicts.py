@@ -169,6 +169,6 @@ def test_a_baseline_is_not_written_over_a_dirty_tree(tmp_path):
     target, result = tmp_path / "base.json", suite(**{"a/top1": 1.0})
     write_baseline(target, result, force=False)
     (tmp_path / "code.py").write_text("2")
-    with pytest.raises(InputError, match="uncommitted changes .*code.py"):
+    with pytest.raises(InputError, match=r"uncommitted changes .*code\.py"):
         write_baseline(target, result, force=False)
     write_baseline(target, result, force=True)

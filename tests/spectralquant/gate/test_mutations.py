@@ -1,0 +1,107 @@
+"""Five deliberate faults in a copy of the library: the smoke suite must notice every one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+MODEL = "random:custom:layers=4,heads=4,kv_heads=2,head_dim=32,hidden=128,intermediate=192,vocab=400"
+FAULTS = {
+    "a codebook off by one": (
+        "spectralquant/codec/fixed.py",
+        "codes[:, index] = found.T.to(torch.uint8)",
+        "codes[:, index] = (found.T + 1).clamp(max=points.shape[1] - 1).to(torch.uint8)",
+        "harness/warm/kl_nats cache/warm/relative_error",
+    ),
+    "a window never compressed": (
+        "spectralquant/cache/compressing.py",
+        "if total < self.compress_from:",
+        "if total >= 0:",
+        "cache/hot/coded_tokens",
+    ),
+    "RoPE applied twice": (
+        "spectralquant/codec/rotary.py",
+        "    head = head * cos + rotate_half(head) * sin\n    return cat((head, tail), dim=-1) if tail.shape[-1] else head\n\n\n"
+        "def undo_rope(",
+        "    head = head * cos + rotate_half(head) * sin\n    head = head * cos + rotate_half(head) * sin\n"
+        "    return cat((head, tail), dim=-1) if tail.shape[-1] else head\n\n\ndef undo_rope(",
+        "cache/warm/relative_error",
+    ),
+    "a ratio from nominal bits": (
+        "spectralquant/cache/accounting.py",
+        "payload_ratio=sum(t.tokens for t in tiers.values()) * fp16 / coded if coded else None,",
+        "payload_ratio=16 / 2.0,",
+        "cache/hot/reported_over_counted",
+    ),
+    "a compressor that does nothing": (
+        "spectralquant/codec/fixed.py",
+        "        return keys, out[1]\n",
+        "        return coded.plain\n",
+        "calibration/works",
+    ),
+}
+
+
+def smoke(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder / "kernels")])}
+    command = [sys.executable, "-m", "sqcli.app", "gate", "--run", "smoke", "--model", MODEL, "--data", "builtin:pydoc"]
+    return subprocess.run(
+        [*command, *options], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A copy of the library, its baseline, and a function that makes another copy."""
+    top = tmp_path_factory.mktemp("mutations")
+    first = top / "first"
+
+    def copy(where: Path) -> Path:
+        for part in ("spectralquant", "sqcli", "kernels"):
+            shutil.copytree(ROOT / part, where / part, ignore=shutil.ignore_patterns("__pycache__"))
+        return where
+
+    done = smoke(copy(first), "--save", str(top / "baseline.json"))
+    assert done.returncode == 0, done.stderr
+    return top, copy
+
+
+def test_the_unchanged_library_passes(library):
+    top, _ = library
+    done = smoke(top / "first", "--baseline", str(top / "baseline.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found(library, fault):
+    top, copy = library
+    file, before, after, named = FAULTS[fault]
+    where = copy(top / fault.replace(" ", "-"))
+    source = (where / file).read_text()
+    assert source.count(before) == 1, f"{file} changed; renew this fault"
+    (where / file).write_text(source.replace(before, after))
+    if fault.endswith("does nothing"):
+        _remember_what_was_coded(where / file)
+    done = smoke(where, "--baseline", str(top / "baseline.json"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    for metric in named.split():
+        assert f"regression: smoke/{metric}" in " ".join(done.stdout.split()), done.stdout
+
+
+def _remember_what_was_coded(file: Path) -> None:
+    """Let a coded block carry the block itself, which its decoder then returns."""
+    source = file.read_text()
+    for before, after in (
+        ("    sin: tuple[Tensor | None, ...]\n", "    sin: tuple[Tensor | None, ...]\n    plain: tuple = ()\n"),
+        (
+            "return FixedBlock(packed[0], packed[1], block.cos, block.sin)",
+            "return FixedBlock(packed[0], packed[1], block.cos, block.sin, (block.keys.float(), block.values.float()))",
+        ),
+    ):
+        assert source.count(before) == 1
+        source = source.replace(before, after)
+    file.write_text(source)
