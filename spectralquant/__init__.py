@@ -21,6 +21,7 @@ _EXPORTS = {
     "SpectralCache": "spectralquant.cache.spectral_cache",
     "SpectralKVCache": "spectralquant.cache.spectral_cache",
     "SpectralBufferPool": "spectralquant.cache.pool",
+    "svd_reconstruct_attention": "spectralquant.cache.reconstruct_attention",
     "bind": "spectralquant.cache.binding",
     "pack_prompt": "spectralquant.cache.prompt",
     "unpack_cache": "spectralquant.cache.prompt",

@@ -11,6 +11,7 @@ from spectralquant.attention.tap import AttentionCall
 from sqkernels.rows import ExactTokens
 from sqkernels.rows.checks import HEAD_DIMS, MAX_GROUP
 from sqkernels.spectral_decode import spectral_decode
+from sqkernels.spectral_index_decode import spectral_index_decode
 
 
 def refusal(call: AttentionCall, segments: Sequence[Segment], allowed: Tensor | None) -> str | None:
@@ -37,8 +38,10 @@ def shape_refusal(heads: int, kv_heads: int, head_dim: int) -> str | None:
     return None
 
 
-def attend_rows(call: AttentionCall, segments: Sequence[Segment], backend: str) -> Tensor:
-    """Attention `[B, 1, H, D]` of one new token over sinks, codes and window."""
+def attend_rows(
+    call: AttentionCall, segments: Sequence[Segment], backend: str, select: float | int | None = None
+) -> Tensor:
+    """Attention `[B, 1, H, D]` of one new token over sinks, codes (or the `select`ed ones) and window."""
     window = segments[-1]
     codes = next(s for s in segments if isinstance(s, RowSegment))
     sinks = segments[0] if isinstance(segments[0], DenseSegment) else None
@@ -46,4 +49,7 @@ def attend_rows(call: AttentionCall, segments: Sequence[Segment], backend: str) 
     exact = ExactTokens(
         empty if sinks is None else sinks.keys, empty if sinks is None else sinks.values, window.keys, window.values
     )
-    return spectral_decode(call.query[:, :, 0], codes.pages, exact, call.scaling, backend=backend)[:, None]
+    query = call.query[:, :, 0]
+    if select is None:
+        return spectral_decode(query, codes.pages, exact, call.scaling, backend=backend)[:, None]
+    return spectral_index_decode(query, codes.pages, exact, select, call.scaling, backend=backend)[:, None]

@@ -30,7 +30,7 @@ class CacheView(Protocol):
     """What `SpectralCache.update` returns to this attention in place of a tensor. shape: (B, Hk, S, D).
 
     in_place: whether some of its tokens are codes that can be read in place. rows: the kernels' backend where those codes are
-    rows, which nothing but kernels reads in place; else None. watches: whether `observe` wants probabilities `[B, H, t, n]`
+    rows, which nothing but kernels reads in place; else None. select: what part of such rows a read takes. watches: whether `observe` wants probabilities `[B, H, t, n]`
     of queries from `position` on, over the n tokens that were read. `allowed` is the mask over those tokens, None where all
     are allowed. `note` counts a read ("kernel", "in_place", "dense"); `refuse` is told why kernels do not take one.
     """
@@ -39,6 +39,7 @@ class CacheView(Protocol):
     device: torch.device
     in_place: bool
     rows: str | None
+    select: float | int | None
     watches: bool
 
     def dense(self) -> tuple[Tensor, Tensor]: ...
@@ -75,7 +76,7 @@ def spectral_attention(
         reason = refusal(call, segments, allowed)
         if reason is None:
             key.note("kernel")
-            return attend_rows(call, segments, key.rows), None
+            return attend_rows(call, segments, key.rows, key.select), None
         key.refuse(reason)
     if short and key.rows is None and (key.in_place or key.watches):
         key.note("in_place" if key.in_place else "dense")

@@ -30,6 +30,7 @@ from spectralquant.cache.stats import CacheStats, Spent
 from spectralquant.cache.tiers.registry import kernel_backend, make_tiers
 from spectralquant.cache.view import LayerView
 from spectralquant.codec.block import BLOCK
+from spectralquant.codec.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
@@ -54,6 +55,8 @@ class SpectralCache(Cache):
             then reads dense tensors (and the cold tier codes without importance, at a worse rate).
         kernels: "auto" reads hot codes by Triton kernels on a GPU and by torch elsewhere, "torch" never uses kernels,
             "triton" is an error where they cannot be used. `stats().spent` tells which read what.
+        select: a share (0.08) or number of the hot tier's coded tokens that a decode step reads, those that score highest on
+            an index of 16 components a head (`spectral_index_decode`); None reads all. Needs kernels.
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
         step_scale: multiplies the cold tier's step.
         adaptive: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
@@ -78,6 +81,7 @@ class SpectralCache(Cache):
         lag: int = 32,
         attention: str = "spectral",
         kernels: str = "auto",
+        select: float | int | None = None,
         pool: SpectralBufferPool | None = None,
         host: bool = False,
         threads: int = 1,
@@ -105,6 +109,7 @@ class SpectralCache(Cache):
             "lag": lag,
             "attention": attention,
             "kernels": kernels,
+            "select": select,
             "host": host,
             "threads": threads,
             "step_scale": step_scale,
@@ -116,9 +121,17 @@ class SpectralCache(Cache):
         self.pool = pool or SpectralBufferPool("cpu" if host else model.device, pinned=host)
         self.reconstructor = AsyncReconstructor(threads, device=model.device)
         drift = None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {}
-        backend = kernel_backend(kernels, self.geometry, self.pool.device)
+        backend = kernel_backend(kernels, self.geometry, self.pool.device, select)
         self.tiers = make_tiers(
-            model, profile, self.geometry, self.pool, self.reconstructor, step_scale, drift, backend
+            model,
+            profile,
+            self.geometry,
+            self.pool,
+            self.reconstructor,
+            step_scale,
+            drift,
+            backend,
+            0 if select is None else INDEX_RANK,
         )
         keep_ids = "cold" in self.tiers and self.tiers["cold"].codec.features is not None
         self.spent = Spent()

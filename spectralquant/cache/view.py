@@ -40,6 +40,11 @@ class LayerView:
         return tier.backend if self.in_place and isinstance(tier, HotRowTier) else None
 
     @property
+    def select(self) -> float | int | None:
+        """What part of the rows a read takes."""
+        return self.cache.options["select"]
+
+    @property
     def watches(self) -> bool:
         """Whether attention is to tell how much each recent token received."""
         return self.cache.wants_received

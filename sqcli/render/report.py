@@ -9,6 +9,7 @@ from typing import Any
 from spectralquant.evaluation.match import curve_name, matched, pareto
 from sqcli.render.compare import QUICK_NOTE, against, bound_text, ratio_text, row_name
 from sqcli.render.page import Page
+from sqcli.render.speed_page import speed_sections
 from sqcli.render.svg import xy_chart
 
 COLUMNS = (
@@ -37,6 +38,10 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
             _quality(page, name, result, rows)
         elif kind == "calibrate":
             _calibration(page, name, result)
+        elif kind == "profile":
+            speed_sections(page, name, result)
+        elif kind == "verdicts":
+            _verdicts(page, name, result)
         else:
             _plain(page, name, rows)
         _provenance(page, name, result)
@@ -109,6 +114,17 @@ def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:
     points = {k: list(enumerate(v)) for k, v in bits.items()}
     page.figure(f"{name}: mean bits per scalar by layer", xy_chart(points, "layer", "bits", markers=False))
     _plain(page, name, result["rows"])
+
+
+def _verdicts(page: Page, name: str, result: dict[str, Any]) -> None:
+    """What a gate decided; what did not pass comes first."""
+    order = ("regression", "inconclusive", "skipped", "pass")
+    table = [("Metric", "Baseline", "Now", "Change", "Limit", "Verdict", "Why")]
+    for r in sorted(result["rows"], key=lambda r: order.index(r["verdict"])):
+        figures = (_cell(r[k]) for k in ("baseline", "now", "change", "limit"))
+        table.append((r["metric"], *figures, r["verdict"], r["why"]))
+    counts = ", ".join(f"{n} {kind}" for kind, n in result["counts"].items() if n)
+    page.table(f"{name}: {counts}", table)
 
 
 def _plain(page: Page, name: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -12,9 +12,9 @@ from sqkernels.rows.pages import ExactTokens, RowPages
 
 def planes_of(x: Tensor, kind: KindMatrices) -> Tensor:
     """Codes of `x: [Hk, T, D]` shifted to their planes, int64 `[Hk, T, n]` (not yet masked to the planes' widths)."""
-    y = x.to(kind.encode.dtype) @ kind.encode + kind.offset[:, None]
-    codes = torch.minimum(y.round().clamp(min=0), kind.top[:, None]).long()
-    return codes >> kind.shift[:, None].long()
+    encode, offset, top, shift = (t.to(x.device) for t in (kind.encode, kind.offset, kind.top, kind.shift))
+    codes = torch.minimum((x.to(encode.dtype) @ encode + offset[:, None]).round().clamp(min=0), top[:, None]).long()
+    return codes >> shift[:, None].long()
 
 
 def round_trip(x: Tensor, matrices: RowMatrices, kind: int) -> Tensor:
@@ -31,14 +31,19 @@ def write_page(keys: Tensor, values: Tensor, matrices: RowMatrices) -> Tensor:
     """Page uint8 `[page_bytes]` of `keys, values: [Hk, 128, D]`."""
     both = [planes_of(x, kind) for x, kind in ((keys, matrices.key), (values, matrices.value))]
     page = _pack_planes(both, matrices)
-    layout = matrices.layout
-    if matrices.index is not None:
-        half = layout.index_bytes
-        codes = planes_of(keys, matrices.index)
-        for h, start in enumerate(layout.index_offsets):
-            packed = (codes[h, :, :half] | codes[h, :, half:] << 4).to(torch.uint8)
-            page[start : start + half * PAGE] = packed.reshape(-1)
+    _write_index(page, keys, matrices)
     return page
+
+
+def _write_index(page: Tensor, keys: Tensor, matrices: RowMatrices) -> None:
+    """Fill in the index of a page, where it has one, from `keys: [Hk, 128, D]`."""
+    if matrices.index is None:
+        return
+    half = matrices.layout.index_bytes
+    codes = planes_of(keys, matrices.index)
+    for h, start in enumerate(matrices.layout.index_offsets):
+        packed = (codes[h, :, :half] | codes[h, :, half:] << 4).to(torch.uint8)
+        page[start : start + half * PAGE] = packed.reshape(-1)
 
 
 def _pack_planes(both: list[Tensor], matrices: RowMatrices) -> Tensor:
@@ -89,8 +94,7 @@ def page_of_codes(keys: list[Tensor], values: list[Tensor], matrices: RowMatrice
             planes[h][:, used] = mine.long()[:, component[h][used]] >> shift[h][used]
         both.append(planes)
     page = _pack_planes(both, matrices)
-    if matrices.index is not None:
-        raise ValueError("pages with an index are written from keys, not from codes")
+    _write_index(page, read_dense(page[None], matrices)[0], matrices)
     return page
 
 
@@ -127,7 +131,7 @@ def read_dense(pages: Tensor, matrices: RowMatrices, dtype: torch.dtype = torch.
     out = []
     for i, kind in enumerate((matrices.key, matrices.value)):
         planes = read_planes(pages, matrices, i).to(dtype)
-        out.append(planes @ kind.decode.to(dtype) + kind.constant.to(dtype)[:, None])
+        out.append(planes @ kind.decode.to(planes) + kind.constant.to(planes)[:, None])
     return out[0], out[1]
 
 

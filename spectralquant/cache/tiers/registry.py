@@ -37,10 +37,11 @@ def make_tiers(
     step_scale: float,
     adaptive: Mapping[str, Any] | None = None,
     backend: str | None = None,
+    index_rank: int = 0,
 ) -> dict[str, Tier]:
     """`exact` and every tier of the profile; with `adaptive` (its options) the cold tier follows drifting text.
 
-    backend: of the kernels that read hot codes; None: torch reads them.
+    backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot codes' index.
     """
     tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool)}
     codecs = {} if profile is None else profile.codecs
@@ -50,9 +51,10 @@ def make_tiers(
             codecs[key] = _codec(name, model, profile, geometry, step_scale)
         codec = codecs[key]
         if name == "hot" and backend is not None:
-            rows = ("hot rows", str(model.device), 1.0)
+            rows = (f"hot rows, index {index_rank}", str(model.device), 1.0)
             if rows not in codecs:
-                codecs[rows] = row_matrices(profile.tier("hot"), geometry, range(geometry.layers), model.device)
+                layers = range(geometry.layers)
+                codecs[rows] = row_matrices(profile.tier("hot"), geometry, layers, model.device, index_rank)
             tiers[name] = HotRowTier(codec, codecs[rows], geometry, pool, backend)
         elif name == "hot":
             tiers[name] = HotTier(codec, pool)
@@ -65,12 +67,18 @@ def make_tiers(
     return tiers
 
 
-def kernel_backend(wanted: str, geometry: CacheGeometry, pool: torch.device) -> str | None:
+def kernel_backend(
+    wanted: str, geometry: CacheGeometry, pool: torch.device, select: float | int | None = None
+) -> str | None:
     """Which kernels read hot codes in a pool on a device: "triton", or None for torch.
 
     Raises:
-        InputError: no such choice, or Triton was asked for and cannot be used.
+        InputError: no such choice, a selection that is no share or number, or Triton was asked for (or is needed to select)
+            and cannot be used.
     """
+    share = isinstance(select, float)
+    if select is not None and not (0 < select <= 1 if share else select > 0):
+        raise InputError(f"select={select} must be a share of the coded tokens (0.08) or a positive number of them.")
     if wanted not in ("auto", "triton", "torch"):
         raise InputError(f"kernels={wanted!r} is not one of auto, triton, torch.")
     why = shape_refusal(geometry.heads, geometry.kv_heads, geometry.head_dim)
@@ -78,6 +86,10 @@ def kernel_backend(wanted: str, geometry: CacheGeometry, pool: torch.device) -> 
         why = f"codes are on {pool}, and Triton kernels read CUDA memory (host=True keeps codes on the host)"
     if wanted == "triton" and why is not None:
         raise InputError(f"kernels='triton' cannot be used: {why}. Use kernels='auto' or 'torch'.")
+    if select is not None and (wanted == "torch" or why is not None):
+        raise InputError(
+            f"select={select} needs kernels, which cannot be used: {why or 'kernels=torch was asked for'}."
+        )
     return None if wanted == "torch" or why is not None else "triton"
 
 

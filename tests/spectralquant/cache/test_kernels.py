@@ -20,13 +20,13 @@ def setting(architecture="llama"):
     return copy.deepcopy(loaded.model).to(DEVICE), profile
 
 
-def logits(model, profile, kernels, batch=2, **options):
+def logits(model, profile, kernels, batch=2, steps=3, **options):
     ids = torch.randint(5, 500, (batch, 420), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     cache = SpectralCache(model, profile, tier="hot", kernels=kernels, **options)
     out = []
     with torch.no_grad():
         model(input_ids=ids[:, :400], past_key_values=cache)
-        for step in range(400, 403):
+        for step in range(400, 400 + steps):
             out.append(model(input_ids=ids[:, step : step + 1], past_key_values=cache).logits)
     return torch.cat(out, dim=1), cache
 
@@ -40,6 +40,41 @@ def test_kernels_read_what_torch_reads(architecture):
     layers = len(cache.layers)
     assert cache.stats().spent.kernel_reads == 3 * layers and cache.stats().spent.in_place_reads == 0
     assert other.stats().spent.in_place_reads == 3 * layers and other.stats().spent.kernel_reads == 0
+
+
+def test_a_selection_of_everything_is_everything_and_more_is_closer():
+    model, profile = setting()
+    whole, _ = logits(model, profile, "triton", batch=1, steps=1)
+    errors = []
+    for select in (1.0, 0.9, 0.25, 10):
+        part, cache = logits(model, profile, "triton", batch=1, steps=1, select=select)
+        errors.append(float((part - whole).norm() / whole.norm()))
+        assert cache.stats().spent.kernel_reads == len(cache.layers)
+    assert errors[0] < 1e-3 and errors == sorted(errors) and errors[1] > 1e-3
+
+
+def test_a_selecting_cache_survives_a_snapshot(tmp_path):
+    """Codes come back bit for bit; the index is made anew from them, so that a selection may differ."""
+    model, profile = setting()
+    _, cache = logits(model, profile, "triton", batch=1, steps=1, select=0.5)
+    cache.save(tmp_path / "cache.sqc")
+    back = SpectralCache.load(tmp_path / "cache.sqc", model, profile)
+    assert back.options["select"] == 0.5
+    for a, b in zip(cache.view(1).dense(), back.view(1).dense(), strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        a, b = (model(input_ids=torch.full((1, 1), 7, device=DEVICE), past_key_values=c).logits for c in (cache, back))
+    assert float((a - b).norm() / a.norm()) < 0.2
+    assert back.stats().spent.kernel_reads == len(back.layers)
+
+
+@pytest.mark.parametrize("select", [0.0, 1.5, 0, -3])
+def test_wrong_selections_are_refused(select):
+    model, profile = setting()
+    with pytest.raises(InputError, match="must be a share"):
+        SpectralCache(model, profile, tier="hot", kernels="triton", select=select)
+    with pytest.raises(InputError, match="needs kernels"):
+        SpectralCache(model, profile, tier="hot", kernels="torch", select=0.5)
 
 
 def test_rows_hold_about_what_bands_hold():
