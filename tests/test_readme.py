@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sqcli.render.readme import render
+import pytest
+
+from sqcli.render import notes
+from sqcli.render.readme import NOTES, render
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -13,6 +16,13 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_figure_block_is_up_to_date():
     assert render(README) == README, "run `make readme`"
+
+
+@pytest.mark.parametrize("path", NOTES, ids=lambda p: p.parent.name)
+def test_every_figure_block_of_the_notes_is_up_to_date(path):
+    text = path.read_text()
+    assert render(text, notes.BLOCKS) == text, "run `make readme`"
+    assert text.count("\n1. ") + text.count("\n2. ") + text.count("\n3. ") >= 3, "three things that did not help"
 
 
 def test_local_links_and_pictures_exist():

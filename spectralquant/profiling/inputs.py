@@ -20,7 +20,7 @@ class CodeSettings:
 
     bits: int = 4
     index_rank: int = 16
-    share: float = 0.08
+    share: float = 0.1
     window: int = PAGE
 
     def selected(self, coded: int) -> int:

@@ -29,7 +29,7 @@ from sqkernels.rows.reference import planes_of, round_trip
 from sqkernels.spectral_index_decode.reference import integer_weights, score_bins, select_mask
 
 Progress = Callable[[str, int, int], None]
-SHARES = (1.0, 0.14, 0.08, 0.05, 0.03)
+SHARES = (1.0, 0.14, 0.1, 0.08, 0.05, 0.03)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def profile(
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits a component of the codes: 2, 3, 4 or 8.")] = 4,
     index_rank: Annotated[int, typer.Option(help="Components of the index, 4 bits each.")] = 16,
-    share: Annotated[float, typer.Option(help="Part of the coded tokens that the index selects.")] = 0.08,
+    share: Annotated[float, typer.Option(help="Part of the coded tokens that the index selects.")] = 0.1,
     window: Annotated[int, typer.Option(help="Recent tokens that stay exact.")] = 128,
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Also whole decode steps of a model with random weights.")

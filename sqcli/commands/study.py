@@ -12,7 +12,7 @@ from sqcli.options import Data, Device, Dtype, Model, Offline, Quiet
 if TYPE_CHECKING:
     from sqcli.output import Output
 
-STUDIES = ("cold", "domains", "second-model", "packet", "tiers", "cache", "adaptive", "index", "kernels")
+STUDIES = ("cold", "domains", "second-model", "packet", "tiers", "cache", "adaptive", "index", "kernels", "gate")
 
 
 def study(
@@ -40,7 +40,7 @@ def study(
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
     bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. adaptive:
     text that turns from prose to code. index: quality when a part of the hot codes is read, by the share selected.
-    kernels: launch settings of the attention kernels (needs a GPU).
+    kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -56,8 +56,8 @@ def study(
     from sqcli.render.study import study_view
 
     output = Output(quiet=quiet)
-    if name == "kernels":
-        result = _kernels(device, output)
+    if name in ("kernels", "gate"):
+        result = _kernels(device, output) if name == "kernels" else _gate(output)
         write_json(out, result)
         output.show(*study_view(result))
         return
@@ -138,6 +138,13 @@ def _kernels(device: str, output: Output) -> dict[str, Any]:
         raise InputError("The kernels study times kernels on a CUDA device, and there is none here.")
     with output.progress() as bar:
         return kernel_study("llama-3.1-8b", 32768, (1, 8), where, bar)
+
+
+def _gate(output: Output) -> dict[str, Any]:
+    from spectralquant.gate.simulation import simulate
+
+    with output.progress() as bar:
+        return simulate(progress=bar)
 
 
 def _second_model(

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqcli.render import notes
 from sqcli.render.readme_rivals import claims, compare, eviction, others
+from sqcli.render.readme_speed import gate, growth, index, speed, speed_notes
 from sqcli.render.readme_tiers import costs, drift, tiers
 from sqcli.render.readme_tools import load, table
 
@@ -233,25 +236,37 @@ BLOCKS = {
     "claims": claims,
     "eviction": eviction,
     "others": others,
+    "speed": speed,
+    "speed-notes": speed_notes,
+    "growth": growth,
+    "index": index,
+    "gate": gate,
 }
+NOTES = [ROOT / "kernels" / "sqkernels" / name / "NOTES.md" for name in notes.FILES]
 
 
-def render(text: str) -> str:
-    """`text` with all blocks made anew."""
-    for name, make in BLOCKS.items():
+def render(text: str, blocks: dict[str, Callable[[], str]] = BLOCKS) -> str:
+    """`text` with all blocks made anew.
+
+    Raises:
+        ValueError: the text lacks a block of the README, or has one that nothing makes.
+    """
+    named = re.findall(r"<!-- ([a-z-]+) -->", text)
+    missing = set(blocks) - set(named) if blocks is BLOCKS else set()
+    if missing or set(named) - set(blocks):
+        raise ValueError(f"blocks missing: {sorted(missing)}; unknown: {sorted(set(named) - set(blocks))}")
+    for name in named:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise ValueError(f"README.md has no block {name!r}")
-        text = pattern.sub(lambda m, make=make: m[1] + make() + "\n" + m[2], text)
+        text = pattern.sub(lambda m, name=name: m[1] + blocks[name]() + "\n" + m[2], text)
     return text
 
 
 def main() -> None:
-    """Rewrite README.md in place."""
+    """Rewrite README.md and the kernels' notes in place."""
     from spectralquant.files import write_text
 
-    path = ROOT / "README.md"
-    write_text(path, render(path.read_text(encoding="utf-8")))
+    for path, blocks in ((ROOT / "README.md", BLOCKS), *((p, notes.BLOCKS) for p in NOTES)):
+        write_text(path, render(path.read_text(encoding="utf-8"), blocks))
 
 
 if __name__ == "__main__":

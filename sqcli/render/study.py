@@ -16,6 +16,8 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
         return [cache_costs(result["rows"])]
     if result["kind"] == "spectralquant.kernels":
         return [launch_settings(result["rows"])]
+    if result["kind"] == "spectralquant.gate-simulation":
+        return [error_rates(result)]
     if result["kind"] == "spectralquant.index":
         return [index_quality(result["rows"])]
     parts: list[RenderableType] = []
@@ -77,6 +79,18 @@ def cache_costs(rows: list[dict[str, Any]]) -> Table:
             f"{r['peak_memory_bytes'] / 1e6:.0f}",
             f"{r['resident_ratio']:.2f}" if "resident_ratio" in r else "",
         )
+    return table
+
+
+def error_rates(result: dict[str, Any]) -> Table:
+    """What the gate says of synthetic runs."""
+    title = f"{result['runs']:,} runs each of {result['samples']} samples a side, limit {100 * result['limit']:g} %"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for name in ("noise", "true change", "regression", "pass", "inconclusive"):
+        table.add_column(name, justify="left" if name == "noise" else "right")
+    for r in result["rows"]:
+        shares = (f"{100 * r[k]:.1f} %" for k in ("regression", "pass", "inconclusive"))
+        table.add_row(f"{100 * r['noise']:g} %, {r['shape']}", f"{100 * r['change']:+g} %", *shares)
     return table
 
 

@@ -78,8 +78,8 @@ def xy_chart(
         x = x0 + (x1 - x0) * i / 4
         parts.append(f'<line x1="{left}" x2="{left + width}" y1="{py(y):.1f}" y2="{py(y):.1f}" class="grid"/>')
         parts.append(
-            _text(left - 6, py(y) + 4, f"{tick_y(y):.3g}", "end")
-            + _text(px(x), top + height + 16, f"{tick_x(x):.3g}", "middle")
+            _text(left - 6, py(y) + 4, _tick(tick_y(y)), "end")
+            + _text(px(x), top + height + 16, _tick(tick_x(x)), "middle")
         )
     for i, (name, values) in enumerate(series.items()):
         colour = colours[i % len(colours)]
@@ -104,7 +104,7 @@ def xy_chart(
     parts.append(
         f'<text transform="translate(12 {top + height / 2}) rotate(-90)" text-anchor="middle">{html.escape(up)}</text>'
     )
-    return _svg(left + width + 16, top + height + 62 + 18 * ((len(series) - 1) // 3), parts)
+    return _svg(left + width + 26, top + height + 62 + 18 * ((len(series) - 1) // 3), parts)
 
 
 def bar_chart(edges: Sequence[float], counts: dict[str, Sequence[int]], across: str, up: str) -> str:
@@ -129,6 +129,11 @@ def bar_chart(edges: Sequence[float], counts: dict[str, Sequence[int]], across: 
         parts.append(_text(left + 18 + k * 120, top + height + 52, name, "start"))
     parts.append(_text(left + width / 2, top + height + 34, f"{across} (bars: {up})", "middle"))
     return _svg(left + width + 16, top + height + 60, parts)
+
+
+def _tick(value: float) -> str:
+    """A number beside an axis: three digits, thousands written out."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:

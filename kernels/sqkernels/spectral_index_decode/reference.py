@@ -60,17 +60,16 @@ def score_bins(scores: Tensor, weights: Tensor) -> Tensor:
 def select_mask(bins: Tensor, budget: Tensor, first: int) -> Tensor:
     """Which of the tokens with `bins: […, T]` are selected. first: slots before the first token, where cells begin."""
     tokens = bins.shape[-1]
-    padded = torch.nn.functional.pad(bins, (first, -(first + tokens) % CELL), value=-1).unflatten(-1, (-1, CELL)).int()
-    # How many lie at or above each level, by one comparison a level; padding lies below all.
-    reach = torch.stack([(padded >= step * (BINS // LEVELS)).sum(-1) for step in range(LEVELS + 1)], dim=-1)
-    wanted = cell_budgets(reach[..., :-1] - reach[..., 1:], budget)
-    # The order of (bin, earlier token) as one number; its threshold by bisection.
-    order = padded * CELL + torch.arange(CELL - 1, -1, -1, device=bins.device, dtype=torch.int32)
-    threshold = torch.zeros_like(wanted, dtype=torch.int32)
-    for bit in reversed(range((BINS * CELL - 1).bit_length())):
-        higher = threshold + (1 << bit)
-        threshold = torch.where((order >= higher[..., None]).sum(-1) >= wanted, higher, threshold)
-    kept = (order >= threshold[..., None]) & (wanted > 0)[..., None] & (padded >= 0)
+    padded = torch.nn.functional.pad(bins, (first, -(first + tokens) % CELL), value=-1).unflatten(-1, (-1, CELL))
+    counts = torch.zeros(*padded.shape[:-1], BINS + 1, dtype=torch.int32, device=bins.device)
+    ones = torch.ones((), dtype=torch.int32, device=bins.device).expand(padded.shape)
+    counts = counts.scatter_add_(-1, padded + 1, ones)[..., 1:].long()
+    wanted = cell_budgets(counts.unflatten(-1, (LEVELS, -1)).sum(-1), budget)
+    reach = counts.flip(-1).cumsum(-1).flip(-1)
+    threshold = ((reach >= wanted[..., None]).sum(-1) - 1).clamp_min(0)[..., None]
+    above, edge = padded > threshold, padded == threshold
+    room = (wanted - above.sum(-1))[..., None]
+    kept = above | (edge & (edge.cumsum(-1, dtype=torch.int32) <= room))
     return kept.flatten(-2)[..., first : first + tokens]
 
 

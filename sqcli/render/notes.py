@@ -1,0 +1,54 @@
+"""Figures in the tuning notes beside the kernels, from the results of `sq study kernels`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqcli.render.readme_tools import load, table
+
+APART, OVERLAPPING = "tuning-h100", "tuning-h100-overlap"
+DECODE = ("block", "warps", "programs", "stages")
+INDEX = ("programs", "scan_warps", "block", "stages", "warps")
+
+
+def decode_settings() -> str:
+    """Launch settings of `decode_kernel`."""
+    return _settings("spectral_decode", DECODE)
+
+
+def index_settings() -> str:
+    """Launch settings of `scan_kernel` and `gather_kernel`."""
+    return _settings("spectral_index_decode", INDEX)
+
+
+def overlap() -> str:
+    """The same settings with launches one after the other and overlapping."""
+    body = []
+    for kernel in ("spectral_decode", "spectral_index_decode"):
+        apart, overlapping = (_times(name, kernel) for name in (APART, OVERLAPPING))
+        for key in (k for k in apart if k in overlapping):
+            chosen = " ".join(f"{name}={value}" for name, value in zip(_names(kernel), key[1:], strict=True))
+            body.append([kernel, str(key[0]), chosen, f"{apart[key]:.1f} µs", f"{overlapping[key]:.1f} µs"])
+    return table(["kernel", "batch", "settings", "one after the other", "overlapping"], body)
+
+
+def _names(kernel: str) -> tuple[str, ...]:
+    return DECODE if kernel == "spectral_decode" else INDEX
+
+
+def _times(name: str, kernel: str) -> dict[tuple[Any, ...], float]:
+    rows = [r for r in load(name)["rows"] if r["kernel"] == kernel]
+    return {(r["batch"], *(r["variant"][n] for n in _names(kernel))): r["time_us"] for r in rows}
+
+
+def _settings(kernel: str, names: tuple[str, ...]) -> str:
+    found: dict[tuple[Any, ...], dict[int, float]] = {}
+    for (batch, *key), time in _times(APART, kernel).items():
+        found.setdefault(tuple(key), {})[batch] = time
+    batches = sorted({b for times in found.values() for b in times})
+    body = [[*map(str, key), *(f"{times[b]:.1f} µs" for b in batches)] for key, times in found.items()]
+    return table([*(n.replace("_", " ") for n in names), *(f"batch {b}" for b in batches)], body)
+
+
+BLOCKS = {"decode-settings": decode_settings, "index-settings": index_settings, "overlap": overlap}
+FILES = ("spectral_decode", "spectral_index_decode", "spectral_compress")

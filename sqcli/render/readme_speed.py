@@ -1,0 +1,122 @@
+"""README blocks about kernels, the index and the gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqcli.render.readme_tools import load, table
+from sqcli.render.speed import crossover_text
+
+OURS = ("spectral_decode", "spectral_index_decode")
+BARS = {
+    ("spectral_decode", 8): ("2x", ""),
+    ("spectral_index_decode", 8): ("4x", "8x"),
+    ("spectral_index_decode", 1): ("2x", "4x"),
+}
+
+
+def speed() -> str:
+    """Attention at 32K: time, bytes and speed-up, beside the bars; compression and reconstruction; whole steps."""
+    result = load("profile-h100")
+    rows = [r for r in result["rows"] if "failed" not in r]
+    body = []
+    for batch in sorted({r["batch"] for r in rows if r["context"] == 32768}):
+        here = [r for r in rows if (r["context"], r["batch"]) == (32768, batch)]
+        best = next(r for r in here if r["kernel"] == next(o["baseline"] for o in here if o.get("speedup")))
+        body.append(
+            [f"{best['kernel']} (fastest dense)", str(batch), f"{best['time_us']:.0f} µs", "100 %", "1x", "", ""]
+        )
+        for kernel in OURS:
+            r = next(o for o in here if o["kernel"] == kernel)
+            bar, moon = BARS.get((kernel, batch), ("", ""))
+            share = f"{100 * r['bytes_share_of_dense']:.1f} %"
+            body.append(
+                [f"**{kernel}**", str(batch), f"{r['time_us']:.0f} µs", share, f"**{r['speedup']:.1f}x**", bar, moon]
+            )
+    head = ["attention of one token over 32,768", "batch", "time", "bytes read", "against dense", "bar", "moonshot"]
+    return table(head, body) + "\n\n" + _whole(result)
+
+
+def _whole(result: dict[str, Any]) -> str:
+    body = []
+    for r in (r for r in result["end_to_end"] if "failed" not in r):
+        ours = "speedup" in r
+        name = f"**{r['method']}**" if ours else f"{r['method']} (fastest dense)"
+        more = [f"{r['speedup']:.2f}x", f"{100 * r['share_of_ideal']:.0f} %"] if ours else ["1x", ""]
+        row = [name, str(r["batch"]), f"{r['step_ms']:.2f} ms", f"{r['tokens_per_s']:.0f}", *more]
+        if row not in body:
+            body.append(row)
+    return table(
+        ["whole decode step, 32,768 tokens", "batch", "time", "tokens/s", "against dense", "of what Amdahl allows"],
+        body,
+    )
+
+
+def speed_notes() -> str:
+    """The rest of the profile in sentences."""
+    result = load("profile-h100")
+    rows = [r for r in result["rows"] if "failed" not in r]
+    compress = next(r for r in rows if r["kernel"] == "spectral_compress")
+    rebuilt = [r for r in rows if r["kernel"] == "spectral_reconstruct"]
+    largest = max(rebuilt, key=lambda r: r["bytes_read"])
+    decode = next(r for r in rows if (r["kernel"], r["batch"], r["context"]) == ("spectral_decode", 8, 32768))
+    crossings = ", ".join(
+        f"{r['kernel']} at batch {r['batch']} {crossover_text(r)}" for r in result["crossover"] if r["batch"] in (1, 8)
+    )
+    return (
+        f"{result['provenance']['device']}, bfloat16 baselines, 8 KV heads of 128 with 4 queries each, {result['settings']['bits']}-bit "
+        f"codes, an index of {result['settings']['index_rank']} components, {100 * result['settings']['share']:g} % of the tokens "
+        f"selected; measured copy {result['peaks']['copy_tb_per_s']:.2f} TB/s. `spectral_decode` at batch 8 takes "
+        f"{decode['time_us'] / decode['ideal_us']:.2f} times what copying its bytes would (moonshot 1.5). `spectral_compress` of 128 "
+        f"tokens of 32 layers: {compress['time_us']:.0f} µs, {100 * compress['share_of_prefill']:.2f} % of the "
+        f"{compress['prefill_us'] / 1000:.1f} ms their linear layers take (bar 1 %). `spectral_reconstruct`: "
+        f"{largest['tb_per_s']:.2f} TB/s, {result['peaks']['copy_tb_per_s'] / largest['tb_per_s']:.2f} times a copy's time (bar 2). Faster "
+        f"than the fastest dense kernel from … tokens on: {crossings}. {result['telemetry']['verdict']['why'].capitalize()}."
+    )
+
+
+def growth() -> str:
+    """Speed-up over context and batch."""
+    rows = [r for r in load("profile-h100")["rows"] if r.get("speedup")]
+    contexts, batches = (sorted({r[k] for r in rows}) for k in ("context", "batch"))
+    body = []
+    for kernel in OURS:
+        for batch in batches:
+            found = {r["context"]: r for r in rows if (r["kernel"], r["batch"]) == (kernel, batch)}
+            body.append([kernel, str(batch), *(f"{found[c]['speedup']:.1f}x" if c in found else "–" for c in contexts)])
+    return table(["against the fastest dense kernel", "batch", *(f"{c:,} tokens" for c in contexts)], body)
+
+
+def index() -> str:
+    """Quality of reading a part."""
+    result = load("index-smollm2-wikitext2")
+    body = [
+        [
+            f"{100 * r['options']['share']:g} %",
+            f"{r['delta_ppl']:+.3f}",
+            f"{r['kl_nats']:.4f}",
+            f"{100 * r['top1']:.1f} %",
+        ]
+        for r in result["rows"]
+    ]
+    first = result["rows"][0]
+    head = [
+        f"coded tokens read, {first['context']:,}-token windows",
+        f"ΔPPL (base {first['base_ppl']:.2f})",
+        "KL, nats/token",
+    ]
+    return table([*head, "top-1 kept"], body)
+
+
+def gate() -> str:
+    """Error rates of the timing rule."""
+    result = load("gate-simulation")
+    body = [
+        [
+            f"{100 * r['noise']:g} %, {r['shape']}",
+            f"{100 * r['change']:+g} %" if r["change"] else "none",
+            *(f"{100 * r[k]:.1f} %" for k in ("regression", "pass", "inconclusive")),
+        ]
+        for r in result["rows"]
+    ]
+    return table(["noise of a sample", "true slowdown", "regression", "pass", "inconclusive"], body)
