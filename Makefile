@@ -9,8 +9,9 @@ demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
 	$(SQ) show profiles/demo --html profiles/demo.html
 
+# Two workers with one thread each: two teams of threads on two cores would wait for each other.
 test: setup
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 gate: setup
 	$(SQ) gate --run smoke --baseline profiles/baselines/smoke.json

@@ -7,6 +7,7 @@ that when the crossover is passed every token is still there to be coded: switch
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +19,34 @@ from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.cache.view import LayerView
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.results import read_results
 
 DEFAULT_CROSSOVER = 2048
+
+
+def measured_crossover(results: str | Path, *, kernel: str = "spectral_decode", batch: int = 1) -> int:
+    """Tokens from which `kernel` is faster than the fastest dense one, from a results file of `sq profile`.
+
+    Raises:
+        InputError: no such file, other results, or the kernel was not faster at any context that was measured.
+    """
+    found = read_results(results)
+    rows = [r for r in found.get("crossover", ()) if r["kernel"] == kernel]
+    row = next((r for r in rows if r["batch"] == batch), None)
+    if row is None:
+        there = ", ".join(str(r["batch"]) for r in rows) or "none"
+        raise InputError(f"{results} has no crossover of {kernel} at batch {batch}; batches it has: {there}.")
+    if row["tokens"] is None:
+        raise InputError(f"{results}: {kernel} was not faster at batch {batch}; profile longer contexts (--context).")
+    return row["tokens"]
 
 
 class HybridCacheManager(SpectralCache):
     """A `SpectralCache` that leaves sequences of up to `crossover` tokens alone.
 
     Args:
-        crossover: tokens from which compression pays on this machine; the default is a guess, `sq profile` measures it.
+        crossover: tokens from which compression pays on this machine; the default is a guess, `sq profile` measures it: see
+            `measured_crossover`.
         below: "exact", or "h2o": decode steps read `heavy` tokens of most accumulated attention and `recent` ones.
 
     Raises:

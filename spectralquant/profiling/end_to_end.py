@@ -14,6 +14,7 @@ from spectralquant.profiling.cell import Bench, fastest, kernel_call
 from spectralquant.profiling.decoder import Attend, RandomDecoder
 from spectralquant.profiling.inputs import Inputs, random_inputs
 from spectralquant.profiling.prediction import Roof, decode_ms
+from spectralquant.profiling.timing import side_stream
 
 Row = dict[str, Any]
 REPLAYS = 30
@@ -95,7 +96,7 @@ def _step_ms(decoder: RandomDecoder, batch: int, attend: Attend) -> tuple[float,
 
 
 def _replayed(step: Callable[[], tuple[Tensor, Tensor]], tokens: Tensor) -> tuple[float, float, float]:
-    stream = torch.cuda.Stream()
+    stream = side_stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
             logits = step()[1]

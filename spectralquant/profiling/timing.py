@@ -36,7 +36,7 @@ def rotation(bytes_read: int, cache_bytes: int, most: int = 24) -> int:
 
 def graph_time(calls: Sequence[Callable[[], object]], replays: int = REPLAYS) -> Timing:
     """Time of one call. All calls (one an input set) are captured in one graph, several times over when they are short."""
-    stream = torch.cuda.Stream()
+    stream = side_stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
             for call in calls:
@@ -49,6 +49,13 @@ def graph_time(calls: Sequence[Callable[[], object]], replays: int = REPLAYS) ->
     samples = tuple(_elapsed(graph) / (repeats * len(calls)) for _ in range(replays))
     times = sorted(samples)
     return Timing(statistics.median(times), times[len(times) // 5], times[-1 - len(times) // 5], len(times), samples)
+
+
+def side_stream() -> torch.cuda.Stream:
+    """A stream to capture on, behind what was launched so far: inputs may still be in the making."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    return stream
 
 
 def _capture(calls: Sequence[Callable[[], object]], repeats: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:

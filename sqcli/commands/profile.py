@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,11 +11,14 @@ from sqcli.options import Csv, Device, Json, Offline, Quiet, Seed, Svg
 
 if TYPE_CHECKING:
     from spectralquant.profiling.run import ProfileRequest
+    from sqcli.output import Output
 
 
 def profile(
-    context: Annotated[str, typer.Option(help="Tokens, one or several: 2048,32768.")] = "32768",
-    batch: Annotated[str, typer.Option(help="Sequences, one or several.")] = "1,8",
+    context: Annotated[
+        str | None, typer.Option(help="Tokens, one or several: 2048,32768. Default: 32768, with --show all.")
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Sequences, one or several. Default: 1,8, with --show all.")] = None,
     shape: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +47,10 @@ def profile(
             help="Predict for h100, h200, a100, l40s or rtx4090 (default without a GPU: h100); times nothing."
         ),
     ] = None,
+    stored: Annotated[
+        Path | None,
+        typer.Option("--show", help="Measure nothing: show a results file again, its --context and --batch alone."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write tables and curves as one HTML page.")] = None,
     device: Device = "auto",
     offline: Offline = False,
@@ -66,18 +73,18 @@ def profile(
     from spectralquant.sources.models import pick_device
     from spectralquant.sources.shapes import parse_shape, shape_of_model
     from sqcli.output import Output
-    from sqcli.render.page import write_page
-    from sqcli.render.report import report_page
-    from sqcli.render.speed import speed_view
 
     if shape is not None and model is not None:
         raise InputError("--shape and --model both name a shape; give one of them.")
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    if stored is not None:
+        _show(stored, context, batch, output, html)
+        return
     request = ProfileRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
         settings=CodeSettings(bits, index_rank, share, window),
-        contexts=_numbers(context, "--context"),
-        batches=_numbers(batch, "--batch"),
+        contexts=_numbers(context or "32768", "--context"),
+        batches=_numbers(batch or "1,8", "--batch"),
         kernels=tuple(k.strip() for k in kernels.split(",")) if kernels else KERNELS,
         end_to_end=end_to_end,
         flex=flex,
@@ -91,16 +98,47 @@ def profile(
         result = predict_device(request, chosen)
     else:
         result = _measure(request, where, output, profile_device)
+    _render(result, output, html)
+    if any(r.get("correct") is False and r["kernel"] in KERNELS for r in result["rows"]):
+        raise typer.Exit(1)
+
+
+def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
+    from sqcli.render.page import write_page
+    from sqcli.render.report import report_page
+    from sqcli.render.speed import speed_view
+
     output.show(*speed_view(result))
     output.finish(result, title="sq profile")
     if html is not None:
         write_page(html, report_page([("profile", result)]))
         output.note(f"Wrote {html}")
-    if any(r.get("correct") is False and r["kernel"] in KERNELS for r in result["rows"]):
-        raise typer.Exit(1)
 
 
-def _measure(request: ProfileRequest, device: object, output: object, run: object) -> dict:
+def _show(stored: Path, context: str | None, batch: str | None, output: Output, html: Path | None) -> None:
+    """A stored profile again, some contexts and batches of it."""
+    from spectralquant.errors import InputError
+    from spectralquant.results import read_results
+
+    result = read_results(stored)
+    if result["kind"] != "spectralquant.profile":
+        raise InputError(
+            f"{stored} holds {result['kind'].removeprefix('spectralquant.')} results, not those of sq profile."
+        )
+    for field, text, option in (("context", context, "--context"), ("batch", batch, "--batch")):
+        if text is None:
+            continue
+        wanted = _numbers(text, option)
+        there = sorted({r[field] for r in result["memory"]})
+        if missing := [n for n in wanted if n not in there]:
+            raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, there))}.")
+        for part in ("rows", "memory", "end_to_end", "crossover"):
+            keep = lambda r: r.get(field) in (*wanted, None) or r.get("kernel") == "spectral_compress"  # noqa: B023, E731
+            result[part] = [r for r in result[part] if keep(r)]
+    _render(result, output, html)
+
+
+def _measure(request: ProfileRequest, device: Any, output: Output, run: Any) -> dict[str, Any]:
     """Measure; every finished cell is in the JSON file already if the run ends early."""
     from spectralquant.files import write_json
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqcli.render import notes
 from sqcli.render.readme_rivals import claims, compare, eviction, others
-from sqcli.render.readme_speed import gate, growth, index, speed, speed_notes
+from sqcli.render.readme_speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from sqcli.render.readme_tiers import costs, drift, tiers
 from sqcli.render.readme_tools import load, table
 
@@ -61,6 +61,7 @@ def headline() -> str:
                 "5x",
                 "8x",
             ],
+            *headline_rows(),
         ],
     )
 
@@ -239,6 +240,7 @@ BLOCKS = {
     "speed": speed,
     "speed-notes": speed_notes,
     "growth": growth,
+    "cuda-costs": cuda_costs,
     "index": index,
     "gate": gate,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from sqcli.render.readme_tools import load, table
@@ -20,7 +21,7 @@ def speed() -> str:
     result = load("profile-h100")
     rows = [r for r in result["rows"] if "failed" not in r]
     body = []
-    for batch in sorted({r["batch"] for r in rows if r["context"] == 32768}):
+    for batch in (1, 8):
         here = [r for r in rows if (r["context"], r["batch"]) == (32768, batch)]
         best = next(r for r in here if r["kernel"] == next(o["baseline"] for o in here if o.get("speedup")))
         body.append(
@@ -31,10 +32,39 @@ def speed() -> str:
             bar, moon = BARS.get((kernel, batch), ("", ""))
             share = f"{100 * r['bytes_share_of_dense']:.1f} %"
             body.append(
-                [f"**{kernel}**", str(batch), f"{r['time_us']:.0f} µs", share, f"**{r['speedup']:.1f}x**", bar, moon]
+                [f"**{kernel}**", str(batch), f"{r['time_us']:.0f} µs", share, f"**{_down(r['speedup'])}x**", bar, moon]
             )
     head = ["attention of one token over 32,768", "batch", "time", "bytes read", "against dense", "bar", "moonshot"]
-    return table(head, body) + "\n\n" + _whole(result)
+    return table(head, body) + "\n\n" + _whole(load("profile-h100-steps"))
+
+
+def headline_rows() -> list[list[str]]:
+    """The figures of method.md section 7 that an H100 measured, beside their bar and moonshot."""
+    rows = [r for r in load("profile-h100")["rows"] if "failed" not in r]
+    one, eight = (
+        next(r for r in rows if (r["kernel"], r["context"], r["batch"]) == ("spectral_index_decode", 32768, b))
+        for b in (1, 8)
+    )
+    step = next(r for r in load("profile-h100-steps")["end_to_end"] if r["method"] == "spectral_index_decode")
+    share = f"{100 * load('profile-h100')['settings']['share']:g} % of the tokens read"
+    saved = 100 * (eight["bytes_share_of_dense"] - 1)
+    gains = (f"**{_down(r['speedup'])}x** at batch {r['batch']}" for r in (eight, one))
+    return [
+        ["KV bytes read per decode step at 32K", f"**{saved:.1f} %**", share, "−94.2 %", "−97 %"],
+        ["decode attention against the fastest dense kernel, 32K", ", ".join(gains), share, "4x, 2x", "8x, 4x"],
+        [
+            "whole decode step at 32K, batch 8",
+            f"**{100 * (1 / step['speedup'] - 1):.0f} %** time",
+            share,
+            "≤ 0 %",
+            "−30 %",
+        ],
+    ]
+
+
+def _down(value: float) -> str:
+    """One decimal, never rounded up."""
+    return f"{math.floor(10 * value) / 10:.1f}"
 
 
 def _whole(result: dict[str, Any]) -> str:
@@ -66,13 +96,38 @@ def speed_notes() -> str:
     return (
         f"{result['provenance']['device']}, bfloat16 baselines, 8 KV heads of 128 with 4 queries each, {result['settings']['bits']}-bit "
         f"codes, an index of {result['settings']['index_rank']} components, {100 * result['settings']['share']:g} % of the tokens "
-        f"selected; measured copy {result['peaks']['copy_tb_per_s']:.2f} TB/s. `spectral_decode` at batch 8 takes "
+        f"selected; a copy runs at {result['peaks']['copy_tb_per_s']:.2f} TB/s here, reads alone are faster. `spectral_decode` at batch 8 takes "
         f"{decode['time_us'] / decode['ideal_us']:.2f} times what copying its bytes would (moonshot 1.5). `spectral_compress` of 128 "
         f"tokens of 32 layers: {compress['time_us']:.0f} µs, {100 * compress['share_of_prefill']:.2f} % of the "
         f"{compress['prefill_us'] / 1000:.1f} ms their linear layers take (bar 1 %). `spectral_reconstruct`: "
         f"{largest['tb_per_s']:.2f} TB/s, {result['peaks']['copy_tb_per_s'] / largest['tb_per_s']:.2f} times a copy's time (bar 2). Faster "
         f"than the fastest dense kernel from … tokens on: {crossings}. {result['telemetry']['verdict']['why'].capitalize()}."
     )
+
+
+def cuda_costs() -> str:
+    """Tiers on a GPU: token time, compression, memory."""
+    result = load("cache-random-h100")
+    rows = result["rows"]
+    first = rows[0]
+    body = []
+    for r in sorted(rows, key=lambda r: ("none", "hot", "warm").index(r["tier"])):
+        coded = "token_s" in r
+        body.append(
+            [
+                {"none": "uncompressed"}.get(r["tier"], r["tier"]),
+                f"{1000 * (r['token_s'] if coded else rows[-1]['dense_token_s']):.1f} ms",
+                f"{r['token_ratio']:.2f}x" if coded else "1x",
+                f"{1000 * r['compress_s']:.0f} of {1000 * r['dense_prefill_s']:.0f} ms" if coded else "–",
+                f"{r['peak_memory_bytes'] / 1e6:.0f} MB",
+            ]
+        )
+    head = [
+        f"{result['provenance']['device']}, float32",
+        f"per token at {first['time_context']:,}",
+        "against uncompressed",
+    ]
+    return table([*head, "compressing / prefill", f"peak CUDA memory, {first['memory_context']:,} tokens"], body)
 
 
 def growth() -> str:
@@ -83,7 +138,9 @@ def growth() -> str:
     for kernel in OURS:
         for batch in batches:
             found = {r["context"]: r for r in rows if (r["kernel"], r["batch"]) == (kernel, batch)}
-            body.append([kernel, str(batch), *(f"{found[c]['speedup']:.1f}x" if c in found else "–" for c in contexts)])
+            body.append(
+                [kernel, str(batch), *(f"{_down(found[c]['speedup'])}x" if c in found else "–" for c in contexts)]
+            )
     return table(["against the fastest dense kernel", "batch", *(f"{c:,} tokens" for c in contexts)], body)
 
 

@@ -50,7 +50,7 @@ def _new_table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
-    columns = ("kernel", "µs", "±", "MB", "TB/s", "peak", "against dense")
+    columns = ("kernel", "µs", "±", "MB", "TB/s", "of copy", "against dense")
     good = sorted((r for r in rows if "failed" not in r), key=lambda r: r["time_us"])
     n = good[0]["n"] if good else 0
     table = _new_table(f"\ncontext {context:,}, batch {batch}; medians of {n} graph replays", columns)

@@ -57,7 +57,7 @@ def _few(values: Sequence[int]) -> list[int]:
 
 
 def _tables(page: Page, name: str, title: str, result: dict[str, Any], field: str) -> None:
-    head = ("Kernel", "Context", "Batch", "µs", "Spread", "MB", "TB/s", "Of peak", "Against dense", "Error")
+    head = ("Kernel", "Context", "Batch", "µs", "Spread", "MB", "TB/s", "Of a copy", "Against dense", "Error")
     table = [
         head if field == "time_us" else (*head[:3], "Predicted µs", "MB", "Of dense bytes", "Predicted against dense")
     ]

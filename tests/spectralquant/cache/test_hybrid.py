@@ -96,3 +96,17 @@ def test_importance_is_counted_while_h2o_selects():
             loaded.model(input_ids=ids(1, i), past_key_values=selecting)
     assert selecting.layers[1].received.shape[2] == 205
     assert float(selecting.layers[1].received[..., :-1].sum()) > float(plain.layers[1].received.sum())
+
+
+def test_the_crossover_comes_from_a_profile(tmp_path):
+    from spectralquant.cache.hybrid import measured_crossover
+    from spectralquant.files import write_json
+    from spectralquant.results import results_file
+
+    rows = [{"kernel": "spectral_decode", "batch": b, "tokens": t} for b, t in ((1, 9063), (2, None))]
+    write_json(tmp_path / "p.json", results_file("profile", [], {}, crossover=rows))
+    assert measured_crossover(tmp_path / "p.json") == 9063
+    with pytest.raises(InputError, match="was not faster at batch 2"):
+        measured_crossover(tmp_path / "p.json", batch=2)
+    with pytest.raises(InputError, match="no crossover of spectral_index_decode at batch 1; batches it has: none"):
+        measured_crossover(tmp_path / "p.json", kernel="spectral_index_decode")
