@@ -11,7 +11,7 @@ demo: setup
 
 # Two workers with one thread each: two teams of threads on two cores would wait for each other.
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 gate: setup
 	$(SQ) gate --run smoke --baseline profiles/baselines/smoke.json
