@@ -109,6 +109,7 @@ def bound_model(weights: str) -> nn.Module | None:
 
 @torch.no_grad()
 def _end_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    cache = kwargs.get("past_key_values")
-    if hasattr(cache, "end_forward"):
-        cache.end_forward()
+    """Tell the cache, by whatever name the attention layer was given it (transformers has renamed that argument)."""
+    for value in (*args, *kwargs.values()):
+        if hasattr(value, "end_forward"):
+            value.end_forward()

@@ -13,6 +13,7 @@ from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.cache.stats import CacheStats
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
 
 
@@ -82,7 +83,7 @@ def generate_text(
     made = loaded.model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
+        **with_cache(loaded.model, cache),
         max_new_tokens=options.new_tokens,
         do_sample=options.sample,
         prefill_chunk_size=options.chunk,

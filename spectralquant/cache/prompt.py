@@ -23,6 +23,7 @@ from spectralquant.codec.rotary import undo_rope
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
 
 Progress = Callable[[int, int], None]
@@ -222,7 +223,7 @@ def continue_from(loaded: LoadedModel, cache: DynamicCache, text: str, new_token
         raise InputError("The text to continue with has no tokens.")
     out: list[int] = []
     for _ in range(new_tokens):
-        token = loaded.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1].argmax(-1)
+        token = loaded.model(input_ids=ids, **with_cache(loaded.model, cache), use_cache=True).logits[:, -1].argmax(-1)
         if int(token) == loaded.tokenizer.eos_token_id:
             break
         out.append(int(token))

@@ -32,7 +32,7 @@ from spectralquant.cache.view import LayerView
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, UnsupportedModelError
 from spectralquant.profile import CalibrationProfile
 
 
@@ -134,7 +134,7 @@ class SpectralCache(Cache):
             0 if select is None else INDEX_RANK,
         )
         keep_ids = "cold" in self.tiers and self.tiers["cold"].codec.features is not None
-        self.spent = Spent()
+        self.spent, self.in_forward = Spent(), False
         self.state = CacheState(self.binding, self.layers, keep_ids)
         self.reader = BlockReader(self.state, self.tiers, working_set, self.spent)
         self.compressor = BlockCompressor(
@@ -165,6 +165,13 @@ class SpectralCache(Cache):
                 raise InputError(
                     f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
                 )
+            if self.in_forward:
+                raise UnsupportedModelError(
+                    "The model never told this cache that its last forward pass was over, so nothing would be compressed. "
+                    "Either that pass failed (then use a new cache), or the model does not hand caches to its attention "
+                    "layers as transformers 5.17 to 5.24 do."
+                )
+            self.in_forward = True
             self.state.begin(batch, new, key_states.device)
             self.reader.begin_forward()
         heads = self.geometry.heads if self.wants_received else None
@@ -181,6 +188,7 @@ class SpectralCache(Cache):
 
     def end_forward(self) -> None:
         """Compress what has left the window; called when the last layer has attended."""
+        self.in_forward = False
         self.reader.end_forward()
         if self.state.rows and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
             self.compressor.after_forward(lambda: held_bytes(self))

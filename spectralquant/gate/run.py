@@ -95,9 +95,14 @@ def write_baseline(path: Path, result: dict[str, Any], *, force: bool) -> None:
     """Write a results file as the new baseline.
 
     Raises:
-        InputError: the working tree has changes (they would not be in the commit that the baseline names) and not `force`.
+        InputError: something in it could not be measured, or the working tree has changes (they would not be in the commit
+            that the baseline names) and not `force`.
     """
-    metrics_of(result)
+    broken = next((m for m in metrics_of(result).values() if m.error is not None), None)
+    if broken is not None:
+        raise InputError(
+            f"{broken.name} could not be measured ({broken.error}); a baseline of that would never notice. Mend it first."
+        )
     if not force and (changed := _changes(path)):
         raise InputError(
             f"The working tree has uncommitted changes ({changed}), so this baseline could not be made again. Commit "

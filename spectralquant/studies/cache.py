@@ -26,6 +26,7 @@ from spectralquant.errors import SpectralQuantError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel, load_model, weights_sha256
 from spectralquant.sources.text import load_text
 from spectralquant.sources.tokens import TokenText, tokenize, tokens_sha256
@@ -77,7 +78,7 @@ def cache_study(
 @torch.no_grad()
 def _prefill(loaded: LoadedModel, cache: Cache, ids: Tensor, chunk: int) -> Tensor:
     for start in range(0, ids.shape[1], chunk):
-        out = loaded.model(input_ids=ids[:, start : start + chunk], past_key_values=cache, logits_to_keep=1)
+        out = loaded.model(input_ids=ids[:, start : start + chunk], **with_cache(loaded.model, cache), logits_to_keep=1)
     return out.logits[:, -1:].argmax(-1)
 
 
@@ -90,7 +91,7 @@ def _decode_times(loaded: LoadedModel, profile: CalibrationProfile, tier: str, i
     for step in range(STEPS[tier] + 2):
         for which, cache in enumerate(caches):
             begin = _now(loaded)
-            loaded.model(input_ids=token, past_key_values=cache)
+            loaded.model(input_ids=token, **with_cache(loaded.model, cache))
             if step >= 2:
                 times[which].append(_now(loaded) - begin)
     dense, coded = (statistics.median(t) for t in times)
@@ -171,7 +172,7 @@ def _memory(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Te
     token = _prefill(loaded, cache, ids, MEMORY_CHUNK)
     with torch.no_grad():
         for _ in range(MEMORY_TOKENS):
-            token = loaded.model(input_ids=token, past_key_values=cache).logits[:, -1:].argmax(-1)
+            token = loaded.model(input_ids=token, **with_cache(loaded.model, cache)).logits[:, -1:].argmax(-1)
     row: dict[str, Any] = {"memory_context": ids.shape[1], "peak_memory_bytes": watch.stop()}
     row["memory_kind"] = "CUDA allocator peak" if loaded.device.type == "cuda" else "resident set of the process"
     per_token = loaded.geometry.fp16_bytes_per_token

@@ -14,6 +14,7 @@ from spectralquant.cache.prompt import pack_prompt, unpack_cache
 from spectralquant.profile import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from spectralquant.sources.forward import cache_of
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 
@@ -74,4 +75,4 @@ def _timed(step: Callable[[], Any], loaded: LoadedModel) -> tuple[float, Any]:
 
 @torch.no_grad()
 def _prefill(loaded: LoadedModel, ids: torch.Tensor) -> Any:
-    return loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+    return cache_of(loaded.model(input_ids=ids, use_cache=True, logits_to_keep=1))

@@ -27,6 +27,7 @@ from spectralquant.profile import CalibrationProfile, model_identity
 from spectralquant.profile_schema import TierSummary
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from spectralquant.studies.windows import scored_windows
@@ -118,9 +119,9 @@ def resident_row(
     for start in range(0, len(ids), BLOCK):
         progress(f"resident {tier}", start, len(ids))
         part = ids[None, start : start + BLOCK].to(loaded.device)
-        mine = model(input_ids=part, past_key_values=cache).logits[0].float().log_softmax(-1)
+        mine = model(input_ids=part, **with_cache(model, cache)).logits[0].float().log_softmax(-1)
         if tier != "exact":
-            theirs = model(input_ids=part, past_key_values=exact).logits[0].float().log_softmax(-1)
+            theirs = model(input_ids=part, **with_cache(model, exact)).logits[0].float().log_softmax(-1)
             kl += float((theirs.exp() * (theirs - mine)).sum())
         scored += part.shape[1]
     stats = cache.stats()

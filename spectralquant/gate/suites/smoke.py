@@ -26,6 +26,7 @@ from spectralquant.methods.spectral import SpectralFixed
 from spectralquant.profile import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel, weights_sha256
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 
@@ -131,7 +132,7 @@ def _fed(loaded: LoadedModel, cache: Any, ids: Tensor) -> Tensor:
     parts = []
     for start in range(0, len(ids), BLOCK):
         part = ids[None, start : start + BLOCK].to(loaded.device)
-        parts.append(loaded.model(input_ids=part, past_key_values=cache).logits[0].float().log_softmax(-1))
+        parts.append(loaded.model(input_ids=part, **with_cache(loaded.model, cache)).logits[0].float().log_softmax(-1))
     return torch.cat(parts)
 
 
@@ -143,6 +144,8 @@ def _cache_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids
     blocks = [block for row in cache.state.rows for block in row]
     counted = sum(len(cache.tiers[b.tier].to_bytes(b)) for b in blocks)
     coded = sum(b.tokens for b in blocks if b.tier == tier)
+    if not coded:
+        raise SpectralQuantError(f"a cache of {len(ids)} tokens coded none of them into its {tier} tier")
     rows = [
         _row(f"cache/{tier}/kl_nats", float((exact.exp() * (exact - mine)).sum() / len(ids))),
         _row(f"cache/{tier}/coded_tokens", coded),

@@ -17,6 +17,7 @@ import torch
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
+from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import load_model
 from spectralquant.sources.text import load_text
 from spectralquant.sources.tokens import tokenize
@@ -39,7 +40,7 @@ def operations() -> dict[str, Callable[[], Any]]:
     def fill(tier: str) -> SpectralCache:
         cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
         with torch.no_grad():
-            loaded.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+            loaded.model(input_ids=ids, **with_cache(loaded.model, cache), logits_to_keep=1)
         return cache
 
     held = {tier: fill(tier) for tier in TIERS}
@@ -47,7 +48,7 @@ def operations() -> dict[str, Callable[[], Any]]:
 
     def token(tier: str) -> None:
         with torch.no_grad():
-            loaded.model(input_ids=ids[:, :1], past_key_values=held[tier])
+            loaded.model(input_ids=ids[:, :1], **with_cache(loaded.model, held[tier]))
         held[tier].crop(-1)
 
     found: dict[str, Callable[[], Any]] = {}

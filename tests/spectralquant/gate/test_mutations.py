@@ -21,7 +21,7 @@ FAULTS = {
         "spectralquant/cache/compressing.py",
         "if total < self.compress_from:",
         "if total >= 0:",
-        "cache/hot/coded_tokens",
+        "cache/hot/works",
     ),
     "RoPE applied twice": (
         "spectralquant/codec/rotary.py",

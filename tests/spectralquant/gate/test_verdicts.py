@@ -172,3 +172,10 @@ def test_a_baseline_is_not_written_over_a_dirty_tree(tmp_path):
     with pytest.raises(InputError, match=r"uncommitted changes .*code\.py"):
         write_baseline(target, result, force=False)
     write_baseline(target, result, force=True)
+
+
+def test_a_broken_suite_is_no_baseline(tmp_path):
+    broken = suite(**{"a/works": {"value": 0, "error": "ValueError: no"}})
+    with pytest.raises(InputError, match="would never notice"):
+        write_baseline(tmp_path / "base.json", broken, force=True)
+    assert verdicts(suite(**{"a/works": 1.0}), broken) == {"a/works": "regression"}
