@@ -4,7 +4,7 @@ A code of b bits is a sum of planes of 4, 2 and 1 bits (8 = 4 + 4, 6 = 4 + 2, 3 
 codes, so kernels only ever unpack three widths and never put a code together again. A token's row holds, head by head,
 its key planes and then its value planes; in a band of w-bit planes over n units, plane p takes bits w·(p // n) … of
 unit p mod n, so that one mask unpacks n planes at a time without a shuffle. A unit is a byte, and 16 bits for 4-bit
-planes: two of them in a register become two halves with one instruction (see `device.unpack4`).
+planes: two of them in a register become two halves with one instruction (see `unpack.unpack4`).
 
 A page holds 128 tokens: the rows of head 0, those of head 1, …, then, where there is an index, for every head
 `[128, rank / 2]` bytes of the index codes (4 bits; component i low and i + rank / 2 high in byte i), so that a scan
