@@ -18,6 +18,7 @@ from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, Tier
 from spectralquant.codec.block import SINKS
 
 BACKGROUND_QUERIES = 16
+RUN_BLOCKS = 8
 
 
 @dataclass
@@ -92,18 +93,33 @@ class BlockCompressor:
         if not ranges:
             return
         begin = time.perf_counter()
-        rows = range(len(self.state.rows))
         coded: list[list[StoredBlock]] = []
-        for start, stop in ranges:
-            if start in self._pending:
-                wait = time.perf_counter()
-                coded.append([task.result() for task in self._pending.pop(start)])
-                self.spent.wait_s += time.perf_counter() - wait
-            else:
-                coded.append([self.encode(self.state.leaving(r, start, stop), self.policy.first) for r in rows])
+        waiting = [r for r in ranges if r[0] in self._pending]
+        for start, _ in waiting:
+            wait = time.perf_counter()
+            coded.append([task.result() for task in self._pending.pop(start)])
+            self.spent.wait_s += time.perf_counter() - wait
+        due = ranges[len(waiting) :]
+        for first in range(0, len(due), RUN_BLOCKS):
+            coded += self._encode_run(due[first : first + RUN_BLOCKS])
         self.state.append_blocks(coded)
-        self.spent.blocks_compressed += len(coded) * len(rows)
+        self.spent.blocks_compressed += len(coded) * len(self.state.rows)
         self.spent.compress_s += time.perf_counter() - begin
+
+    def _encode_run(self, ranges: Sequence[tuple[int, int]]) -> list[list[StoredBlock]]:
+        """Blocks of every sequence for consecutive ranges, a few at once so that a long prompt is not copied whole.
+
+        A cold block may have to go to another tier, which is decided block by block.
+        """
+        tier, rows = self.policy.first, range(len(self.state.rows))
+        if tier == "cold":
+            return [[self.encode(self.state.leaving(r, *each), tier) for r in rows] for each in ranges]
+        lengths = [stop - start for start, stop in ranges]
+        with torch.no_grad():
+            runs = [
+                self.tiers[tier].encode_run(self.state.leaving(r, ranges[0][0], ranges[-1][1]), lengths) for r in rows
+            ]
+        return [list(blocks) for blocks in zip(*runs, strict=True)]
 
     def demote(self, index: int, tier: str) -> bool:
         """Code block `index` of every sequence again, in another tier; whether that tier could take it."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
 
+from spectralquant.errors import InputError
 from spectralquant.sources.shapes import ModelShape, parse_shape
 
 PREFIX = "random:"
@@ -35,7 +36,15 @@ def random_model(spec: str, dtype: torch.dtype, device: torch.device) -> tuple[n
 
 
 def random_config(shape: ModelShape) -> LlamaConfig:
-    """Llama's configuration at a shape."""
+    """Llama's configuration at a shape.
+
+    Raises:
+        InputError: a hidden size that its heads do not divide.
+    """
+    if shape.hidden % shape.heads:
+        raise InputError(
+            f"A random model's hidden size ({shape.hidden}) must be a multiple of its {shape.heads} heads."
+        )
     return LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,

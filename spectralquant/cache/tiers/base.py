@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -35,6 +36,20 @@ class LeavingBlock:
     @property
     def tokens(self) -> int:
         return self.keys.shape[2]
+
+    def part(self, first: int, last: int) -> LeavingBlock:
+        """Tokens first … last of this run."""
+        some = slice(first, last)
+        ids = self.token_ids
+        return LeavingBlock(
+            self.keys[:, :, some],
+            self.values[:, :, some],
+            self.start + first,
+            *(tuple(None if t is None else t[some] for t in tables) for tables in (self.cos, self.sin)),
+            None if self.received is None else self.received[some],
+            None if ids is None else ids[some],
+            self.previous_id if not first or ids is None else int(ids[first - 1]),
+        )
 
     def plain(self) -> KVBlock:
         """The block as codecs take it, keys before RoPE."""
@@ -88,13 +103,15 @@ class ReadScratch:
 class Tier(Protocol):
     """One way of holding blocks.
 
-    `dense` gives keys (after RoPE) and values float32 `[S, Hk, D]` of one layer of consecutive blocks; `whole` gives
+    `encode_run` codes consecutive blocks of one sequence, `lengths` tokens each, with as few operations as one takes. `dense` gives keys (after RoPE) and values float32 `[S, Hk, D]` of one layer of consecutive blocks; `whole` gives
     keys (after RoPE) and values `[L, Hk, T, D]` of one block.
     """
 
     name: str
 
     def encode(self, block: LeavingBlock) -> StoredBlock: ...
+
+    def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]: ...
 
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
@@ -105,6 +122,17 @@ class Tier(Protocol):
     def to_bytes(self, block: StoredBlock) -> bytes: ...
 
     def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock: ...
+
+
+def block_ranges(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """First and one past the last token of each block in a run."""
+    ends = list(itertools.accumulate(lengths))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def encode_each(tier: Tier, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
+    """`Tier.encode_run`, block by block."""
+    return [tier.encode(run.part(first, last)) for first, last in block_ranges(lengths)]
 
 
 def whole_from_layers(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectralquant.cache.lazy import LazySection
 from spectralquant.cache.reconstructor import AsyncReconstructor
-from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each, whole_from_layers
 from spectralquant.codec.spectral import BlockCoefficients, SpectralCodec
 
 CHUNK_BLOCKS = 8
@@ -31,6 +31,10 @@ class ColdTier:
     def encode(self, block: LeavingBlock) -> StoredBlock:
         """Transform, quantize and entropy code the block."""
         return self.from_bytes(self.codec.encode(block.plain()), block.start, block.tokens)
+
+    def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
+        """See `Tier.encode_run`."""
+        return encode_each(self, run, lengths)
 
     def prefetch(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> None:
         """Start entropy decoding of blocks that a forward pass is going to read."""

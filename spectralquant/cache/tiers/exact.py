@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
-from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each
 from spectralquant.cache.tiers.paged import PagedTier, joined
 from spectralquant.codec.block import BLOCK
 from spectralquant.sources.geometry import CacheGeometry
@@ -31,6 +31,10 @@ class ExactTier(PagedTier):
         rows = both.reshape(self.geometry.layers, 2, block.tokens, -1).contiguous().view(torch.uint8)
         page.data.view(self.geometry.layers, 2, BLOCK, self.row)[:, :, : block.tokens].copy_(rows)
         return StoredBlock(self.name, block.start, block.tokens, page, self.page_bytes)
+
+    def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
+        """See `Tier.encode_run`."""
+        return encode_each(self, run, lengths)
 
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch

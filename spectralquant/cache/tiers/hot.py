@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
-from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.paged import PagedTier
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.hot import HotCodec
@@ -33,17 +33,17 @@ class HotTier(PagedTier):
                 offset += BLOCK * row
         self.page_bytes = offset
 
-    def encode(self, block: LeavingBlock) -> StoredBlock:
+    def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
         """Quantize keys (as they are, after RoPE) and values layer by layer."""
-        page = self.pool.allocate(self.page_bytes)
-        data = page.data
+        pages = [self.pool.allocate(self.page_bytes) for _ in lengths]
         for layer, pair in enumerate(self.codec.layers):
-            for kind, x in enumerate((block.keys[layer], block.values[layer])):
+            for kind, x in enumerate((run.keys[layer], run.values[layer])):
                 part = self.parts[layer][kind]
-                packed = pair[kind].page(x.transpose(0, 1).reshape(block.tokens, -1).float())
-                there = data[part.offset : part.offset + part.rows * BLOCK].view(part.rows, BLOCK)
-                there[:, BLOCK - block.tokens :].copy_(packed)
-        return StoredBlock(self.name, block.start, block.tokens, page, self.page_bytes)
+                packed = pair[kind].page(x.transpose(0, 1).reshape(run.tokens, -1).float())
+                for page, (first, last) in zip(pages, block_ranges(lengths), strict=True):
+                    there = page.data[part.offset : part.offset + part.rows * BLOCK].view(part.rows, BLOCK)
+                    there[:, BLOCK - (last - first) :].copy_(packed[:, first:last])
+        return self.stored(run, lengths, pages)
 
     def pages(self, layer: int, kind: int, blocks: Sequence[StoredBlock]) -> Tensor:
         """Bytes uint8 `[n, row_bytes, 128]` of one layer's keys (0) or values (1), where the codec's matrices are."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.cache.pool import SpectralBufferPool
-from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges
 from spectralquant.cache.tiers.hot import unused_slots
 from spectralquant.cache.tiers.paged import PagedTier
 from spectralquant.codec.block import BLOCK
@@ -38,13 +38,20 @@ class HotRowTier(PagedTier):
         self.layers = [matrices.part(layer * heads, heads) for layer in range(geometry.layers)]
         self._table: tuple[tuple[int, ...], RowPages] | None = None
 
-    def encode(self, block: LeavingBlock) -> StoredBlock:
-        """Quantize keys (as they are, after RoPE) and values of all layers."""
-        page = self.pool.allocate(self.page_bytes)
-        keys, values = (x.flatten(0, 1)[None] for x in (block.keys, block.values))
-        where = torch.zeros(1, dtype=torch.int64, device=keys.device)
-        spectral_compress(keys, values, self.matrices, page.data, where, backend=self.backend)
-        return StoredBlock(self.name, block.start, block.tokens, page, self.page_bytes)
+    def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
+        """Quantize keys (as they are, after RoPE) and values of all layers; blocks of one length in one launch."""
+        pages = [self.pool.allocate(self.page_bytes) for _ in lengths]
+        base = pages[0].data
+        ranges = block_ranges(lengths)
+        for tokens in dict.fromkeys(lengths):
+            which = [i for i, n in enumerate(lengths) if n == tokens]
+            both = (
+                torch.stack([x[:, :, slice(*ranges[i])].flatten(0, 1) for i in which]) for x in (run.keys, run.values)
+            )
+            offsets = [pages[i].data.data_ptr() - base.data_ptr() for i in which]
+            where = torch.tensor(offsets, dtype=torch.int64, device=run.keys.device)
+            spectral_compress(*both, self.matrices, base, where, backend=self.backend)
+        return self.stored(run, lengths, pages)
 
     def row_pages(self, layer: int, rows: Sequence[Sequence[StoredBlock]]) -> RowPages:
         """The blocks of every sequence as the kernels take them; the table is built once for all layers."""

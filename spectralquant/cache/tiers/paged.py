@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectralquant.cache.pool import SpectralBufferPool
-from spectralquant.cache.tiers.base import StoredBlock
+from spectralquant.cache.pool import PageRef, SpectralBufferPool
+from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, block_ranges
 from spectralquant.codec.block import BLOCK
 
 
@@ -17,6 +17,22 @@ class PagedTier:
 
     name: str
     pool: SpectralBufferPool
+    page_bytes: int
+
+    def encode(self, block: LeavingBlock) -> StoredBlock:
+        """A run of one block."""
+        return self.encode_run(block, [block.tokens])[0]
+
+    def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
+        """See `Tier.encode_run`."""
+        raise NotImplementedError
+
+    def stored(self, run: LeavingBlock, lengths: Sequence[int], pages: Sequence[PageRef]) -> list[StoredBlock]:
+        """The run's blocks, whose codes lie in `pages`."""
+        return [
+            StoredBlock(self.name, run.start + first, last - first, page, self.page_bytes)
+            for page, (first, last) in zip(pages, block_ranges(lengths), strict=True)
+        ]
 
     def to_bytes(self, block: StoredBlock) -> bytes:
         """The page."""

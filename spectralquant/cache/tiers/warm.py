@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
-from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, whole_from_layers
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.paged import PagedTier, joined
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.fixed import FixedRateCodec
@@ -25,14 +25,15 @@ class WarmTier(PagedTier):
         self.offsets = (0, BLOCK * self.row_bytes[0])
         self.page_bytes = BLOCK * sum(self.row_bytes)
 
-    def encode(self, block: LeavingBlock) -> StoredBlock:
+    def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
         """Quantize and pack all layers at once."""
-        coded = self.codec.encode(block.plain())
-        page = self.pool.allocate(self.page_bytes)
-        data = page.data
+        coded = self.codec.encode(run.plain())
+        pages = [self.pool.allocate(self.page_bytes) for _ in lengths]
         for offset, rows in zip(self.offsets, (coded.keys, coded.values), strict=True):
-            data[offset : offset + rows.numel()].copy_(rows.reshape(-1))
-        return StoredBlock(self.name, block.start, block.tokens, page, self.page_bytes)
+            for page, (first, last) in zip(pages, block_ranges(lengths), strict=True):
+                part = rows[first:last].reshape(-1)
+                page.data[offset : offset + part.numel()].copy_(part)
+        return self.stored(run, lengths, pages)
 
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
