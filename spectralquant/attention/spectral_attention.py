@@ -108,7 +108,9 @@ def attend_segments(call: AttentionCall, segments: Sequence[Segment], allowed: T
         scores = torch.tanh(scores / softcap) * softcap
     if allowed is not None:
         scores.masked_fill_(~allowed, float("-inf"))
-    p = torch.nan_to_num(scores.softmax(-1))
+    p = scores.softmax(-1)
+    if allowed is not None:  # a row that may read nothing
+        p = torch.nan_to_num_(p)
     output = torch.zeros_like(grouped)
     at = 0
     for segment in segments:
@@ -124,9 +126,9 @@ def _scores(query: Tensor, segment: Segment) -> Tensor:
         return query @ segment.keys.float().transpose(2, 3)
     batch, kv, rows, dim = query.shape
     matrices = segment.key
-    constant = torch.einsum("bkrd,kd->bkr", query, matrices.constant.view(kv, dim))[..., None]
-    latent = torch.einsum("bkrd,nkd->bkrn", query, matrices.decode.view(-1, kv, dim)).reshape(batch, 1, kv * rows, -1)
-    found = latent @ matrices.layout.unpack(segment.key_pages)
+    constant = query @ matrices.constant.view(kv, dim, 1)
+    latent = (query @ matrices.decode).view(batch, 1, kv * rows, -1)
+    found = latent @ matrices.layout.shifted(segment.key_pages)
     found = found.transpose(1, 2).reshape(batch, kv, rows, -1)[..., segment.unused :]
     return found + constant
 
@@ -137,13 +139,11 @@ def _weighted_values(p: Tensor, segment: Segment) -> Tensor:
         return p @ segment.values.float()
     batch, kv, rows, _ = p.shape
     matrices = segment.value
-    dim = matrices.constant.shape[0] // kv
-    codes = matrices.layout.unpack(segment.value_pages)
+    codes = matrices.layout.shifted(segment.value_pages)
     pages, slots = codes.shape[1], codes.shape[3]
     padded = torch.nn.functional.pad(p, (segment.unused, 0)).view(batch, kv * rows, pages, slots)
     latent = (padded.transpose(1, 2) @ codes.transpose(2, 3)).sum(1).view(batch, kv, rows, -1)
-    output = torch.einsum("bkrn,nkd->bkrd", latent, matrices.decode.view(-1, kv, dim))
-    return output + p.sum(-1, keepdim=True) * matrices.constant.view(1, kv, 1, dim)
+    return latent @ matrices.decode.transpose(1, 2) + p.sum(-1, keepdim=True) * matrices.constant.view(kv, 1, -1)
 
 
 def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:

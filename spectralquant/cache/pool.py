@@ -123,10 +123,11 @@ class SpectralBufferPool:
             runs[-1][1].append(page.index)
         found = []
         for slab, index in runs:
-            rows = slabs[slab][:, part.offset : part.offset + part.rows * part.row_bytes]
-            columns = rows.view(SLAB_PAGES, part.rows, part.row_bytes)[:, :, part.first : part.last]
-            consecutive = index == list(range(index[0], index[0] + len(index)))
-            found.append(columns[index[0] : index[0] + len(index)] if consecutive else columns[index])
+            start, consecutive = index[0], index == list(range(index[0], index[0] + len(index)))
+            shape = (len(index) if consecutive else SLAB_PAGES, part.rows, part.last - part.first)
+            at = part.offset + part.first + (start * nbytes if consecutive else 0)
+            columns = slabs[slab].as_strided(shape, (nbytes, part.row_bytes, 1), at)
+            found.append(columns if consecutive else columns[index])
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def trim(self) -> int:

@@ -23,10 +23,13 @@ class BlockReader:
         self.state, self.tiers, self.working_set, self.spent = state, tiers, working_set, spent
         self._working: dict[int, tuple[StoredBlock, Tensor, Tensor]] = {}
         self._scratch: ReadScratch | None = None
+        self._runs: list[tuple[str, int, int]] | None = None
+        self._in_forward = False
 
     def begin_forward(self) -> None:
         """Start decoding, ahead of use, what the forward pass is going to read."""
         self._scratch = ReadScratch(self.state.binding.tables)
+        self._in_forward, self._runs = True, None
         if "cold" in self.tiers:
             for blocks in self.state.rows:
                 cold = [b for b in blocks if b.tier == "cold" and id(b) not in self._working]
@@ -35,7 +38,7 @@ class BlockReader:
     def end_forward(self) -> None:
         """Drop what the forward pass shared between layers."""
         decoded = self._scratch is not None and bool(self._scratch.decoded)
-        self._scratch = None
+        self._scratch, self._in_forward = None, False
         if decoded and self.state.layers[0].device.type == "cpu":
             release_free_memory()
 
@@ -43,11 +46,14 @@ class BlockReader:
         """Consecutive blocks that are read alike: (tier or "working", first, one past last)."""
         if not self.state.rows:
             return []
+        if self._in_forward and self._runs is not None:  # blocks change only between forward passes
+            return self._runs
         out, at = [], 0
         for kind, group in groupby(self.state.rows[0], self._kind):
             count = len(list(group))
             out.append((kind, at, at + count))
             at += count
+        self._runs = out
         return out
 
     def _kind(self, block: StoredBlock) -> str:

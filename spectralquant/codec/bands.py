@@ -45,17 +45,42 @@ class BandLayout:
         return torch.cat(out, dim=1)
 
     def unpack(self, pages: Tensor) -> Tensor:
-        """Codes as float32 `[…, padded, S]`, components in `padded_order`, of bytes `pages: […, row_bytes, S]`."""
+        """Codes uint8 `[…, padded, S]`, components in `padded_order`, of bytes `pages: […, row_bytes, S]`."""
+        shifted = self._shifted(pages, torch.uint8)
+        at = 0
+        for width, size in self.sizes.items():
+            stop = at + size * (8 // width)
+            shifted[..., at:stop, :] &= 2**width - 1
+            at = stop
+        return shifted
+
+    def shifted(self, pages: Tensor) -> Tensor:
+        """Float32 like `unpack`, but each component with those that lie above it in its byte: byte >> position.
+
+        This needs no masks. What it adds to a component, `shifted_rows` takes from the matrix that reads it.
+        """
+        return self._shifted(pages, torch.float32)
+
+    def _shifted(self, pages: Tensor, dtype: torch.dtype) -> Tensor:
         *lead, _, tokens = pages.shape
-        out = torch.empty(*lead, len(self.padded_order()), tokens, device=pages.device)
+        out = torch.empty(*lead, len(self.padded_order()), tokens, device=pages.device, dtype=dtype)
         at = done = 0
         for width, size in self.sizes.items():
             band = pages[..., at : at + size, :]
             at += size
             for i in range(8 // width if size else 0):
-                part = band >> (i * width) if i else band
-                out[..., done : done + size, :] = part if width == 8 else part & (2**width - 1)
+                out[..., done : done + size, :] = band >> (i * width) if i else band
                 done += size
+        return out
+
+    def shifted_rows(self, rows: Tensor) -> Tensor:
+        """Rows `[padded, C]` such that `shifted(x)ᵀ · shifted_rows(m)` is `unpack(x)ᵀ · m`."""
+        out = rows.clone()
+        at = 0
+        for width, size in self.sizes.items():
+            stop = at + size * (8 // width)
+            out[at + size : stop] -= 2**width * rows[at : stop - size]
+            at = stop
         return out
 
     @functools.cache  # noqa: B019 (layouts live as long as their profile)

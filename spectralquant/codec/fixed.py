@@ -16,7 +16,7 @@ from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_k
 from spectralquant.codec.projector import SpectralProjector
 from spectralquant.profile_tensors import FixedTier
 from spectralquant.sources.geometry import CacheGeometry
-from sqkernels.bitpack import pack_codes, unpack_codes
+from sqkernels.bitpack import BitRows
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class FixedRateCodec:
         self.rotated = rotated
         self.projectors = (SpectralProjector(tier.key, device), SpectralProjector(tier.value, device))
         self.bits = (tier.key_bits, tier.value_bits)
-        self._layer_books: dict[tuple[int, int], tuple[int, int, Tensor, _Codebooks]] = {}
+        self.packing = tuple(BitRows(bits, device) for bits in self.bits)
+        self._layer_books: dict[tuple[int, int], tuple[int, int, BitRows, _Codebooks]] = {}
         self.points = (tier.key_codebooks.to(device), tier.value_codebooks.to(device))
         self.books = tuple(_Codebooks(bits, points) for bits, points in zip(self.bits, self.points, strict=True))
 
@@ -79,7 +80,7 @@ class FixedRateCodec:
         packed = []
         for i, x in enumerate((keys, block.values)):
             y = self.projectors[i].project(x.reshape(block.tokens, -1).float(), None)
-            packed.append(pack_codes(self.books[i].encode(y), self.bits[i]))
+            packed.append(self.packing[i].pack(self.books[i].encode(y)))
         return FixedBlock(packed[0], packed[1], block.cos, block.sin)
 
     def decode(self, coded: FixedBlock) -> tuple[Tensor, Tensor]:
@@ -87,7 +88,7 @@ class FixedRateCodec:
         shape = (-1, self.geometry.layers, self.geometry.kv_heads, self.geometry.head_dim)
         out = []
         for i, packed in enumerate((coded.keys, coded.values)):
-            y = self.books[i].decode(unpack_codes(packed, self.bits[i]))
+            y = self.books[i].decode(self.packing[i].unpack(packed))
             out.append(self.projectors[i].reconstruct(y, None).view(shape))
         keys = unrotate_block_keys(coded, out[0]) if self.rotated else out[0]
         return keys, out[1]
@@ -98,9 +99,9 @@ class FixedRateCodec:
 
     def decode_layer(self, rows: Tensor, layer: int, kind: int) -> Tensor:
         """Keys (before RoPE, or after in a rotated tier) or values float32 `[T, C]` from `layer_bytes` of each row."""
-        _, _, bits, books = self._layer(layer, kind)
+        _, _, packing, books = self._layer(layer, kind)
         projector, width = self.projectors[kind], self.geometry.layer_width
-        y = books.decode(unpack_codes(rows, bits)[:, 1:])
+        y = books.decode(packing.unpack(rows)[:, 1:])
         groups = range(layer * width // projector.span, (layer + 1) * width // projector.span)
         parts, at = [], 0
         for group in groups:
@@ -109,8 +110,8 @@ class FixedRateCodec:
             parts.append(projector.columns(own, None, group * projector.span, (group + 1) * projector.span))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _layer(self, layer: int, kind: int) -> tuple[int, int, Tensor, _Codebooks]:
-        """Bytes, bit widths (led by the bits to skip in the first byte) and codebooks of one layer."""
+    def _layer(self, layer: int, kind: int) -> tuple[int, int, BitRows, _Codebooks]:
+        """Bytes, packing (led by the bits to skip in the first byte) and codebooks of one layer."""
         if (layer, kind) not in self._layer_books:
             width, projector = self.geometry.layer_width, self.projectors[kind]
             if projector.span > width:
@@ -124,5 +125,6 @@ class FixedRateCodec:
             sizes = 2**widths
             points = self.points[kind][int(sizes[: part.start].sum()) : int(sizes[: part.stop].sum())]
             books = _Codebooks(self.bits[kind][part], points)
-            self._layer_books[layer, kind] = (first // 8, -(-last // 8), bits, books)
+            packing = BitRows(bits, points.device)
+            self._layer_books[layer, kind] = (first // 8, -(-last // 8), packing, books)
         return self._layer_books[layer, kind]

@@ -22,8 +22,8 @@ from spectralquant.sources.geometry import CacheGeometry
 class HotMatrices:
     """One layer's keys or values.
 
-    encode: float32 `[C, R]`, offset, top: `[R]` in band order. decode: `[padded, C]` in the order that
-    `layout.unpack` gives (zero rows where a byte has room to spare), constant: `[C]`.
+    encode: float32 `[C, R]`, offset, top: `[R]` in band order. decode: `[Hk, D, padded]` for what `layout.shifted` gives
+    (zero where a byte has room to spare), constant: `[C]`.
     """
 
     layout: BandLayout
@@ -40,8 +40,8 @@ class HotMatrices:
 
     def dense(self, pages: Tensor) -> Tensor:
         """Float32 `[n·S, C]` of packed bytes `[n, row_bytes, S]`."""
-        codes = self.layout.unpack(pages).transpose(1, 2)
-        return (codes @ self.decode + self.constant).flatten(0, 1)
+        found = self.layout.shifted(pages).transpose(1, 2)
+        return (found @ self.decode.flatten(0, 1).T + self.constant).flatten(0, 1)
 
 
 class HotCodec:
@@ -69,7 +69,10 @@ def _matrices(
         layout,
         encode[o].T.contiguous().to(device),
         offset[o].to(device),
-        padded[layout.padded_order()].to(device),
+        layout.shifted_rows(padded[layout.padded_order()])
+        .T.reshape(geometry.kv_heads, geometry.head_dim, -1)
+        .contiguous()
+        .to(device),
         constant.to(device),
         top[o].to(device),
     )

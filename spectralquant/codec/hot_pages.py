@@ -30,7 +30,7 @@ def bands_to_rows(page: Tensor, matrices: RowMatrices, codec: HotCodec) -> Tenso
     for layer, pair in enumerate(codec.layers):
         for kind, m in enumerate(pair):
             size = m.layout.row_bytes * BLOCK
-            padded = m.layout.unpack(page[at : at + size].view(m.layout.row_bytes, BLOCK)).to(torch.uint8)
+            padded = m.layout.unpack(page[at : at + size].view(m.layout.row_bytes, BLOCK))
             at += size
             order, real = m.layout.padded_order(), m.layout.padded_order() >= 0
             codes = torch.empty(BLOCK, len(m.layout.order), dtype=torch.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.bitpack import reference
+from sqkernels.bitpack.reference import BitRows
 
 
 def packed_bytes(bits: Tensor) -> int:
@@ -25,7 +25,7 @@ def pack_codes(codes: Tensor, bits: Tensor) -> Tensor:
     limit = torch.pow(2, bits.to(codes.device).to(torch.int32))
     if bool((codes.to(torch.int32) >= limit).any()):
         raise ValueError("a code does not fit the bits of its component")
-    return reference.pack_codes(codes, bits)
+    return BitRows(bits, codes.device).pack(codes)
 
 
 def unpack_codes(packed: Tensor, bits: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def unpack_codes(packed: Tensor, bits: Tensor) -> Tensor:
     _check(len(bits), bits)
     if packed.shape[-1] != packed_bytes(bits):
         raise ValueError(f"rows of {packed.shape[-1]} bytes, expected {packed_bytes(bits)}")
-    return reference.unpack_codes(packed, bits)
+    return BitRows(bits, packed.device).unpack(packed)
 
 
 def _check(rank: int, bits: Tensor) -> None:

@@ -10,33 +10,34 @@ import torch
 from torch import Tensor
 
 
-def _layout(bits: Tensor) -> tuple[Tensor, Tensor]:
-    """For every bit of a row: its component and its position inside the component's code."""
-    widths = bits.long()
-    component = torch.repeat_interleave(torch.arange(len(widths), device=widths.device), widths)
-    starts = torch.cumsum(widths, 0) - widths
-    return component, torch.arange(len(component), device=widths.device) - starts[component]
+class BitRows:
+    """How rows of components of `bits` (uint8 `[R]`, at most 8 each) are packed, prepared once for one device.
 
+    Nothing is checked: see `api` for functions that do.
+    """
 
-def pack_codes(codes: Tensor, bits: Tensor) -> Tensor:
-    """See `api.pack_codes`."""
-    component, shift = (t.to(codes.device) for t in _layout(bits))
-    stream = (codes[:, component] >> shift.to(torch.uint8)) & 1
-    stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 8))
-    stream = stream.view(len(codes), -1, 8)
-    packed = stream[..., 0].clone()
-    for bit in range(1, 8):
-        packed |= stream[..., bit] << bit
-    return packed
+    def __init__(self, bits: Tensor, device: torch.device | str = "cpu") -> None:
+        widths = bits.long().cpu()
+        starts = torch.cumsum(widths, 0) - widths
+        component = torch.repeat_interleave(torch.arange(len(widths)), widths)
+        within = torch.arange(len(component)) - starts[component]
+        self._component, self._within = component.to(device), within.to(device, torch.uint8)
+        self._byte = (starts // 8).to(device)
+        self._shift = (starts % 8).to(device, torch.int32)
+        self._mask = (2**widths - 1).to(device, torch.int32)
 
+    def pack(self, codes: Tensor) -> Tensor:
+        """Rows uint8 `[T, bytes]` of codes uint8 `[T, R]`."""
+        stream = (codes[:, self._component] >> self._within) & 1
+        stream = torch.nn.functional.pad(stream, (0, -stream.shape[1] % 8))
+        stream = stream.view(len(codes), -1, 8)
+        packed = stream[..., 0].clone()
+        for bit in range(1, 8):
+            packed |= stream[..., bit] << bit
+        return packed
 
-def unpack_codes(packed: Tensor, bits: Tensor) -> Tensor:
-    """See `api.unpack_codes`. A code of at most 8 bits lies in at most two neighbouring bytes."""
-    widths = bits.long()
-    starts = torch.cumsum(widths, 0) - widths
-    first = (starts // 8).to(packed.device)
-    padded = torch.nn.functional.pad(packed, (0, 2))
-    pair = padded[:, first].to(torch.int16) | (padded[:, first + 1].to(torch.int16) << 8)
-    pair = pair.to(torch.int32) & 0xFFFF
-    shift, mask = (starts % 8).to(packed.device, torch.int32), (2**widths - 1).to(packed.device, torch.int32)
-    return ((pair >> shift) & mask).to(torch.uint8)
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Codes uint8 `[T, R]` of rows `[T, bytes]`; one of at most 8 bits lies in at most two neighbouring bytes."""
+        padded = torch.nn.functional.pad(packed, (0, 2))
+        pair = padded[:, self._byte].to(torch.int32) | (padded[:, self._byte + 1].to(torch.int32) << 8)
+        return ((pair >> self._shift) & self._mask).to(torch.uint8)

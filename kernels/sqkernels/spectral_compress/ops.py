@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sqkernels.rows.launch import LayoutArguments, next_power
 from sqkernels.rows.matrices import KindMatrices, RowMatrices
+from sqkernels.rows.runtime import interpreting
 
 TOKENS = ((128, 128), (256, 64), (1 << 30, 32))  # tokens a program for up to so many planes
 
@@ -54,6 +55,7 @@ def _spectral_compress(
     count, kv, tokens, dim = keys.shape
     block = next(t for planes, t in TOKENS if max(a.key_planes, a.value_planes) <= planes)
     roles = 3 if a.index_rank else 2
+    small = keys.dtype == torch.bfloat16  # products stay in bfloat16: tiles take half the room that tf32 ones do
     compress_kernel[(count * kv, -(-tokens // block), roles)](
         keys,
         values,
@@ -73,9 +75,10 @@ def _spectral_compress(
         RANK=a.index_rank,
         HALF=max(8, next_power(a.index_rank // 2)),
         ROLES=roles,
-        STEP=next(s for s in (32, 16) if dim % s == 0),
+        STEP=next(s for s in ((64, 32, 16) if small else (32, 16)) if dim % s == 0),
         T=block,
-        num_warps=8 if block == 128 else 4,
+        UPCAST=interpreting(),
+        num_warps=8 if block == 128 and not small else 4,
         num_stages=2,
     )
 

@@ -30,12 +30,14 @@ def _planes(
     T: tl.constexpr,
     WIDE: tl.constexpr,
     PADDED_ZEROS: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Planes int32 `[T, WIDE]` of some columns (not masked to their widths); x_at: pointers `[T]` to tokens. PADDED_ZEROS:
     columns that are not `inside` are there and hold zeros.
 
-    Half-precision tokens are exact in tf32, so that two products, with the matrix's leading 11 bits and with the rest, are
-    as exact as one in float32; float32 tokens take three (Ootomo and Yokota 2022, arXiv 2203.03341).
+    The matrix is split into its leading bits and the rest, and each is multiplied by tokens as they are: 16 bits in all for
+    bfloat16 tokens, 22 for float16 ones, which are exact in tf32; float32 tokens take three products (Ootomo and Yokota
+    2022, arXiv 2203.03341).
     """
     ENCODE, OFFSET, TOP, SHIFT = matrices
     y = tl.zeros((T, WIDE), tl.float32)
@@ -49,6 +51,15 @@ def _planes(
             matrix = tl.load(at, mask=inside[:, None], other=0.0)
         if x.dtype == tl.float32:
             y = tl.dot(x, tl.trans(matrix), y, input_precision="tf32x3")
+        elif x.dtype == tl.bfloat16:
+            leading = matrix.to(tl.bfloat16)
+            rest = (matrix - leading.to(tl.float32)).to(tl.bfloat16)
+            if UPCAST:
+                y = tl.dot(x.to(tl.float32), tl.trans(leading.to(tl.float32)), y)
+                y = tl.dot(x.to(tl.float32), tl.trans(rest.to(tl.float32)), y)
+            else:
+                y = tl.dot(x, tl.trans(leading), y)
+                y = tl.dot(x, tl.trans(rest), y)
         else:
             leading = (matrix.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
             y = tl.dot(x.to(tl.float32), tl.trans(leading), y, input_precision="tf32")
@@ -75,6 +86,7 @@ def _write_band(
     D: tl.constexpr,
     STEP: tl.constexpr,
     T: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Pack a band of `WIDTH`-bit planes into `units` units of type UNIT at `rows: [T]`; its first column is `start`, those of
     a unit's planes lie BETWEEN columns apart."""
@@ -87,7 +99,7 @@ def _write_band(
     else:
         columns = start + plane * BETWEEN + column % PADDED
     padded: tl.constexpr = BETWEEN == PADDED
-    planes = _planes(x_at, valid, matrices, columns, inside, COUNT, D, STEP, T, PER * PADDED, padded)
+    planes = _planes(x_at, valid, matrices, columns, inside, COUNT, D, STEP, T, PER * PADDED, padded, UPCAST)
     shifted = (planes & (2**WIDTH - 1)) << (plane * WIDTH)[None, :]
     packed = tl.sum(tl.reshape(shifted, (T, PER, PADDED)), axis=1)
     unit = tl.arange(0, PADDED)
@@ -109,18 +121,19 @@ def _write_row(
     D: tl.constexpr,
     STEP: tl.constexpr,
     T: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Keys or values of some tokens; bands: pointer to the bytes of their three bands."""
     n4 = tl.load(bands)
     n2 = tl.load(bands + 1)
     if B4 > 0:
-        _write_band(x_at, valid, rows, n4 // 2, matrices, 0, B4, 4, tl.uint16, B4, COUNT, D, STEP, T)
+        _write_band(x_at, valid, rows, n4 // 2, matrices, 0, B4, 4, tl.uint16, B4, COUNT, D, STEP, T, UPCAST)
     if B2 > 0:
-        _write_band(x_at, valid, rows + n4, n2, matrices, 4 * B4, B2, 2, tl.uint8, B2, COUNT, D, STEP, T)
+        _write_band(x_at, valid, rows + n4, n2, matrices, 4 * B4, B2, 2, tl.uint8, B2, COUNT, D, STEP, T, UPCAST)
     if B1 > 0:
         n1 = tl.load(bands + 2)
         start: tl.constexpr = 4 * B4 + 4 * B2
-        _write_band(x_at, valid, rows + n4 + n2, n1, matrices, start, B1, 1, tl.uint8, B1, COUNT, D, STEP, T)
+        _write_band(x_at, valid, rows + n4 + n2, n1, matrices, start, B1, 1, tl.uint8, B1, COUNT, D, STEP, T, UPCAST)
 
 
 @triton.jit(launch_metadata=_metadata, do_not_specialize=["tokens", "token_bytes"])
@@ -159,9 +172,10 @@ def compress_kernel(
     ROLES: tl.constexpr,
     STEP: tl.constexpr,
     T: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Grid (N·Hk, tokens / T, ROLES): keys, values and, where there are three roles, the index. K, V: `[N, Hk, tokens, D]`.
-    HALF: a power of two, at least RANK / 2."""
+    HALF: a power of two, at least RANK / 2. UPCAST: bfloat16 products in float32 (the interpreter's are wrong)."""
     nh = tl.program_id(0).to(tl.int64)
     n = nh // HK
     h = nh % HK
@@ -176,15 +190,15 @@ def compress_kernel(
     if role == 0:
         at = h * KEY_COUNT
         matrices = (KEY_ENCODE + at * D, KEY_OFFSET + at, KEY_TOP + at, KEY_SHIFT + at)
-        _write_row(K + token, valid, rows, table + 2, matrices, K4, K2, K1, KEY_COUNT, D, STEP, T)
+        _write_row(K + token, valid, rows, table + 2, matrices, K4, K2, K1, KEY_COUNT, D, STEP, T, UPCAST)
     elif role == 1:
         rows += tl.load(table + 2) + tl.load(table + 3) + tl.load(table + 4)
         at = h * VALUE_COUNT
         matrices = (VALUE_ENCODE + at * D, VALUE_OFFSET + at, VALUE_TOP + at, VALUE_SHIFT + at)
-        _write_row(V + token, valid, rows, table + 5, matrices, V4, V2, V1, VALUE_COUNT, D, STEP, T)
+        _write_row(V + token, valid, rows, table + 5, matrices, V4, V2, V1, VALUE_COUNT, D, STEP, T, UPCAST)
     elif ROLES == 3:
         at = h * RANK
         matrices = (INDEX_ENCODE + at * D, INDEX_OFFSET + at, INDEX_TOP + at, INDEX_SHIFT + at)
         rows = page + tl.load(table + 8) + slot * (RANK // 2)
         half: tl.constexpr = RANK // 2
-        _write_band(K + token, valid, rows, half, matrices, 0, half, 4, tl.uint8, HALF, RANK, D, STEP, T)
+        _write_band(K + token, valid, rows, half, matrices, 0, half, 4, tl.uint8, HALF, RANK, D, STEP, T, UPCAST)

@@ -46,7 +46,7 @@ class PagedTier:
 
 
 def joined(rows: Tensor, blocks: Sequence[StoredBlock]) -> Tensor:
-    """Rows `[S, columns]` of gathered pages `[n, 128, columns]`, unused rows of short blocks left out."""
-    if all(b.tokens == BLOCK for b in blocks):
+    """Rows `[S, columns]` of gathered pages `[n, 128, columns]` without the unused rows that end the first of them."""
+    if blocks[0].tokens == BLOCK:
         return rows.reshape(-1, rows.shape[-1])
-    return torch.cat([page[: b.tokens] for page, b in zip(rows, blocks, strict=True)])
+    return torch.cat([rows[0, : blocks[0].tokens], rows[1:].reshape(-1, rows.shape[-1])])
