@@ -7,7 +7,8 @@ from torch import Tensor
 
 from spectralquant.profiling.cell import Bench, Row
 from spectralquant.profiling.inputs import random_matrices
-from spectralquant.profiling.timing import graph_time
+from spectralquant.profiling.timing import Timing, graph_time
+from spectralquant.sources.shapes import ModelShape
 from sqkernels.rows import PAGE, RowMatrices
 from sqkernels.rows.reference import read_planes
 from sqkernels.spectral_compress import compress_traffic, spectral_compress
@@ -20,8 +21,19 @@ def compress_row(bench: Bench) -> Row:
     """Time of one launch set that codes 128 tokens of every layer of one sequence, and its share of their prefill."""
     shape, device = bench.shape, bench.matrices.device
     matrices = random_matrices(shape, bench.settings, device, layers=shape.layers)
-    heads = shape.layers * shape.kv_heads
-    size = (1, heads, PAGE, shape.head_dim)
+    timing, wrong = compress_time(shape, matrices)
+    row = bench.row("spectral_compress", 1, PAGE, timing, compress_traffic(matrices, PAGE))
+    prefill = prefill_us(bench)
+    row |= {"error": wrong, "error_limit": ALLOWED, "correct": wrong <= ALLOWED}
+    if row["correct"]:
+        row |= {"prefill_us": prefill, "share_of_prefill": timing.median / prefill}
+    return row
+
+
+def compress_time(shape: ModelShape, matrices: RowMatrices) -> tuple[Timing, float]:
+    """Time of coding 128 tokens of all heads of `matrices`, and the share of planes that are not the oracle's."""
+    device = matrices.device
+    size = (1, matrices.kv_heads, PAGE, shape.head_dim)
     sets = []
     for _ in range(BATCHES):
         keys, values = (torch.randn(size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -31,13 +43,7 @@ def compress_row(bench: Bench) -> Row:
     run = lambda s: spectral_compress(s[0], s[1], matrices, s[2], where, backend="triton")  # noqa: E731
     run(sets[0])
     wrong = _wrong_share(sets[0], matrices)
-    timing = graph_time([lambda s=s: run(s) for s in sets])
-    row = bench.row("spectral_compress", 1, PAGE, timing, compress_traffic(matrices, PAGE))
-    prefill = prefill_us(bench)
-    row |= {"error": wrong, "error_limit": ALLOWED, "correct": wrong <= ALLOWED}
-    if row["correct"]:
-        row |= {"prefill_us": prefill, "share_of_prefill": timing.median / prefill}
-    return row
+    return graph_time([lambda s=s: run(s) for s in sets]), wrong
 
 
 def _wrong_share(block: tuple[Tensor, Tensor, Tensor], matrices: RowMatrices) -> float:

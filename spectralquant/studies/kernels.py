@@ -1,4 +1,4 @@
-"""Launch settings of the attention kernels, tried one by one: what the tuning notes beside the kernels quote.
+"""Launch settings of the kernels, tried one by one: what the tuning notes beside the kernels quote.
 
 Variants are compiled by worker processes first (Triton keeps compiled kernels on disk), so that the study takes seconds.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from spectralquant.profiling.cell import Bench, kernel_call, kernel_traffic
+from spectralquant.profiling.compression import ALLOWED, compress_time
 from spectralquant.profiling.inputs import CodeSettings, Inputs, random_inputs, random_matrices
 from spectralquant.profiling.peaks import measure_peaks
 from spectralquant.profiling.telemetry import telemetry, verdict
@@ -24,10 +25,17 @@ from spectralquant.profiling.timing import graph_time, rotation
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
 from spectralquant.sources.shapes import parse_shape
-from sqkernels.rows import runtime
+from sqkernels.rows import PAGE, runtime
+from sqkernels.spectral_compress import compress_traffic
+from sqkernels.spectral_compress import ops as compress_ops
 from sqkernels.spectral_decode import ops as decode_ops
 from sqkernels.spectral_index_decode import ops as index_ops
 
+OPERATORS = {
+    "spectral_decode": (decode_ops, ("WIDE", "MANY")),
+    "spectral_index_decode": (index_ops, ("WIDE", "MANY")),
+    "spectral_compress": (compress_ops, ("HALF",)),
+}
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 WORKERS = 12
@@ -53,11 +61,28 @@ INDEX = [
         (4, 4, 32, 2, 1),
         (4, 2, 32, 2, 1),
         (4, 4, 64, 2, 2),
+        (16, 4, 64, 2, 2),
+        (8, 8, 64, 2, 2),
+        (8, 4, 32, 3, 2),
     )
 ]
 DECODE += [DECODE[1] | {"overlap": 1}, DECODE[5] | {"overlap": 1}]
 INDEX += [INDEX[1] | {"overlap": 1}, INDEX[4] | {"overlap": 1}]
+COMPRESS = [
+    {"tokens": t, "step": st, "warps": w, "stages": sg}
+    for t, st, w, sg in (
+        (128, 64, 4, 2),
+        (128, 32, 8, 2),
+        (128, 64, 8, 2),
+        (128, 128, 8, 2),
+        (64, 64, 4, 2),
+        (64, 64, 4, 3),
+        (64, 64, 8, 2),
+        (32, 64, 4, 2),
+    )
+]
 VARIANTS = [("spectral_decode", v) for v in DECODE] + [("spectral_index_decode", v) for v in INDEX]
+VARIANTS += [("spectral_compress", v) for v in COMPRESS]
 
 
 def kernel_study(
@@ -79,6 +104,7 @@ def kernel_study(
         for kernel in ("spectral_decode", "spectral_index_decode"):
             found = _timed(bench, kernel, batch, context, progress)
             rows += sorted(found, key=lambda r: r["time_us"])
+    rows += sorted(_compress_timed(bench, progress), key=lambda r: r["time_us"])
     state = {"before": before, "after": telemetry(device.index or 0)}
     facts = provenance(**device_facts(device), shape=shape, settings=asdict(settings))
     return results_file("kernels", rows, facts, telemetry=state | {"verdict": verdict(*state.values())})
@@ -102,18 +128,35 @@ def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progre
     return rows
 
 
+def _compress_timed(bench: Bench, progress: Progress) -> list[Row]:
+    """One block of all layers; a variant whose codes are not the oracle's is not timed."""
+    matrices = random_matrices(bench.shape, bench.settings, bench.matrices.device, layers=bench.shape.layers)
+    rows = []
+    for i, variant in enumerate(COMPRESS):
+        progress("spectral_compress", i, len(COMPRESS))
+        with using("spectral_compress", variant):
+            timing, wrong = compress_time(bench.shape, matrices)
+        if wrong <= ALLOWED:
+            traffic = compress_traffic(matrices, PAGE)
+            rows.append(bench.row("spectral_compress", 1, PAGE, timing, traffic) | {"variant": variant, "error": wrong})
+    return rows
+
+
 @contextlib.contextmanager
 def using(kernel: str, variant: dict[str, int]) -> Iterator[None]:
     """Launch a kernel with other settings."""
-    ops = decode_ops if kernel == "spectral_decode" else index_ops
-    kept = ops.WIDE, ops.MANY, runtime.OVERLAP
-    chosen = {k: v for k, v in variant.items() if k != "overlap"}
-    ops.WIDE = ops.MANY = ops.Settings(**chosen)
+    ops, names = OPERATORS[kernel]
+    kept, overlap = {name: getattr(ops, name) for name in names}, runtime.OVERLAP
+    chosen = ops.Settings(**{k: v for k, v in variant.items() if k != "overlap"})
+    for name in names:
+        setattr(ops, name, chosen)
     runtime.OVERLAP = bool(variant.get("overlap"))
     try:
         yield
     finally:
-        ops.WIDE, ops.MANY, runtime.OVERLAP = kept
+        runtime.OVERLAP = overlap
+        for name, value in kept.items():
+            setattr(ops, name, value)
 
 
 def _compile_all(shape: str, context: int, batches: tuple[int, ...], progress: Progress) -> None:
@@ -138,6 +181,10 @@ def _compile(job: dict[str, Any]) -> None:
     }
     for i in job["which"]:
         kernel, variant = VARIANTS[i]
+        if kernel == "spectral_compress":
+            with using(kernel, variant):
+                compress_time(model, random_matrices(model, settings, device, layers=1))
+            continue
         for batch in job["batches"]:
             with using(kernel, variant):
                 kernel_call(kernel, settings)(inputs[batch])

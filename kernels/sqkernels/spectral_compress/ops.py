@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,21 @@ from sqkernels.rows.matrices import KindMatrices, RowMatrices
 from sqkernels.rows.runtime import interpreting
 
 TOKENS = ((128, 128), (256, 64), (1 << 30, 32))  # tokens a program for up to so many planes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Launch settings (see NOTES.md). step: how much of the head dimension a product takes at once, at most; warps and
+    tokens: of a program, at most."""
+
+    step: int
+    warps: int
+    tokens: int = 128
+    stages: int = 2
+
+
+WHOLE = Settings(step=32, warps=8)
+HALF = Settings(step=64, warps=4)  # bfloat16: tiles take half the room that tf32 ones do
 
 
 def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tensor, pages: Tensor) -> None:
@@ -53,9 +69,9 @@ def _spectral_compress(
 
     a = LayoutArguments.from_numbers(layout)
     count, kv, tokens, dim = keys.shape
-    block = next(t for planes, t in TOKENS if max(a.key_planes, a.value_planes) <= planes)
+    chosen = HALF if keys.dtype == torch.bfloat16 else WHOLE
+    block = min(chosen.tokens, next(t for planes, t in TOKENS if max(a.key_planes, a.value_planes) <= planes))
     roles = 3 if a.index_rank else 2
-    small = keys.dtype == torch.bfloat16  # products stay in bfloat16: tiles take half the room that tf32 ones do
     compress_kernel[(count * kv, -(-tokens // block), roles)](
         keys,
         values,
@@ -75,11 +91,11 @@ def _spectral_compress(
         RANK=a.index_rank,
         HALF=max(8, next_power(a.index_rank // 2)),
         ROLES=roles,
-        STEP=next(s for s in ((64, 32, 16) if small else (32, 16)) if dim % s == 0),
+        STEP=next(s for s in (128, 64, 32, 16) if s <= chosen.step and dim % s == 0),
         T=block,
         UPCAST=interpreting(),
-        num_warps=8 if block == 128 and not small else 4,
-        num_stages=2,
+        num_warps=chosen.warps if block == 128 else min(4, chosen.warps),
+        num_stages=chosen.stages,
     )
 
 
