@@ -51,12 +51,21 @@ class _Codebooks:
         codes = torch.zeros(y.shape, dtype=torch.uint8, device=y.device)
         for index, points in self.groups:
             middles = ((points[:, 1:] + points[:, :-1]) / 2).contiguous()
-            found = torch.searchsorted(middles, y[:, index].T.contiguous())
-            codes[:, index] = found.T.to(torch.uint8)
+            codes[:, index] = _passed(middles, y[:, index].T.contiguous()).T
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
         return torch.nn.functional.embedding(self.starts + codes, self.points[:, None])[..., 0]
+
+
+def _passed(middles: Tensor, y: Tensor) -> Tensor:
+    """How many of its row's sorted `middles: [n, k]` lie below each of `y: [n, T]`, uint8 (NaN: all of them)."""
+    if middles.shape[1] > 15 or y.device.type != "cpu":
+        return torch.searchsorted(middles, y).to(torch.uint8)
+    found = torch.zeros(y.shape, dtype=torch.uint8)
+    for middle in middles.unbind(1):  # a few comparisons of whole rows are faster than a search for each value
+        found += (y <= middle[:, None]).logical_not_()
+    return found
 
 
 class FixedRateCodec:
@@ -65,7 +74,7 @@ class FixedRateCodec:
     def __init__(
         self, tier: FixedTier, geometry: CacheGeometry, device: torch.device | str = "cpu", *, rotated: bool
     ) -> None:
-        self.geometry = geometry
+        self.geometry, self.device = geometry, torch.device(device)
         self.rotated = rotated
         self.projectors = (SpectralProjector(tier.key, device), SpectralProjector(tier.value, device))
         self.bits = (tier.key_bits, tier.value_bits)

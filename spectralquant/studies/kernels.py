@@ -25,7 +25,7 @@ from spectralquant.profiling.timing import graph_time, rotation
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
 from spectralquant.sources.shapes import parse_shape
-from sqkernels.rows import PAGE, runtime
+from sqkernels.rows import PAGE
 from sqkernels.spectral_compress import compress_traffic
 from sqkernels.spectral_compress import ops as compress_ops
 from sqkernels.spectral_decode import ops as decode_ops
@@ -52,7 +52,7 @@ DECODE = [
     )
 ]
 INDEX = [
-    {"programs": p, "scan_warps": sw, "block": b, "stages": s, "warps": w}
+    {"programs": p, "scan_warps": sw, "block": b, "stages": s, "warps": w, "overlap": False}
     for p, sw, b, s, w in (
         (8, 4, 64, 2, 2),
         (8, 4, 128, 2, 4),
@@ -66,8 +66,8 @@ INDEX = [
         (8, 4, 32, 3, 2),
     )
 ]
-DECODE += [DECODE[1] | {"overlap": 1}, DECODE[5] | {"overlap": 1}]
-INDEX += [INDEX[1] | {"overlap": 1}, INDEX[4] | {"overlap": 1}]
+DECODE += [DECODE[1] | {"overlap": True}, DECODE[5] | {"overlap": True}]
+INDEX += [INDEX[1] | {"overlap": True}, INDEX[4] | {"overlap": True}]
 COMPRESS = [
     {"tokens": t, "step": st, "warps": w, "stages": sg}
     for t, st, w, sg in (
@@ -146,15 +146,13 @@ def _compress_timed(bench: Bench, progress: Progress) -> list[Row]:
 def using(kernel: str, variant: dict[str, int]) -> Iterator[None]:
     """Launch a kernel with other settings."""
     ops, names = OPERATORS[kernel]
-    kept, overlap = {name: getattr(ops, name) for name in names}, runtime.OVERLAP
-    chosen = ops.Settings(**{k: v for k, v in variant.items() if k != "overlap"})
+    kept = {name: getattr(ops, name) for name in names}
+    chosen = ops.Settings(**variant)
     for name in names:
         setattr(ops, name, chosen)
-    runtime.OVERLAP = bool(variant.get("overlap"))
     try:
         yield
     finally:
-        runtime.OVERLAP = overlap
         for name, value in kept.items():
             setattr(ops, name, value)
 

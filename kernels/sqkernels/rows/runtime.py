@@ -7,7 +7,6 @@ import os
 import torch
 
 BACKENDS = ("auto", "triton", "reference")
-OVERLAP = False  # Launches of one call overlapping each other: tried without gain, see spectral_decode/NOTES.md.
 
 
 def interpreting() -> bool:
@@ -38,11 +37,11 @@ def assembly(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and not interpreting()
 
 
-def overlap(device: torch.device) -> dict[str, bool]:
-    """Launch options that let a kernel start while the one before it ends (programmatic dependent launch, from Hopper on).
+def overlap(device: torch.device, wanted: bool) -> dict[str, bool]:
+    """Launch options that, where `wanted`, let a kernel start while the one before it ends (programmatic dependent launch, from Hopper on).
 
     Kernels then wait before they read what the one before wrote; see `device.wait_for_previous`.
     """
-    if not OVERLAP or not assembly(device) or torch.cuda.get_device_capability(device) < (9, 0):
+    if not wanted or not assembly(device) or torch.cuda.get_device_capability(device) < (9, 0):
         return {"OVERLAP": False}
     return {"OVERLAP": True, "launch_pdl": True}

@@ -82,13 +82,13 @@ class Preparation:
         }
         return cls(arguments, constants, parts + a.key_planes // COLUMNS, out)
 
-    def run(self, query: Tensor) -> Prepared:
+    def run(self, query: Tensor, overlapping: bool) -> Prepared:
         """The preparation by itself."""
         from sqkernels.spectral_decode.triton import prepare_kernel
 
         rows = self.out.constant.shape[0]
         prepare_kernel[(rows, self.roles)](
-            query, *self.arguments, **self.constants, **overlap(query.device), num_warps=4
+            query, *self.arguments, **self.constants, **overlap(query.device, overlapping), num_warps=4
         )
         return self.out
 
@@ -98,7 +98,9 @@ def row_count(group: int) -> int:
     return 8 if group <= 8 else 16
 
 
-def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor, Tensor], query: Tensor) -> Tensor:
+def reduce(
+    part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor, Tensor], query: Tensor, overlapping: bool
+) -> Tensor:
     """Merge everything: `[B, H, D]` like `query`. value: (decode, constant)."""
     from sqkernels.spectral_decode.triton import reduce_kernel
 
@@ -125,7 +127,7 @@ def reduce(part: Tensor, stats: Tensor, prepared: Prepared, value: tuple[Tensor,
         PLANES_P=next_power(planes),
         COLUMNS=columns,
         CHUNK=min(REDUCE_TILE // columns, bucket(splits)),
-        **overlap(query.device),
+        **overlap(query.device, overlapping),
         num_warps=4,
     )
     return out

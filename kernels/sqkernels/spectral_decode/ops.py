@@ -15,12 +15,13 @@ from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
 
 @dataclass(frozen=True)
 class Settings:
-    """Launch settings of the decode kernel (see NOTES.md). programs: a multiprocessor's."""
+    """Launch settings of the decode kernel (see NOTES.md). programs: a multiprocessor's. overlap: see `runtime.overlap`."""
 
     block: int
     warps: int
     programs: int
     stages: int = 3
+    overlap: bool = False
 
 
 WIDE = Settings(block=128, warps=4, programs=4)
@@ -86,9 +87,10 @@ def _spectral_decode(
 
     a = LayoutArguments.from_numbers(layout)
     exact = (sink_keys, sink_values, window_keys, window_values)
-    prepared = Preparation.of(query, (key_decode, key_constant), exact, window, scaling, a).run(query)
+    preparation = Preparation.of(query, (key_decode, key_constant), exact, window, scaling, a)
     rows, group = query.shape[0] * a.heads, query.shape[1] // a.heads
     chosen = settings(rows)
+    prepared = preparation.run(query, chosen.overlap)
     part = query.new_empty(rows, splits, group, a.value_planes, dtype=torch.float32)
     stats = query.new_empty(rows, splits, 32, dtype=torch.float32)
     decode_kernel[(rows, splits)](
@@ -110,10 +112,10 @@ def _spectral_decode(
         BLOCK=chosen.block,
         STAGES=chosen.stages,
         ASSEMBLY=assembly(query.device),
-        **overlap(query.device),
+        **overlap(query.device, chosen.overlap),
         num_warps=chosen.warps,
     )
-    return reduce(part, stats, prepared, (value_decode, value_constant), query)
+    return reduce(part, stats, prepared, (value_decode, value_constant), query, chosen.overlap)
 
 
 @_spectral_decode.register_fake

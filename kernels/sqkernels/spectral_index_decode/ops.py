@@ -16,13 +16,14 @@ from sqkernels.spectral_index_decode.budget import CELL, LEVELS, Budget, budget_
 
 @dataclass(frozen=True)
 class Settings:
-    """Launch settings (see NOTES.md). programs: of the scan, a multiprocessor."""
+    """Launch settings (see NOTES.md). programs: of the scan, a multiprocessor. overlap: see `runtime.overlap`."""
 
     programs: int
     scan_warps: int
     block: int
     stages: int
     warps: int
+    overlap: bool = True
 
 
 WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4)
@@ -142,7 +143,7 @@ def _spectral_index_decode(
         RANK=a.index_rank,
         CELL=CELL,
         ASSEMBLY=assembly(query.device),
-        **overlap(query.device),
+        **overlap(query.device, chosen.overlap),
         num_warps=chosen.scan_warps,
     )
     prepared = preparation.out
@@ -172,10 +173,10 @@ def _spectral_index_decode(
         BLOCK=chosen.block,
         STAGES=chosen.stages,
         ASSEMBLY=assembly(query.device),
-        **overlap(query.device),
+        **overlap(query.device, chosen.overlap),
         num_warps=chosen.warps,
     )
-    return reduce(part, stats, prepared, (value_decode, value_constant), query), selected, counts
+    return reduce(part, stats, prepared, (value_decode, value_constant), query, chosen.overlap), selected, counts
 
 
 @_spectral_index_decode.register_fake
