@@ -17,7 +17,7 @@ class TierStats:
 
 @dataclass
 class Spent:
-    """Seconds and counts since the cache was made. Reads are of layers: by a Triton kernel, in place by torch, or after
+    """Seconds (of the host's clock: on a GPU with waiting for what was queued before) and counts since the cache was made. Reads are of layers: by a Triton kernel, in place by torch, or after
     reconstruction. kernel_refusal: why the latest read that a kernel could not take was not its."""
 
     compress_s: float = 0.0
