@@ -13,8 +13,8 @@ MODEL = "random:custom:layers=4,heads=4,kv_heads=2,head_dim=32,hidden=128,interm
 FAULTS = {
     "a codebook off by one": (
         "spectralquant/codec/fixed.py",
-        "codes[:, index] = found.T.to(torch.uint8)",
-        "codes[:, index] = (found.T + 1).clamp(max=points.shape[1] - 1).to(torch.uint8)",
+        "codes[:, index] = _passed(middles, y[:, index].T.contiguous()).T",
+        "codes[:, index] = (_passed(middles, y[:, index].T.contiguous()).T + 1).clamp(max=points.shape[1] - 1)",
         "harness/warm/kl_nats cache/warm/relative_error",
     ),
     "a window never compressed": (
