@@ -1,4 +1,4 @@
-"""The README's figures are those of the results files, and its links lead somewhere."""
+"""The figures of README and docs are those of the results files, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,14 +8,25 @@ from pathlib import Path
 import pytest
 
 from sqcli.render import notes
-from sqcli.render.readme import NOTES, render
+from sqcli.render.readme import BLOCKS, NOTES, PAGES, render
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PLANNING = re.compile(r"\bbar \d|\bbar\b|\bbars\b|moonshot|seed's claim", re.IGNORECASE)
 
 
-def test_every_figure_block_is_up_to_date():
-    assert render(README) == README, "run `make readme`"
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_figure_block_is_up_to_date(path):
+    assert render(path.read_text()) == path.read_text(), "run `make readme`"
+
+
+def test_every_block_stands_on_some_page():
+    shown = {name for path in PAGES for name in re.findall(r"<!-- ([a-z-]+) -->", path.read_text())}
+    assert shown == set(BLOCKS)
 
 
 @pytest.mark.parametrize("path", NOTES, ids=lambda p: p.parent.name)
@@ -25,17 +36,24 @@ def test_every_figure_block_of_the_notes_is_up_to_date(path):
     assert text.count("\n1. ") + text.count("\n2. ") + text.count("\n3. ") >= 3, "three things that did not help"
 
 
-def test_local_links_and_pictures_exist():
-    targets = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README)
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_local_links_and_pictures_exist(path):
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", path.read_text())
     for target in filter(None, (a or b for a, b in targets)):
-        assert target.startswith("mailto:") or (ROOT / target).exists(), target
+        assert "://" in target or target.startswith("mailto:") or (path.parent / target).exists(), target
 
 
-def test_commands_named_in_the_readme_exist():
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_no_planning_words(path):
+    assert not PLANNING.search(path.read_text())
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_commands_named_exist(path):
     import typer
 
     from sqcli.app import app
 
     known = set(typer.main.get_command(app).commands)
-    for command in re.findall(r"^\s*(?:\.venv/bin/)?sq ([a-z]+)", README, re.MULTILINE):
+    for command in re.findall(r"^\s*(?:\.venv/bin/)?sq ([a-z]+)", path.read_text(), re.MULTILINE):
         assert command in known, command

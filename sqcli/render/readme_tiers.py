@@ -8,7 +8,6 @@ from sqcli.render.readme_tools import load, table
 def tiers() -> str:
     """Payload and quality by the harness, resident bytes by real cache objects."""
     result = load("tiers-smollm2-wikitext2")
-    bars = {"hot": "4 at KL 0.004", "warm": "8 at ΔPPL +0.20", "cold": "40 at KL 0.0125"}
     body = [
         [
             f"**{r['options']['tier']}**",
@@ -16,12 +15,10 @@ def tiers() -> str:
             f"{r['delta_ppl']:+.3f}",
             f"{r['kl_nats']:.4f}",
             f"{100 * r['top1']:.1f} %",
-            bars[r["options"]["tier"]],
         ]
         for r in result["rows"]
     ]
-    first = table(["tier", "payload ratio", "ΔPPL", "KL, nats/token", "top-1 kept", "bar"], body)
-    bars = {"exact": "", "hot": "3.5", "warm": "6.5", "cold": "20"}
+    first = table(["tier", "payload ratio", "ΔPPL", "KL, nats/token", "top-1 kept"], body)
     body = [
         [
             r["tier"],
@@ -29,13 +26,12 @@ def tiers() -> str:
             f"**{r['resident_ratio']:.2f}**",
             f"{r['resident_bytes']:,}",
             f"{r['kl_nats']:.4f}",
-            bars[r["tier"]],
         ]
         for r in result["resident"]
     ]
     r = result["resident"][0]
     head = [f"cache of {r['context']:,} tokens, {r['dtype']}", "payload ratio", "resident ratio"]
-    return first + "\n\n" + table([*head, "bytes held", "KL, nats/token", "bar (resident)"], body)
+    return first + "\n\n" + table([*head, "bytes held", "KL, nats/token"], body)
 
 
 def costs() -> str:
