@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test gate setup clean readme docs lint
+.PHONY: demo test gate setup clean readme docs lint provenance
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -34,6 +34,10 @@ docs: setup
 
 readme: setup
 	$(VENV)/bin/python -m sqcli.render.readme
+
+# Before the tree is copied to a machine without git: results made there then name their commit.
+provenance:
+	$(PYTHON) -m spectralquant.checkout
 
 clean:
 	rm -rf $(VENV) profiles/demo.*

@@ -1,4 +1,4 @@
-"""Where a result came from: command, versions, commit, device."""
+"""Where a result came from: command, versions, commit (see `spectralquant.checkout`), device."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import datetime
 import importlib.metadata
 import platform
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from spectralquant.checkout import source_commit
 
 PACKAGES = ("spectralquant-toolkit", "torch", "transformers", "triton", "constriction", "numpy", "safetensors")
 
 
 def provenance(**extra: Any) -> dict[str, Any]:
     """The `provenance` object of a results file; `extra` adds model and text hashes, seed and the like."""
-    commit, dirty = _git()
+    source = source_commit()
     return {
         "command": shlex.join(["sq", *sys.argv[1:]]) if _is_command() else None,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "versions": {name: _version(name) for name in PACKAGES},
-        "git_commit": commit,
-        "git_dirty": dirty,
+        "git_commit": source.commit,
+        "git_dirty": source.dirty,
         **extra,
     }
 
@@ -57,20 +58,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git() -> tuple[str | None, bool | None]:
-    """Commit and dirty flag of the checkout this package runs from (None for an installed wheel)."""
-    folder = Path(__file__).resolve().parent.parent
-    if not (folder / ".git").exists():
-        return None, None
-    try:
-        run = lambda *a: subprocess.run(  # noqa: E731
-            ["git", "-C", str(folder), *a], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        return run("rev-parse", "HEAD"), bool(run("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return None, None
 
 
 def _driver() -> str | None:

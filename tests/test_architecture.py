@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {"sqkernels": 0, "spectralquant": 1, "sqcli": 2}
 INSIDE = [
-    {"errors", "files", "profile_tensors", "profile_schema", "provenance", "results", "sidecar", "sizes"},
+    {"checkout", "errors", "files", "profile_tensors", "profile_schema", "provenance", "results", "sidecar", "sizes"},
     {"attention", "codec", "sources", "profile", "profile_view"},
     {"cache"},
     {"methods"},

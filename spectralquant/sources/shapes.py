@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from spectralquant.errors import InputError, did_you_mean
@@ -67,30 +67,46 @@ SHAPES = {
 
 
 def parse_shape(text: str) -> ModelShape:
-    """A name of `SHAPES`, or custom:layers=32,heads=32,kv_heads=8,head_dim=128[,hidden=…,intermediate=…,vocab=…].
+    """A name of `SHAPES`, with fields changed where wanted, or a shape of one's own.
+
+    `llama-3.1-70b:layers=4` is the 70B model's shape with four layers;
+    `custom:layers=32,heads=32,kv_heads=8,head_dim=128[,hidden=…,intermediate=…,vocab=…]` is free.
 
     Raises:
         InputError: no such name, an unknown or missing field, or heads that kernels cannot take.
     """
-    if not text.startswith("custom:"):
-        if text not in SHAPES:
-            names = (*SHAPES, "custom:layers=…,heads=…,kv_heads=…,head_dim=…")
-            raise InputError(f"There is no shape {text!r}; there are {', '.join(names)}.{did_you_mean(text, SHAPES)}")
-        return SHAPES[text]
+    name, colon, rest = text.partition(":")
+    if name != "custom" and name not in SHAPES:
+        names = (*SHAPES, "custom:layers=…,heads=…,kv_heads=…,head_dim=…")
+        raise InputError(f"There is no shape {name!r}; there are {', '.join(names)}.{did_you_mean(name, SHAPES)}")
+    values = _fields(rest) if colon else {}
+    if name != "custom":
+        shape = replace(SHAPES[name], name=text, **values)
+    else:
+        missing = [n for n in ("layers", "heads", "kv_heads", "head_dim") if n not in values]
+        if missing:
+            raise InputError(f"--shape custom needs {', '.join(missing)} as well.")
+        hidden = values.setdefault("hidden", values["heads"] * values["head_dim"])
+        values.setdefault("intermediate", 4 * hidden)
+        values.setdefault("vocab", 32000)
+        shape = ModelShape(name="custom", **values)
+    if shape.heads % shape.kv_heads:
+        raise InputError(f"A shape's {shape.heads} heads must be a multiple of its {shape.kv_heads} key/value heads.")
+    return shape
+
+
+def _fields(text: str) -> dict[str, int]:
+    """`layers=4,heads=8` as numbers."""
     known = [f.name for f in fields(ModelShape) if f.name != "name"]
     values: dict[str, int] = {}
-    for part in text.removeprefix("custom:").split(","):
+    for part in text.split(","):
         name, _, number = part.partition("=")
         if name not in known or not number.isdecimal() or int(number) < 1:
             raise InputError(f"{part!r} in --shape is not one of {', '.join(known)} with a positive number.")
+        if name in values:
+            raise InputError(f"{name} is given twice in --shape {text!r}.")
         values[name] = int(number)
-    missing = [n for n in ("layers", "heads", "kv_heads", "head_dim") if n not in values]
-    if missing:
-        raise InputError(f"--shape custom needs {', '.join(missing)} as well.")
-    hidden = values.setdefault("hidden", values["heads"] * values["head_dim"])
-    values.setdefault("intermediate", 4 * hidden)
-    values.setdefault("vocab", 32000)
-    return ModelShape(name="custom", **values)
+    return values
 
 
 def shape_of_model(spec: str, *, offline: bool = False) -> ModelShape:
