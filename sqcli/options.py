@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-MODEL_HELP = "builtin:smollm2-135m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing)."
+MODEL_HELP = "builtin:smollm2-135m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing; random:llama-3.1-70b:layers=4 has 4 layers)."
 DATA_HELP = "builtin:pydoc, builtin:stdlib, file:PATH (txt, jsonl, parquet), or hub:NAME[:config][:split][:column]."
 
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]

@@ -85,7 +85,7 @@ def parse_shape(text: str) -> ModelShape:
     else:
         missing = [n for n in ("layers", "heads", "kv_heads", "head_dim") if n not in values]
         if missing:
-            raise InputError(f"--shape custom needs {', '.join(missing)} as well.")
+            raise InputError(f"A custom shape needs {', '.join(missing)} as well.")
         hidden = values.setdefault("hidden", values["heads"] * values["head_dim"])
         values.setdefault("intermediate", 4 * hidden)
         values.setdefault("vocab", 32000)
@@ -102,9 +102,9 @@ def _fields(text: str) -> dict[str, int]:
     for part in text.split(","):
         name, _, number = part.partition("=")
         if name not in known or not number.isdecimal() or int(number) < 1:
-            raise InputError(f"{part!r} in --shape is not one of {', '.join(known)} with a positive number.")
+            raise InputError(f"{part!r} in a shape is not one of {', '.join(known)} with a positive number.")
         if name in values:
-            raise InputError(f"{name} is given twice in --shape {text!r}.")
+            raise InputError(f"{name} is given twice in the shape {text!r}.")
         values[name] = int(number)
     return values
 
