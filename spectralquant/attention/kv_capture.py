@@ -18,6 +18,8 @@ def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) 
     values: list[Tensor] = []
 
     def observe(call: AttentionCall) -> None:
+        if call.shared:
+            return
         key = call.key[0].float()
         if geometry.rotary[call.layer]:
             key = undo_rope(key, call.cos[0].float(), call.sin[0].float())

@@ -31,7 +31,7 @@ class RotaryTables:
         ]
 
         def observer(call: AttentionCall) -> None:
-            for made, module, args, kwargs in outputs:
+            for made, module, args, kwargs in () if call.shared else outputs:
                 if call.cos is not None and made[0].data_ptr() == call.cos.data_ptr() and geometry.rotary[call.layer]:
                     self._source[call.layer] = (module, args, kwargs)
 

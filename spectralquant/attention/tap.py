@@ -31,6 +31,7 @@ class AttentionCall:
     Shapes: query `[B, H, T, D]`, key and value `[B, Hk, S, D]` (S keys, RoPE already applied),
     cos and sin `[B, T, Dr]` for the T new tokens (None when the layer gets no rotary table),
     mask boolean `[B, 1, T, S]` or None (then plain causal).
+    layer: the layer that owns these keys and values; shared: another layer than the owner reads them.
     """
 
     module: nn.Module
@@ -43,6 +44,7 @@ class AttentionCall:
     cos: Tensor | None
     sin: Tensor | None
     options: dict[str, Any]
+    shared: bool = False
 
     def allowed(self) -> Tensor:
         """Boolean mask `[B or 1, 1, T, S]`: the call's own, or causal where the model passed none."""
@@ -98,6 +100,7 @@ class AttentionTap:
         self.modules = attention_modules(model)
         self._rotary: dict[nn.Module, tuple[Tensor, Tensor] | None] = {}
         self._handles: list[Any] = []
+        self._owners: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._previous = ""
 
     def __enter__(self) -> AttentionTap:
@@ -120,6 +123,7 @@ class AttentionTap:
             handle.remove()
         self._handles.clear()
         self._rotary.clear()
+        self._owners.clear()
         for module in self.modules:
             _active.pop(module, None)
         self.model.set_attn_implementation(self._previous)
@@ -134,6 +138,14 @@ class AttentionTap:
         """The (cos, sin) that the module's current call received."""
         pair = self._rotary.get(module)
         return (None, None) if pair is None else pair
+
+    def owner(self, key: Tensor, layer: int) -> int:
+        """The layer that made the tensor `key`: the one that passed it first (later layers share it)."""
+        held, owner = self._owners.get(id(key), (None, layer))
+        if held is None or held() is not key:
+            self._owners[id(key)] = weakref.ref(key), layer
+            return layer
+        return owner
 
 
 def _tap_attention(
@@ -150,7 +162,9 @@ def _tap_attention(
         raise RuntimeError(f"attention implementation {IMPLEMENTATION!r} is set, but no AttentionTap is open")
     cos, sin = tap.rotary(module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    call = AttentionCall(module, module.layer_idx, query, key, value, attention_mask, scale, cos, sin, options)
+    owner = tap.owner(key, module.layer_idx)
+    shared = owner != module.layer_idx
+    call = AttentionCall(module, owner, query, key, value, attention_mask, scale, cos, sin, options, shared)
     output = tap.observer(call)
     return (call.run() if output is None else output), None
 

@@ -83,6 +83,8 @@ def _pack_one(
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]] = []
 
     def observe(call: AttentionCall) -> None:
+        if call.shared:
+            return
         rotates = geometry.rotary[call.layer]
         seen.append(
             (

@@ -27,6 +27,7 @@ class LayerView:
         batch, heads, self.recent, dim = self.layer.keys.shape
         self.shape = (batch, heads, self.layer.get_seq_length(), dim)
         self.dtype, self.device = self.layer.dtype, self.layer.device
+        self._observed = 0
 
     @property
     def in_place(self) -> bool:
@@ -88,7 +89,13 @@ class LayerView:
         return None if call.mask is None and call.query.shape[2] == 1 else call.allowed()
 
     def observe(self, p: Tensor, position: int) -> None:
-        """Add what queries at `position`, position + 1, … give to other tokens of their own and the previous block."""
+        """Add what queries at `position`, position + 1, … give to other tokens of their own and the previous block.
+
+        Layers that share these keys attend after their owner; what they give is not counted, as calibration does not.
+        """
+        if position < self._observed:
+            return
+        self._observed = position + p.shape[2]
         base = self.shape[2] - self.recent
         row = 0
         while row < p.shape[2]:

@@ -46,13 +46,16 @@ class CapturedStep:
 
 @dataclass
 class _Recorder:
-    """Keeps every attention call; with `block`, gradients flow only through reads from beyond the recent window."""
+    """Keeps the call of every layer that owns its keys; with `block`, gradients flow only through reads from beyond the
+    recent window (those of layers that share keys too).
+    """
 
     block: int | None
     calls: list[AttentionCall] = field(default_factory=list)
 
     def __call__(self, call: AttentionCall) -> Tensor | None:
-        self.calls.append(call)
+        if not call.shared:
+            self.calls.append(call)
         if not torch.is_grad_enabled():
             return None
         call.key.retain_grad()

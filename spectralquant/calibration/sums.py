@@ -110,7 +110,7 @@ def output_projection_gram(model: nn.Module, geometry: CacheGeometry) -> Tensor:
         UnsupportedModelError: a layer has no `o_proj` or `dense` matrix of the expected shape.
     """
     grams = []
-    for module in attention_modules(model):
+    for module in attention_modules(model)[: geometry.layers]:
         projection = getattr(module, "o_proj", None) or getattr(module, "dense", None)
         weight = getattr(projection, "weight", None)
         if weight is None or weight.shape[1] != geometry.heads * geometry.head_dim:

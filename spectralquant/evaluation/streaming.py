@@ -69,9 +69,10 @@ class _Streams:
 
     def attend(self, call: AttentionCall) -> Tensor:
         layer, start, stop = call.layer, self.start, self.start + call.query.shape[2]
-        self.keys[layer, :, :, start:stop] = call.key.float()
-        self.values[layer, :, :, start:stop] = call.value.float()
-        self._keep_rotary(call, start, stop)
+        if not call.shared:
+            self.keys[layer, :, :, start:stop] = call.key.float()
+            self.values[layer, :, :, start:stop] = call.value.float()
+            self._keep_rotary(call, start, stop)
         keys, values = self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
         batch, heads, new, dim = call.query.shape
         kv = keys.shape[1]
@@ -85,10 +86,11 @@ class _Streams:
             kept = self.keep[layer, :, :, :stop].repeat_interleave(heads // kv, dim=1)[:, :, None]
             scores.masked_fill_(~kept, float("-inf"))
         p = scores.softmax(-1)
-        if self.watch is not None:
+        if self.watch is not None and not call.shared:
             self.watch.add(layer, p.view(batch, kv, heads // kv, new, stop), start)
         output = (p.view(batch, kv, -1, stop) @ values).view(batch, heads, new, dim)
-        self._count_received(layer, p, start, stop)
+        if not call.shared:
+            self._count_received(layer, p, start, stop)
         return output.transpose(1, 2).to(call.query.dtype).contiguous()
 
     def _allowed(self, start: int, stop: int, window: int | None) -> Tensor:

@@ -6,6 +6,7 @@ A rotary layout we cannot invert is found here and refused, instead of degrading
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,31 @@ from torch import Tensor, nn
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import undo_rope
 from spectralquant.errors import UnsupportedModelError
+from spectralquant.sources.layer_probe import probe_layers
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that read equally far back: `window` tokens, the query's own included, or None for all."""
+
+    layers: tuple[int, ...]
+    window: int | None
+
+    def first_read(self, tokens: int) -> int:
+        """The oldest of `tokens` tokens that the next one can read; those before it are never read again."""
+        return 0 if self.window is None else max(0, tokens - self.window + 1)
+
+    def held(self, tokens: int) -> int:
+        """How many of `tokens` tokens can still be read: what transformers' own cache keeps of them."""
+        return tokens - self.first_read(tokens)
 
 
 @dataclass(frozen=True)
 class CacheGeometry:
-    """Shape letters of method.md: L layers, H query heads, Hk key/value heads, D head dimension.
+    """Shape letters of method.md: L layers that own keys and values, H query heads, Hk key/value heads, D head dimension.
 
-    `rotary[l]` says whether layer l rotates its keys.
+    `rotary[l]` says whether layer l rotates its keys, `windows[l]` how many tokens a query of it reads at most (None: all;
+    empty: all layers read all).
     """
 
     layers: int
@@ -28,6 +47,7 @@ class CacheGeometry:
     kv_heads: int
     head_dim: int
     rotary: tuple[bool, ...]
+    windows: tuple[int | None, ...] = ()
 
     @property
     def group(self) -> int:
@@ -46,8 +66,24 @@ class CacheGeometry:
 
     @property
     def fp16_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in fp16."""
+        """Bytes of one token's keys and values in fp16, in all layers."""
         return 2 * 2 * self.width
+
+    def fp16_bytes(self, tokens: int) -> int:
+        """Bytes in fp16 of what transformers' own cache keeps of a sequence: a sliding layer, its window alone."""
+        return sum(g.held(tokens) * len(g.layers) for g in self.groups) * 2 * 2 * self.layer_width
+
+    @property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """Layers by window, those that read everything first, then by falling window."""
+        windows = self.windows or (None,) * self.layers
+        kinds = sorted(set(windows), key=lambda w: (w is not None, -(w or 0)))
+        return tuple(LayerGroup(tuple(i for i, w in enumerate(windows) if w == kind), kind) for kind in kinds)
+
+    def part(self, layers: Sequence[int]) -> CacheGeometry:
+        """The geometry of some of the layers, numbered from 0."""
+        picked = (tuple(self.rotary[i] for i in layers), tuple(self.windows[i] for i in layers) if self.windows else ())
+        return CacheGeometry(len(layers), self.heads, self.kv_heads, self.head_dim, *picked)
 
 
 def refuse_unsupported(model: nn.Module) -> None:
@@ -85,6 +121,7 @@ def probe_geometry(model: nn.Module) -> CacheGeometry:
     text = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, text.vocab_size, (1, 12), generator=generator).to(model.device)
+    facts = probe_layers(model)
     first, second = (_probe(model, ids, offset) for offset in (0, 5))
     shapes = {(c.query.shape[1], c.key.shape[1], c.key.shape[3], c.value.shape[3]) for c in first}
     if len(shapes) != 1 or any(d != v for _, _, d, v in shapes):
@@ -92,21 +129,27 @@ def probe_geometry(model: nn.Module) -> CacheGeometry:
             f"{type(model).__name__} has layers of different key/value shapes {sorted(shapes)} "
             "(query heads, kv heads, key dim, value dim); the codec needs one shape for all layers."
         )
-    if [c.layer for c in first] != list(range(len(first))):
+    if [c.layer for c in first] != list(facts.owners):
         raise UnsupportedModelError(
-            f"{type(model).__name__} shares keys and values between layers (attention calls came from layers "
-            f"{[c.layer for c in first]}); sharing is not supported."
+            f"{type(model).__name__} adds keys and values of layers {list(facts.owners)} to its cache, and its attention "
+            f"reads those of layers {[c.layer for c in first]}; a cache needs both to be the same."
         )
     heads, kv_heads, head_dim, _ = shapes.pop()
     rotary = tuple(_rotates(a, b) for a, b in zip(first, second, strict=True))
-    return CacheGeometry(len(first), heads, kv_heads, head_dim, rotary)
+    windows = facts.windows if any(facts.windows) else ()
+    return CacheGeometry(len(first), heads, kv_heads, head_dim, rotary, windows)
 
 
 @torch.no_grad()
 def _probe(model: nn.Module, ids: Tensor, offset: int) -> list[AttentionCall]:
     calls: list[AttentionCall] = []
+
+    def observe(call: AttentionCall) -> None:
+        if not call.shared:
+            calls.append(call)
+
     positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)[None]
-    with AttentionTap(model, calls.append):
+    with AttentionTap(model, observe):
         model(input_ids=ids, position_ids=positions, use_cache=False)
     return calls
 
