@@ -49,7 +49,9 @@ class BlockCompressor:
             for start, stop in self._due(0):
                 if start not in self._pending:
                     self._pending[start] = [
-                        self.worker.submit(self.encode, self.state.leaving(row, start, stop), self.policy.first)
+                        self.worker.submit(
+                            self.encode, self.state.leaving(row, start, stop), self.policy.first, in_order=True
+                        )
                         for row in range(len(self.state.rows))
                     ]
         self._swap(self._due(late))

@@ -3,6 +3,11 @@
 Pages of one size live in slabs of eight. A page is freed when the last `PageRef` to it goes; beams and copies share
 pages because pages never change once written. Waste is bounded by one partly used slab a page size when pages are
 freed in order, and is measured; `trim` gives empty slabs back.
+
+A page that was freed may still be read by work that a GPU has not done yet. On one stream that is no harm: what is written
+later is written later. For several streams (a worker's, a second cache's) the pool notes who has used it: a new page waits
+for all of them, and slabs are not given back before they are done. Pinned host memory is written by the host itself, which
+therefore waits too.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import InputError
+from spectralquant.streams import StreamUsers
 
 SLAB_PAGES = 8
 
@@ -79,6 +85,7 @@ class SpectralBufferPool:
         self._lock = threading.RLock()
         self._classes: dict[int, _PageClass] = {}
         self._returned: deque[tuple[int, int, int]] = deque()
+        self._users = StreamUsers()
 
     def allocate(self, nbytes: int) -> PageRef:
         """A page of `nbytes` bytes.
@@ -88,6 +95,7 @@ class SpectralBufferPool:
         """
         with self._lock:
             self._take_back()
+            self._wait_for_readers()
             pages = self._classes.setdefault(nbytes, _PageClass())
             if not pages.free:
                 self._grow(nbytes, pages)
@@ -104,16 +112,41 @@ class SpectralBufferPool:
             )
         with torch.inference_mode(False):
             slab = torch.zeros(SLAB_PAGES, nbytes, dtype=torch.uint8, device=self.device, pin_memory=self.pinned)
+        if slab.is_cuda:
+            for stream in self._users:
+                slab.record_stream(stream)
         pages.slabs[pages.next_slab] = slab
         pages.free |= {(pages.next_slab, i) for i in range(SLAB_PAGES)}
         pages.next_slab += 1
 
     def slab(self, nbytes: int, slab: int) -> Tensor:
         """All pages of one slab, uint8 `[8, nbytes]`."""
+        self.used_on(self.device)
         return self._classes[nbytes].slabs[slab]
 
-    def gather(self, pages: list[PageRef], part: PagePart) -> Tensor:
-        """One part of many pages of one size, uint8 `[n, rows, columns]`, in their order."""
+    def used_on(self, device: torch.device) -> None:
+        """Note that the current stream of a CUDA device is going to use pages."""
+        if device.type != "cuda":
+            return
+        stream = torch.cuda.current_stream(device)
+        if stream not in self._users:
+            with self._lock:
+                self._users.add(stream)
+                for slab in (s for c in self._classes.values() for s in c.slabs.values()):
+                    if slab.is_cuda:
+                        slab.record_stream(stream)
+
+    def _wait_for_readers(self) -> None:
+        """Before a page is written (now, or by what comes next on the current stream)."""
+        if self.device.type == "cuda":
+            self.used_on(self.device)
+            self._users.hold_back(torch.cuda.current_stream(self.device))
+        else:
+            self._users.finish()
+
+    def gather(self, pages: list[PageRef], part: PagePart, device: torch.device) -> Tensor:
+        """One part of many pages of one size, uint8 `[n, rows, columns]` on a device, in their order."""
+        self.used_on(self.device if self.device.type == "cuda" else device)
         nbytes = pages[0].nbytes
         slabs = self._classes[nbytes].slabs
         runs: list[tuple[int, list[int]]] = []
@@ -128,7 +161,8 @@ class SpectralBufferPool:
             at = part.offset + part.first + (start * nbytes if consecutive else 0)
             columns = slabs[slab].as_strided(shape, (nbytes, part.row_bytes, 1), at)
             found.append(columns if consecutive else columns[index])
-        return found[0] if len(found) == 1 else torch.cat(found)
+        joined = found[0] if len(found) == 1 else torch.cat(found)
+        return joined.to(device, non_blocking=True)
 
     def trim(self) -> int:
         """Give slabs without a live page back; returns the bytes freed."""

@@ -1,7 +1,8 @@
-"""`AsyncReconstructor`: decodes blocks ahead of use on worker threads.
+"""`AsyncReconstructor`: decodes and codes blocks ahead of use on worker threads.
 
 Work is bounded (`max_pending`): whoever submits more waits. An error in a worker is raised where the result is used.
 When the workers are gone the reconstructor says so (`failure`) and goes on in the calling thread; nothing is lost.
+On CUDA a worker has a stream of its own; arguments and results pass between streams by events (`spectralquant.streams`).
 """
 
 from __future__ import annotations
@@ -13,48 +14,67 @@ from typing import Any
 
 import torch
 
+from spectralquant.streams import Handover
+
 STOP = object()
+LOOK_AGAIN_S = 0.1
 
 
 class Task:
-    """A result that is being made; `result()` waits for it, or makes it here when no worker has begun."""
+    """A result that is being made; `result()` waits for it, or makes it here when no worker has begun.
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.function, self.arguments = function, arguments
+    in_order: leave it to the workers as long as there are any, so that tasks are done one after the other.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        device: torch.device,
+        workers: list[threading.Thread],
+        in_order: bool = False,
+    ) -> None:
+        self._function: Callable[..., Any] | None = function
+        self._given: Handover | None = Handover(arguments, device)
+        self._made: Handover | None = None
+        self._error: BaseException | None = None
+        self._device, self._workers, self._in_order = device, workers, in_order
         self._claim = threading.Lock()
         self._done = threading.Event()
-        self._value: Any = None
-        self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Compute the result once; later calls return at once."""
+        """Compute the result once, on the current stream; later calls return at once."""
         if not self._claim.acquire(blocking=False):
             return
         try:
-            self._value = self.function(*self.arguments)
+            self._made = Handover(self._function(*self._given.take()), self._device)
         except BaseException as error:
             self._error = error
         finally:
+            self._function = self._given = None
             self._done.set()
 
     def result(self) -> Any:
-        """The value.
+        """The value, ready for the current stream.
 
         Raises:
             whatever the function raised.
         """
-        self.run()
-        self._done.wait()
+        if not self._in_order or not any_alive(self._workers):
+            self.run()
+        while not self._done.wait(LOOK_AGAIN_S):
+            if not any_alive(self._workers):
+                self.run()
         if self._error is not None:
             raise self._error
-        return self._value
+        return self._made.take()
 
 
 class AsyncReconstructor:
     """Worker threads with a bounded queue, started on first use and stopped when this object goes.
 
     On a CPU each worker computes with one thread: a second team of OpenMP threads would slow every operation of the
-    model down. On CUDA every worker has a stream of its own and waits for it.
+    model down.
     """
 
     def __init__(self, threads: int = 1, max_pending: int = 32, device: torch.device | str = "cpu") -> None:
@@ -70,13 +90,13 @@ class AsyncReconstructor:
         """What ended a worker, if something did."""
         return self._errors[0] if self._errors else None
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Task:
-        """Queue `function(*arguments)`; blocks while the queue is full (back-pressure)."""
-        task = Task(function, arguments)
+    def submit(self, function: Callable[..., Any], *arguments: Any, in_order: bool = False) -> Task:
+        """Queue `function(*arguments)`; blocks while the queue is full (back-pressure). in_order: see `Task`."""
         self.start()
+        task = Task(function, arguments, self.device, self._threads, in_order)
         while self.alive:
             try:
-                self._queue.put(task, timeout=0.1)
+                self._queue.put(task, timeout=LOOK_AGAIN_S)
                 return task
             except queue.Full:
                 continue
@@ -98,7 +118,7 @@ class AsyncReconstructor:
     @property
     def alive(self) -> bool:
         """Whether any worker is left."""
-        return any(t.is_alive() for t in self._threads)
+        return any_alive(self._threads)
 
     def close(self) -> None:
         """Stop the workers after the queued work."""
@@ -110,7 +130,7 @@ class AsyncReconstructor:
         for thread in self._threads:
             while thread.is_alive():
                 try:
-                    self._queue.put(STOP, timeout=0.1)
+                    self._queue.put(STOP, timeout=LOOK_AGAIN_S)
                     break
                 except queue.Full:
                     continue
@@ -119,19 +139,19 @@ class AsyncReconstructor:
         self._stop()
 
 
+def any_alive(threads: list[threading.Thread]) -> bool:
+    """Whether one of the threads still runs."""
+    return any(t.is_alive() for t in threads)
+
+
 def _work(tasks: queue.Queue[Any], errors: list[BaseException], device: torch.device, ready: threading.Barrier) -> None:
     """A worker; it holds no reference to its reconstructor, so that dropping that ends it."""
     try:
         torch.set_num_threads(1)
         ready.wait()
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        while (task := tasks.get()) is not STOP:
-            if stream is None:
+        with torch.cuda.stream(torch.cuda.Stream(device) if device.type == "cuda" else None):
+            while (task := tasks.get()) is not STOP:
                 task.run()
-            else:
-                with torch.cuda.stream(stream):
-                    task.run()
-                    stream.synchronize()
-            del task
+                del task
     except BaseException as error:
         errors.append(error)

@@ -92,6 +92,8 @@ class SpectralCache(Cache):
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if not 0 <= lag <= BLOCK:
             raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
+        if adaptive is not False and threads != 1:
+            raise InputError(f"adaptive learns from one block after the other: it takes threads=1, not {threads}.")
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
         if profile is not None:

@@ -22,6 +22,7 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.codec.spectral import BlockCoefficients, Enhancement, SpectralCodec
 from spectralquant.errors import InputError, PacketError
 from spectralquant.profile_tensors import HeadSpectra
+from spectralquant.streams import OneAtATime, use_here
 
 MODE = 0xE0
 HEADER = struct.Struct("<BBHIIf")
@@ -77,6 +78,7 @@ class AdaptiveRankCompressor:
         self.log: list[BlockLog] = []
         self._sum = torch.zeros_like(self.generations[0][0])
         self._drifted = 0
+        self._one_at_a_time = OneAtATime(base.device)
 
     @property
     def geometry(self):
@@ -100,7 +102,11 @@ class AdaptiveRankCompressor:
         return sum(a.untyped_storage().nbytes() + s.untyped_storage().nbytes() for a, s in self.generations[1:])
 
     def encode(self, block: KVBlock) -> bytes:
-        """Code a block, enhanced where it drifts."""
+        """Code a block, enhanced where it drifts; what it teaches is there for the next."""
+        with self._one_at_a_time:
+            return self._encode(block)
+
+    def _encode(self, block: KVBlock) -> bytes:
         data = self.base.encode(block)
         keys, values = self.base.decode(data)
         residual = torch.stack([block.keys.to(keys) - keys, block.values.to(values) - values])
@@ -207,7 +213,9 @@ class AdaptiveRankCompressor:
             raise PacketError("An enhanced block holds data that its symbols do not use up.")
         y = torch.from_numpy(flat).to(self.device).view(base.tokens, count, dim).transpose(0, 1) * step
         picked = torch.from_numpy(heads.astype(np.int64)).to(self.device)
-        residual = y @ self.generations[generation][1][picked].transpose(1, 2)
+        synthesis = self.generations[generation][1]
+        use_here(synthesis)
+        residual = y @ synthesis[picked].transpose(1, 2)
         g = self.geometry
         places = [np.unravel_index(int(h), self.shape) for h in heads]
         extra = tuple(

@@ -16,6 +16,7 @@ from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_k
 from spectralquant.codec.projector import SpectralProjector
 from spectralquant.profile_tensors import FixedTier
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.streams import finish_here
 from sqkernels.bitpack import BitRows
 
 
@@ -135,5 +136,6 @@ class FixedRateCodec:
             points = self.points[kind][int(sizes[: part.start].sum()) : int(sizes[: part.stop].sum())]
             books = _Codebooks(self.bits[kind][part], points)
             packing = BitRows(bits, points.device)
+            finish_here(points.device)  # for whichever stream reads this layer next
             self._layer_books[layer, kind] = (first // 8, -(-last // 8), packing, books)
         return self._layer_books[layer, kind]

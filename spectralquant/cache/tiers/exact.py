@@ -19,8 +19,10 @@ class ExactTier(PagedTier):
 
     name = "exact"
 
-    def __init__(self, geometry: CacheGeometry, dtype: torch.dtype, pool: SpectralBufferPool) -> None:
-        self.geometry, self.dtype, self.pool = geometry, dtype, pool
+    def __init__(
+        self, geometry: CacheGeometry, dtype: torch.dtype, pool: SpectralBufferPool, device: torch.device
+    ) -> None:
+        self.geometry, self.dtype, self.pool, self.device = geometry, dtype, pool, device
         self.row = geometry.layer_width * dtype.itemsize
         self.page_bytes = geometry.layers * 2 * BLOCK * self.row
 
@@ -39,15 +41,15 @@ class ExactTier(PagedTier):
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
     ) -> tuple[Tensor, Tensor]:
-        """See `Tier.dense`; in the stored dtype."""
+        """See `Tier.dense`; in the stored dtype, on the model's device."""
         part = PagePart(layer * 2 * BLOCK * self.row, 2 * BLOCK, self.row, 0, self.row)
-        rows = self.pool.gather([b.payload for b in blocks], part).view(len(blocks), 2, BLOCK, self.row)
+        rows = self.pool.gather([b.payload for b in blocks], part, self.device).view(len(blocks), 2, BLOCK, self.row)
         shape = (-1, self.geometry.kv_heads, self.geometry.head_dim)
         return tuple(joined(rows[:, i], blocks).contiguous().view(self.dtype).view(shape) for i in range(2))
 
     def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         g = self.geometry
-        page = block.payload.data.view(self.dtype).view(g.layers, 2, BLOCK, g.kv_heads, g.head_dim)
+        page = block.payload.data.to(self.device).view(self.dtype).view(g.layers, 2, BLOCK, g.kv_heads, g.head_dim)
         both = page[:, :, : block.tokens].transpose(2, 3)
         return both[:, 0].clone(), both[:, 1].clone()

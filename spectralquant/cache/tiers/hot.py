@@ -47,8 +47,7 @@ class HotTier(PagedTier):
 
     def pages(self, layer: int, kind: int, blocks: Sequence[StoredBlock]) -> Tensor:
         """Bytes uint8 `[n, row_bytes, 128]` of one layer's keys (0) or values (1), where the codec's matrices are."""
-        found = self.pool.gather([b.payload for b in blocks], self.parts[layer][kind])
-        return found.to(self.codec.device, non_blocking=True)
+        return self.pool.gather([b.payload for b in blocks], self.parts[layer][kind], self.codec.device)
 
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch

@@ -55,6 +55,7 @@ class HotRowTier(PagedTier):
 
     def row_pages(self, layer: int, rows: Sequence[Sequence[StoredBlock]]) -> RowPages:
         """The blocks of every sequence as the kernels take them; the table is built once for all layers."""
+        self.pool.used_on(self.pool.device)
         held = tuple(id(block) for blocks in rows for block in blocks)
         if self._table is None or self._table[0] != held:
             base = rows[0][0].payload.data

@@ -25,6 +25,7 @@ from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.streams import finish_here
 from sqkernels.rows.runtime import interpreting
 
 
@@ -43,8 +44,9 @@ def make_tiers(
 
     backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot codes' index.
     """
-    tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool)}
+    tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool, model.device)}
     codecs = {} if profile is None else profile.codecs
+    held = len(codecs)
     for name in () if profile is None else profile.tiers:
         key = (name, str(model.device), step_scale)
         if key not in codecs:
@@ -64,6 +66,8 @@ def make_tiers(
             if adaptive is not None:
                 codec = AdaptiveRankCompressor(codec, profile.heads, profile.sidecar.tiers["cold"].step, **adaptive)
             tiers[name] = ColdTier(codec, reconstructor)
+    if len(codecs) > held:
+        finish_here(model.device)  # codecs are shared by caches, which may be read on other streams
     return tiers
 
 

@@ -44,7 +44,7 @@ class WarmTier(PagedTier):
         for kind in range(2):
             first, last = self.codec.layer_bytes(layer, kind)
             part = PagePart(self.offsets[kind], BLOCK, self.row_bytes[kind], first, last)
-            pages = self.pool.gather([b.payload for b in blocks], part).to(self.codec.device, non_blocking=True)
+            pages = self.pool.gather([b.payload for b in blocks], part, self.codec.device)
             rows = joined(pages, blocks)
             out.append(self.codec.decode_layer(rows, layer, kind).view(-1, g.kv_heads, g.head_dim))
         key = (blocks[0].start, blocks[-1].stop, int(positions[0]))

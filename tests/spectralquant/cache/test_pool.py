@@ -37,7 +37,7 @@ def test_gather_keeps_order_over_slabs():
     for i, page in enumerate(pages):
         page.data.fill_(i)
     order = [19, 3, 4, 5, 11, 0]
-    found = pool.gather([pages[i] for i in order], PagePart(0, 3, 4, 1, 3))
+    found = pool.gather([pages[i] for i in order], PagePart(0, 3, 4, 1, 3), torch.device("cpu"))
     assert found.shape == (6, 3, 2)
     assert found[:, 0, 0].tolist() == order
 
