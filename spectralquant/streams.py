@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,6 +41,18 @@ def finish_here(device: torch.device) -> None:
     """Wait on the host for the current stream: what it has made may then be used by any stream."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
+
+
+def as_caller(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """`function` for other threads to call: on this thread's stream, and in its inference mode."""
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+    inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def call(*arguments: Any) -> Any:
+        with torch.cuda.stream(stream), torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            return function(*arguments)
+
+    return call
 
 
 class Handover:

@@ -12,7 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {"sqkernels": 0, "spectralquant": 1, "sqcli": 2}
 INSIDE = [
-    {"checkout", "errors", "files", "profile_tensors", "profile_schema", "provenance", "results", "sidecar", "sizes"},
+    {
+        "checkout",
+        "errors",
+        "files",
+        "profile_tensors",
+        "profile_schema",
+        "provenance",
+        "results",
+        "sidecar",
+        "sizes",
+        "streams",
+    },
     {"attention", "codec", "sources", "profile", "profile_view"},
     {"cache"},
     {"methods"},

@@ -25,6 +25,7 @@ from spectralquant.errors import InputError, PacketError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
+from spectralquant.streams import as_caller
 
 Progress = Callable[[int, int], None]
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -205,7 +206,7 @@ def unpack_cache(
         values[:, 0, :, part] = v.to(values)
 
     with ThreadPoolExecutor(threads) as pool:
-        for done, _ in enumerate(pool.map(place, range(len(packet.sections)))):
+        for done, _ in enumerate(pool.map(as_caller(place, model.device), range(len(packet.sections)))):
             progress(done + 1, len(packet.sections))
     cache = DynamicCache()
     for layer in range(h.layers):

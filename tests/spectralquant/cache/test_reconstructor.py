@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import profile_of
 
 from spectralquant import SpectralCache
 from spectralquant.cache.reconstructor import AsyncReconstructor
-from spectralquant.errors import PacketError
+from spectralquant.errors import InputError, PacketError
 
 
 def test_results_come_back_in_the_order_they_are_asked_for():
@@ -114,3 +115,43 @@ def test_a_dead_worker_is_reported_and_the_cache_goes_on():
     assert "worker killed" in caches[1].stats().reconstructor_failure
     assert caches[0].stats().reconstructor_failure is None
     assert caches[1].reconstructor.synchronous > 0
+
+
+def test_ordered_tasks_are_left_to_the_workers():
+    gate, done, order = threading.Event(), threading.Event(), []
+    worker = AsyncReconstructor(threads=1)
+    worker.submit(gate.wait, 10)
+    tasks = [worker.submit(order.append, i, in_order=True) for i in range(20)]
+    waiting = threading.Thread(target=lambda: (tasks[19].result(), done.set()))
+    waiting.start()
+    assert not done.wait(0.3) and not order, "the waiting thread did the task itself"
+    gate.set()
+    assert done.wait(5)
+    waiting.join()
+    assert order == list(range(20))
+    worker.close()
+
+
+def test_ordered_tasks_are_done_here_when_the_workers_are_gone():
+    worker = AsyncReconstructor(threads=1)
+    worker.start()
+    worker.close()
+    assert worker.submit(lambda: 3, in_order=True).result() == 3
+    assert worker.synchronous == 1
+
+
+def test_a_task_lets_go_of_its_arguments():
+    worker = AsyncReconstructor()
+    x = torch.zeros(4)
+    reference = weakref.ref(x)
+    task = worker.submit(lambda given: int(given.sum()), x)
+    del x
+    assert task.result() == 0
+    assert reference() is None
+    worker.close()
+
+
+def test_adaptive_coding_takes_one_worker():
+    loaded, profile = profile_of("llama")
+    with pytest.raises(InputError, match="threads=1"):
+        SpectralCache(loaded.model, profile, tier="cold", adaptive=True, threads=2)
