@@ -29,7 +29,8 @@ def show(
     from spectralquant.profile_view import ProfileView
     from sqcli.output import Output
     from sqcli.render.page import write_page
-    from sqcli.render.profile import diff_view, head_view, layer_view, profile_page, profile_view
+    from sqcli.render.profile import diff_view, head_view, layer_view, profile_view
+    from sqcli.render.profile_page import profile_page
     from sqcli.results import show_result
 
     if head is not None and layer is None:

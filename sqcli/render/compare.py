@@ -15,7 +15,8 @@ from spectralquant.evaluation.match import curve_name, matched, pareto
 PLOT_WIDTH, PLOT_HEIGHT = 60, 15
 STYLES = ("bold cyan", "magenta", "green", "yellow", "red", "blue", "bright_black", "bold magenta", "bold green")
 USUAL = {"kernel": (7,), "group": (32, 64)}
-SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "adaptive": "adaptive "}
+SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
+NAMED = {"adaptive": "adaptive", "adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
 QUICK_NOTE = "[yellow]--quick: a few windows, too small to quote.[/yellow]"
 
 
@@ -43,15 +44,16 @@ def row_name(row: dict[str, Any]) -> str:
     if row["method"] == "spectral":
         tier = options.pop("tier", "cold")
         options.pop("exact_bits") if options.get("exact_bits") == 16 else None
-        extra = ",".join(f"{SHORT.get(k, k)}{_short(v)}" for k, v in options.items())
-        return f"spectral {tier}" + (f" {extra}" if extra else "")
+        return " ".join([f"spectral {tier}", ", ".join(_option(k, v) for k, v in options.items())]).rstrip()
     hidden = {"tier", "exact_bits"} | {k for k, usual in USUAL.items() if options.get(k) in usual}
-    parts = [
-        str(v) if k == "backend" else f"{SHORT[k]}{_short(v)}" if k in SHORT else f"{k}={_short(v)}"
-        for k, v in options.items()
-        if k not in hidden
-    ]
+    parts = [str(v) if k == "backend" else _option(k, v) for k, v in options.items() if k not in hidden]
     return " ".join([row["method"], *parts])
+
+
+def _option(name: str, value: Any) -> str:
+    if value is True:
+        return NAMED.get(name, name.replace("_", " "))
+    return f"{SHORT[name]}{_short(value)}" if name in SHORT else f"{name}={_short(value)}"
 
 
 def _short(value: Any) -> str:

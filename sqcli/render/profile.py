@@ -12,8 +12,6 @@ from rich.text import Text
 from spectralquant.profile_view import ProfileView
 from sqcli.render.curve import sparkline
 from sqcli.render.heatmap import heatmap
-from sqcli.render.page import Page
-from sqcli.render.svg import BANDS, bar_chart, heatmap_svg, line_chart
 
 KINDS = ("key", "value")
 
@@ -41,7 +39,7 @@ def layer_view(view: ProfileView, layer: int) -> list[RenderableType]:
         table.add_column(name, justify="left" if name.startswith(("kind", "spec")) else "right")
     for head in range(view.rank.shape[2]):
         for kind, name in enumerate(KINDS):
-            log = _log(view.variance[kind, layer, head])
+            log = log_variance(view.variance[kind, layer, head])
             table.add_row(
                 str(head),
                 name,
@@ -61,7 +59,7 @@ def head_view(view: ProfileView, layer: int, head: int) -> list[RenderableType]:
     parts: list[RenderableType] = [_heading(view)]
     for kind, name in enumerate(KINDS):
         variance = view.variance[kind, layer, head]
-        log = _log(variance)
+        log = log_variance(variance)
         share = np.cumsum(variance) / max(float(variance.sum()), 1e-30)
         parts.append(
             Text.assemble(
@@ -79,7 +77,7 @@ def head_view(view: ProfileView, layer: int, head: int) -> list[RenderableType]:
 
 def diff_view(one: ProfileView, other: ProfileView) -> list[RenderableType]:
     """Two domains of one model side by side."""
-    _same_shape(one, other)
+    require_same_shape(one, other)
     table = Table(box=None, padding=(0, 2, 0, 0))
     names = _names(one, other)
     for column in ("", names[0], names[1], "difference"):
@@ -105,64 +103,6 @@ def diff_view(one: ProfileView, other: ProfileView) -> list[RenderableType]:
     return parts
 
 
-def profile_page(view: ProfileView, other: ProfileView | None) -> Page:
-    """The same as one HTML page."""
-    side = view.sidecar
-    page = Page(
-        f"SpectralQuant profile {view.stem.name}",
-        f"{side.model.name} on {side.text.source}, {side.calibration.steps} steps, {side.calibration.metric} metric",
-    )
-    dim = view.variance.shape[-1]
-    if side.tiers:
-        rows = [("Tier", "Target", "Predicted ratio", "Measured payload ratio", "ΔPPL", "KL, nats/token", "Top-1")]
-        for name, tier in side.tiers.items():
-            m = tier.measured
-            rows.append(
-                (
-                    name,
-                    tier.target,
-                    f"{tier.predicted_ratio:.1f}",
-                    f"{m['payload_ratio']:.1f}",
-                    f"{m['delta_ppl']:+.3f}",
-                    f"{m['kl_nats']:.4f}",
-                    f"{100 * m['top1']:.1f} %",
-                )
-            )
-        page.table("Tiers: predicted from tables, measured on held-out text", rows)
-    for kind, name in enumerate(KINDS):
-        page.figure(
-            f"{name.title()} rank by layer and head, of {dim}", heatmap_svg(view.rank[kind], "layer", "head", (0, dim))
-        )
-        page.figure(f"{name.title()} bits per scalar", heatmap_svg(view.bits[kind], "layer", "head"))
-        page.figure(
-            f"{name.title()} weighted energy above the water level, %",
-            heatmap_svg(100 * view.captured(kind), "layer", "head"),
-        )
-    page.figure("Attention entropy, nats", heatmap_svg(view.head_entropy, "layer", "head"))
-    page.figure(
-        "Spectra: log10 variance of component, median and 10–90 % of heads",
-        line_chart(_spectrum_bands(view), "component", "log10 variance", BANDS),
-    )
-    page.figure("Heads by bits per scalar", bar_chart(*_histogram(view), "bits per scalar", "heads"))
-    if other is not None:
-        _same_shape(view, other)
-        for kind, name in enumerate(KINDS):
-            page.figure(
-                f"{name.title()} bits: {other.sidecar.text.source} minus {side.text.source}",
-                heatmap_svg(other.bits[kind] - view.bits[kind], "layer", "head"),
-            )
-    page.facts(
-        "Provenance",
-        {
-            "Model": f"{side.model.name} ({side.model.architecture}), weights {side.model.weights_sha256_bfloat16[:16]}",
-            "Text": f"{side.text.source}, {side.text.tokens:,} tokens, SHA-256 {side.text.sha256[:16]}",
-            "Profile": f"{side.tensor_bytes / 1e6:.1f} MB, SHA-256 {side.tensors_sha256[:16]}",
-            "Run": f"{side.run.get('created', '')} on {side.run.get('device', '')}, {side.run.get('command') or 'library call'}",
-        },
-    )
-    return page
-
-
 def _heading(view: ProfileView) -> Text:
     s = view.sidecar
     g = s.model
@@ -181,7 +121,7 @@ def _heading(view: ProfileView) -> Text:
 def _spectra(view: ProfileView, width: int) -> Text:
     out = Text.assemble(("spectra", "bold"), "  variance by component, log scale, median head\n")
     for kind, name in enumerate(KINDS):
-        log = np.median(_log(view.variance[kind]).reshape(-1, view.variance.shape[-1]), axis=0)
+        log = np.median(log_variance(view.variance[kind]).reshape(-1, view.variance.shape[-1]), axis=0)
         out.append_text(
             Text.assemble(
                 f"  {name:<6} ",
@@ -193,7 +133,7 @@ def _spectra(view: ProfileView, width: int) -> Text:
 
 
 def _bit_histogram(view: ProfileView) -> Text:
-    edges, counts = _histogram(view)
+    edges, counts = bit_histogram(view)
     out = Text.assemble(("bits per scalar, heads", "bold"), "\n")
     top = max(max(c) for c in counts.values())
     for i in range(len(edges) - 1):
@@ -206,25 +146,16 @@ def _bit_histogram(view: ProfileView) -> Text:
     return out
 
 
-def _histogram(view: ProfileView) -> tuple[list[float], dict[str, list[int]]]:
+def bit_histogram(view: ProfileView) -> tuple[list[float], dict[str, list[int]]]:
     edges = np.linspace(0, float(view.bits.max()) + 1e-9, 9)
     return edges.tolist(), {f"{n}s": np.histogram(view.bits[k], edges)[0].tolist() for k, n in enumerate(KINDS)}
 
 
-def _spectrum_bands(view: ProfileView) -> dict[str, list[float]]:
-    out = {}
-    for kind, name in enumerate(KINDS):
-        log = _log(view.variance[kind]).reshape(-1, view.variance.shape[-1])
-        for label, q in (("median", 50), ("90 %", 90), ("10 %", 10)):
-            out[f"{name}s {label}"] = np.percentile(log, q, axis=0).tolist()
-    return out
-
-
-def _log(variance: np.ndarray) -> np.ndarray:
+def log_variance(variance: np.ndarray) -> np.ndarray:
     return np.log10(np.maximum(variance, 1e-12))
 
 
-def _same_shape(one: ProfileView, other: ProfileView) -> None:
+def require_same_shape(one: ProfileView, other: ProfileView) -> None:
     from spectralquant.errors import InputError
 
     if one.rank.shape != other.rank.shape:

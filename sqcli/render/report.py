@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from spectralquant.evaluation.match import curve_name, matched, pareto
+from sqcli.render.charts import xy_chart
 from sqcli.render.compare import QUICK_NOTE, against, bound_text, ratio_text, row_name
 from sqcli.render.page import Page
 from sqcli.render.speed_page import speed_sections
-from sqcli.render.svg import xy_chart
 
 COLUMNS = (
     ("payload_ratio", "Payload", ratio_text),
@@ -28,10 +27,13 @@ COLUMNS = (
 def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
     """Sections for every results file, in order: headline, curves, tables, provenance."""
     kinds = ", ".join(dict.fromkeys(result["kind"].removeprefix("spectralquant.") for _, result in results))
-    page = Page("SpectralQuant report", f"{len(results)} results: {kinds}")
+    page = Page(
+        "SpectralQuant report", f"{len(results)} {'results file' if len(results) == 1 else 'results files'}: {kinds}"
+    )
     for name, result in results:
         _headline(page, name, result)
     for name, result in results:
+        page.chapter(name)
         kind = result["kind"].removeprefix("spectralquant.")
         rows = [r for r in result["rows"] if "failed" not in r]
         if kind in ("compare", "cold", "tiers", "adaptive"):
@@ -70,16 +72,16 @@ def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[
         curves: dict[str, list[tuple[float, float]]] = {}
         for r in here:
             if r["method"] != "none" and 0 < r["payload_ratio"] < 1e6 and r["kl_nats"] > 0:
-                point = (math.log2(r["payload_ratio"]), math.log10(r["kl_nats"]))
+                point = (r["payload_ratio"], r["kl_nats"])
                 curves.setdefault(curve_name(r), []).append(point)
         title = f"{name}: {context}-token windows, {here[0]['n_tokens']:,} scored tokens"
         if curves:
             chart = xy_chart(
                 {k: sorted(v) for k, v in curves.items()},
-                "payload ratio (logarithmic)",
-                "KL, nats/token (log.)",
-                tick_x=lambda v: 2**v,
-                tick_y=lambda v: 10**v,
+                "payload ratio",
+                "KL, nats/token",
+                log_x=True,
+                log_y=True,
             )
             page.figure(f"{title}; lower right is better", chart)
         columns = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in here)]
@@ -128,13 +130,19 @@ def _verdicts(page: Page, name: str, result: dict[str, Any]) -> None:
 
 
 def _plain(page: Page, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Any rows as a table: scalars only."""
+    """Any rows as a table: scalars only; what is the same in all rows stands beside it as facts."""
     if not rows:
         return
-    keys = [k for k, v in rows[0].items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)]
-    table = [tuple(k.replace("_", " ") for k in keys)]
-    table += [tuple(_cell(r.get(k)) for k in keys) for r in rows]
+    keys = list(
+        dict.fromkeys(k for r in rows for k, v in r.items() if isinstance(v, (int, float, str)) and v is not True)
+    )
+    same = [k for k in keys if len(rows) > 2 and all(r.get(k) == rows[0].get(k) for r in rows)]
+    differing = [k for k in keys if k not in same]
+    table = [tuple(k.replace("_", " ") for k in differing)]
+    table += [tuple(_cell(r.get(k)) for k in differing) for r in rows]
     page.table(name, table)
+    if same:
+        page.facts(f"{name}: the same in all rows", {k.replace("_", " "): _cell(rows[0].get(k)) for k in same})
 
 
 def _cell(value: Any) -> str:
@@ -144,5 +152,18 @@ def _cell(value: Any) -> str:
 
 
 def _provenance(page: Page, name: str, result: dict[str, Any]) -> None:
-    facts = {k.replace("_", " "): str(v) for k, v in result["provenance"].items() if v not in (None, {}, [])}
-    page.facts(f"{name}: provenance", facts)
+    facts = {k: v for k, v in flat(result["provenance"]).items() if v not in ("", "None")}
+    first = result["provenance"].get("command") or result["provenance"].get("created") or "details"
+    page.facts(f"{name}: provenance", facts, folded=str(first))
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested mappings and lists as named lines, `outer, inner`."""
+    if isinstance(value, dict):
+        out: dict[str, str] = {}
+        for key, inner in value.items():
+            out |= flat(inner, f"{prefix}, {key}" if prefix else str(key).replace("_", " "))
+        return out
+    if isinstance(value, (list, tuple)):
+        return {prefix: ", ".join(str(v) for v in value)}
+    return {prefix: str(value)}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from sqcli.render.charts import xy_chart
 from sqcli.render.page import Page
 from sqcli.render.speed import crossover_text
-from sqcli.render.svg import xy_chart
 
 Row = dict[str, Any]
 OURS = ("spectral_decode", "spectral_index_decode")
@@ -33,13 +32,13 @@ def speed_sections(page: Page, name: str, result: dict[str, Any]) -> None:
             series: dict[str, list[tuple[float, float]]] = {}
             for r in here:
                 label = r["kernel"] if r["kernel"] in OURS else "fastest dense"
-                series.setdefault(label, []).append((math.log2(r[axis]), math.log10(r[field])))
+                series.setdefault(label, []).append((r[axis], r[field]))
             chart = xy_chart(
                 {k: sorted(v) for k, v in series.items()},
-                f"{axis} (logarithmic)",
-                "µs (log.)",
-                tick_x=lambda v: 2**v,
-                tick_y=lambda v: 10**v,
+                "context, tokens" if axis == "context" else "batch",
+                "time, µs",
+                log_x=True,
+                log_y=True,
             )
             page.figure(f"{title}; time by {axis} at {other} {value:,}", chart)
     _tables(page, name, title, result, field)

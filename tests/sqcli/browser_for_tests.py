@@ -1,0 +1,65 @@
+"""Pages in headless Chromium: what is wider than its card, and screenshots."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars")
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--mute-audio")
+MEASURE = """
+<script>
+addEventListener('load', () => {
+  const wide = [];
+  const name = e => e.tagName.toLowerCase() + (e.className.baseVal === undefined && e.className ? '.' + e.className : '');
+  for (const card of document.querySelectorAll('section, nav, main')) {
+    const edge = card.getBoundingClientRect().right + 1;
+    if (card.scrollWidth > card.clientWidth) wide.push(name(card) + ' ' + card.scrollWidth + ' > ' + card.clientWidth);
+    for (const e of card.querySelectorAll('td, th, dd, svg, h2, a, table'))
+      if (e.getBoundingClientRect().width && e.getBoundingClientRect().right > edge)
+        wide.push(name(e) + ' "' + e.textContent.trim().slice(0, 30) + '" outside its card');
+  }
+  if (document.documentElement.scrollWidth > innerWidth) wide.push('page ' + document.documentElement.scrollWidth);
+  parent.postMessage(JSON.stringify(wide.slice(0, 10)), '*');
+});
+</script>
+"""
+
+
+def too_wide(page: str, width: int) -> list[str]:
+    """What does not fit into its card when the page (HTML) is `width` CSS pixels wide."""
+    inner = html.escape(page.replace("</body>", MEASURE + "</body>"), quote=True)
+    outer = (
+        "<!doctype html><body><pre id=said></pre><script>addEventListener('message', e => said.textContent = e.data)</script>"
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{inner}"></iframe></body>'
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outer.html"
+        file.write_text(outer, encoding="utf-8")
+        done = _chromium(folder, "--virtual-time-budget=10000", "--dump-dom", file.as_uri())
+    said = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert said and said[1], f"the page did not load: {done.stderr[-500:]}"
+    return json.loads(html.unescape(said[1]))
+
+
+def screenshot(page: str, width: int, height: int, out: Path, *, dark: bool = False) -> None:
+    """A PNG of the page; widths under 500 are shown inside a wider window."""
+    inner = html.escape(page, quote=True)
+    outer = f'<!doctype html><body style="margin:0"><iframe style="border:0;width:{width}px;height:{height}px" srcdoc="{inner}"></iframe>'
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "outer.html"
+        file.write_text(outer, encoding="utf-8")
+        more = ("--blink-settings=preferredColorScheme=0",) if dark else ("--blink-settings=preferredColorScheme=1",)
+        _chromium(folder, *more, f"--window-size={max(width, 500)},{height}", f"--screenshot={out}", file.as_uri())
+
+
+def _chromium(folder: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, *FLAGS, *QUIET, f"--user-data-dir={folder}/profile", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

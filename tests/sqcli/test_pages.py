@@ -1,0 +1,92 @@
+"""HTML pages: everything fits its card on phone, tablet and desktop, and says what it shows in words."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from browser_for_tests import CHROMIUM, too_wide
+
+from sqcli.render.charts import tick, xy_chart
+from sqcli.render.page import Page
+from sqcli.render.report import flat, report_page
+
+RESULTS = sorted((Path(__file__).resolve().parents[2] / "profiles" / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def report() -> str:
+    return report_page([(p.stem, json.loads(p.read_text())) for p in RESULTS]).render()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_is_wider_than_its_card(report, width):
+    assert too_wide(report, width) == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_the_browser_test_can_fail():
+    page = Page("t", "s")
+    page.table("a table", [("a", "b"), ("1", "2")])
+    wide = page.render().replace("<table", '<table style="min-width:900px"')
+    assert too_wide(page.render(), 360) == []
+    assert too_wide(wide, 360)
+
+
+def test_a_report_of_several_files_has_a_list_of_contents(report):
+    anchors = re.findall(r'<a href="#([^"]+)"', report)
+    assert len(anchors) == len(RESULTS)
+    assert all(f'id="{a}"' in report for a in anchors)
+
+
+def test_no_python_reaches_the_reader(report):
+    text = re.sub(r"<(style|svg).*?</\1>", "", report, flags=re.DOTALL)
+    assert not re.search(r"\{&#39;|\{'|adaptive_ranksTrue|\bNone\b", text)
+
+
+def test_nothing_is_fetched(report):
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", report)
+    assert "<script" not in report
+
+
+def test_text_is_escaped():
+    page = Page("<b>t", "s")
+    page.table("<i>", [("a", "b"), ("<script>", "1")])
+    page.facts("f", {"k": "<x>"})
+    assert "<script>" not in page.render()
+    assert "<b>t" not in page.render()
+
+
+@pytest.mark.parametrize(
+    ("values", "allowed"),
+    [((4, 9.96, 22.3, 80), r"[125]0*"), ((2048, 8192, 262144), r"[125]0*K|[125]00?K"), ((0.0011, 0.08), r"0\.0*[125]")],
+)
+def test_logarithmic_ticks_are_round(values, allowed):
+    svg = xy_chart({"a": [(v, v) for v in values]}, "x", "y", log_x=True, log_y=True).svg
+    ticks = [t for t in re.findall(r"<text[^>]*>\s*([^<\s]+)\s*</text>", svg) if t[0].isdigit()]
+    assert ticks
+    assert all(re.fullmatch(allowed, t) for t in ticks), ticks
+
+
+def test_axes_are_named():
+    svg = xy_chart({"a": [(1, 1), (2, 3)]}, "tokens", "time, µs").svg
+    assert "tokens" in svg
+    assert "time, µs" in svg
+
+
+def test_colours_follow_the_page():
+    svg = xy_chart({"a": [(1, 1), (2, 3)]}, "x", "y").svg
+    assert "var(--c1)" in svg
+    assert "#0000" not in svg
+
+
+def test_flat_names_inner_values():
+    assert flat({"peaks": {"copy": 1}, "list": [1, 2]}) == {"peaks, copy": "1", "list": "1, 2"}
+
+
+@pytest.mark.parametrize(("value", "text"), [(2048, "2.048K"), (100, "100"), (0.005, "0.005"), (2e6, "2M")])
+def test_ticks_are_short(value, text):
+    assert tick(value) == text
