@@ -2,11 +2,12 @@
 
 Work is bounded (`max_pending`): whoever submits more waits. An error in a worker is raised where the result is used.
 When the workers are gone the reconstructor says so (`failure`) and goes on in the calling thread; nothing is lost.
-On CUDA a worker has a stream of its own; arguments and results pass between streams by events (`spectralquant.streams`).
+On CUDA workers have streams of their own; arguments and results pass between streams by events (`spectralquant.streams`).
 """
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable
@@ -108,8 +109,11 @@ class AsyncReconstructor:
         if self._threads:
             return
         ready = threading.Barrier(self._count + 1)
-        arguments = (self._queue, self._errors, self.device, ready)
-        self._threads = [threading.Thread(target=_work, args=arguments, daemon=True) for _ in range(self._count)]
+        arguments = (self._queue, self._errors, ready)
+        self._threads = [
+            threading.Thread(target=_work, args=(*arguments, worker_stream(self.device, number)), daemon=True)
+            for number in range(self._count)
+        ]
         for thread in self._threads:
             thread.start()
         ready.wait()
@@ -144,12 +148,25 @@ def any_alive(threads: list[threading.Thread]) -> bool:
     return any(t.is_alive() for t in threads)
 
 
-def _work(tasks: queue.Queue[Any], errors: list[BaseException], device: torch.device, ready: threading.Barrier) -> None:
+@functools.cache
+def worker_stream(device: torch.device, number: int) -> torch.cuda.Stream | None:
+    """The stream of every reconstructor's worker of this number: libraries keep workspaces a stream (32 MB on a Hopper
+    GPU), so that one for each cache would add up.
+    """
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def _work(
+    tasks: queue.Queue[Any],
+    errors: list[BaseException],
+    ready: threading.Barrier,
+    stream: torch.cuda.Stream | None,
+) -> None:
     """A worker; it holds no reference to its reconstructor, so that dropping that ends it."""
     try:
         torch.set_num_threads(1)
         ready.wait()
-        with torch.cuda.stream(torch.cuda.Stream(device) if device.type == "cuda" else None):
+        with torch.cuda.stream(stream):
             while (task := tasks.get()) is not STOP:
                 task.run()
                 del task
