@@ -8,6 +8,7 @@ import torch
 
 from spectralquant.calibration.tables import cluster_tables, symbol_histogram
 from spectralquant.codec.block import KVBlock
+from spectralquant.codec.rotary import Rotation
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.profile_tensors import ColdTier, StoredBasis, empty
 from spectralquant.sources.geometry import CacheGeometry
@@ -60,12 +61,11 @@ def random_block(seed: int, tokens: int, scale: float) -> KVBlock:
     """Gaussian keys and values, rotary tables for the first layer only."""
     generator = torch.Generator().manual_seed(seed)
     shape = (tokens, 2, 2, 16)
-    angle = torch.rand(tokens, 8, generator=generator).repeat(1, 2)
+    angle = torch.rand(tokens, 8, generator=generator)
     return KVBlock(
         keys=scale * torch.randn(shape, generator=generator),
         values=scale * torch.randn(shape, generator=generator),
         start=4,
         received=torch.rand(tokens, 2, 4, generator=generator),
-        cos=(angle.cos(), None),
-        sin=(angle.sin(), None),
+        rotations=(Rotation(angle.cos(), angle.sin()), None),
     )

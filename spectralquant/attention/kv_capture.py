@@ -22,7 +22,7 @@ def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) 
             return
         key = call.key[0].float()
         if geometry.rotary[call.layer]:
-            key = undo_rope(key, call.cos[0].float(), call.sin[0].float())
+            key = undo_rope(key, call.rotation(geometry.layout))
         keys.append(key.transpose(0, 1)[SINKS:].flatten(1))
         values.append(call.value[0].float().transpose(0, 1)[SINKS:].flatten(1))
 

@@ -19,6 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from spectralquant.attention.decoder import attention_modules, text_decoder
+from spectralquant.codec.rotary import RotaryLayout, Rotation
 from spectralquant.errors import UnsupportedModelError
 
 IMPLEMENTATION = "spectralquant_tap"
@@ -29,7 +31,7 @@ class AttentionCall:
     """One call of one attention layer.
 
     Shapes: query `[B, H, T, D]`, key and value `[B, Hk, S, D]` (S keys, RoPE already applied),
-    cos and sin `[B, T, Dr]` for the T new tokens (None when the layer gets no rotary table),
+    cos and sin `[B, T, n]` for the T new tokens (None when the layer gets no rotary tables),
     mask boolean `[B, 1, T, S]` or None (then plain causal).
     layer: the layer that owns these keys and values; shared: another layer than the owner reads them.
     """
@@ -54,6 +56,10 @@ class AttentionCall:
         position = torch.arange(total - new, total, device=self.key.device)
         return (torch.arange(total, device=self.key.device) <= position[:, None])[None, None]
 
+    def rotation(self, layout: RotaryLayout) -> Rotation:
+        """The rotation of sequence 0's new tokens."""
+        return Rotation.of(self.cos[0], self.sin[0], layout)
+
     def run(self) -> Tensor:
         """The model's own attention: `[B, T, H, D]` (SDPA, or eager where scores are soft-capped)."""
         if self.options.get("softcap") is None:
@@ -72,22 +78,6 @@ Observer = Callable[[AttentionCall], Tensor | None]
 _active: weakref.WeakKeyDictionary[nn.Module, AttentionTap] = weakref.WeakKeyDictionary()
 
 
-def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """The model's self-attention modules, in layer order.
-
-    Raises:
-        UnsupportedModelError: none is found.
-    """
-    found = [m for m in model.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
-    if not found:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no softmax attention layers with a key/value cache (state-space, linear or "
-            "convolutional mixers keep no keys and values, so there is nothing to compress). "
-            "Use a decoder-only attention model."
-        )
-    return sorted(found, key=lambda m: m.layer_idx)
-
-
 class AttentionTap:
     """Context manager: while open, `observer(call)` runs instead of every attention call of `model`.
 
@@ -97,16 +87,16 @@ class AttentionTap:
     def __init__(self, model: nn.Module, observer: Observer) -> None:
         self.model = model
         self.observer = observer
-        self.modules = attention_modules(model)
+        self.decoder, self.modules = text_decoder(model), attention_modules(model)
         self._rotary: dict[nn.Module, tuple[Tensor, Tensor] | None] = {}
         self._handles: list[Any] = []
         self._owners: dict[int, tuple[weakref.ref[Tensor], int]] = {}
         self._previous = ""
 
     def __enter__(self) -> AttentionTap:
-        self._previous = self.model.config._attn_implementation
-        self.model.set_attn_implementation(IMPLEMENTATION)
-        if self.model.config._attn_implementation != IMPLEMENTATION:
+        self._previous = self.decoder.config._attn_implementation
+        self.decoder.set_attn_implementation(IMPLEMENTATION)
+        if self.decoder.config._attn_implementation != IMPLEMENTATION:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not use transformers' attention interface, so its keys and values "
                 "cannot be observed. Use a model class that supports `set_attn_implementation`."
@@ -126,13 +116,11 @@ class AttentionTap:
         self._owners.clear()
         for module in self.modules:
             _active.pop(module, None)
-        self.model.set_attn_implementation(self._previous)
+        self.decoder.set_attn_implementation(self._previous)
 
     def _keep_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        pair = kwargs.get("position_embeddings")
-        if pair is None:
-            pair = next((a for a in args if isinstance(a, tuple) and len(a) == 2 and torch.is_tensor(a[0])), None)
-        self._rotary[module] = pair
+        given = (kwargs.get("position_embeddings"), *args)
+        self._rotary[module] = next((pair for pair in map(_cos_sin, given) if pair is not None), None)
 
     def rotary(self, module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         """The (cos, sin) that the module's current call received."""
@@ -146,6 +134,16 @@ class AttentionTap:
             self._owners[id(key)] = weakref.ref(key), layer
             return layer
         return owner
+
+
+def _cos_sin(value: Any) -> tuple[Tensor, Tensor] | None:
+    """cos and sin `[B, T, n]` where an argument is such a pair (Llama 4 passes one complex tensor, which is none)."""
+    if not isinstance(value, tuple) or len(value) != 2 or not all(torch.is_tensor(x) for x in value):
+        return None
+    if not all(x.is_floating_point() and x.dim() in (2, 3) for x in value):
+        return None
+    cos, sin = (x if x.dim() == 3 else x[None] for x in value)
+    return cos, sin
 
 
 def _tap_attention(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectralquant.attention.decoder import attention_modules, rotary_modules, text_decoder
 from spectralquant.attention.rotary_tables import RotaryTables
-from spectralquant.attention.tap import attention_modules
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry
 from spectralquant.sources.models import weights_sha256
 
@@ -30,12 +30,12 @@ class ModelBinding:
         self._model = weakref.ref(model)
         self._seen = threading.local()
         self.geometry: CacheGeometry = probe_geometry(model)
-        self._rotary = RotaryTables(model, self.geometry)
+        self.tables = RotaryTables(model, self.geometry)
         model.register_forward_pre_hook(self._forget)
+        text_decoder(model).register_forward_hook(self._forget, always_call=True)
         model.get_input_embeddings().register_forward_pre_hook(self._note_ids)
-        for module in model.modules():
-            if type(module).__name__.endswith("RotaryEmbedding"):
-                module.register_forward_pre_hook(self._note_positions, with_kwargs=True)
+        for module in rotary_modules(model):
+            module.register_forward_pre_hook(self._note_positions, with_kwargs=True)
         attention_modules(model)[-1].register_forward_hook(_end_forward, with_kwargs=True)
 
     @classmethod
@@ -61,27 +61,22 @@ class ModelBinding:
     @property
     def implementation(self) -> str:
         """The model's attention implementation."""
-        return self.model.config._attn_implementation
+        return text_decoder(self.model).config._attn_implementation
 
     @functools.cached_property
     def weights_sha256(self) -> str:
         """Hash of the model's weights, which snapshots name."""
         return weights_sha256(self.model)
 
-    def tables(self, positions: Tensor) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-        """Rotary tables of `positions: [T]` for every layer (see `RotaryTables`)."""
-        kept = getattr(self._seen, "positions", None)
-        found = self._rotary(positions)
-        self._seen.positions = kept
-        return found
-
-    def take(self) -> tuple[Tensor | None, Tensor | None]:
-        """Ids `[B, T]` and positions `[B or 1, T]` of the forward pass under way, once."""
+    def take(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Ids `[B, T]`, positions `[B or 1, T]` or `[A, B or 1, T]` and rotary frequencies `[F]` of the forward pass
+        under way, once.
+        """
         ids, positions = getattr(self._seen, "ids", None), getattr(self._seen, "positions", None)
         self._seen.ids = self._seen.positions = None
-        return ids, positions
+        return ids, positions, self.tables.frequencies()
 
-    def _forget(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _forget(self, module: nn.Module, *_: Any) -> None:
         self._seen.ids = self._seen.positions = None
 
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -90,7 +85,7 @@ class ModelBinding:
 
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
-            if torch.is_tensor(value) and not value.is_floating_point() and value.dim() == 2:
+            if torch.is_tensor(value) and not value.is_floating_point() and value.dim() in (2, 3):
                 self._seen.positions = value
 
 

@@ -143,9 +143,9 @@ class BlockCompressor:
     def decoded(self, row: int, block: StoredBlock) -> LeavingBlock:
         """A coded block as it was before, up to the codec's error."""
         keys, values = self.reader.whole(row, block)
-        tables = self.state.binding.tables(self.state.position_ids(row, block.start, block.stop))
+        rotations = self.state.binding.tables(self.state.positions.places(row, block.start, block.stop))
         ids = self.state.token_ids(row, block.start, block.stop)
-        return LeavingBlock(keys, values, block.start, *tables, None, *ids)
+        return LeavingBlock(keys, values, block.start, rotations, None, *ids)
 
     def evict(self, blocks: int) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""

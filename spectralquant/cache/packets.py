@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.cache.lazy import LazyLoader
+from spectralquant.cache.positions import TokenPositions
 from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tiers.cold import payload_bytes
@@ -37,7 +39,7 @@ def pack_cache(cache: SpectralCache, exact: str) -> list[SpectralPacket]:
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
     state = cache.state
-    if state.positions is not None and bool((state.positions != torch.arange(state.total)).any()):
+    if not state.positions.numbered:
         raise InputError(
             "Packets number tokens from 0, but this cache has padding or positions of its own. Pack each prompt without "
             "padding, or keep the cache with cache.save(path)."
@@ -59,8 +61,10 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
         torch.stack([getattr(layer, name)[row] for layer in state.layers]) for name in ("sink_keys", "sink_values")
     ]
     add_exact(0, *sinks)
+    agreed = _as_one_prompt(cache)
     for block in state.rows[row]:
-        if "cold" not in cache.tiers or (block.tier != "cold" and not state.cold_ready(block.start, block.stop)):
+        cold = "cold" in cache.tiers and (block.tier == "cold" or state.cold_ready(block.start, block.stop))
+        if not cold or not bool(agreed[block.start : block.stop].all()):
             add_exact(block.start, *(x.to(cache.layers[0].dtype) for x in cache.reader.whole(row, block)))
             continue
         sections.append((block.start, block.tokens, CODED, _cold_bytes(cache, row, block)))
@@ -78,6 +82,29 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
         bytes(16) if cache.profile is None else cache.profile.id,
     )
     return SpectralPacket.build(header, sections)
+
+
+def _as_one_prompt(cache: SpectralCache) -> Tensor:
+    """Which tokens bool `[T]` were rotated as a prompt of this length read in one pass is, as a packet's reader does it.
+
+    A dynamic model (longrope, dynamic NTK) rotates with other frequencies once the sequence is longer; tokens from before
+    stay exact in a packet, and that is said.
+    """
+    total, which = cache.state.total, cache.state.positions.which
+    if which is None:
+        return torch.ones(total, dtype=torch.bool)
+    wanted = cache.binding.tables.frequencies_of_prompt(total)
+    same = torch.tensor([torch.equal(held, wanted) for held in cache.state.positions.frequencies])
+    agreed = same[which.long()]
+    coded = sum(b.tokens for b in cache.state.rows[0] if not bool(agreed[b.start : b.stop].all()))
+    if coded:
+        warnings.warn(
+            f"{coded:,} of {cache.state.coded_tokens:,} coded tokens stay exact in the packet: the model rotated their keys "
+            f"with other frequencies than those of a prompt of {total:,} tokens (longrope or dynamic NTK, read in several "
+            "passes). Read the prompt in one pass, or use pack_prompt, for a smaller packet.",
+            stacklevel=4,
+        )
+    return agreed
 
 
 def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, token_ids: Tensor | None) -> SpectralPacket:
@@ -110,11 +137,12 @@ def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, toke
     head = min(SINKS, total)
     sections.append((0, head, EXACT, exact_section(keys[:, :, :head], values[:, :, :head], exact)))
     starts = [head, *range(BLOCK, total, BLOCK)] if total > head else []
+    places = cache.binding.tables.prompt(total)
     for start in starts:
         stop = min(total, (start // BLOCK + 1) * BLOCK)
-        tables = cache.binding.tables(torch.arange(start, stop))
+        rotations = cache.binding.tables(places.part(slice(start, stop)))
         seen = (None, -1) if token_ids is None else (token_ids[start:stop], int(token_ids[start - 1]))
-        block = LeavingBlock(keys[:, :, start:stop], values[:, :, start:stop], start, *tables, None, *seen)
+        block = LeavingBlock(keys[:, :, start:stop], values[:, :, start:stop], start, rotations, None, *seen)
         sections.append((start, stop - start, CODED, codec.encode(block.plain())))
     header = PacketHeader(
         g.layers, g.kv_heads, g.head_dim, total, BLOCK, head, exact, codec.step_scale, cache.profile.id
@@ -157,6 +185,9 @@ def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | s
         layer.sink_keys, layer.sink_values = sinks
         if layer.received is not None:
             layer.received.fill_(float("nan"))
+    places = cache.binding.tables.prompt(state.total)
+    if places.frequencies is not None:
+        state.positions = TokenPositions(None, list(places.frequencies), places.which.to(torch.int32))
     if state.keep_ids:
         state.ids = torch.full((len(rows), state.total), -1, dtype=torch.int32, device=device)
 
@@ -191,5 +222,5 @@ def _row(cache: SpectralCache, loader: LazyLoader):
             sinks = loader.packet.exact(section)
         else:
             keys, values = loader.packet.exact(section)
-            blocks.append(cache.tiers["exact"].encode(LeavingBlock(keys, values, section.start, (), ())))
+            blocks.append(cache.tiers["exact"].encode(LeavingBlock(keys, values, section.start, ())))
     return sinks, blocks, tuple(torch.cat([pair[i] for pair in recent], dim=2) for i in range(2))

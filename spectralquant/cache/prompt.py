@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from spectralquant.attention.observe import attention_received
-from spectralquant.attention.rotary_tables import RotaryTables
 from spectralquant.attention.tap import AttentionCall, AttentionTap
+from spectralquant.cache.binding import bind
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
-from spectralquant.codec.block_rotary import rotate_block_keys
+from spectralquant.codec.block_rotary import rotate_keys
 from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
-from spectralquant.codec.rotary import undo_rope
+from spectralquant.codec.rotary import Rotation, undo_rope
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
 from spectralquant.profile import CalibrationProfile
@@ -80,29 +80,23 @@ def pack_prompt(
 def _pack_one(
     model: nn.Module, profile: CalibrationProfile, codec: SpectralCodec, ids: Tensor, exact: str, progress: Progress
 ) -> SpectralPacket:
-    geometry = profile.geometry
-    seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]] = []
+    binding = bind(model)
+    geometry = binding.geometry
+    seen: list[tuple[Tensor, Tensor, Tensor, Rotation | None]] = []
 
     def observe(call: AttentionCall) -> None:
         if call.shared:
             return
-        rotates = geometry.rotary[call.layer]
-        seen.append(
-            (
-                call.key[0],
-                call.value[0],
-                attention_received(call, BLOCK),
-                call.cos[0].float() if rotates else None,
-                call.sin[0].float() if rotates else None,
-            )
-        )
+        rotation = call.rotation(geometry.layout) if geometry.rotary[call.layer] else None
+        seen.append((call.key[0], call.value[0], attention_received(call, BLOCK), rotation))
 
+    binding.tables.forget_lengths()
     with AttentionTap(model, observe):
         model(input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1)
     total = len(ids)
     keys, values, received = (torch.stack([layer[i] for layer in seen]) for i in range(3))
     attention = received.permute(2, 0, 1)
-    cos, sin = tuple(layer[3] for layer in seen), tuple(layer[4] for layer in seen)
+    rotations = tuple(layer[3] for layer in seen)
     first, last = coded_range(total)
     sections: list[tuple[int, int, int, bytes]] = []
     head = min(first, total)
@@ -114,7 +108,7 @@ def _pack_one(
         stop = min(last, (start // BLOCK + 1) * BLOCK)
         part = slice(start, stop)
         block = KVBlock(
-            keys=_unrotated(keys[:, :, part], cos, sin, part),
+            keys=_unrotated(keys[:, :, part], rotations, part),
             values=values[:, :, part].permute(2, 0, 1, 3).float(),
             start=start,
             received=attention[part],
@@ -139,10 +133,9 @@ def coded_range(total: int) -> tuple[int, int]:
     return SINKS, whole
 
 
-def _unrotated(keys: Tensor, cos: Sequence[Tensor | None], sin: Sequence[Tensor | None], part: slice) -> Tensor:
+def _unrotated(keys: Tensor, rotations: Sequence[Rotation | None], part: slice) -> Tensor:
     layers = [
-        k.float() if c is None else undo_rope(k.float(), c[part], s[part])
-        for k, c, s in zip(keys, cos, sin, strict=True)
+        k.float() if r is None else undo_rope(k.float(), r.part(part)) for k, r in zip(keys, rotations, strict=True)
     ]
     return torch.stack(layers).permute(2, 0, 1, 3)
 
@@ -183,7 +176,8 @@ def unpack_cache(
     shape = (h.layers, 1, h.kv_heads, h.tokens, h.head_dim)
     keys = torch.empty(shape, dtype=model.dtype, device=model.device)
     values = torch.empty_like(keys)
-    cos, sin = RotaryTables(model, profile.geometry)(torch.arange(h.tokens))
+    tables = bind(model).tables
+    rotations = tables(tables.prompt(h.tokens))
 
     def place(index: int) -> None:
         section = packet.sections[index]
@@ -194,14 +188,8 @@ def unpack_cache(
             plain, v = codec.decode(packet.body(section))
             if len(plain) != section.tokens:
                 raise PacketError(f"A block announced {section.tokens} tokens and holds {len(plain)}.")
-            tables = KVBlock(
-                plain,
-                v,
-                section.start,
-                cos=tuple(None if c is None else c[part] for c in cos),
-                sin=tuple(None if s is None else s[part] for s in sin),
-            )
-            k, v = rotate_block_keys(tables, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+            mine = tuple(None if r is None else r.part(part) for r in rotations)
+            k, v = rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
         keys[:, 0, :, part] = k.to(keys)
         values[:, 0, :, part] = v.to(values)
 

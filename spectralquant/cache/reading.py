@@ -72,15 +72,15 @@ class BlockReader:
                 held = [self._working[id(b)] for b in mine]
                 parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in held]) for i in (1, 2)))
             else:
-                positions = self.state.position_ids(row, mine[0].start, mine[-1].stop)
-                parts.append(self.tiers[kind].dense(layer, mine, positions, self._scratch))
+                places = self.state.positions.places(row, mine[0].start, mine[-1].stop)
+                parts.append(self.tiers[kind].dense(layer, mine, places, self._scratch))
         self.spent.reconstruct_s += time.perf_counter() - begin
         return parts[0] if len(parts) == 1 else tuple(torch.cat([p[i] for p in parts]) for i in range(2))
 
     def whole(self, row: int, block: StoredBlock) -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[L, Hk, T, D]` of one block."""
-        positions = self.state.position_ids(row, block.start, block.stop)
-        return self.tiers[block.tier].whole(block, positions, ReadScratch(self.state.binding.tables))
+        places = self.state.positions.places(row, block.start, block.stop)
+        return self.tiers[block.tier].whole(block, places, ReadScratch(self.state.binding.tables))
 
     def fill_working_set(self) -> None:
         """Decode blocks, newest first, as far as `working_set` bytes go."""

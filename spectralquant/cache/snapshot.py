@@ -13,6 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from spectralquant.cache.binding import bound_model
+from spectralquant.cache.positions import TokenPositions
 from spectralquant.cache.tiers.base import StoredBlock
 from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.errors import InputError, ProfileError
@@ -69,9 +70,9 @@ def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheS
         held = [getattr(layer, name) for layer in state.layers]
         if state.rows and held[0] is not None:
             tensors[name] = torch.stack(held).cpu()
-    for name in ("ids", "positions"):
-        if getattr(state, name) is not None:
-            tensors[name] = getattr(state, name).cpu().clone()
+    for name, held in ({"ids": state.ids} | state.positions.tensors()).items():
+        if held is not None:
+            tensors[name] = held.cpu().clone()
     tensors |= {f"own.{name}": t.cpu().clone() for name, t in cache.own_tensors().items()}
     if (drift := _adaptive(cache)) is not None:
         tensors |= {f"adaptive.{name}": t.cpu() for name, t in drift.state().items()}
@@ -125,9 +126,9 @@ def restore(
         for name in LAYER_TENSORS:
             if name in tensors:
                 setattr(layer, name, tensors[name][index].to(model.device).clone())
-    for name in ("ids", "positions"):
-        if name in tensors:
-            setattr(state, name, tensors[name].to(model.device))
+    if "ids" in tensors:
+        state.ids = tensors["ids"].to(model.device)
+    state.positions = TokenPositions.restored(tensors, model.device)
     if (drift := _adaptive(cache)) is not None:
         drift.load_state({k.removeprefix("adaptive."): t for k, t in tensors.items() if k.startswith("adaptive.")})
     own = {k.removeprefix("own."): t.to(model.device) for k, t in tensors.items() if k.startswith("own.")}

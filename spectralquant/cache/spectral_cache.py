@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from spectralquant.attention import spectral_attention
+from spectralquant.attention.decoder import text_decoder
 from spectralquant.cache.accounting import cache_stats, held_bytes
 from spectralquant.cache.binding import bind
 from spectralquant.cache.compressing import BlockCompressor
@@ -152,7 +153,7 @@ class SpectralCache(Cache):
             lag,
         )
         if attention == "spectral" and self.binding.implementation != spectral_attention.IMPLEMENTATION:
-            model.set_attn_implementation(spectral_attention.IMPLEMENTATION)
+            text_decoder(model).set_attn_implementation(spectral_attention.IMPLEMENTATION)
 
     # What a model calls
 

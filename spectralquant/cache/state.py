@@ -10,6 +10,7 @@ from torch import Tensor
 
 from spectralquant.cache.binding import ModelBinding
 from spectralquant.cache.layer import SpectralLayer
+from spectralquant.cache.positions import TokenPositions
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.codec.block import BLOCK, SINKS
 
@@ -18,8 +19,8 @@ from spectralquant.codec.block import BLOCK, SINKS
 class CacheState:
     """Tokens in order: 4 sinks, coded blocks (`rows[b]`), recent tokens (in `layers`).
 
-    ids, positions: int32 `[B, T]`, or None where nothing needs them (positions: where they equal the index); an id of
-    −1 was not seen (inputs_embeds, or the exact part of a packet).
+    ids: int32 `[B, T]`, or None where nothing needs them; an id of −1 was not seen (inputs_embeds, or the exact part of a
+    packet). positions: where tokens stand.
     last_new: tokens that the latest forward pass appended.
     """
 
@@ -29,7 +30,7 @@ class CacheState:
     rows: list[list[StoredBlock]] = field(default_factory=list)
     coded_tokens: int = 0
     ids: Tensor | None = None
-    positions: Tensor | None = None
+    positions: TokenPositions = field(default_factory=TokenPositions)
     last_new: int = 0
 
     @property
@@ -48,23 +49,13 @@ class CacheState:
         if not self.rows:
             self.rows = [[] for _ in range(batch)]
         self.last_new = new
-        ids, positions = self.binding.take()
+        ids, positions, frequencies = self.binding.take()
+        self.positions.append(past, new, batch, positions, frequencies)
         if self.keep_ids:
             seen = ids is not None and ids.shape[-1] == new
             mine = ids.expand(batch, new) if seen else torch.full((batch, new), -1, device=device)
             mine = mine.to(device, torch.int32)
             self.ids = mine if self.ids is None else torch.cat([self.ids, mine], dim=1)
-        index = torch.arange(past, past + new, device=device)
-        given = index.expand(batch, new) if positions is None or positions.shape[-1] != new else positions
-        given = given.to(device, torch.int32).expand(batch, new)
-        if self.positions is None and not bool((given == index).all()):
-            self.positions = torch.arange(past, device=device, dtype=torch.int32).expand(batch, past)
-        if self.positions is not None:
-            self.positions = torch.cat([self.positions, given], dim=1)
-
-    def position_ids(self, row: int, start: int, stop: int) -> Tensor:
-        """Position ids int64 `[stop − start]` of tokens of one sequence."""
-        return torch.arange(start, stop) if self.positions is None else self.positions[row, start:stop].long()
 
     def token_ids(self, row: int, start: int, stop: int) -> tuple[Tensor | None, int]:
         """Token ids int64 `[stop − start]` and the id before them (−1: none); None where they were not seen."""
@@ -91,8 +82,8 @@ class CacheState:
                 torch.stack([layer.received[row, :, part] for layer in self.layers]).permute(2, 0, 1).contiguous()
             )
             received = None if bool(received.isnan().any()) else received
-        tables = self.binding.tables(self.position_ids(row, start, stop))
-        return LeavingBlock(keys, values, start, *tables, received, *self.token_ids(row, start, stop))
+        rotations = self.binding.tables(self.positions.places(row, start, stop))
+        return LeavingBlock(keys, values, start, rotations, received, *self.token_ids(row, start, stop))
 
     def append_blocks(self, coded: list[list[StoredBlock]]) -> None:
         """Replace the oldest recent tokens by their blocks (`coded[i][row]`)."""
@@ -126,28 +117,27 @@ class CacheState:
             for layer in self.layers:
                 layer.merge_sinks()
                 layer.keep_newest_but(layer.keys.shape[2] - target)
-        for name in ("ids", "positions"):
-            held = getattr(self, name)
-            if held is not None:
-                setattr(self, name, held[:, :target].clone())
+        if self.ids is not None:
+            self.ids = self.ids[:, :target].clone()
+        self.positions.truncate(target)
 
     def select_rows(self, index: Tensor) -> None:
         """Keep rows `index`, in that order; blocks are shared."""
         for layer in self.layers:
             layer.select_rows(index)
         self.rows = [list(self.rows[i]) for i in index.tolist()]
-        for name in ("ids", "positions"):
-            held = getattr(self, name)
-            if held is not None:
-                setattr(self, name, held.index_select(0, index.to(held.device)))
+        if self.ids is not None:
+            self.ids = self.ids.index_select(0, index.to(self.ids.device))
+        self.positions.select_rows(index)
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self.rows, self.coded_tokens, self.ids, self.positions, self.last_new = [], 0, None, None, 0
+        self.rows, self.coded_tokens, self.ids, self.last_new = [], 0, None, 0
+        self.positions = TokenPositions()
         for layer in self.layers:
             layer.reset()
 
     def exact_tensors(self) -> list[Tensor]:
         """Sinks, recent tokens and what is kept about tokens."""
         found = [t for layer in self.layers for t in layer.tensors()]
-        return found + [t for t in (self.ids, self.positions) if t is not None]
+        return found + ([] if self.ids is None else [self.ids]) + list(self.positions.tensors().values())

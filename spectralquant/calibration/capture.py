@@ -150,7 +150,7 @@ def _unrotate(x: Tensor, calls: list[AttentionCall], geometry: CacheGeometry, fu
     layers = []
     for layer, call in enumerate(calls):
         if geometry.rotary[layer]:
-            layers.append(function(x[layer], call.cos[0].float(), call.sin[0].float()))
+            layers.append(function(x[layer], call.rotation(geometry.layout)))
         else:
             layers.append(x[layer])
     return torch.stack(layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from spectralquant.attention.tap import attention_modules
+from spectralquant.attention.decoder import attention_modules
 from spectralquant.calibration.capture import CapturedStep
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.statistics import EntropySum, FeatureMoments, SpanMoments

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from spectralquant.codec.rotary import Rotation
+
 BLOCK = 128
 SINKS = 4
 
@@ -18,7 +20,7 @@ class KVBlock:
     received: float32 `[T, L, H]`, attention received from later queries of the token's own block and the next one
     (its own query left out), or None where attention was not observed.
     token_ids: int64 `[T]`, and previous_id, the id just before the block (−1 for none): what the token predictor reads.
-    cos, sin: per layer `[T, Dr]`, or None for layers without RoPE; for codecs that work after RoPE.
+    rotations: per layer, or None for layers without RoPE; for codecs that work after RoPE.
     """
 
     keys: Tensor
@@ -27,8 +29,7 @@ class KVBlock:
     received: Tensor | None = None
     token_ids: Tensor | None = None
     previous_id: int = -1
-    cos: tuple[Tensor | None, ...] = ()
-    sin: tuple[Tensor | None, ...] = ()
+    rotations: tuple[Rotation | None, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -8,30 +8,40 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spectralquant.codec.rotary import apply_rope, undo_rope
+from spectralquant.codec.rotary import Rotation, apply_rope, undo_rope
 
 
 class RotaryBlock(Protocol):
-    """Anything with per-layer rotary tables `[T, Dr]` (None for layers without RoPE)."""
+    """Anything with a rotation of its T tokens for every layer (None for layers without RoPE)."""
 
-    cos: Sequence[Tensor | None]
-    sin: Sequence[Tensor | None]
+    rotations: Sequence[Rotation | None]
+
+
+def rotate_keys(rotations: Sequence[Rotation | None], keys: Tensor) -> Tensor:
+    """Keys `[T, L, Hk, D]` after RoPE, given each layer's rotation."""
+    return _per_layer(rotations, keys, apply_rope)
+
+
+def unrotate_keys(rotations: Sequence[Rotation | None], keys: Tensor) -> Tensor:
+    """Keys `[T, L, Hk, D]` before RoPE."""
+    return _per_layer(rotations, keys, undo_rope)
 
 
 def rotate_block_keys(block: RotaryBlock, keys: Tensor) -> Tensor:
-    """Keys `[T, L, Hk, D]` after RoPE."""
-    return _per_layer(block, keys, apply_rope)
+    """Keys `[T, L, Hk, D]` of a block after RoPE."""
+    return rotate_keys(block.rotations, keys)
 
 
 def unrotate_block_keys(block: RotaryBlock, keys: Tensor) -> Tensor:
-    """Keys `[T, L, Hk, D]` before RoPE."""
-    return _per_layer(block, keys, undo_rope)
+    """Keys `[T, L, Hk, D]` of a block before RoPE."""
+    return unrotate_keys(block.rotations, keys)
 
 
-def _per_layer(block: RotaryBlock, keys: Tensor, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    if all(c is block.cos[0] for c in block.cos) and all(s is block.sin[0] for s in block.sin):
-        cos, sin = block.cos[0], block.sin[0]
-        return keys if cos is None else function(keys, cos[:, None, None], sin[:, None, None])
+def _per_layer(
+    rotations: Sequence[Rotation | None], keys: Tensor, function: Callable[[Tensor, Rotation], Tensor]
+) -> Tensor:
+    if all(r is rotations[0] for r in rotations):
+        return keys if rotations[0] is None else function(keys, rotations[0].across(2))
     layers = keys.permute(1, 2, 0, 3)
-    out = [k if c is None else function(k, c, s) for k, c, s in zip(layers, block.cos, block.sin, strict=True)]
+    out = [k if r is None else function(k, r) for k, r in zip(layers, rotations, strict=True)]
     return torch.stack(out).permute(2, 0, 1, 3)

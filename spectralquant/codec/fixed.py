@@ -14,6 +14,7 @@ from torch import Tensor
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.projector import SpectralProjector
+from spectralquant.codec.rotary import Rotation
 from spectralquant.profile_tensors import FixedTier
 from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.streams import finish_here
@@ -22,16 +23,15 @@ from sqkernels.bitpack import BitRows
 
 @dataclass(frozen=True)
 class FixedBlock:
-    """Packed codes uint8 `[T, bytes]` of keys and values, and the rotary tables a hot block is rotated back with."""
+    """Packed codes uint8 `[T, bytes]` of keys and values, and the rotations a hot block is rotated back with."""
 
     keys: Tensor
     values: Tensor
-    cos: tuple[Tensor | None, ...]
-    sin: tuple[Tensor | None, ...]
+    rotations: tuple[Rotation | None, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the codes; there is nothing else (rotary tables follow from positions)."""
+        """Bytes of the codes; there is nothing else (rotations follow from positions)."""
         return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
 
 
@@ -91,7 +91,7 @@ class FixedRateCodec:
         for i, x in enumerate((keys, block.values)):
             y = self.projectors[i].project(x.reshape(block.tokens, -1).float(), None)
             packed.append(self.packing[i].pack(self.books[i].encode(y)))
-        return FixedBlock(packed[0], packed[1], block.cos, block.sin)
+        return FixedBlock(packed[0], packed[1], block.rotations)
 
     def decode(self, coded: FixedBlock) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`."""

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
-from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
+from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_keys
 from spectralquant.codec.exact import int8_round_trip
+from spectralquant.codec.rotary import Rotation
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
 from spectralquant.methods.eviction import AttentionHistory
 from spectralquant.sources.geometry import CacheGeometry
@@ -43,12 +44,6 @@ class StreamTotals:
     exact_answered: bool = True
 
 
-@dataclass(frozen=True)
-class _Tables:
-    cos: tuple[Tensor | None, ...]
-    sin: tuple[Tensor | None, ...]
-
-
 class _Streams:
     """Key/value buffers of B parallel streams over one window, and the attention that reads them."""
 
@@ -62,8 +57,7 @@ class _Streams:
         self.received = torch.zeros(geometry.layers, streams, geometry.heads, length, device=device)
         self.watch = AttentionHistory(shape[:-1], device) if evicting else None
         self.keep = torch.ones(shape[:-1], dtype=torch.bool, device=device) if evicting else None
-        self.cos: list[Tensor | None] = [None] * geometry.layers
-        self.sin: list[Tensor | None] = [None] * geometry.layers
+        self.rotations: list[Rotation | None] = [None] * geometry.layers
         self.length = length
         self.start = 0
 
@@ -108,31 +102,27 @@ class _Streams:
     def _keep_rotary(self, call: AttentionCall, start: int, stop: int) -> None:
         if call.cos is None or not self.geometry.rotary[call.layer]:
             return
-        if self.cos[call.layer] is None:
-            shape = (self.length, call.cos.shape[-1])
-            self.cos[call.layer] = torch.zeros(shape, device=self.keys.device)
-            self.sin[call.layer] = torch.zeros(shape, device=self.keys.device)
-        self.cos[call.layer][start:stop] = call.cos[0].float()
-        self.sin[call.layer][start:stop] = call.sin[0].float()
+        new = call.rotation(self.geometry.layout)
+        if self.rotations[call.layer] is None:
+            zeros = [torch.zeros(self.length, new.cos.shape[-1], device=self.keys.device) for _ in range(2)]
+            self.rotations[call.layer] = Rotation(*zeros, new.pairs)
+        held = self.rotations[call.layer]
+        held.cos[start:stop], held.sin[start:stop] = new.cos, new.sin
 
     def block(self, stream: int, start: int, stop: int) -> KVBlock:
         """Tokens start … stop of one stream, keys before RoPE."""
-        tables = _Tables(
-            tuple(None if c is None else c[start:stop] for c in self.cos),
-            tuple(None if s is None else s[start:stop] for s in self.sin),
-        )
+        rotations = tuple(None if r is None else r.part(slice(start, stop)) for r in self.rotations)
         keys = self.keys[:, stream, :, start:stop].permute(2, 0, 1, 3)
         received = self.received[:, stream, :, start:stop].permute(2, 0, 1).contiguous()
         values = self.values[:, stream, :, start:stop].permute(2, 0, 1, 3).contiguous()
         return KVBlock(
-            keys=unrotate_block_keys(tables, keys).contiguous(),
+            keys=unrotate_keys(rotations, keys).contiguous(),
             values=values,
             start=start,
             received=received,
             token_ids=self.ids[start:stop],
             previous_id=int(self.ids[start - 1]) if start else -1,
-            cos=tables.cos,
-            sin=tables.sin,
+            rotations=rotations,
         )
 
     def round_recent(self, stream: int, start: int, stop: int) -> None:

@@ -61,6 +61,5 @@ def some_tokens(block: KVBlock, chosen: Tensor) -> KVBlock:
         values=pick(block.values),
         received=pick(block.received),
         token_ids=pick(block.token_ids),
-        cos=tuple(pick(c) for c in block.cos),
-        sin=tuple(pick(s) for s in block.sin),
+        rotations=tuple(None if r is None else r.part(index.to(r.cos.device)) for r in block.rotations),
     )

@@ -1,19 +1,18 @@
 """`CacheGeometry`: the shape of a model's KV cache, found by running the model, not by guessing names.
 
-A short probe at two position offsets tells which layers apply RoPE: unrotated keys must not depend on the offset.
-A rotary layout we cannot invert is found here and refused, instead of degrading silently later.
+A short probe tells shapes and how each layer rotates its keys (see `rotary_probe`). A rotary layout we cannot invert is
+found here and refused, instead of degrading silently later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from spectralquant.attention.tap import AttentionCall, AttentionTap
-from spectralquant.codec.rotary import undo_rope
+from spectralquant.attention.rotary_probe import rotary_layout, rotary_probe
+from spectralquant.codec.rotary import RotaryLayout
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.layer_probe import probe_layers
 
@@ -39,7 +38,7 @@ class CacheGeometry:
     """Shape letters of method.md: L layers that own keys and values, H query heads, Hk key/value heads, D head dimension.
 
     `rotary[l]` says whether layer l rotates its keys, `windows[l]` how many tokens a query of it reads at most (None: all;
-    empty: all layers read all).
+    empty: all layers read all), `layout` how keys are rotated (a profile does not store it: the model is asked).
     """
 
     layers: int
@@ -48,6 +47,7 @@ class CacheGeometry:
     head_dim: int
     rotary: tuple[bool, ...]
     windows: tuple[int | None, ...] = ()
+    layout: RotaryLayout = field(default=RotaryLayout(), compare=False)
 
     @property
     def group(self) -> int:
@@ -83,7 +83,7 @@ class CacheGeometry:
     def part(self, layers: Sequence[int]) -> CacheGeometry:
         """The geometry of some of the layers, numbered from 0."""
         picked = (tuple(self.rotary[i] for i in layers), tuple(self.windows[i] for i in layers) if self.windows else ())
-        return CacheGeometry(len(layers), self.heads, self.kv_heads, self.head_dim, *picked)
+        return CacheGeometry(len(layers), self.heads, self.kv_heads, self.head_dim, *picked, self.layout)
 
 
 def refuse_unsupported(model: nn.Module) -> None:
@@ -118,60 +118,26 @@ def probe_geometry(model: nn.Module) -> CacheGeometry:
             shape; a rotary embedding that cannot be inverted.
     """
     refuse_unsupported(model)
-    text = model.config.get_text_config()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, text.vocab_size, (1, 12), generator=generator).to(model.device)
     facts = probe_layers(model)
-    first, second = (_probe(model, ids, offset) for offset in (0, 5))
-    shapes = {(c.query.shape[1], c.key.shape[1], c.key.shape[3], c.value.shape[3]) for c in first}
+    calls, moved = rotary_probe(model)
+    shapes = {(c.query.shape[1], c.key.shape[1], c.key.shape[3], c.value.shape[3]) for c in calls}
     if len(shapes) != 1 or any(d != v for _, _, d, v in shapes):
         raise UnsupportedModelError(
             f"{type(model).__name__} has layers of different key/value shapes {sorted(shapes)} "
             "(query heads, kv heads, key dim, value dim); the codec needs one shape for all layers."
         )
-    if [c.layer for c in first] != list(facts.owners):
+    if [c.layer for c in calls] != list(facts.owners):
         raise UnsupportedModelError(
             f"{type(model).__name__} adds keys and values of layers {list(facts.owners)} to its cache, and its attention "
-            f"reads those of layers {[c.layer for c in first]}; a cache needs both to be the same."
+            f"reads those of layers {[c.layer for c in calls]}; a cache needs both to be the same."
         )
     heads, kv_heads, head_dim, _ = shapes.pop()
-    rotary = tuple(_rotates(a, b) for a, b in zip(first, second, strict=True))
+    found = [rotary_layout(a, b) for a, b in zip(calls, moved, strict=True)]
+    layouts = {layout for layout in found if layout is not None}
+    if len(layouts) > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} rotates keys in several layouts ({', '.join(map(str, layouts))}); the codec needs one."
+        )
+    layout = layouts.pop() if layouts else RotaryLayout()
     windows = facts.windows if any(facts.windows) else ()
-    return CacheGeometry(len(first), heads, kv_heads, head_dim, rotary, windows)
-
-
-@torch.no_grad()
-def _probe(model: nn.Module, ids: Tensor, offset: int) -> list[AttentionCall]:
-    calls: list[AttentionCall] = []
-
-    def observe(call: AttentionCall) -> None:
-        if not call.shared:
-            calls.append(call)
-
-    positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)[None]
-    with AttentionTap(model, observe):
-        model(input_ids=ids, position_ids=positions, use_cache=False)
-    return calls
-
-
-def _rotates(first: AttentionCall, second: AttentionCall) -> bool:
-    if first.cos is None:
-        return False
-    raw = _relative_change(first.key, second.key)
-    a = undo_rope(first.key.float(), first.cos[:, None].float(), first.sin[:, None].float())
-    b = undo_rope(second.key.float(), second.cos[:, None].float(), second.sin[:, None].float())
-    unrotated = _relative_change(a, b)
-    tolerance = 1e-3 if first.key.dtype == torch.float32 else 3e-2
-    if unrotated <= max(tolerance, raw / 20):
-        return True
-    if raw <= tolerance:
-        return False
-    raise UnsupportedModelError(
-        f"Layer {first.layer} rotates its keys in a layout that cannot be inverted (keys change by {unrotated:.2g} "
-        "relative after undoing half-split RoPE, which must leave them unchanged). Interleaved and multi-axis rotary "
-        "embeddings are not supported yet."
-    )
-
-
-def _relative_change(a: Tensor, b: Tensor) -> float:
-    return ((a.float() - b.float()).norm() / a.float().norm().clamp_min(1e-30)).item()
+    return CacheGeometry(len(calls), heads, kv_heads, head_dim, tuple(x is not None for x in found), windows, layout)

@@ -29,7 +29,9 @@ def random_model(spec: str, dtype: torch.dtype, device: torch.device) -> tuple[n
     torch.manual_seed(0)
     try:
         with torch.device(device):
-            model = LlamaForCausalLM(random_config(shape)).to(dtype)
+            model = LlamaForCausalLM(random_config(shape))
+        for parameter in model.parameters():  # not `.to(dtype)`, which would round the rotary frequencies as well
+            parameter.data = parameter.data.to(dtype)
     finally:
         torch.random.set_rng_state(generator)
     return model, ByT5Tokenizer()

@@ -10,25 +10,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from spectralquant.attention.rotary_tables import Places, Rotations
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import unrotate_block_keys
 from spectralquant.codec.rotary import apply_rope
-
-Tables = tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]
 
 
 @dataclass(frozen=True)
 class LeavingBlock:
     """A block that leaves the window: keys (after RoPE) and values `[L, Hk, T, D]` of one sequence.
 
-    received: float32 `[T, L, H]`, or None where it was not observed. cos, sin: per layer `[T, Dr]` or None.
+    received: float32 `[T, L, H]`, or None where it was not observed. rotations: per layer, None without RoPE.
     """
 
     keys: Tensor
     values: Tensor
     start: int
-    cos: tuple[Tensor | None, ...]
-    sin: tuple[Tensor | None, ...]
+    rotations: Rotations
     received: Tensor | None = None
     token_ids: Tensor | None = None
     previous_id: int = -1
@@ -45,7 +43,7 @@ class LeavingBlock:
             self.keys[:, :, some],
             self.values[:, :, some],
             self.start + first,
-            *(tuple(None if t is None else t[some] for t in tables) for tables in (self.cos, self.sin)),
+            tuple(None if r is None else r.part(some) for r in self.rotations),
             None if self.received is None else self.received[some],
             None if ids is None else ids[some],
             self.previous_id if not first or ids is None else int(ids[first - 1]),
@@ -61,8 +59,7 @@ class LeavingBlock:
             received=self.received,
             token_ids=self.token_ids,
             previous_id=self.previous_id,
-            cos=self.cos,
-            sin=self.sin,
+            rotations=self.rotations,
         )
 
 
@@ -85,19 +82,19 @@ class StoredBlock:
 class ReadScratch:
     """What one forward pass over one cache shares between layers; dropped at its end.
 
-    tables: rotary tables of positions `[S]` (a function, memoized here by key).
+    rotary: rotations at places (a function, memoized here by the places' key).
     """
 
-    rotary: Callable[[Tensor], Tables]
-    _tables: dict[Any, Tables] = field(default_factory=dict)
+    rotary: Callable[[Places], Rotations]
+    _made: dict[Any, Rotations] = field(default_factory=dict)
     decoded: dict[int, Any] = field(default_factory=dict)
 
-    def rotate(self, keys: Tensor, positions: Tensor, layer: int, key: Any) -> Tensor:
-        """Apply RoPE to `keys: [S, Hk, D]` of one layer at `positions: [S]`."""
-        if key not in self._tables:
-            self._tables[key] = self.rotary(positions)
-        cos, sin = (table[layer] for table in self._tables[key])
-        return keys if cos is None else apply_rope(keys.transpose(0, 1), cos, sin).transpose(0, 1)
+    def rotate(self, keys: Tensor, places: Places, layer: int) -> Tensor:
+        """Apply RoPE to `keys: [S, Hk, D]` of one layer at S places."""
+        if places.key not in self._made:
+            self._made[places.key] = self.rotary(places)
+        rotation = self._made[places.key][layer]
+        return keys if rotation is None else apply_rope(keys, rotation.across(1))
 
 
 class Tier(Protocol):
@@ -114,10 +111,10 @@ class Tier(Protocol):
     def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]: ...
 
     def dense(
-        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+        self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
     ) -> tuple[Tensor, Tensor]: ...
 
-    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]: ...
+    def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]: ...
 
     def to_bytes(self, block: StoredBlock) -> bytes: ...
 
@@ -136,8 +133,8 @@ def encode_each(tier: Tier, run: LeavingBlock, lengths: Sequence[int]) -> list[S
 
 
 def whole_from_layers(
-    tier: Tier, layers: int, block: StoredBlock, positions: Tensor, scratch: ReadScratch
+    tier: Tier, layers: int, block: StoredBlock, places: Places, scratch: ReadScratch
 ) -> tuple[Tensor, Tensor]:
     """`Tier.whole` by reading every layer."""
-    both = [tier.dense(layer, [block], positions, scratch) for layer in range(layers)]
+    both = [tier.dense(layer, [block], places, scratch) for layer in range(layers)]
     return tuple(torch.stack([pair[i] for pair in both]).transpose(1, 2) for i in range(2))

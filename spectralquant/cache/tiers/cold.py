@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.lazy import LazySection
 from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each, whole_from_layers
@@ -43,7 +44,7 @@ class ColdTier:
                 scratch.decoded[id(block)] = self.reconstructor.submit(self._coefficients, block)
 
     def dense(
-        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+        self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
     ) -> tuple[Tensor, Tensor]:
         """See `Tier.dense`."""
         self.prefetch(blocks, scratch)
@@ -53,8 +54,7 @@ class ColdTier:
             for coded in self._chunk(blocks[at : at + CHUNK_BLOCKS], scratch):
                 parts.append(self.codec.layer(coded, layer))
         keys, values = (torch.cat([p[i] for p in parts]).view(-1, g.kv_heads, g.head_dim) for i in range(2))
-        key = (blocks[0].start, blocks[-1].stop, int(positions[0]))
-        return scratch.rotate(keys, positions, layer, key), values
+        return scratch.rotate(keys, places, layer), values
 
     def _chunk(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> list[BlockCoefficients]:
         key = ("chunk", *(id(b) for b in blocks))
@@ -68,10 +68,10 @@ class ColdTier:
     def _coefficients(self, block: StoredBlock) -> BlockCoefficients:
         return halved(self.codec.coefficients(payload_bytes(block)))
 
-    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+    def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         own = ReadScratch(scratch.rotary)
-        return whole_from_layers(self, self.codec.geometry.layers, block, positions, own)
+        return whole_from_layers(self, self.codec.geometry.layers, block, places, own)
 
     def to_bytes(self, block: StoredBlock) -> bytes:
         """The coded bytes."""

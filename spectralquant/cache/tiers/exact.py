@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each
 from spectralquant.cache.tiers.paged import PagedTier, joined
@@ -39,7 +40,7 @@ class ExactTier(PagedTier):
         return encode_each(self, run, lengths)
 
     def dense(
-        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+        self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
     ) -> tuple[Tensor, Tensor]:
         """See `Tier.dense`; in the stored dtype, on the model's device."""
         part = PagePart(layer * 2 * BLOCK * self.row, 2 * BLOCK, self.row, 0, self.row)
@@ -47,7 +48,7 @@ class ExactTier(PagedTier):
         shape = (-1, self.geometry.kv_heads, self.geometry.head_dim)
         return tuple(joined(rows[:, i], blocks).contiguous().view(self.dtype).view(shape) for i in range(2))
 
-    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+    def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         g = self.geometry
         page = block.payload.data.to(self.device).view(self.dtype).view(g.layers, 2, BLOCK, g.kv_heads, g.head_dim)

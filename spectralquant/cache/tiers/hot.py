@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.paged import PagedTier
@@ -50,7 +51,7 @@ class HotTier(PagedTier):
         return self.pool.gather([b.payload for b in blocks], self.parts[layer][kind], self.codec.device)
 
     def dense(
-        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+        self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
     ) -> tuple[Tensor, Tensor]:
         """See `Tier.dense`."""
         shape = (-1, self.codec.geometry.kv_heads, self.codec.geometry.head_dim)
@@ -58,9 +59,9 @@ class HotTier(PagedTier):
         both = [self.codec.layers[layer][i].dense(self.pages(layer, i, blocks))[unused:] for i in range(2)]
         return both[0].view(shape), both[1].view(shape)
 
-    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+    def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
-        return whole_from_layers(self, self.codec.geometry.layers, block, positions, scratch)
+        return whole_from_layers(self, self.codec.geometry.layers, block, places, scratch)
 
 
 def unused_slots(blocks: Sequence[StoredBlock]) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges
 from spectralquant.cache.tiers.hot import unused_slots
@@ -70,7 +71,7 @@ class HotRowTier(PagedTier):
         return RowPages(found.storage, found.pages, found.first, found.tokens, self.layers[layer])
 
     def dense(
-        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+        self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
     ) -> tuple[Tensor, Tensor]:
         """See `Tier.dense`."""
         pages = self.row_pages(layer, [blocks])
@@ -78,7 +79,7 @@ class HotRowTier(PagedTier):
         unused = unused_slots(blocks)
         return tuple(x[0].transpose(0, 1)[unused:] for x in both)
 
-    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+    def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         where = torch.zeros(1, 1, dtype=torch.int64, device=self.matrices.device)
         both = spectral_reconstruct(block.payload.data, where, self.matrices, torch.float32, backend=self.backend)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.paged import PagedTier, joined
@@ -36,7 +37,7 @@ class WarmTier(PagedTier):
         return self.stored(run, lengths, pages)
 
     def dense(
-        self, layer: int, blocks: Sequence[StoredBlock], positions: Tensor, scratch: ReadScratch
+        self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
     ) -> tuple[Tensor, Tensor]:
         """See `Tier.dense`."""
         g = self.codec.geometry
@@ -47,9 +48,8 @@ class WarmTier(PagedTier):
             pages = self.pool.gather([b.payload for b in blocks], part, self.codec.device)
             rows = joined(pages, blocks)
             out.append(self.codec.decode_layer(rows, layer, kind).view(-1, g.kv_heads, g.head_dim))
-        key = (blocks[0].start, blocks[-1].stop, int(positions[0]))
-        return scratch.rotate(out[0], positions, layer, key), out[1]
+        return scratch.rotate(out[0], places, layer), out[1]
 
-    def whole(self, block: StoredBlock, positions: Tensor, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
+    def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
-        return whole_from_layers(self, self.codec.geometry.layers, block, positions, scratch)
+        return whole_from_layers(self, self.codec.geometry.layers, block, places, scratch)

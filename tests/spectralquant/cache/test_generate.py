@@ -229,7 +229,7 @@ def test_blocks_are_reconstructed_once_a_token(tier, monkeypatch):
 
 def test_a_model_that_never_ends_a_pass_is_an_error():
     """transformers renames arguments; a cache that is never told of a pass's end would compress nothing, in silence."""
-    from spectralquant.attention.tap import attention_modules
+    from spectralquant.attention.decoder import attention_modules
     from spectralquant.errors import UnsupportedModelError
 
     loaded, profile = profile_of("llama")

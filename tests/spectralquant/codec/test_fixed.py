@@ -5,6 +5,7 @@ import torch
 
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.fixed import FixedBlock, _Codebooks, _passed
+from spectralquant.codec.rotary import Rotation
 
 
 @pytest.mark.parametrize("points", [2, 4, 8, 16, 32, 256])
@@ -35,10 +36,9 @@ def test_codes_name_the_nearest_point():
 def test_layers_that_share_their_tables_are_rotated_at_once_and_alike(rotated_dim):
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(6, 3, 2, 8, generator=generator)
-    angle = torch.randn(6, rotated_dim // 2, generator=generator).repeat(1, 2)
-    cos, sin = angle.cos(), angle.sin()
-    shared = FixedBlock(keys, keys, (cos,) * 3, (sin,) * 3)
-    apart = FixedBlock(keys, keys, tuple(cos.clone() for _ in range(3)), tuple(sin.clone() for _ in range(3)))
+    angle = torch.randn(6, rotated_dim // 2, generator=generator)
+    shared = FixedBlock(keys, keys, (Rotation(angle.cos(), angle.sin()),) * 3)
+    apart = FixedBlock(keys, keys, tuple(Rotation(angle.cos(), angle.sin()) for _ in range(3)))
     for function in (rotate_block_keys, unrotate_block_keys):
         assert torch.allclose(function(shared, keys), function(apart, keys), atol=1e-6)
     assert torch.allclose(unrotate_block_keys(shared, rotate_block_keys(shared, keys)), keys, atol=1e-5)

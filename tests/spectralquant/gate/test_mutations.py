@@ -25,10 +25,9 @@ FAULTS = {
     ),
     "RoPE applied twice": (
         "spectralquant/codec/rotary.py",
-        "    head = head * cos + rotate_half(head) * sin\n    return cat((head, tail), dim=-1) if tail.shape[-1] else head\n\n\n"
-        "def undo_rope(",
-        "    head = head * cos + rotate_half(head) * sin\n    head = head * cos + rotate_half(head) * sin\n"
-        "    return cat((head, tail), dim=-1) if tail.shape[-1] else head\n\n\ndef undo_rope(",
+        "    return r.join(a * r.cos - b * r.sin, b * r.cos + a * r.sin, tail)\n",
+        "    a, b = a * r.cos - b * r.sin, b * r.cos + a * r.sin\n"
+        "    return r.join(a * r.cos - b * r.sin, b * r.cos + a * r.sin, tail)\n",
         "cache/warm/relative_error",
     ),
     "a ratio from nominal bits": (
@@ -96,10 +95,13 @@ def _remember_what_was_coded(file: Path) -> None:
     """Let a coded block carry the block itself, which its decoder then returns."""
     source = file.read_text()
     for before, after in (
-        ("    sin: tuple[Tensor | None, ...]\n", "    sin: tuple[Tensor | None, ...]\n    plain: tuple = ()\n"),
         (
-            "return FixedBlock(packed[0], packed[1], block.cos, block.sin)",
-            "return FixedBlock(packed[0], packed[1], block.cos, block.sin, (block.keys.float(), block.values.float()))",
+            "    rotations: tuple[Rotation | None, ...]\n",
+            "    rotations: tuple[Rotation | None, ...]\n    plain: tuple = ()\n",
+        ),
+        (
+            "return FixedBlock(packed[0], packed[1], block.rotations)",
+            "return FixedBlock(packed[0], packed[1], block.rotations, (block.keys.float(), block.values.float()))",
         ),
     ):
         assert source.count(before) == 1

@@ -179,7 +179,7 @@ def test_hf_quantized_is_bit_equal_to_transformers(bits):
 
     generator = torch.Generator().manual_seed(0)
     pair = [torch.randn(128, 2, 3, 64, generator=generator) for _ in range(2)]
-    block = replace(random_block(0, 128, 1.0), keys=pair[0], values=pair[1], cos=(None, None), sin=(None, None))
+    block = replace(random_block(0, 128, 1.0), keys=pair[0], values=pair[1], rotations=(None, None))
     method = HfQuantized(bits=bits)
     keys, values = method.decode(method.encode(block))
     for layer in range(2):

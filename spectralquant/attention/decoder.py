@@ -1,0 +1,46 @@
+"""The text decoder inside a model: a wrapper for images and text holds other attention layers too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from spectralquant.errors import UnsupportedModelError
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the model's text decoder (of a plain language model: its own)."""
+    config = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def text_decoder(model: nn.Module) -> nn.Module:
+    """The stack of decoder layers: `language_model` of a wrapper for images and text, `model` of a language model."""
+    found = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return found if hasattr(found, "set_attn_implementation") and _attention(found) else model
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The text decoder's self-attention modules, in layer order.
+
+    Raises:
+        UnsupportedModelError: none is found.
+    """
+    found = _attention(text_decoder(model))
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no softmax attention layers with a key/value cache (state-space, linear or "
+            "convolutional mixers keep no keys and values, so there is nothing to compress). "
+            "Use a decoder-only attention model."
+        )
+    return sorted(found, key=lambda m: m.layer_idx)
+
+
+def rotary_modules(model: nn.Module) -> list[nn.Module]:
+    """The text decoder's modules that make rotary tables."""
+    return [m for m in text_decoder(model).modules() if type(m).__name__.endswith("RotaryEmbedding")]
+
+
+def _attention(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
