@@ -102,7 +102,9 @@ class BlockReader:
             self.spent.reconstruct_s += time.perf_counter() - begin
 
     def forget_unused(self) -> None:
-        """Drop decoded blocks that no row holds any more."""
+        """Drop decoded blocks that no row holds any more, and what was shared between reads: rows may have moved."""
+        if not self._in_forward:
+            self._scratch = None
         live = {id(b) for blocks in self.state.rows for b in blocks}
         for key in [k for k in self._working if k not in live]:
             del self._working[key]
