@@ -1,17 +1,19 @@
-"""Writing files so that nothing is ever half written."""
+"""Writing files so that nothing is ever half written, and reading JSON and TOML that may be anything."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, SpectralQuantError
 
 
 @contextlib.contextmanager
@@ -35,7 +37,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"Cannot write {target}: {reason}. Free some space or choose another folder; nothing was changed."
+            f"Cannot write {target}: {reason}. Free some space or choose another folder; that file was not changed."
         ) from error
     finally:
         if temporary is not None:
@@ -61,7 +63,56 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
 
 def write_json(target: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON with a final newline, atomically."""
-    write_text(target, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(target, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON with a final newline; NaN and infinities, which JSON lacks, become null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: str | os.PathLike[str], what: str, error: type[SpectralQuantError] = InputError) -> Any:
+    """The value of a JSON file; `what` names it in messages. NaN and infinities, which JSON does not have, are refused.
+
+    Raises:
+        error: there is no such file, or it is not JSON.
+    """
+    return _read(path, what, error, "JSON", lambda text: json.loads(text, parse_constant=_refuse_constant))
+
+
+def read_toml(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """The tables of a TOML file; `what` names it in messages.
+
+    Raises:
+        InputError: there is no such file, or it is not TOML.
+    """
+    return _read(path, what, InputError, "TOML", tomllib.loads)
+
+
+def _read(path, what: str, error: type[SpectralQuantError], kind: str, parse: Callable[[str], Any]) -> Any:
+    path = Path(path)
+    if not path.is_file():
+        raise error(f"{what} {path} is not a file. Check the path.")
+    try:
+        return parse(path.read_text(encoding="utf-8-sig"))
+    except OSError as why:
+        raise error(f"{what} {path} cannot be read: {why.strerror}.") from why
+    except RecursionError as why:
+        raise error(f"{what} {path} cannot be read: it is nested too deeply.") from why
+    except ValueError as why:  # not UTF-8, not JSON or TOML, or a number too long to be one
+        raise error(f"{what} {path} is not {kind}: {why}.") from why
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

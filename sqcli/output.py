@@ -17,7 +17,7 @@ PIPED_WIDTH = 80
 
 
 class Output:
-    """One command's output. With `--json -` stdout carries JSON alone."""
+    """One command's output. With `--json -` stdout carries JSON alone. Text from files is shown as it is: `[x]` is no markup."""
 
     def __init__(
         self,
@@ -29,8 +29,8 @@ class Output:
     ) -> None:
         self.json_file, self.csv_file, self.svg_file, self.quiet = json_file, csv_file, svg_file, quiet
         width = None if sys.stdout.isatty() else PIPED_WIDTH
-        self.console = Console(stderr=json_file == "-", width=width, soft_wrap=False, highlight=False)
-        self.errors = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=json_file == "-", width=width, soft_wrap=False, highlight=False, markup=False)
+        self.errors = Console(stderr=True, highlight=False, markup=False)
         self._shown: list[RenderableType] = []
 
     def show(self, *parts: RenderableType) -> None:
@@ -47,10 +47,10 @@ class Output:
 
     def finish(self, result: dict[str, Any], title: str = "sq") -> None:
         """Write the JSON, CSV and SVG files that were asked for."""
-        from spectralquant.files import write_json, write_text
+        from spectralquant.files import json_text, write_json, write_text
 
         if self.json_file == "-":
-            sys.stdout.write(json.dumps(result, indent=2, allow_nan=False) + "\n")
+            sys.stdout.write(json_text(result))
         elif self.json_file:
             write_json(self.json_file, result)
         if self.csv_file:
@@ -63,6 +63,7 @@ class Output:
                 force_terminal=True,
                 color_system="truecolor",
                 highlight=False,
+                markup=False,
             )
             for part in self._shown:
                 recorder.print(part)

@@ -52,7 +52,7 @@ def test_no_planning_words(path):
 def test_commands_named_exist(path):
     import typer
 
-    from sqcli.app import app
+    from sqcli.root import app
 
     known = set(typer.main.get_command(app).commands)
     for command in re.findall(r"^\s*(?:\.venv/bin/)?sq ([a-z]+)", path.read_text(), re.MULTILINE):

@@ -22,7 +22,7 @@ def fingerprint(result: dict[str, Any]) -> dict[str, Any]:
         "data_hash": data,
         "dtype": facts.get("dtype"),
         "device": facts.get("device") if on_gpu else "cpu",
-        "shape": (result.get("shape") or {}).get("name"),
+        "shape": shape.get("name") if isinstance(shape := result.get("shape"), dict) else shape,
         "settings": result.get("settings"),
     }
 

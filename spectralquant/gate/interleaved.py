@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,36 +26,51 @@ class Side:
 
     def __init__(self, command: list[str], environment: dict[str, str], name: str) -> None:
         self.name = name
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close); a pipe that nobody drains would stop a worker that says much
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, text=True, env=environment
         )
 
     def answer(self) -> Any:
         """The next line of JSON.
 
         Raises:
-            InputError: the worker ended instead.
+            InputError: the worker ended, or said something else.
         """
         line = self.process.stdout.readline()
         if not line:
-            last = (self.process.stderr.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise InputError(f"{self.name} cannot be timed: {last}. It must be an install that has `sq gate`.")
-        return json.loads(line)
+            raise self._lost()
+        try:
+            return json.loads(line)
+        except ValueError:
+            raise InputError(f"{self.name} cannot be timed: it answered {line.strip()[:80]!r}.") from None
+
+    def _lost(self) -> InputError:
+        self.process.wait()
+        self.said.seek(0)
+        last = (self.said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+        return InputError(f"{self.name} cannot be timed: {last}. It must be an install that has `sq gate`.")
 
     def round(self) -> dict[str, float]:
         """Seconds of every operation, once."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._lost() from None
         return self.answer()
 
     def close(self) -> None:
         """End the worker."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.process.stdout.close()
+        self.said.close()
 
 
 def compare_installs(other: str, rounds: int, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:

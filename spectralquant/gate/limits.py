@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spectralquant.errors import InputError, did_you_mean
+from spectralquant.files import read_toml
 
 WORSE = ("up", "down", "both")
 
@@ -61,9 +62,28 @@ class Limits:
         """The limit of a metric."""
         found = DEFAULTS.get(name.rsplit("/", 1)[-1], FALLBACK)
         for pattern, changes in self.rules:
-            if fnmatchcase(name, pattern) or pattern == name.rsplit("/", 1)[-1]:
+            if _matches(pattern, name):
                 found = replace(found, **changes)
         return found
+
+    def require_matches(self, names: Iterable[str]) -> None:
+        """Refuse a rule that changes nothing: most likely its name is misspelt.
+
+        Raises:
+            InputError: naming the rules that match none of these metrics.
+        """
+        names = list(names)
+        idle = [pattern for pattern, _ in self.rules if not any(_matches(pattern, name) for name in names)]
+        if idle:
+            fields = dict.fromkeys(name.rsplit("/", 1)[-1] for name in names)
+            raise InputError(
+                f"--limits: {', '.join(f'[{p}]' for p in idle)} matches no metric of the baseline, so it would limit nothing. "
+                f"Its metrics end in {', '.join(fields)}.{did_you_mean(idle[0].rsplit('/', 1)[-1], fields)}"
+            )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    return fnmatchcase(name, pattern) or pattern == name.rsplit("/", 1)[-1]
 
 
 def read_limits(path: str | Path) -> Limits:
@@ -72,12 +92,8 @@ def read_limits(path: str | Path) -> Limits:
     Raises:
         InputError: not readable, an unknown key, or a value that makes no sense.
     """
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"--limits {path} cannot be read: {error}.") from error
     rules = []
-    for pattern, table in tables.items():
+    for pattern, table in read_toml(path, "--limits").items():
         if not isinstance(table, dict):
             raise InputError(
                 f'--limits {path}: {pattern} is no table. Write ["{pattern}"] and relative = 0.05 below it.'

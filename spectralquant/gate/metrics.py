@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +12,8 @@ from spectralquant.errors import InputError
 
 QUALITY = ("payload_ratio", "whole_cache_ratio", "resident_ratio", "delta_ppl", "kl_nats", "top1", "needle")
 COSTS = ("resident_bytes", "bytes_read", "bytes_share_of_dense")
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,50 +36,93 @@ class Metric:
         return self.name.rsplit("/", 1)[-1]
 
 
-def metrics_of(result: dict[str, Any]) -> dict[str, Metric]:
-    """All metrics of a results file by name.
+def metrics_of(result: dict[str, Any], where: str = "These results") -> dict[str, Metric]:
+    """All metrics of a results file by name; `where` names it in messages.
 
     Raises:
-        InputError: nothing in it can be gated.
+        InputError: nothing in it can be gated, a figure is no number, or two rows give one metric different figures.
     """
     kind = result["kind"].removeprefix("spectralquant.")
-    found: list[Metric] = []
-    for row in result["rows"]:
+    read = {"gate": _suite_metrics, "profile": _kernel_metrics}.get(kind, _quality_metrics)
+    found: dict[str, Metric] = {}
+    for number, row in enumerate(result["rows"]):
         if "failed" in row:
             continue
-        if kind == "gate":
-            samples = tuple(row.get("samples") or ())
-            found.append(Metric(row["metric"], row.get("value"), samples, bool(row.get("raw")), row.get("error")))
-        elif kind == "profile":
-            found += _kernel_metrics(row)
-        else:
-            found += _quality_metrics(kind, row)
+        here = f"{where}, row {number + 1}"
+        for metric in read(kind, row, here):
+            if found.setdefault(metric.name, metric) != metric:
+                raise InputError(
+                    f"{here}: {metric.name} has other figures in an earlier row. Give each row its own name."
+                )
     if not found:
         raise InputError(
-            f"A {kind} results file holds nothing that can be gated (compare, calibrate, profile and suites do)."
+            f"{where}: {kind} results hold nothing that can be gated (compare, calibrate, profile and suites do)."
         )
-    names = [m.name for m in found]
-    twice = {n for n in names if names.count(n) > 1}
-    return {m.name: m for m in found if m.name not in twice}
-
-
-def _quality_metrics(kind: str, row: dict[str, Any]) -> list[Metric]:
-    options = row.get("options") or {}
-    chosen = ",".join(f"{k}={v}" for k, v in sorted(options.items()) if not isinstance(v, (dict, list)))
-    parts = [kind, str(row.get("method") or row.get("tier") or ""), chosen, str(row.get("context") or "")]
-    name = "/".join(p for p in parts if p)
-    fields = (*QUALITY, *COSTS)
-    return [Metric(f"{name}/{f}", float(row[f])) for f in fields if isinstance(row.get(f), (int, float))]
-
-
-def _kernel_metrics(row: dict[str, Any]) -> list[Metric]:
-    if "context" not in row:
-        return []
-    name = f"profile/{row['kernel']}/context={row['context']},batch={row['batch']}"
-    found = [Metric(f"{name}/{f}", float(row[f])) for f in COSTS if isinstance(row.get(f), (int, float))]
-    if isinstance(row.get("correct"), bool):
-        found.append(Metric(f"{name}/correct", float(row["correct"])))
-    if row.get("speedup") and row.get("time_samples"):
-        ratios = tuple(t / row["baseline_time_us"] for t in row["time_samples"])
-        found.append(Metric(f"{name}/time_over_dense", samples=ratios))
     return found
+
+
+def _suite_metrics(kind: str, row: Row, where: str) -> Iterator[Metric]:
+    name, error, samples = row.get("metric"), row.get("error"), row.get("samples") or []
+    if not isinstance(name, str) or not name:
+        raise InputError(f"{where} has no name: metric must be a text, not {name!r}.")
+    if not isinstance(samples, list) or not isinstance(error, (str, type(None))):
+        raise InputError(f"{where}: {name} needs a list of samples, and a text or null as its error.")
+    times = tuple(_number(s, name, where) for s in samples)
+    if any(not t > 0 for t in times):
+        raise InputError(f"{where}: {name} has a sample that is not positive; times and their ratios are.")
+    value = row.get("value")
+    yield _metric(name, None if value is None else _number(value, name, where), times, bool(row.get("raw")), error)
+
+
+def _quality_metrics(kind: str, row: Row, where: str) -> Iterator[Metric]:
+    options = row.get("options") or {}
+    if not isinstance(options, dict):
+        raise InputError(f"{where}: options must be a table, not {options!r}.")
+    chosen = ",".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(options.items()))
+    parts = [kind, str(row.get("method") or row.get("tier") or ""), chosen, str(row.get("context") or "")]
+    yield from _figures("/".join(p for p in parts if p), row, (*QUALITY, *COSTS), where)
+
+
+def _kernel_metrics(kind: str, row: Row, where: str) -> Iterator[Metric]:
+    if "context" not in row:
+        return
+    name = f"profile/{row.get('kernel')}/context={row['context']},batch={row.get('batch')}"
+    yield from _figures(name, row, COSTS, where)
+    if isinstance(row.get("correct"), bool):
+        yield Metric(f"{name}/correct", float(row["correct"]))
+    if row.get("speedup") and row.get("time_samples"):
+        base = _number(row.get("baseline_time_us"), f"{name}/baseline_time_us", where)
+        samples = row["time_samples"] if isinstance(row["time_samples"], list) else [row["time_samples"]]
+        times = tuple(_number(t, f"{name}/time_samples", where) for t in samples)
+        if not all(t > 0 for t in (base, *times)):
+            raise InputError(f"{where}: {name} has a time that is not positive.")
+        yield _metric(f"{name}/time_over_dense", samples=tuple(t / base for t in times))
+
+
+def _figures(name: str, row: Row, fields: tuple[str, ...], where: str) -> Iterator[Metric]:
+    for field in fields:
+        if row.get(field) is not None:
+            yield _metric(f"{name}/{field}", _number(row[field], f"{name}/{field}", where))
+
+
+def _metric(
+    name: str,
+    value: float | None = None,
+    samples: tuple[float, ...] = (),
+    raw: bool = False,
+    error: str | None = None,
+) -> Metric:
+    """A metric; one that is not finite counts as one that could not be measured."""
+    bad = next((v for v in (value, *samples) if v is not None and not math.isfinite(v)), None)
+    if bad is not None and error is None:
+        error = f"came out as {bad}"
+    return Metric(name, value, samples, raw, error)
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            pass
+    raise InputError(f"{where}: {name} is {str(value)[:40]!r}, which is not a number.")

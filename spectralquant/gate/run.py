@@ -14,7 +14,7 @@ from spectralquant.gate.fingerprint import mismatches
 from spectralquant.gate.limits import Limits
 from spectralquant.gate.metrics import metrics_of
 from spectralquant.gate.suites import SUITES
-from spectralquant.gate.verdict import INCONCLUSIVE, Verdict, decide, exit_code, verdict_rows
+from spectralquant.gate.verdict import INCONCLUSIVE, NEW, Verdict, decide, exit_code, verdict_rows
 from spectralquant.provenance import provenance
 from spectralquant.results import results_file
 
@@ -36,7 +36,7 @@ class Outcome:
     def counts(self) -> dict[str, int]:
         """How many of each verdict."""
         kinds = [v.verdict for v in self.verdicts]
-        return {kind: kinds.count(kind) for kind in ("regression", "inconclusive", "pass", "skipped")}
+        return {kind: kinds.count(kind) for kind in ("regression", "inconclusive", "pass", "skipped", NEW)}
 
     def result(self) -> dict[str, Any]:
         """As a results file."""
@@ -48,9 +48,10 @@ def judge(baseline: dict[str, Any], current: dict[str, Any], limits: Limits, *, 
     """Verdicts of all metrics; with a mismatch of fingerprints every one is inconclusive.
 
     Raises:
-        InputError: a file holds nothing that can be gated.
+        InputError: a file holds nothing that can be gated, or a limit that matches nothing.
     """
-    before, now = metrics_of(baseline), metrics_of(current)
+    before, now = metrics_of(baseline, "The baseline"), metrics_of(current, "The current results")
+    limits.require_matches(before)
     different = [] if interleaved else mismatches(baseline, current)
     if different:
         why = "; ".join(different)
@@ -61,9 +62,10 @@ def judge(baseline: dict[str, Any], current: dict[str, Any], limits: Limits, *, 
 def _doubt(*results: dict[str, Any]) -> str | None:
     """Why timed figures cannot be trusted."""
     for result in results:
-        state = (result.get("telemetry") or {}).get("verdict")
-        if state is not None and not state["conclusive"]:
-            return state["why"]
+        telemetry = result.get("telemetry")
+        state = telemetry.get("verdict") if isinstance(telemetry, dict) else None
+        if isinstance(state, dict) and not state.get("conclusive"):
+            return str(state.get("why"))
     return None
 
 

@@ -19,6 +19,7 @@ from spectralquant.gate.statistics import (
 )
 
 PASS, REGRESSION, INCONCLUSIVE, SKIPPED = "pass", "regression", "inconclusive", "skipped"
+NEW = "not compared"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def decide(
         if found[i].verdict == REGRESSION and not sure:
             why = f"slower, but not surely so among {len(timed)} timed metrics (Holm): more samples would decide"
             found[i] = replace(found[i], verdict=INCONCLUSIVE, why=why)
-    new = [Verdict(n, PASS, "new: not in the baseline", None, m.value) for n, m in current.items() if n not in baseline]
+    new = [Verdict(n, NEW, "not in the baseline", None, m.value) for n, m in current.items() if n not in baseline]
     return found + new
 
 
@@ -139,11 +140,11 @@ def _one(
 
 
 def exit_code(verdicts: Sequence[Verdict], mismatch: Sequence[str] = ()) -> int:
-    """0 all passed, 1 a regression, 3 nothing worse than inconclusive."""
+    """0 all that could be compared passed, 1 a regression, 3 nothing worse than inconclusive, or nothing compared."""
     kinds = {v.verdict for v in verdicts}
     if mismatch:
         return 3
-    return 1 if REGRESSION in kinds else 3 if INCONCLUSIVE in kinds or kinds <= {SKIPPED} else 0
+    return 1 if REGRESSION in kinds else 3 if INCONCLUSIVE in kinds or kinds <= {SKIPPED, NEW} else 0
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:

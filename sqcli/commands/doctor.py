@@ -13,6 +13,7 @@ def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
     Example: [bold]sq doctor --json -[/bold]
     """
     from rich.table import Table
+    from rich.text import Text
 
     from spectralquant.diagnostics import FAIL, run_checks
     from spectralquant.provenance import provenance
@@ -29,8 +30,8 @@ def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
         for done, check in enumerate(run_checks()):
             bar("checking", done + 1, 12)
             rows.append({"check": check.name, "status": check.status, "found": check.found, "fix": check.fix})
-            found = check.found if not check.fix else f"{check.found}\n[dim]→ {check.fix}[/dim]"
-            table.add_row(f"[{colours[check.status]}]{check.status}[/]", check.name, found)
+            fix = (f"\n→ {check.fix}", "dim") if check.fix else ""
+            table.add_row(Text(check.status, style=colours[check.status]), check.name, Text.assemble(check.found, fix))
     output.show(table)
     output.finish(results_file("doctor", rows, provenance()), title="sq doctor")
     if any(row["status"] == FAIL for row in rows):

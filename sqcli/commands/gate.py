@@ -60,6 +60,7 @@ def gate(
     from spectralquant.files import write_json
     from spectralquant.gate.interleaved import compare_installs
     from spectralquant.gate.limits import Limits, read_limits
+    from spectralquant.gate.metrics import metrics_of
     from spectralquant.gate.run import judge, run_suite, write_baseline
     from spectralquant.results import read_results
     from sqcli.output import Output
@@ -76,6 +77,8 @@ def gate(
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     rules = read_limits(limits) if limits else Limits()
     before = read_results(baseline) if baseline and (not update_baseline or baseline.is_file()) else None
+    if before is not None:
+        rules.require_matches(metrics_of(before, f"--baseline {baseline}"))
     if against is not None:
         with output.progress() as bar:
             before, now = compare_installs(against, rounds, bar)

@@ -118,24 +118,31 @@ def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
 def _show(stored: Path, context: str | None, batch: str | None, output: Output, html: Path | None) -> None:
     """A stored profile again, some contexts and batches of it."""
     from spectralquant.errors import InputError
-    from spectralquant.results import read_results
+    from spectralquant.results import read_results, reading
 
     result = read_results(stored)
     if result["kind"] != "spectralquant.profile":
         raise InputError(
             f"{stored} holds {result['kind'].removeprefix('spectralquant.')} results, not those of sq profile."
         )
-    for field, text, option in (("context", context, "--context"), ("batch", batch, "--batch")):
-        if text is None:
-            continue
-        wanted = _numbers(text, option)
-        there = sorted({r[field] for r in result["memory"]})
-        if missing := [n for n in wanted if n not in there]:
-            raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, there))}.")
-        for part in ("rows", "memory", "end_to_end", "crossover"):
-            keep = lambda r: r.get(field) in (*wanted, None) or r.get("kernel") == "spectral_compress"  # noqa: B023, E731
-            result[part] = [r for r in result[part] if keep(r)]
-    _render(result, output, html)
+    with reading(stored):
+        for field, text, option in (("context", context, "--context"), ("batch", batch, "--batch")):
+            if text is not None:
+                _keep(result, stored, field, _numbers(text, option))
+        _render(result, output, html)
+
+
+def _keep(result: dict[str, Any], stored: Path, field: str, wanted: tuple[int, ...]) -> None:
+    """Only the rows of some contexts or batches."""
+    from spectralquant.errors import InputError
+
+    there = sorted({r[field] for r in result["memory"]})
+    if missing := [n for n in wanted if n not in there]:
+        raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, there))}.")
+    for part in ("rows", "memory", "end_to_end", "crossover"):
+        result[part] = [
+            r for r in result[part] if r.get(field) in (*wanted, None) or r.get("kernel") == "spectral_compress"
+        ]
 
 
 def _measure(request: ProfileRequest, device: Any, output: Output, run: Any) -> dict[str, Any]:

@@ -19,12 +19,14 @@ def report(
 
     Example: [bold]sq report profiles/results/compare-smollm2-wikitext2.json --out report.html[/bold]
     """
-    from spectralquant.results import read_results
+    from spectralquant.results import read_results, reading
     from sqcli.output import Output
     from sqcli.render.page import write_page
     from sqcli.render.report import report_page
 
     output = Output(quiet=quiet)
     results = [(path.stem, read_results(path)) for path in runs]
-    write_page(out, report_page(results))
+    with reading(", ".join(map(str, runs))):
+        page = report_page(results)
+    write_page(out, page)
     output.note(f"Wrote {out}")

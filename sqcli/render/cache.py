@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from spectralquant.cache.stats import CacheStats
@@ -34,17 +35,18 @@ def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
     slack -= sum(t.bytes for t in stats.tiers.values())
     if slack:
         table.add_row("unused pages, bases", "", "", f"{slack:,}", "")
-    ratio = "–" if stats.resident_ratio is None else f"[bold]{stats.resident_ratio:.2f}[/bold] resident"
-    table.add_row("all", f"{stats.tokens * stats.rows:,}", "", f"[bold]{stats.resident_bytes:,}[/bold]", ratio)
+    ratio = "–" if stats.resident_ratio is None else Text.assemble((f"{stats.resident_ratio:.2f}", "bold"), " resident")
+    table.add_row("all", f"{stats.tokens * stats.rows:,}", "", Text(f"{stats.resident_bytes:,}", style="bold"), ratio)
     spent = stats.spent
-    table.caption = (
+    caption = Text(
         f"compressing {spent.compress_s:.2f} s ({spent.blocks_compressed} blocks), reconstructing "
         f"{spent.reconstruct_s:.2f} s, waiting {spent.wait_s:.2f} s; layer reads: {spent.kernel_reads:,} by kernels, {spent.in_place_reads:,} in place, "
         f"{spent.dense_reads:,} dense"
     )
     table.caption_justify = "left"
     if stats.reconstructor_failure:
-        table.caption += f"\n[red]worker lost: {stats.reconstructor_failure}; went on synchronously[/red]"
+        caption.append(f"\nworker lost: {stats.reconstructor_failure}; went on synchronously", "red")
     if stats.over_budget:
-        table.caption += "\n[red]over the memory budget with every block in the lowest tier[/red]"
+        caption.append("\nover the memory budget with every block in the lowest tier", "red")
+    table.caption = caption
     return table

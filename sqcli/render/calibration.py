@@ -74,7 +74,10 @@ def tier_table(profile: CalibrationProfile) -> Table:
 
     row("target", lambda t: t.target)
     row("predicted payload ratio", lambda t: f"{t.predicted_ratio:.1f}")
-    row("[bold]measured, held-out[/bold] payload ratio", lambda t: f"[bold]{t.measured['payload_ratio']:.1f}[/bold]")
+    row(
+        Text.assemble(("measured, held-out", "bold"), " payload ratio"),
+        lambda t: Text(f"{t.measured['payload_ratio']:.1f}", style="bold"),
+    )
     row("  whole-cache ratio (sinks, window in)", lambda t: f"{t.measured['whole_cache_ratio']:.1f}")
     row("  ΔPPL", lambda t: f"{t.measured['delta_ppl']:+.3f} (base {t.measured['base_ppl']:.2f})")
     row("  KL, nats/token", lambda t: f"{t.measured['kl_nats']:.4f}")

@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from spectralquant.gate.run import Outcome
     from spectralquant.gate.verdict import Verdict
 
-STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow", "skipped": "dim"}
+STYLES = {
+    "pass": "green",
+    "regression": "bold red",
+    "inconclusive": "yellow",
+    "skipped": "dim",
+    "not compared": "yellow",
+}
 WORST = 5
 
 
@@ -45,10 +51,12 @@ def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def summary(outcome: Outcome) -> str:
-    """`31 pass, 2 regressions: FAILED`."""
+    """`31 pass, 2 regression: FAILED`; a baseline that lacks metrics is named, since those were not judged."""
     counts = outcome.counts()
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
-    return f"{said}: {({0: 'PASSED', 1: 'FAILED', 3: 'INCONCLUSIVE'})[outcome.code]}"
+    verdict = {0: "PASSED", 1: "FAILED", 3: "INCONCLUSIVE"}[outcome.code]
+    new = counts["not compared"]
+    return f"{said}: {verdict}" + (f", but the baseline lacks {new} of {len(outcome.verdicts)} metrics" if new else "")
 
 
 def number(value: float | None) -> str:
@@ -82,9 +90,12 @@ def markdown(outcome: Outcome) -> str:
 
 
 def annotations(outcome: Outcome) -> list[str]:
-    """`::error` lines for the worst few."""
+    """`::error` lines for the worst few, and a `::warning` where the baseline lacks metrics."""
     bad = [v for v in worst_first(outcome.verdicts) if v.verdict == "regression"]
-    return [f"::error title=sq gate: {_escaped(v.metric, ':,')}::{_escaped(v.why)}" for v in bad[:WORST]]
+    lines = [f"::error title=sq gate: {_escaped(v.metric, ':,')}::{_escaped(v.why)}" for v in bad[:WORST]]
+    if outcome.counts()["not compared"]:
+        lines.append(f"::warning title=sq gate::{_escaped(summary(outcome))}. Update the baseline.")
+    return lines
 
 
 def _escaped(text: str, more: str = "") -> str:
@@ -101,7 +112,9 @@ def junit(outcome: Outcome) -> str:
     suite = TestSuite("sq gate")
     for v in outcome.verdicts:
         case = TestCase(v.metric, classname="sq.gate")
-        kind = {"regression": Failure, "inconclusive": Error, "skipped": Skipped}.get(v.verdict)
+        kind = {"regression": Failure, "inconclusive": Error, "skipped": Skipped, "not compared": Skipped}.get(
+            v.verdict
+        )
         if kind is not None:
             case.result = [kind(v.why)]
         suite.add_testcase(case)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from spectralquant.codec.packet import SpectralPacket
@@ -43,8 +44,8 @@ def packet_view(packet: SpectralPacket, title: str) -> RenderableType:
     table.add_row("fp16 cache", f"{r['fp16_bytes']:,} bytes")
     table.add_row("packet", f"{r['bytes']:,} bytes in {len(packet.sections)} sections")
     if r["payload_ratio"] is not None:
-        table.add_row("payload ratio", f"[bold]{r['payload_ratio']:.1f}[/bold]  (coded tokens, headers in)")
-    table.add_row("whole-cache ratio", f"[bold]{r['whole_cache_ratio']:.1f}[/bold]  (all tokens, sinks and recent in)")
+        table.add_row("payload ratio", _bold(f"{r['payload_ratio']:.1f}", "  (coded tokens, headers in)"))
+    table.add_row("whole-cache ratio", _bold(f"{r['whole_cache_ratio']:.1f}", "  (all tokens, sinks and recent in)"))
     table.add_row("profile", h.profile_id.hex())
     return table
 
@@ -76,5 +77,9 @@ def profile_contents(profile: CalibrationProfile) -> tuple[list[dict[str, Any]],
         table.add_column(column, justify=justify)
     for row in rows:
         table.add_row(row["tensor"], "×".join(map(str, row["shape"])), row["dtype"], f"{row['bytes']:,}")
-    table.add_row("[bold]all[/bold]", "", "", f"[bold]{sum(r['bytes'] for r in rows):,}[/bold]")
+    table.add_row(_bold("all"), "", "", _bold(f"{sum(r['bytes'] for r in rows):,}"))
     return rows, table
+
+
+def _bold(text: str, rest: str = "") -> Text:
+    return Text.assemble((text, "bold"), rest)

@@ -120,7 +120,7 @@ def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:
 
 def _verdicts(page: Page, name: str, result: dict[str, Any]) -> None:
     """What a gate decided; what did not pass comes first."""
-    order = ("regression", "inconclusive", "skipped", "pass")
+    order = ("regression", "inconclusive", "not compared", "skipped", "pass")
     table = [("Metric", "Baseline", "Now", "Change", "Limit", "Verdict", "Why")]
     for r in sorted(result["rows"], key=lambda r: order.index(r["verdict"])):
         figures = (_cell(r[k]) for k in ("baseline", "now", "change", "limit"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 
 def study_view(result: dict[str, Any]) -> list[RenderableType]:
@@ -136,7 +137,7 @@ def packet_times(row: dict[str, Any]) -> Table:
     for label, key in (("prefill", "prefill_s"), ("prefill and pack", "pack_s"), ("unpack", "unpack_s")):
         low, high = row[f"{key}_range"]
         table.add_row(label, f"{row[key]:.2f}", f"{low:.2f}–{high:.2f}")
-    table.add_row("unpack / prefill", f"[bold]{row['unpack_over_prefill']:.2f}[/bold]", "")
+    table.add_row("unpack / prefill", Text(f"{row['unpack_over_prefill']:.2f}", style="bold"), "")
     return table
 
 

@@ -112,6 +112,25 @@ def test_a_worker_that_cannot_start_says_why():
     side.close()
 
 
+def test_a_worker_that_says_much_on_stderr_is_not_stopped_by_it():
+    code = "import sys; sys.stderr.write('x' * 1_000_000); print('{}', flush=True); [print('{}', flush=True) for _ in sys.stdin]"
+    side = Side([sys.executable, "-c", code], {}, "talkative")
+    assert side.answer() == {} and side.round() == {}
+    side.close()
+
+
+def test_a_worker_that_dies_or_babbles_is_an_input_error():
+    from spectralquant.errors import InputError
+
+    side = Side([sys.executable, "-c", "print('hello'); raise SystemExit('gone')"], {}, "other")
+    with pytest.raises(InputError, match="it answered 'hello'"):
+        side.answer()
+    side.process.wait()
+    with pytest.raises(InputError, match="cannot be timed: gone"):
+        side.round()
+    side.close()
+
+
 @pytest.mark.slow
 def test_an_install_is_as_fast_as_itself():
     from pathlib import Path

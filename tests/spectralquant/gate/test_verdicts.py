@@ -42,8 +42,52 @@ def test_figures_against_default_limits(name, before, now, wanted):
     assert verdicts(suite(**{name: before}), suite(**{name: now})) == {name: wanted}
 
 
-def test_what_vanished_is_a_regression_and_what_is_new_passes():
-    assert verdicts(suite(**{"a/top1": 1.0}), suite(**{"b/top1": 1.0})) == {"a/top1": "regression", "b/top1": "pass"}
+def test_what_vanished_is_a_regression_and_what_is_new_is_not_compared():
+    before, now = suite(**{"a/top1": 1.0}), suite(**{"b/top1": 1.0})
+    assert verdicts(before, now) == {"a/top1": "regression", "b/top1": "not compared"}
+    both = suite(**{"a/top1": 1.0, "b/top1": 1.0})
+    assert judge(before, both, Limits()).code == 0 and judge(before, both, Limits()).counts()["not compared"] == 1
+    assert (
+        judge(suite(**{"a/seconds": {"samples": [1.0], "raw": True}}), both | {"rows": both["rows"][1:]}, Limits()).code
+        == 1
+    )
+
+
+@pytest.mark.parametrize(
+    "row,message",
+    [
+        ({"metric": "a/top1", "value": "1.0"}, "'1.0', which is not a number"),
+        ({"metric": "a/top1", "value": True}, "not a number"),
+        ({"metric": "a/top1", "value": [1.0]}, "not a number"),
+        ({"metric": "a/top1", "value": 10**400}, "not a number"),
+        ({"metric": "a/seconds", "samples": 3.0}, "list of samples"),
+        ({"metric": "a/seconds", "samples": [1.0, None]}, "not a number"),
+        ({"metric": "a/seconds", "samples": [1.0, -1.0]}, "not positive"),
+        ({"metric": 3, "value": 1.0}, "has no name"),
+        ({"value": 1.0}, "has no name"),
+        ({"metric": "a/top1", "value": 1.0, "error": 5}, "as its error"),
+        ({"metric": "same", "value": 2.0}, "other figures in an earlier row"),
+    ],
+)
+def test_a_malformed_row_is_refused_and_named(row, message):
+    result = suite(same=1.0)
+    result["rows"].append(row)
+    with pytest.raises(InputError, match=message):
+        judge(suite(same=1.0), result, Limits())
+
+
+def test_rows_with_the_same_name_are_kept_apart_or_refused():
+    row = {"method": "spectral", "options": {"ages": {"cold": 1}}, "context": 8, "kl_nats": 0.1}
+    other = {**row, "options": {"ages": {"cold": 2}}, "kl_nats": 0.2}
+    assert len(metrics_of(results_file("compare", [row, other, dict(row)], dict(FACTS)))) == 2
+    with pytest.raises(InputError, match=r"row 2: .*earlier row"):
+        metrics_of(results_file("compare", [row, {**row, "kl_nats": 0.3}], dict(FACTS)))
+
+
+def test_a_limit_that_matches_nothing_is_refused():
+    before = suite(**{"a/kl_nats": 0.01})
+    with pytest.raises(InputError, match=r"\[kl_nat\] matches no metric .*Did you mean 'kl_nats'"):
+        judge(before, before, Limits((("kl_nat", {"relative": 0.1}), ("kl_nats", {"relative": 0.1}))))
 
 
 def test_times_need_to_be_taken_in_turn():
@@ -146,7 +190,8 @@ def test_limits_from_a_file(tmp_path):
         ("[kl_nats]\nrelativ = 0.1", "Did you mean 'relative'"),
         ("[kl_nats]\nrelative = -0.1", "not negative"),
         ("[kl_nats]\nworse = 'sideways'", "one of up, down, both"),
-        ("[kl_nats", "cannot be read"),
+        ("[kl_nats", "is not TOML"),
+        ("\ufeff[kl_nats]\nrelative = nan", "not negative"),
     ],
 )
 def test_wrong_limits_are_refused(tmp_path, text, message):

@@ -1,0 +1,5 @@
+"""`python -m sqcli`."""
+
+from sqcli.app import main
+
+main()

@@ -1,0 +1,125 @@
+"""How a command ends when it raises: one clear line on stderr, and the exit code that says what kind of end it was."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+
+from sqcli.streams import end_at_next_signal
+
+BAD_INPUT, INTERNAL, INTERRUPTED = 2, 70, 130
+SURROUNDINGS = {
+    getattr(errno, name)
+    for name in [
+        "EACCES",
+        "EPERM",
+        "ENOENT",
+        "EISDIR",
+        "ENOTDIR",
+        "ENAMETOOLONG",
+        "ELOOP",
+        "ENOSPC",
+        "EDQUOT",
+        "EROFS",
+        "EFBIG",
+        "EMFILE",
+        "ENFILE",
+        "EIO",
+        "EBUSY",
+    ]
+    if hasattr(errno, name)
+}
+NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+def exit_code_of(error: BaseException, *, debug: bool) -> int:
+    """Say how the command ended, and return its exit code; with `debug` the traceback first."""
+    if isinstance(error, KeyboardInterrupt) or _name(error) == "Abort" or _code(error) == INTERRUPTED:
+        return _interrupted()
+    if debug:
+        traceback.print_exception(error)
+    if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong usage, found by the parser
+        error.show()
+        return BAD_INPUT
+    if isinstance(error, SystemExit) and error.code in (None, 0, 2, 3, INTERNAL):
+        return error.code or 0
+    if (line := _what_the_user_can_mend(error)) is not None:
+        _say(line)
+        return BAD_INPUT
+    if _interrupt_inside(error):
+        return _interrupted()
+    _say(
+        f"Internal error: {_name(error)}: {_first_line(error)} ({_place(error)}). This is a fault of sq, not of your input. "
+        + ("" if debug else "Add --debug to the command for a traceback, and ")
+        + ("Report" if debug else "report")
+        + " it to the project with that traceback and the output of `sq doctor`."
+    )
+    return INTERNAL
+
+
+def _what_the_user_can_mend(error: BaseException) -> str | None:
+    from spectralquant.errors import SpectralQuantError
+
+    text = str(error).lower()
+    if isinstance(error, SpectralQuantError):
+        return str(error)
+    if isinstance(error, MemoryError) or _name(error) == "OutOfMemoryError":
+        return _memory()
+    if isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY):
+        return _memory()
+    if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+        return f"{error.filename or 'A file or stream'} cannot be used: {error.strerror}. Check the path, its rights and the disk."
+    return None
+
+
+def _memory() -> str:
+    return "Not enough memory. Use a smaller --window, --span N, a smaller model, or --dtype bfloat16."
+
+
+def _interrupted() -> int:
+    end_at_next_signal()
+    sys.stderr.write(
+        "sq: Interrupted. Finished work is kept; the same command with --resume goes on (calibrate, compare).\n"
+    )
+    return INTERRUPTED
+
+
+def _interrupt_inside(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C led to this error (extension modules turn one into errors of their own)."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in frames if any(part in f.filename for part in ("spectralquant", "sqcli", "sqkernels"))]
+    last = (ours or frames or [None])[-1]
+    return "no place" if last is None else f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}"
+
+
+def _say(text: str) -> None:
+    """One line on stderr; control characters, which files may carry into messages, are shown, not sent."""
+    from rich.console import Console
+    from rich.text import Text
+
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text("sq: ", style="bold red") + Text(line))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _code(error: BaseException) -> object:
+    return error.code if isinstance(error, SystemExit) else None

@@ -1,0 +1,82 @@
+"""The Typer root: all commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sqcli.commands import (
+    calibrate,
+    compare,
+    doctor,
+    gate,
+    generate,
+    inspect,
+    pack,
+    profile,
+    report,
+    show,
+    study,
+    unpack,
+)
+from sqcli.config import take_config
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="sq",
+    help="How small can an LLM's KV cache get on my model and my data, what does it cost, and how fast is it?",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=r"Every command has --help with an example, and takes --config FILE.toml (a table per command; flags win).",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"spectralquant-toolkit {version('spectralquant-toolkit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="With any command: a traceback where one ends in an error.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("doctor")(doctor.doctor)
+app.command("calibrate")(calibrate.calibrate)
+app.command("show")(show.show)
+app.command("profile")(profile.profile)
+app.command("compare")(compare.compare)
+app.command("gate")(gate.gate)
+app.command("report")(report.report)
+app.command("pack")(pack.pack)
+app.command("unpack")(unpack.unpack)
+app.command("generate")(generate.generate)
+app.command("inspect")(inspect.inspect)
+app.command("study")(study.study)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code.
+
+    Raises:
+        InputError, and whatever else a command raises: `sqcli.ending` turns it into a line and an exit code.
+    """
+    defaults = take_config(app, arguments)
+    code = typer.main.get_command(app).main(arguments, prog_name="sq", standalone_mode=False, default_map=defaults)
+    if code == INTERRUPTED:  # how the parser hands on a Ctrl-C
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
