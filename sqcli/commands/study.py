@@ -12,7 +12,19 @@ from sqcli.options import Data, Device, Dtype, Model, Offline, Quiet
 if TYPE_CHECKING:
     from sqcli.output import Output
 
-STUDIES = ("cold", "domains", "second-model", "packet", "tiers", "cache", "adaptive", "index", "kernels", "gate")
+STUDIES = (
+    "cold",
+    "domains",
+    "second-model",
+    "packet",
+    "tiers",
+    "cache",
+    "adaptive",
+    "index",
+    "kernels",
+    "gate",
+    "shapes",
+)
 
 
 def study(
@@ -27,6 +39,10 @@ def study(
     steps: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
     windows: Annotated[int, typer.Option(help="Scored windows, taken from the end of the text.")] = 24,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Models of `shapes`, once each. Default: 8B, 7B, and the 70B shape with four layers."),
+    ] = None,
     train_seconds: Annotated[float, typer.Option(help="Training time of `second-model`.")] = 75.0,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -40,7 +56,9 @@ def study(
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
     bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. adaptive:
     text that turns from prose to code. index: quality when a part of the hot codes is read, by the share selected.
-    kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs.
+    kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
+    models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
+    exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -56,6 +74,9 @@ def study(
     from sqcli.render.study import study_view
 
     output = Output(quiet=quiet)
+    if name == "shapes":
+        _shapes(shape, (steps, window), device, dtype, data, out, output)
+        return
     if name in ("kernels", "gate"):
         result = _kernels(device, output) if name == "kernels" else _gate(output)
         write_json(out, result)
@@ -138,6 +159,32 @@ def _kernels(device: str, output: Output) -> dict[str, Any]:
         raise InputError("The kernels study times kernels on a CUDA device, and there is none here.")
     with output.progress() as bar:
         return kernel_study("llama-3.1-8b", 32768, (1, 8), where, bar)
+
+
+def _shapes(
+    models: list[str] | None,
+    sizes: tuple[int, int],
+    device: str,
+    dtype: str,
+    data: str,
+    out: Path,
+    output: Output,
+) -> None:
+    from spectralquant.files import write_json
+    from spectralquant.sources.models import pick_device
+    from spectralquant.studies.shapes import MODELS, ShapeStudy, failures, shape_study
+    from sqcli.render.study import study_view
+
+    study, save = ShapeStudy(steps=sizes[0], window=sizes[1], data=data), lambda result: write_json(out, result)
+    with output.progress() as bar:
+        result = shape_study(tuple(models or MODELS), study, pick_device(device), dtype, save, bar)
+    output.show(*study_view(result))
+    output.note(f"Wrote {out}")
+    failed = list(failures(result))
+    for line in failed:
+        output.note(line)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _gate(output: Output) -> dict[str, Any]:

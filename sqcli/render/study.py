@@ -21,6 +21,9 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
         return [error_rates(result)]
     if result["kind"] == "spectralquant.index":
         return [index_quality(result["rows"])]
+    if result["kind"] == "spectralquant.shapes":
+        models = dict.fromkeys(r["model"] for r in result["rows"])
+        return [model_steps(m, [r for r in result["rows"] if r["model"] == m]) for m in models]
     parts: list[RenderableType] = []
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in result["rows"]:
@@ -125,6 +128,25 @@ def index_quality(rows: list[dict[str, Any]]) -> Table:
             f"{r['kl_nats']:.4f}",
             f"{100 * r['top1']:.1f} %",
             f"{100 * read:.1f} %",
+        )
+    return table
+
+
+def model_steps(model: str, rows: list[dict[str, Any]]) -> Table:
+    """Steps of one model of real size."""
+    table = Table(title=f"\n{model}", title_justify="left", box=None, padding=(0, 1))
+    for name in ("step", "tier", "seconds", "s/token", "peak GB", "resident", "logits off", ""):
+        table.add_column(name, justify="left" if name in ("step", "tier", "") else "right")
+    for r in rows:
+        table.add_row(
+            r["step"],
+            r.get("tier", ""),
+            f"{r['seconds']:.1f}",
+            f"{r['token_s']:.4f}" if "token_s" in r else "",
+            f"{r['peak_memory_bytes'] / 1e9:.1f}" if r["peak_memory_bytes"] else "",
+            f"{r['resident_ratio']:.2f}" if r.get("resident_ratio") else "",
+            f"{r['logit_distance']:.3f}" if "logit_distance" in r else "",
+            "" if r["ok"] else Text("failed", style="red"),
         )
     return table
 
