@@ -15,6 +15,11 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def longest_context(model: nn.Module) -> int | None:
+    """Positions that the text decoder has, or None where its configuration sets no limit."""
+    return getattr(text_config(model), "max_position_embeddings", None) or None
+
+
 def text_decoder(model: nn.Module) -> nn.Module:
     """The stack of decoder layers: `language_model` of a wrapper for images and text, `model` of a language model."""
     found = model.get_decoder() if hasattr(model, "get_decoder") else model

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralquant.attention.decoder import attention_modules, text_config
+from spectralquant.attention.probing import architecture_errors
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import LAYOUTS, RotaryLayout, undo_rope
 from spectralquant.errors import UnsupportedModelError
@@ -60,16 +61,10 @@ def _inputs(model: nn.Module, ids: Tensor, offset: int, calls: list[AttentionCal
         if not call.shared:
             calls.append(call)
 
+    does, way_out = f"cannot be run on {TOKENS} tokens at given positions", "Use a decoder-only language model."
     try:
-        with AttentionTap(model, observe):
+        with architecture_errors(model, does, way_out), AttentionTap(model, observe):
             model(input_ids=ids, position_ids=positions, use_cache=False)
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be run on {ids.shape[1]} tokens at given positions ({_line(error)}). "
-            "Use a decoder-only language model that takes input_ids and position_ids."
-        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -109,7 +104,3 @@ def rotary_layout(first: AttentionCall, second: AttentionCall) -> RotaryLayout |
 
 def _relative_change(a: Tensor, b: Tensor) -> float:
     return ((a.float() - b.float()).norm() / a.float().norm().clamp_min(1e-30)).item()
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from spectralquant.attention.decoder import rotary_modules, text_config
+from spectralquant.attention.decoder import longest_context, rotary_modules
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import Rotation
 from spectralquant.errors import UnsupportedModelError
@@ -65,7 +65,7 @@ class RotaryTables:
         modules = {id(s.module): s for s in self._sources if s is not None}
         self._replicas = {key: _Replica(s) for key, s in modules.items()}
         self.dynamic = any(r.dynamic for r in self._replicas.values())
-        far = 10 * (getattr(text_config(model), "max_position_embeddings", None) or 100_000)
+        far = 10 * (longest_context(model) or 100_000)
         for replica in self._replicas.values():
             replica.require_function_of_position(far, type(model).__name__, model.device)
         self._sources = [None if s is None else s.without_module() for s in self._sources]

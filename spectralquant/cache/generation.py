@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from spectralquant.attention.decoder import longest_context
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.cache.stats import CacheStats
 from spectralquant.errors import InputError
@@ -66,7 +67,7 @@ def generate_text(
         InputError: an empty prompt, or one that leaves no room before the model's last position.
     """
     ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(loaded.device)
-    longest = getattr(loaded.model.config, "max_position_embeddings", None)
+    longest = longest_context(loaded.model)
     if ids.shape[1] == 0:
         raise InputError("The prompt has no tokens.")
     if longest is not None and ids.shape[1] + options.new_tokens > longest:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralquant.attention.decoder import longest_context
 from spectralquant.calibration.budget import fit_to_budget
 from spectralquant.calibration.capture import CapturedStep, capture_step
 from spectralquant.calibration.checkpoint import EVERY, Checkpoint
@@ -262,8 +263,7 @@ class CalibrationRun:
         """Position of a window, spread over all that the model has: the hot tier codes rotated keys, and those of the
         first window's length say little about later ones (slow rotations have hardly begun there).
         """
-        longest = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
-        room = longest - self.settings.window
+        room = (longest_context(self.loaded.model) or 0) - self.settings.window
         return int(index * GOLDEN % 1 * room) if room > 0 and "hot" in self.settings.tiers else 0
 
     def _sample(self, index: int, step: CapturedStep) -> SampleWindow:

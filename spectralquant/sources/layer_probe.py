@@ -1,7 +1,8 @@
 """Which layers own keys and values, and how far back each may read: found by running one token, not by names.
 
 The token runs on a cache that pretends to hold a million others. The masks that the model then makes tell every layer's
-window; the layers that add to the cache are those that own keys and values (others read what those return).
+window; the layers that add to the cache are those that own keys and values (others read what those return). What the
+cache returns is no tensor, as what `SpectralCache` returns is none: a model must hand it to attention untouched.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from spectralquant.attention.decoder import attention_modules
+from spectralquant.attention.probing import architecture_errors
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.forward import with_cache
@@ -29,6 +32,13 @@ class LayerFacts:
     windows: tuple[int | None, ...]
 
 
+class _Returned:
+    """What a spectral cache gives back in place of keys or values: their shape, and no operation."""
+
+    def __init__(self, states: Tensor, layer: int) -> None:
+        self.shape, self.dtype, self.device, self.layer = states.shape, states.dtype, states.device, layer
+
+
 class _PretendedCache(DynamicCache):
     """Says that it holds a long past; keeps nothing."""
 
@@ -44,7 +54,8 @@ class _PretendedCache(DynamicCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object):
         self.owners.append(layer_idx)
-        return key_states, value_states
+        returned = _Returned(key_states, layer_idx)
+        return returned, returned
 
 
 @torch.no_grad()
@@ -58,6 +69,11 @@ def probe_layers(model: nn.Module) -> LayerFacts:
     cache, windows = _PretendedCache(), {}
 
     def observe(call: AttentionCall) -> Tensor:
+        if getattr(call.key, "layer", None) != call.layer or call.value is not call.key:
+            raise UnsupportedModelError(
+                f"{type(model).__name__}: the attention of layer {call.layer} does not read what the cache returned for it, "
+                "so a compressed cache could not serve it. Use a model whose attention reads its cache."
+            )
         seen = _window(call)
         if windows.setdefault(call.layer, seen) != seen:
             raise _unlike(
@@ -68,8 +84,22 @@ def probe_layers(model: nn.Module) -> LayerFacts:
 
     device = model.get_input_embeddings().weight.device
     one = torch.zeros(1, 1, dtype=torch.int64, device=device)
-    with AttentionTap(model, observe):
-        model(input_ids=one, position_ids=one, use_cache=True, **with_cache(model, cache))
+    last, given = attention_modules(model)[-1], []
+    handle = last.register_forward_pre_hook(lambda m, a, k: given.extend((*a, *k.values())), with_kwargs=True)
+    does = (
+        "changes the keys and values that a cache returns, or asks for more of a cache than transformers' interface has"
+    )
+    try:
+        way_out = "Use a model that hands them to attention as they are."
+        with architecture_errors(model, does, way_out), AttentionTap(model, observe):
+            model(input_ids=one, position_ids=one, use_cache=True, **with_cache(model, cache))
+    finally:
+        handle.remove()
+    if cache.owners and not any(x is cache for x in given):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not hand its cache to its attention layers, so the end of a forward pass is not "
+            "seen and nothing would be compressed. Use a model class of transformers' current interface."
+        )
     owners = tuple(cache.owners)
     if owners != tuple(range(len(owners))) or set(windows) != set(owners):
         raise UnsupportedModelError(

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+)
 
 from spectralquant.errors import InputError, SourceError, UnsupportedModelError, did_you_mean
 from spectralquant.sources import builtin_model
@@ -162,13 +168,29 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, *, local: bool) -> tupl
                 "covered by the codec. Use a decoder-only model."
             )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=local)
+        model = _auto_class(config).from_pretrained(folder, dtype=dtype, local_files_only=local)
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, … for bad folders
         raise SourceError(f"Model {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
     refuse_unsupported(model)
     return model, tokenizer
+
+
+def _auto_class(config: Any) -> Any:
+    """Language models, and wrappers for images and text whose decoder is one (Mistral 3, Qwen-VL, LLaVA).
+
+    Raises:
+        UnsupportedModelError: neither.
+    """
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        if type(config) in auto._model_mapping:
+            return auto
+    raise UnsupportedModelError(
+        f"{config.model_type} is neither a language model nor a wrapper of one for images and text, as far as transformers "
+        f"{transformers.__version__} knows. If it has a text decoder, load that yourself and pass the loaded model to "
+        "spectralquant.calibrate and SpectralCache."
+    )
 
 
 def _load_hub(name: str, dtype: torch.dtype, offline: bool) -> tuple[nn.Module, Any]:
