@@ -20,6 +20,13 @@ def longest_context(model: nn.Module) -> int | None:
     return getattr(text_config(model), "max_position_embeddings", None) or None
 
 
+def position_limit(model: nn.Module) -> int | None:
+    """Tokens that the model can read at all; None with dynamic NTK scaling, which stretches beyond its configuration."""
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    kinds = [rope.get("rope_type"), *(r.get("rope_type") for r in rope.values() if isinstance(r, dict))]
+    return None if "dynamic" in kinds else longest_context(model)
+
+
 def text_decoder(model: nn.Module) -> nn.Module:
     """The stack of decoder layers: `language_model` of a wrapper for images and text, `model` of a language model."""
     found = model.get_decoder() if hasattr(model, "get_decoder") else model

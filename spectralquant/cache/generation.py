@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from spectralquant.attention.decoder import longest_context
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.cache.stats import CacheStats
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
 
@@ -67,14 +67,13 @@ def generate_text(
         InputError: an empty prompt, or one that leaves no room before the model's last position.
     """
     ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(loaded.device)
-    longest = longest_context(loaded.model)
     if ids.shape[1] == 0:
         raise InputError("The prompt has no tokens.")
-    if longest is not None and ids.shape[1] + options.new_tokens > longest:
-        raise InputError(
-            f"The prompt has {ids.shape[1]:,} tokens and {options.new_tokens:,} are to come; the model has "
-            f"{longest:,} positions. Shorten the prompt or ask for fewer."
-        )
+    require_known_ids(loaded.model, ids)
+    what = f"The prompt ({ids.shape[1]:,}) with the text to come ({options.new_tokens:,})"
+    require_positions(
+        loaded.model, ids.shape[1] + options.new_tokens, what, "Shorten the prompt or ask for fewer new tokens."
+    )
     cache = SpectralCache(
         loaded.model, profile, tier=options.tier, max_bytes=options.max_bytes, working_set=options.working_set
     )

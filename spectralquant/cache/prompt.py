@@ -23,6 +23,7 @@ from spectralquant.codec.rotary import Rotation, undo_rope
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
 from spectralquant.streams import as_caller
@@ -73,6 +74,8 @@ def pack_prompt(
             ids = ids[attention_mask[row].bool()]
         if len(ids) == 0:
             raise InputError("A prompt is empty; at least one token is needed.")
+        require_known_ids(model, ids)
+        require_positions(model, len(ids), "The prompt", "Shorten it (--max-tokens).")
         packets.append(_pack_one(model, profile, codec, ids, exact, progress))
     return packets
 
@@ -212,6 +215,9 @@ def continue_from(loaded: LoadedModel, cache: DynamicCache, text: str, new_token
     ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(loaded.device)
     if ids.shape[1] == 0:
         raise InputError("The text to continue with has no tokens.")
+    require_known_ids(loaded.model, ids)
+    wanted = cache.get_seq_length() + ids.shape[1] + new_tokens
+    require_positions(loaded.model, wanted, "The packed prompt with the text to come", "Ask for fewer new tokens.")
     out: list[int] = []
     for _ in range(new_tokens):
         token = loaded.model(input_ids=ids, **with_cache(loaded.model, cache), use_cache=True).logits[:, -1].argmax(-1)

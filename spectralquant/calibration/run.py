@@ -29,6 +29,7 @@ from spectralquant.errors import InputError, SourceError
 from spectralquant.profile import CalibrationProfile, model_identity
 from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity, TierSummary
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
+from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 
@@ -83,6 +84,9 @@ class CalibrationRun:
         self.held_out = _held_out_windows(
             text if held_out is None else held_out, settings, settings.steps * body if held_out is None else 0
         )
+        for windows, option in ((self.windows, "--window"), (self.held_out, "--held-out-window")):
+            require_known_ids(loaded.model, windows)
+            require_positions(loaded.model, windows.shape[1], "A window", f"Use a smaller {option}.")
         self.span = settings.span_width(self.geometry)
         self.identity = model_identity(loaded.name, loaded.model, self.geometry)
         self.features = None

@@ -22,6 +22,7 @@ from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import MethodSpec
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
+from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.models import weights_sha256
 from spectralquant.sources.tokens import tokens_sha256
 
@@ -57,6 +58,12 @@ class Comparison:
         self.context, self.windows, self.protocol, self.text_name = context, windows, protocol, text_name
         self.partial, self.progress = partial, progress
         loaded = context.loaded
+        for length, ids in windows.items():
+            require_known_ids(loaded.model, ids)
+            require_positions(loaded.model, length, "A window", "Use a shorter --context.")
+        if protocol.needle_trials:
+            way_out = "Use a model with more positions, or --quick."
+            require_positions(loaded.model, protocol.needle_context, "The needle task", way_out)
         self.identity = {
             "model": loaded.name,
             "weights_sha256": weights_sha256(loaded.model),

@@ -22,6 +22,7 @@ from spectralquant.codec.exact import int8_round_trip
 from spectralquant.codec.rotary import Rotation
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
 from spectralquant.methods.eviction import AttentionHistory
+from spectralquant.sources.fit import require_known_ids
 from spectralquant.sources.geometry import CacheGeometry
 
 
@@ -159,6 +160,7 @@ def stream_window(
     `on_block(method_index, block, encoded)` sees each encoded block. With `answer` n, `answered` tells whether each of
     the last n tokens was the first choice. Returns one `StreamTotals` per method.
     """
+    require_known_ids(model, ids)
     device = model.device
     ids = ids.to(device)
     count = 1 + len(methods)

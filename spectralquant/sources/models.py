@@ -19,7 +19,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
     AutoTokenizer,
 )
 
@@ -32,6 +31,7 @@ from spectralquant.sources.shapes import parse_shape
 
 BUILTIN = {f"builtin:{NAME}": builtin_model.builtin_model_folder}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText)
 SAMPLES_PER_TENSOR = 65_536
 
 
@@ -183,7 +183,7 @@ def _auto_class(config: Any) -> Any:
     Raises:
         UnsupportedModelError: neither.
     """
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    for auto in AUTO_CLASSES:
         if type(config) in auto._model_mapping:
             return auto
     raise UnsupportedModelError(
