@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 _CALL = nn.Module._call_impl.__code__
 
 
+def inside_a_module() -> bool:
+    """Whether a module's forward runs on this thread."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not _CALL:
+        frame = frame.f_back
+    return frame is not None
+
+
 class Hook:
     """A forward (pre-)hook that a copy or a pickle of the model does not take along."""
 
@@ -73,6 +81,7 @@ class PassWatch:
         self._modules = [weakref.ref(m) for m in modules]
         self._configs = tuple(configs)
         self._caches: weakref.WeakSet[SpectralCache] = weakref.WeakSet()
+        self._alive = 0
         self._open: list[ForwardPass] = []
         self._handles: list[Any] = []
         self._lock = threading.RLock()
@@ -81,6 +90,7 @@ class PassWatch:
         """Watch for a cache; `extra` sets hooks of the caller's, which live as long."""
         with self._lock:
             self._caches.add(cache)
+            self._alive += 1
             weakref.finalize(cache, self._released).atexit = False
             if not self._handles:
                 self._handles += extra()
@@ -92,7 +102,8 @@ class PassWatch:
 
     def _released(self) -> None:
         with self._lock:
-            if len(self._caches):
+            self._alive -= 1
+            if self._alive:
                 return
             for handle in self._handles:
                 handle.remove()

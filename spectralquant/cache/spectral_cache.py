@@ -21,6 +21,7 @@ from spectralquant.cache.compressing import BlockCompressor
 from spectralquant.cache.dropped import generate_frame
 from spectralquant.cache.layer import SpectralLayer
 from spectralquant.cache.packets import fill_from_packets, pack_cache, pack_tensors
+from spectralquant.cache.passes import inside_a_module
 from spectralquant.cache.policy import make_policy
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reading import BlockReader
@@ -185,10 +186,14 @@ class SpectralCache(Cache):
                 f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
             )
         self.state.require_even()
-        if self.in_forward:
+        if self.binding.pass_of(self) is None and inside_a_module():
             raise UnsupportedModelError(
-                "The model never told this cache that its last forward pass was over, so nothing would be compressed. "
-                "Call the model that the cache was made for (or a part of it that transformers calls a model)."
+                "This cache was called by another model object than it was made for, whose forward passes nothing watches, "
+                "so nothing would be compressed. Make the cache for the model that runs: SpectralCache(model, profile)."
+            )
+        if self.in_forward:
+            raise InputError(
+                "The last tokens given to update were never followed by end_forward(), so nothing would be compressed."
             )
         self.state.keep_as_it_is()
         self.in_forward = True
@@ -234,7 +239,7 @@ class SpectralCache(Cache):
         self.report.note_pass(new, self.get_seq_length(), self.coded_tokens)
         logits = getattr(output, "logits", None)
         every = torch.is_tensor(logits) and logits.dim() == 3 and logits.shape[1] == new
-        if self.report.passes == 1 and self.coded_tokens and every and generate_frame() is None:
+        if self.coded_tokens and every and new == self.get_seq_length() and generate_frame() is None:
             self.report.scored(new)
 
     def recover(self) -> None:
