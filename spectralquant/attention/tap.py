@@ -29,7 +29,6 @@ from spectralquant.attention.implementation import (
 )
 from spectralquant.attention.softmax import unknown_option
 from spectralquant.codec.rotary import RotaryLayout, Rotation
-from spectralquant.errors import UnsupportedModelError
 
 IMPLEMENTATION = "spectralquant_tap"
 
@@ -107,7 +106,7 @@ class AttentionTap:
     def __init__(self, model: nn.Module, observer: Observer) -> None:
         self.model = model
         self.observer = observer
-        self.decoder, self.modules = text_decoder(model), attention_modules(model)
+        self.modules = attention_modules(model)
         self._rotary: dict[nn.Module, tuple[Tensor, Tensor] | None] = {}
         self._handles: list[Any] = []
         self._owners: dict[int, tuple[weakref.ref[Tensor], int]] = {}

@@ -106,7 +106,11 @@ class HybridCacheManager(SpectralCache):
     @property
     def selecting(self) -> bool:
         """Whether decode steps read selected tokens only."""
-        return self.hybrid["below"] == "h2o" and self.options["attention"] == "spectral" and self.get_seq_length() <= self.hybrid["crossover"]
+        return (
+            self.hybrid["below"] == "h2o"
+            and self.options["attention"] == "spectral"
+            and self.get_seq_length() <= self.hybrid["crossover"]
+        )
 
     def view(self, layer: int) -> LayerView:
         """What attention reads of one layer: a selection while the sequence is short."""
