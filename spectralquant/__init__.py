@@ -22,6 +22,7 @@ _EXPORTS = {
     "SpectralKVCache": "spectralquant.cache.spectral_cache",
     "SpectralBufferPool": "spectralquant.cache.pool",
     "svd_reconstruct_attention": "spectralquant.cache.reconstruct_attention",
+    "NotCompressedWarning": "spectralquant.errors",
     "bind": "spectralquant.cache.binding",
     "pack_prompt": "spectralquant.cache.prompt",
     "unpack_cache": "spectralquant.cache.prompt",

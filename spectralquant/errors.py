@@ -34,6 +34,10 @@ class PacketError(SpectralQuantError):
     """A packet is damaged, truncated, of another version, or was written with another profile."""
 
 
+class NotCompressedWarning(UserWarning):
+    """A cache did not compress (part of) what it was given; the message says why, `SpectralCache.stats()` how much."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

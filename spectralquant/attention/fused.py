@@ -22,11 +22,20 @@ def refusal(call: AttentionCall, segments: Sequence[Segment], allowed: Tensor | 
         return "a mask hides some tokens (padding, or a sliding window)"
     if call.options.get("softcap") is not None:
         return "scores are soft-capped"
+    if call.options.get("s_aux") is not None:
+        return "the model has learnt attention sinks"
     if sum(isinstance(s, RowSegment) for s in segments) != 1 or not isinstance(segments[-1], DenseSegment):
         return "other tiers hold some of the tokens"
     if len(segments) > 3:
         return "tokens lie in more than sinks, codes and window"
     return None
+
+
+def weights_wanted(call: AttentionCall) -> str | None:
+    """A reason where attention weights were asked for, which kernels never hold."""
+    config = getattr(call.module, "config", None)
+    wanted = call.options.get("output_attentions") or getattr(config, "output_attentions", False)
+    return "attention weights were asked for (output_attentions)" if wanted else None
 
 
 def shape_refusal(heads: int, kv_heads: int, head_dim: int) -> str | None:

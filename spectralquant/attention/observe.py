@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectralquant.attention.softmax import probabilities
 from spectralquant.attention.tap import AttentionCall
 
 ENTROPY_STRIDE = 8
@@ -17,10 +18,7 @@ def _probabilities(call: AttentionCall, queries: slice) -> Tensor:
     heads, count, dim = query.shape
     key = call.key[0].detach().float()
     scores = (query.reshape(-1, group * count, dim) @ key.transpose(1, 2)).view(heads, count, -1) * call.scaling
-    softcap = call.options.get("softcap")
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    return scores.masked_fill(~call.allowed()[0, :, queries], float("-inf")).softmax(-1)
+    return probabilities(scores, call.allowed()[0, :, queries], call.options)
 
 
 def attention_entropy(call: AttentionCall) -> Tensor:

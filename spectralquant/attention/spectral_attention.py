@@ -2,8 +2,8 @@
 
 Registered as an attention function *and* a mask function (without the second no mask is passed and padded batches go
 wrong silently). Short queries read hot codes in place: the query is moved into the codes' coordinates once, keys and
-values are never materialized. Everything else is made dense and handed to the model's own attention. A model that is
-set to this implementation and called without a spectral cache attends as before.
+values are never materialized. Everything else is made dense and handed to the model's own attention. The model is set
+to this implementation during passes that are given a spectral cache, and only then (see `implementation`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 
-from spectralquant.attention.fused import attend_rows, refusal
+from spectralquant.attention.fused import attend_rows, refusal, weights_wanted
+from spectralquant.attention.implementation import make_mask, own_implementation, run_own, switched_here
 from spectralquant.attention.segments import CodeSegment, Segment
+from spectralquant.attention.softmax import probabilities
 from spectralquant.attention.tap import AttentionCall
 from spectralquant.codec.block import BLOCK
 
@@ -33,6 +34,8 @@ class CacheView(Protocol):
     rows, which nothing but kernels reads in place; else None. select: what part of such rows a read takes. watches: whether `observe` wants probabilities `[B, H, t, n]`
     of queries from `position` on, over the n tokens that were read. `allowed` is the mask over those tokens, None where all
     are allowed. `note` counts a read ("kernel", "in_place", "dense"); `refuse` is told why kernels do not take one.
+    `weights` gives probabilities over all tokens where fewer were read; `forget_received` is told that probabilities of a
+    read are not known.
     """
 
     shape: tuple[int, int, int, int]
@@ -54,6 +57,10 @@ class CacheView(Protocol):
 
     def refuse(self, reason: str) -> None: ...
 
+    def weights(self, p: Tensor) -> Tensor: ...
+
+    def forget_received(self) -> None: ...
+
 
 def spectral_attention(
     module: nn.Module,
@@ -63,34 +70,50 @@ def spectral_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[Tensor, None]:
-    """Attention `[B, T, H, D]` of `query: [B, H, T, D]` over a cache view (or over plain tensors)."""
+) -> tuple[Tensor, Tensor | None]:
+    """Attention `[B, T, H, D]` of `query: [B, H, T, D]` over a cache view (or over plain tensors).
+
+    Weights `[B, H, T, S]` come with it where the model's own implementation is the one that returns them (eager).
+    """
+    if isinstance(key, Tensor) and not switched_here(module.config):  # a pass of another thread
+        return run_own(module, query, key, value, attention_mask, scaling=scaling, **options)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = AttentionCall(module, module.layer_idx, query, key, value, attention_mask, scale, None, None, options)
     if isinstance(key, Tensor):
-        return call.run(), None
-    new, total = query.shape[2], key.shape[2]
-    short = new <= IN_PLACE_QUERIES
+        return call.attend()
+    eager = own_implementation(module.config) == "eager"
+    why = call.left_to_model()
+    short = query.shape[2] <= IN_PLACE_QUERIES
     if short and key.rows is not None and not key.watches:
         segments, allowed = key.segments(), key.allowed(call)
-        reason = refusal(call, segments, allowed)
+        reason = why or refusal(call, segments, allowed) or (weights_wanted(call) if eager else None)
         if reason is None:
             key.note("kernel")
             return attend_rows(call, segments, key.rows, key.select), None
         key.refuse(reason)
-    if short and key.rows is None and (key.in_place or key.watches):
+    if short and why is None and key.rows is None and (key.in_place or key.watches):
         key.note("in_place" if key.in_place else "dense")
         output, p = attend_segments(call, key.segments(), key.allowed(call))
         if key.watches:
-            key.observe(p, total - new)
-        return output, None
-    key.note("dense")
-    keys, values = key.dense()
+            key.observe(p, key.shape[2] - query.shape[2])
+        return output, key.weights(p).to(query.dtype) if eager else None
+    return _attend_dense(call, why)
+
+
+def _attend_dense(call: AttentionCall, why: str | None) -> tuple[Tensor, Tensor | None]:
+    """The model's own attention over reconstructed keys and values. why: see `AttentionCall.left_to_model`."""
+    view, new = call.key, call.query.shape[2]
+    view.note("dense")
+    keys, values = view.dense()
     dense = replace(call, key=keys, value=values)
-    output = dense.run()
-    for first in range(0, new if key.watches else 0, BLOCK):
-        key.observe(_probabilities(dense, first, min(new, first + BLOCK)), total - new + first)
-    return output, None
+    output = dense.attend()
+    if view.watches and why is not None:
+        view.forget_received()
+    elif view.watches:
+        for first in range(0, new, BLOCK):
+            p = _probabilities(dense, first, min(new, first + BLOCK))
+            view.observe(p, keys.shape[2] - new + first)
+    return output
 
 
 def attend_segments(call: AttentionCall, segments: Sequence[Segment], allowed: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -103,14 +126,7 @@ def attend_segments(call: AttentionCall, segments: Sequence[Segment], allowed: T
     grouped = call.query.float().reshape(batch, kv, -1, dim)
     scores = torch.cat([_scores(grouped, s) for s in segments], dim=-1).view(batch, heads, new, -1)
     scores *= call.scaling
-    softcap = call.options.get("softcap")
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if allowed is not None:
-        scores.masked_fill_(~allowed, float("-inf"))
-    p = scores.softmax(-1)
-    if allowed is not None:  # a row that may read nothing
-        p = torch.nan_to_num_(p)
+    p = probabilities(scores, allowed, call.options)
     output = torch.zeros_like(grouped)
     at = 0
     for segment in segments:
@@ -154,13 +170,9 @@ def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:
     query = call.query[:, :, first:stop].float().reshape(batch, kv, -1, dim)
     scores = (query @ call.key[:, :, :seen].float().transpose(2, 3)).view(batch, heads, stop - first, seen)
     scores *= call.scaling
-    softcap = call.options.get("softcap")
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores.masked_fill_(~call.allowed()[:, :, first:stop, :seen], float("-inf"))
-    p = torch.nan_to_num_(scores.softmax(-1))
+    p = probabilities(scores, call.allowed()[:, :, first:stop, :seen], call.options)
     return p if seen == total else torch.nn.functional.pad(p, (0, total - seen))
 
 
 AttentionInterface.register(IMPLEMENTATION, spectral_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, make_mask)

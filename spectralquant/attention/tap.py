@@ -7,7 +7,6 @@ model calls its projections (separate, fused, with biases or with q/k norms). It
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from spectralquant.attention.decoder import attention_modules, text_decoder
+from spectralquant.attention.decoder import attention_modules
+from spectralquant.attention.implementation import (
+    Switch,
+    attention_function,
+    custom_function,
+    decoder_configs,
+    make_mask,
+    own_implementation,
+    run_own,
+    switched_here,
+)
+from spectralquant.attention.softmax import unknown_option
 from spectralquant.codec.rotary import RotaryLayout, Rotation
-from spectralquant.errors import UnsupportedModelError
 
 IMPLEMENTATION = "spectralquant_tap"
 
@@ -32,7 +39,7 @@ class AttentionCall:
 
     Shapes: query `[B, H, T, D]`, key and value `[B, Hk, S, D]` (S keys, RoPE already applied),
     cos and sin `[B, T, n]` for the T new tokens (None when the layer gets no rotary tables),
-    mask boolean `[B, 1, T, S]` or None (then plain causal).
+    mask boolean `[B, 1, T, S]` or None (then plain causal), or what a user gave the model or registered a function for.
     layer: the layer that owns these keys and values; shared: another layer than the owner reads them.
     """
 
@@ -51,7 +58,7 @@ class AttentionCall:
     def allowed(self) -> Tensor:
         """Boolean mask `[B or 1, 1, T, S]`: the call's own, or causal where the model passed none."""
         if self.mask is not None:
-            return self.mask
+            return self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
         total, new = self.key.shape[2], self.query.shape[2]
         position = torch.arange(total - new, total, device=self.key.device)
         return (torch.arange(total, device=self.key.device) <= position[:, None])[None, None]
@@ -60,18 +67,30 @@ class AttentionCall:
         """The rotation of sequence 0's new tokens."""
         return Rotation.of(self.cos[0], self.sin[0], layout)
 
+    def left_to_model(self) -> str | None:
+        """Why only the model's own function can compute this call, or None where softmax attention over a mask is all."""
+        option = unknown_option(self.options, getattr(self.module, "training", False))
+        if option is not None:
+            return f"the model passes its attention an option {option!r}, which only its own function knows"
+        if self.mask is not None and not (torch.is_tensor(self.mask) and self.mask.dtype == torch.bool):
+            return "its mask is not boolean"
+        if self.module is not None and custom_function(self.module.config) is not None:
+            return f"attention {own_implementation(self.module.config)!r} is a function of the user's"
+        return None
+
+    def attend(self) -> tuple[Tensor, Tensor | None]:
+        """The model's own attention with all its options: output `[B, T, H, D]`, and weights where it returns them."""
+        kind, function = attention_function(self.module)
+        mask = self.mask
+        if kind == "eager" and (mask is None or mask.dtype == torch.bool):
+            allowed = self.allowed()
+            mask = torch.zeros_like(allowed, dtype=self.query.dtype)
+            mask.masked_fill_(~allowed, torch.finfo(self.query.dtype).min)
+        return function(self.module, self.query, self.key, self.value, mask, scaling=self.scaling, **self.options)[:2]
+
     def run(self) -> Tensor:
-        """The model's own attention: `[B, T, H, D]` (SDPA, or eager where scores are soft-capped)."""
-        if self.options.get("softcap") is None:
-            function = ALL_ATTENTION_FUNCTIONS["sdpa"]
-            return function(
-                self.module, self.query, self.key, self.value, self.mask, scaling=self.scaling, **self.options
-            )[0]
-        function = sys.modules[type(self.module).__module__].eager_attention_forward
-        allowed = self.allowed()
-        mask = torch.zeros_like(allowed, dtype=self.query.dtype)
-        mask.masked_fill_(~allowed, torch.finfo(self.query.dtype).min)
-        return function(self.module, self.query, self.key, self.value, mask, scaling=self.scaling, **self.options)[0]
+        """Output `[B, T, H, D]` of the model's own attention."""
+        return self.attend()[0]
 
 
 Observer = Callable[[AttentionCall], Tensor | None]
@@ -87,23 +106,17 @@ class AttentionTap:
     def __init__(self, model: nn.Module, observer: Observer) -> None:
         self.model = model
         self.observer = observer
-        self.decoder, self.modules = text_decoder(model), attention_modules(model)
+        self.modules = attention_modules(model)
         self._rotary: dict[nn.Module, tuple[Tensor, Tensor] | None] = {}
         self._handles: list[Any] = []
         self._owners: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._previous = ""
+        self._switch = Switch(decoder_configs(model, self.modules), IMPLEMENTATION)
 
     def __enter__(self) -> AttentionTap:
-        self._previous = self.decoder.config._attn_implementation
-        self.decoder.set_attn_implementation(IMPLEMENTATION)
-        if self.decoder.config._attn_implementation != IMPLEMENTATION:
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} does not use transformers' attention interface, so its keys and values "
-                "cannot be observed. Use a model class that supports `set_attn_implementation`."
-            )
+        if any(module in _active for module in self.modules):
+            raise RuntimeError("an AttentionTap is already open on this model")
+        self._switch.__enter__()
         for module in self.modules:
-            if module in _active:
-                raise RuntimeError("an AttentionTap is already open on this model")
             _active[module] = self
             self._handles.append(module.register_forward_pre_hook(self._keep_rotary, with_kwargs=True))
         return self
@@ -116,7 +129,7 @@ class AttentionTap:
         self._owners.clear()
         for module in self.modules:
             _active.pop(module, None)
-        self.decoder.set_attn_implementation(self._previous)
+        self._switch.__exit__()
 
     def _keep_rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = (kwargs.get("position_embeddings"), *args)
@@ -154,18 +167,18 @@ def _tap_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     tap = _active.get(module)
-    if tap is None:
-        raise RuntimeError(f"attention implementation {IMPLEMENTATION!r} is set, but no AttentionTap is open")
+    if tap is None or not switched_here(module.config):  # a pass of another thread
+        return run_own(module, query, key, value, attention_mask, scaling=scaling, **options)
     cos, sin = tap.rotary(module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     owner = tap.owner(key, module.layer_idx)
     shared = owner != module.layer_idx
     call = AttentionCall(module, owner, query, key, value, attention_mask, scale, cos, sin, options, shared)
     output = tap.observer(call)
-    return (call.run() if output is None else output), None
+    return call.attend() if output is None else (output, None)
 
 
 AttentionInterface.register(IMPLEMENTATION, _tap_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, make_mask)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _distinct_blocks(cache: SpectralCache) -> list[StoredBlock]:
-    return list({id(b): b for blocks in cache.state.rows for b in blocks}.values())
+    return list(dict.fromkeys(b for blocks in cache.state.rows for b in blocks))
 
 
 def exact_bytes(cache: SpectralCache) -> int:
@@ -64,4 +64,5 @@ def cache_stats(cache: SpectralCache) -> CacheStats:
         spent=cache.spent,
         reconstructor_failure=None if failure is None else repr(failure),
         over_budget=cache.compressor.over_budget,
+        not_compressed=tuple(cache.report.reasons()),
     )

@@ -1,7 +1,7 @@
 """`ModelBinding`: what a cache must learn from a model's forward pass and `update` does not tell it.
 
-Token ids (for the token predictor), position ids (to take RoPE out of keys) and the end of a forward pass (the moment
-at which blocks that left the window are compressed). Hooks are set once a model and serve all its caches.
+Token ids (for the token predictor), position ids (to take RoPE out of keys), and where a forward pass begins and ends
+(see `passes`). One binding serves all caches of a model; its hooks are there while one of them is.
 """
 
 from __future__ import annotations
@@ -9,15 +9,21 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from spectralquant.attention.decoder import attention_modules, rotary_modules, text_decoder
+from spectralquant.attention.implementation import decoder_configs
 from spectralquant.attention.rotary_tables import RotaryTables
+from spectralquant.cache.passes import ForwardPass, Hook, PassWatch
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry
 from spectralquant.sources.models import weights_sha256
+
+if TYPE_CHECKING:
+    from spectralquant.cache.spectral_cache import SpectralCache
 
 _bindings: weakref.WeakKeyDictionary[nn.Module, ModelBinding] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -31,25 +37,30 @@ class ModelBinding:
         self._seen = threading.local()
         self.geometry: CacheGeometry = probe_geometry(model)
         self.tables = RotaryTables(model, self.geometry)
-        model.register_forward_pre_hook(self._forget)
-        text_decoder(model).register_forward_hook(self._forget, always_call=True)
-        model.get_input_embeddings().register_forward_pre_hook(self._note_ids)
-        for module in rotary_modules(model):
-            module.register_forward_pre_hook(self._note_positions, with_kwargs=True)
-        attention_modules(model)[-1].register_forward_hook(_end_forward, with_kwargs=True)
+        attention = attention_modules(model)
+        makers = [m for m in model.modules() if isinstance(m, PreTrainedModel) and attention[-1] in set(m.modules())]
+        outermost = [] if model in makers else [model]
+        self._passes = PassWatch([*outermost, *makers], decoder_configs(model, attention))
 
-    @classmethod
-    def detached(cls) -> ModelBinding:
-        """What the hooks of a copied or pickled model hang on: it notes ids and positions, and nobody asks."""
-        binding = cls.__new__(cls)
-        binding._model, binding._seen = (lambda: None), threading.local()
-        return binding
+    def attach(self, cache: SpectralCache) -> None:
+        """Watch the model's passes for as long as the cache lives."""
+        self._passes.attach(cache, self._set_hooks)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ModelBinding:
-        return ModelBinding.detached()
+    def pass_of(self, cache: SpectralCache) -> ForwardPass | None:
+        """The pass that was given the cache and has not ended."""
+        return self._passes.of(cache)
 
-    def __reduce__(self):
-        return ModelBinding.detached, ()
+    def _set_hooks(self) -> list[Any]:
+        model = self.model
+        return [
+            model.register_forward_pre_hook(Hook(self._forget)),
+            text_decoder(model).register_forward_hook(Hook(self._forget), always_call=True),
+            model.get_input_embeddings().register_forward_pre_hook(Hook(self._note_ids)),
+            *(
+                module.register_forward_pre_hook(Hook(self._note_positions), with_kwargs=True)
+                for module in rotary_modules(model)
+            ),
+        ]
 
     @property
     def model(self) -> nn.Module:
@@ -57,11 +68,6 @@ class ModelBinding:
         if model is None:
             raise RuntimeError("the cache's model is gone; keep the model as long as its caches are used")
         return model
-
-    @property
-    def implementation(self) -> str:
-        """The model's attention implementation."""
-        return text_decoder(self.model).config._attn_implementation
 
     @functools.cached_property
     def weights_sha256(self) -> str:
@@ -100,11 +106,3 @@ def bind(model: nn.Module) -> ModelBinding:
 def bound_model(weights: str) -> nn.Module | None:
     """A model of this process with these weights that a cache has been made for (or `bind` was called on)."""
     return next((m for m, b in list(_bindings.items()) if b.weights_sha256 == weights), None)
-
-
-@torch.no_grad()
-def _end_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Tell the cache, by whatever name the attention layer was given it (transformers has renamed that argument)."""
-    for value in (*args, *kwargs.values()):
-        if hasattr(value, "end_forward"):
-            value.end_forward()

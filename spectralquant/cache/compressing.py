@@ -15,6 +15,7 @@ from spectralquant.cache.reconstructor import AsyncReconstructor, Task
 from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import Spent
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, Tier
+from spectralquant.cache.uncompressed import RunReport
 from spectralquant.codec.block import SINKS
 
 BACKGROUND_QUERIES = 16
@@ -40,6 +41,7 @@ class BlockCompressor:
     background: bool
     lag: int
     over_budget: bool = False
+    report: RunReport | None = None
     _pending: dict[int, list[Task]] = field(default_factory=dict)
 
     def after_forward(self, held_bytes: Callable[[], int]) -> None:
@@ -129,12 +131,12 @@ class BlockCompressor:
         if tier == "cold" and not self.state.cold_ready(first.start, first.stop):
             return False
         begin = time.perf_counter()
-        made: dict[int, StoredBlock] = {}
+        made: dict[StoredBlock, StoredBlock] = {}
         for row, blocks in enumerate(self.state.rows):
             block = blocks[index]
-            if id(block) not in made:
-                made[id(block)] = self.encode(self.decoded(row, block), tier)
-            blocks[index] = made[id(block)]
+            if block not in made:
+                made[block] = self.encode(self.decoded(row, block), tier)
+            blocks[index] = made[block]
             self.spent.demotions += 1
         self.reader.forget_unused()
         self.spent.compress_s += time.perf_counter() - begin

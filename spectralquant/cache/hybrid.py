@@ -72,6 +72,7 @@ class HybridCacheManager(SpectralCache):
         self.options["compress_from"] = crossover + 1
         self.hybrid = {"crossover": crossover, "below": below, "heavy": heavy, "recent": recent}
         self.attended: list[Tensor | None] = [None] * self.geometry.layers
+        self._attended_before = list(self.attended)
 
     def snapshot_options(self) -> dict[str, Any]:
         """See `SpectralCache.snapshot_options`."""
@@ -85,6 +86,17 @@ class HybridCacheManager(SpectralCache):
         """See `SpectralCache.take_own_tensors`."""
         self.attended = [tensors.get(f"attended.{i}") for i in range(self.geometry.layers)]
 
+    def begin_pass(self, reads_views: bool) -> None:
+        """See `SpectralCache.begin_pass`."""
+        super().begin_pass(reads_views)
+        self._attended_before = list(self.attended)
+
+    def abort_forward(self) -> None:
+        """See `SpectralCache.abort_forward`."""
+        if self.in_forward:
+            self.attended = self._attended_before
+        super().abort_forward()
+
     def end_forward(self) -> None:
         """See `SpectralCache.end_forward`; above the crossover the sums are of no use any more."""
         super().end_forward()
@@ -94,7 +106,11 @@ class HybridCacheManager(SpectralCache):
     @property
     def selecting(self) -> bool:
         """Whether decode steps read selected tokens only."""
-        return self.hybrid["below"] == "h2o" and self.spectral and self.get_seq_length() <= self.hybrid["crossover"]
+        return (
+            self.hybrid["below"] == "h2o"
+            and self.options["attention"] == "spectral"
+            and self.get_seq_length() <= self.hybrid["crossover"]
+        )
 
     def view(self, layer: int) -> LayerView:
         """What attention reads of one layer: a selection while the sequence is short."""
@@ -158,6 +174,15 @@ class HeavyHitterView(LayerView):
         """Probabilities over the chosen tokens as probabilities `[B, H, t, S]` over all."""
         index = chosen.repeat_interleave(self.cache.geometry.group, dim=1)[:, :, None].expand_as(p)
         return p.new_zeros(*p.shape[:3], self.shape[2]).scatter_(3, index, p)
+
+    def weights(self, p: Tensor) -> Tensor:
+        """See `LayerView.weights`; 0 where a token was not read."""
+        return p if p.shape[3] == self.shape[2] else self._over_all(p, self.chosen)
+
+    def forget_received(self) -> None:
+        """See `LayerView.forget_received`; heavy hitters are counted without this read."""
+        if self.cache.wants_received:
+            super().forget_received()
 
     def observe(self, p: Tensor, position: int) -> None:
         """Accumulate attention per key/value head over all tokens, read or not."""

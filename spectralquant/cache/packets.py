@@ -185,6 +185,7 @@ def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | s
         layer.sink_keys, layer.sink_values = sinks
         if layer.received is not None:
             layer.received.fill_(float("nan"))
+    cache.report.note_held(state.total, state.coded_tokens)
     places = cache.binding.tables.prompt(state.total)
     if places.frequencies is not None:
         state.positions = TokenPositions(None, list(places.frequencies), places.which.to(torch.int32))

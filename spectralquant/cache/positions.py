@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -79,6 +79,10 @@ class TokenPositions:
         if self.ids is None:
             return True
         return bool((self.ids == torch.arange(self.ids.shape[2], device=self.ids.device)).all())
+
+    def copy(self) -> TokenPositions:
+        """The same positions, to be appended to independently (tensors are replaced, never changed)."""
+        return replace(self, frequencies=list(self.frequencies))
 
     def truncate(self, target: int) -> None:
         """Keep the oldest `target` tokens."""

@@ -21,7 +21,7 @@ class BlockReader:
 
     def __init__(self, state: CacheState, tiers: dict[str, Tier], working_set: int, spent: Spent) -> None:
         self.state, self.tiers, self.working_set, self.spent = state, tiers, working_set, spent
-        self._working: dict[int, tuple[StoredBlock, Tensor, Tensor]] = {}
+        self._working: dict[StoredBlock, tuple[Tensor, Tensor]] = {}
         self._scratch: ReadScratch | None = None
         self._runs: list[tuple[str, int, int]] | None = None
         self._in_forward = False
@@ -32,7 +32,7 @@ class BlockReader:
         self._in_forward, self._runs = True, None
         if "cold" in self.tiers:
             for blocks in self.state.rows:
-                cold = [b for b in blocks if b.tier == "cold" and id(b) not in self._working]
+                cold = [b for b in blocks if b.tier == "cold" and b not in self._working]
                 self.tiers["cold"].prefetch(cold, self._scratch)
 
     def end_forward(self) -> None:
@@ -57,7 +57,7 @@ class BlockReader:
         return out
 
     def _kind(self, block: StoredBlock) -> str:
-        return WORKING if id(block) in self._working else block.tier
+        return WORKING if block in self._working else block.tier
 
     def read(self, layer: int, row: int, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[S, Hk, D]` of blocks first … last of one sequence and layer."""
@@ -69,8 +69,8 @@ class BlockReader:
         for kind, group in groupby(blocks, self._kind):
             mine = list(group)
             if kind == WORKING:
-                held = [self._working[id(b)] for b in mine]
-                parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in held]) for i in (1, 2)))
+                held = [self._working[b] for b in mine]
+                parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in held]) for i in range(2)))
             else:
                 places = self.state.positions.places(row, mine[0].start, mine[-1].stop)
                 parts.append(self.tiers[kind].dense(layer, mine, places, self._scratch))
@@ -88,7 +88,7 @@ class BlockReader:
             return
         layer = self.state.layers[0]
         for index in reversed(range(len(self.state.rows[0]))):
-            group = {id(blocks[index]): (row, blocks[index]) for row, blocks in enumerate(self.state.rows)}
+            group = {blocks[index]: (row, blocks[index]) for row, blocks in enumerate(self.state.rows)}
             missing = [pair for key, pair in group.items() if key not in self._working]
             size = 4 * self.state.binding.geometry.width * layer.dtype.itemsize // 2
             if not missing or missing[0][1].tier not in ("warm", "cold"):
@@ -98,18 +98,18 @@ class BlockReader:
             begin = time.perf_counter()
             for row, block in missing:
                 keys, values = (x.to(layer.dtype).clone() for x in self.whole(row, block))
-                self._working[id(block)] = (block, keys, values)
+                self._working[block] = (keys, values)
             self.spent.reconstruct_s += time.perf_counter() - begin
 
     def forget_unused(self) -> None:
         """Drop decoded blocks that no row holds any more, and what was shared between reads: rows may have moved."""
         if not self._in_forward:
             self._scratch = None
-        live = {id(b) for blocks in self.state.rows for b in blocks}
+        live = {b for blocks in self.state.rows for b in blocks}
         for key in [k for k in self._working if k not in live]:
             del self._working[key]
 
     @property
     def working_bytes(self) -> int:
         """Bytes of the working set."""
-        return sum(k.untyped_storage().nbytes() + v.untyped_storage().nbytes() for _, k, v in self._working.values())
+        return sum(k.untyped_storage().nbytes() + v.untyped_storage().nbytes() for k, v in self._working.values())

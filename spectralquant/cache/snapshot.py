@@ -64,7 +64,9 @@ class CacheSnapshot:
 
 def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheSnapshot:
     """Freeze a cache; background work is finished first."""
+    cache.recover()
     cache.compressor.settle()
+    cache.report.kept = True
     state, tensors = cache.state, {}
     for name in LAYER_TENSORS:
         held = [getattr(layer, name) for layer in state.layers]
@@ -76,11 +78,10 @@ def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheS
     tensors |= {f"own.{name}": t.cpu().clone() for name, t in cache.own_tensors().items()}
     if (drift := _adaptive(cache)) is not None:
         tensors |= {f"adaptive.{name}": t.cpu() for name, t in drift.state().items()}
-    distinct = {id(b): b for blocks in state.rows for b in blocks}
-    numbers = {key: i for i, key in enumerate(distinct)}
-    blocks = [(b.tier, b.start, b.tokens) for b in distinct.values()]
+    numbers = {b: i for i, b in enumerate(dict.fromkeys(b for blocks in state.rows for b in blocks))}
+    blocks = [(b.tier, b.start, b.tokens) for b in numbers]
     if not share_blocks:
-        for i, block in enumerate(distinct.values()):
+        for block, i in numbers.items():
             data = bytearray(cache.tiers[block.tier].to_bytes(block))
             tensors[f"block.{i}"] = torch.frombuffer(data, dtype=torch.uint8)
     facts = {
@@ -88,7 +89,7 @@ def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheS
         "model": cache.binding.weights_sha256,
         "profile": None if cache.profile is None else cache.profile.id.hex(),
         "blocks": blocks,
-        "rows": [[numbers[id(b)] for b in row] for row in state.rows],
+        "rows": [[numbers[b] for b in row] for row in state.rows],
         "coded_tokens": state.coded_tokens,
     }
     return CacheSnapshot(facts, tensors, [list(row) for row in state.rows] if share_blocks else None)
@@ -134,6 +135,7 @@ def restore(
     own = {k.removeprefix("own."): t.to(model.device) for k, t in tensors.items() if k.startswith("own.")}
     cache.take_own_tensors(own)
     state.coded_tokens = facts["coded_tokens"]
+    cache.report.note_held(state.total, state.coded_tokens)
     if snapshot.rows is not None:
         state.rows = [list(row) for row in snapshot.rows]
         return cache

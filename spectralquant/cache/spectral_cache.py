@@ -6,6 +6,7 @@ into a tier at the end of the forward pass; attention reads hot codes in place a
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from spectralquant.attention import spectral_attention
-from spectralquant.attention.decoder import text_decoder
 from spectralquant.cache.accounting import cache_stats, held_bytes
 from spectralquant.cache.binding import bind
 from spectralquant.cache.compressing import BlockCompressor
+from spectralquant.cache.dropped import generate_frame
 from spectralquant.cache.layer import SpectralLayer
 from spectralquant.cache.packets import fill_from_packets, pack_cache, pack_tensors
+from spectralquant.cache.passes import inside_a_module
 from spectralquant.cache.policy import make_policy
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reading import BlockReader
@@ -29,6 +30,7 @@ from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
 from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import CacheStats, Spent
 from spectralquant.cache.tiers.registry import kernel_backend, make_tiers
+from spectralquant.cache.uncompressed import RunReport
 from spectralquant.cache.view import LayerView
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.linear import INDEX_RANK
@@ -52,8 +54,9 @@ class SpectralCache(Cache):
         background: code blocks during decoding on a worker thread (None: for the cold tier).
         lag: tokens for which a block in background work stays exact beyond its window; fixed, so that results do not
             depend on the worker's speed.
-        attention: "spectral" switches the model to `SpectralAttention`; "model" leaves its implementation alone, which
-            then reads dense tensors (and the cold tier codes without importance, at a worse rate).
+        attention: "spectral" has the model read this cache through `SpectralAttention`, during passes that are given the
+            cache; "model" leaves its implementation alone, which then reads dense tensors (and the cold tier codes
+            without importance, at a worse rate).
         kernels: "auto" reads hot codes by Triton kernels on a GPU and by torch elsewhere, "torch" never uses kernels,
             "triton" is an error where they cannot be used. `stats().spent` tells which read what.
         select: a share (0.08) or number of the hot tier's coded tokens that a decode step reads, those that score highest on
@@ -137,7 +140,7 @@ class SpectralCache(Cache):
             0 if select is None else INDEX_RANK,
         )
         keep_ids = "cold" in self.tiers and self.tiers["cold"].codec.features is not None
-        self.spent, self.in_forward = Spent(), False
+        self.spent, self.in_forward, self.reads_views = Spent(), False, False
         self.state = CacheState(self.binding, self.layers, keep_ids)
         self.reader = BlockReader(self.state, self.tiers, working_set, self.spent)
         self.compressor = BlockCompressor(
@@ -152,8 +155,10 @@ class SpectralCache(Cache):
             background,
             lag,
         )
-        if attention == "spectral" and self.binding.implementation != spectral_attention.IMPLEMENTATION:
-            text_decoder(model).set_attn_implementation(spectral_attention.IMPLEMENTATION)
+        self.report = RunReport(policy.first != "exact", window, compress_from)
+        self.compressor.report = self.report
+        self.binding.attach(self)
+        weakref.finalize(self, self.report.end)
 
     # What a model calls
 
@@ -164,47 +169,94 @@ class SpectralCache(Cache):
         """
         batch, _, new, _ = key_states.shape
         if layer_idx == 0:
-            if self.state.rows and len(self.state.rows) != batch:
-                raise InputError(
-                    f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
-                )
-            if self.in_forward:
-                raise UnsupportedModelError(
-                    "The model never told this cache that its last forward pass was over, so nothing would be compressed. "
-                    "Either that pass failed (then use a new cache), or the model does not hand caches to its attention "
-                    "layers as transformers 5.17 to 5.24 do."
-                )
-            self.in_forward = True
-            self.state.begin(batch, new, key_states.device)
-            self.reader.begin_forward()
+            self._begin_forward(batch, new, key_states.device)
         heads = self.geometry.heads if self.wants_received else None
         self.layers[layer_idx].append(key_states, value_states, heads)
         view = self.view(layer_idx)
-        if self.spectral:
+        if self.reads_views:
             return view, view
+        if heads is not None:
+            view.forget_received()
         self.spent.dense_reads += 1
         return view.dense()
+
+    def _begin_forward(self, batch: int, new: int, device: torch.device) -> None:
+        if self.state.rows and len(self.state.rows) != batch:
+            raise InputError(
+                f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
+            )
+        self.state.require_even()
+        if self.binding.pass_of(self) is None and inside_a_module():
+            raise UnsupportedModelError(
+                "This cache was called by another model object than it was made for, whose forward passes nothing watches, "
+                "so nothing would be compressed. Make the cache for the model that runs: SpectralCache(model, profile)."
+            )
+        if self.in_forward:
+            raise InputError(
+                "The last tokens given to update were never followed by end_forward(), so nothing would be compressed."
+            )
+        self.state.keep_as_it_is()
+        self.in_forward = True
+        self.state.begin(batch, new, device)
+        self.reader.begin_forward()
 
     def view(self, layer: int) -> LayerView:
         """What attention reads of one layer."""
         return LayerView(self, layer)
 
     def end_forward(self) -> None:
-        """Compress what has left the window; called when the last layer has attended."""
+        """Compress what has left the window; called when a forward pass has ended."""
         self.in_forward = False
+        self.state.forget_kept()
         self.reader.end_forward()
         if self.state.rows and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
             self.compressor.after_forward(lambda: held_bytes(self))
 
-    @property
-    def spectral(self) -> bool:
-        """Whether the model reads this cache through `SpectralAttention`."""
-        return self.binding.implementation == spectral_attention.IMPLEMENTATION
+    def abort_forward(self) -> None:
+        """Take back what a pass that failed has appended: the cache is as it was before."""
+        self.reads_views = False
+        if self.in_forward:
+            self.in_forward = False
+            self.state.restore_kept()
+            self.reader.end_forward()
+
+    def begin_pass(self, reads_views: bool) -> None:
+        """A forward pass of the model was given this cache (see `PassWatch`). reads_views: through `SpectralAttention`."""
+        self.abort_forward()
+        self.reads_views = reads_views
+
+    def end_pass(self, output: Any, arguments: Mapping[str, Any]) -> None:
+        """That pass has ended with an output, or with an exception (None)."""
+        called, self.reads_views = self.in_forward, False
+        if output is None:
+            self.abort_forward()
+            return
+        if not called:
+            self.report.not_called(type(self.binding.model).__name__)
+            return
+        new = self.state.last_new
+        self.end_forward()
+        self.report.note_pass(new, self.get_seq_length(), self.coded_tokens)
+        logits = getattr(output, "logits", None)
+        every = torch.is_tensor(logits) and logits.dim() == 3 and logits.shape[1] == new
+        if self.coded_tokens and every and new == self.get_seq_length() and generate_frame() is None:
+            self.report.scored(new)
+
+    def recover(self) -> None:
+        """After Ctrl-C: take back what the interrupted pass has appended."""
+        if self.in_forward and (interrupted := self.binding.pass_of(self)) is not None and not interrupted.running:
+            interrupted.close()
+            self.abort_forward()
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of each sequence that a layer holds."""
+        self.recover()
+        return super().get_seq_length(layer_idx)
 
     @property
     def wants_received(self) -> bool:
         """Whether attention received is counted: the cold tier spends fewer bits on tokens that nobody reads."""
-        return self.policy.reaches_cold and self.spectral
+        return self.policy.reaches_cold and self.options["attention"] == "spectral"
 
     # What generate calls
 
@@ -212,6 +264,7 @@ class SpectralCache(Cache):
         """Remove the newest −`tokens_to_remove` tokens; a block that is cut becomes exact again, as it was decoded."""
         if tokens_to_remove > 0:
             raise ValueError("crop takes a negative number of tokens to remove")
+        self.recover()
         if tokens_to_remove == 0 or not self.state.rows:
             return
         target = self.get_seq_length() + tokens_to_remove
@@ -232,6 +285,7 @@ class SpectralCache(Cache):
         indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:
             indices = indices.nonzero().squeeze(1)
+        self.recover()
         if self.state.rows:
             self.compressor.settle()
             self.state.select_rows(indices)
@@ -243,10 +297,12 @@ class SpectralCache(Cache):
 
     def reset(self) -> None:
         """Forget everything; pages go back to the pool."""
+        self.in_forward = False
         self.compressor.forget_pending()
         self.state.clear()
         self.reader.end_forward()
         self.reader.forget_unused()
+        self.report.restart()
 
     @property
     def coded_tokens(self) -> int:
@@ -259,13 +315,16 @@ class SpectralCache(Cache):
 
     def evict(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
+        self.recover()
         return self.compressor.evict(blocks)
 
     # Packets, copies, files
 
     def pack(self, *, exact: str = "auto") -> list[SpectralPacket]:
         """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`)."""
+        self.recover()
         self.compressor.settle()
+        self.report.kept = True
         return pack_cache(self, exact)
 
     def compress(self, keys: Tensor, values: Tensor | None = None, token_ids: Tensor | None = None) -> SpectralPacket:
@@ -324,7 +383,12 @@ class SpectralCache(Cache):
         """Restore what `own_tensors` gave."""
 
     def stats(self) -> CacheStats:
-        """What the cache holds now, measured, and what it has spent."""
+        """What the cache holds now, measured, what it has spent, and what it did not compress.
+
+        Warns (`NotCompressedWarning`, once a cache and reason) where it did not compress what it was asked to.
+        """
+        self.recover()
+        self.report.end()
         return cache_stats(self)
 
 

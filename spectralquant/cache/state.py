@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from spectralquant.cache.layer import SpectralLayer
 from spectralquant.cache.positions import TokenPositions
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.codec.block import BLOCK, SINKS
+from spectralquant.errors import InputError
 
 
 @dataclass
@@ -32,6 +34,41 @@ class CacheState:
     ids: Tensor | None = None
     positions: TokenPositions = field(default_factory=TokenPositions)
     last_new: int = 0
+    _kept: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
+
+    def keep_as_it_is(self) -> None:
+        """Remember the tokens there are (by reference: tensors are replaced, never changed), for `restore_kept`."""
+        own = {name: getattr(self, name) for name in ("rows", "coded_tokens", "ids", "positions", "last_new")}
+        own |= {"rows": [list(row) for row in self.rows], "positions": self.positions.copy()}
+        self._kept = (own, [dict(vars(layer)) for layer in self.layers])
+
+    def restore_kept(self) -> None:
+        """Go back to what `keep_as_it_is` remembered."""
+        if self._kept is None:
+            return
+        own, layers = self._kept
+        for name, value in own.items():
+            setattr(self, name, value)
+        for layer, attributes in zip(self.layers, layers, strict=True):
+            vars(layer).clear()
+            vars(layer).update(attributes)
+        self._kept = None
+
+    def forget_kept(self) -> None:
+        """Let go of what `keep_as_it_is` remembered."""
+        self._kept = None
+
+    def require_even(self) -> None:
+        """Refuse a cache whose layers disagree.
+
+        Raises:
+            InputError: it was interrupted in the middle of a change.
+        """
+        if len({layer.get_seq_length() for layer in self.layers}) > 1:
+            raise InputError(
+                "This cache was interrupted while its blocks were being changed, and its layers do not hold the same "
+                "tokens any more. Call reset() on it, or use a new cache."
+            )
 
     @property
     def total(self) -> int:

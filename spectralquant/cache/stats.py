@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from spectralquant.cache.uncompressed import NotCompressed
+
 
 @dataclass(frozen=True)
 class TierStats:
@@ -36,6 +38,7 @@ class CacheStats:
     """Bytes are measured from storages. fp16_bytes: what all tokens would take in float16.
 
     payload_ratio covers coded tokens and their codes, resident_ratio all tokens and every tensor that the cache holds.
+    not_compressed: why (part of) the tokens were not compressed, or not read from what was compressed, and how many.
     """
 
     rows: int
@@ -53,6 +56,7 @@ class CacheStats:
     spent: Spent
     reconstructor_failure: str | None
     over_budget: bool
+    not_compressed: tuple[NotCompressed, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""

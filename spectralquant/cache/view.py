@@ -108,6 +108,14 @@ class LayerView:
             self.layer.received += recent.sum(2)
             row += rows
 
+    def weights(self, p: Tensor) -> Tensor:
+        """Probabilities `[B, H, T, S]` over all tokens."""
+        return p
+
+    def forget_received(self) -> None:
+        """What recent tokens received is not known from here on; their blocks are coded without it."""
+        self.layer.received.fill_(float("nan"))
+
     def note(self, how: str) -> None:
         """Count a read."""
         counter = f"{how}_reads"

@@ -63,9 +63,12 @@ class LeavingBlock:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredBlock:
-    """A coded block of one sequence; immutable, so beams and copies share it. nbytes: what its payload holds."""
+    """A coded block of one sequence; immutable, so beams and copies share it. nbytes: what its payload holds.
+
+    Blocks are told apart by identity: tables are keyed by the block itself, which keeps it alive as long as its entry.
+    """
 
     tier: str
     start: int
@@ -87,7 +90,7 @@ class ReadScratch:
 
     rotary: Callable[[Places], Rotations]
     _made: dict[Any, Rotations] = field(default_factory=dict)
-    decoded: dict[int, Any] = field(default_factory=dict)
+    decoded: dict[Any, Any] = field(default_factory=dict)
 
     def rotate(self, keys: Tensor, places: Places, layer: int) -> Tensor:
         """Apply RoPE to `keys: [S, Hk, D]` of one layer at S places."""

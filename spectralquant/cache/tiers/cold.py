@@ -40,8 +40,8 @@ class ColdTier:
     def prefetch(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> None:
         """Start entropy decoding of blocks that a forward pass is going to read."""
         for block in blocks:
-            if id(block) not in scratch.decoded:
-                scratch.decoded[id(block)] = self.reconstructor.submit(self._coefficients, block)
+            if block not in scratch.decoded:
+                scratch.decoded[block] = self.reconstructor.submit(self._coefficients, block)
 
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
@@ -57,12 +57,12 @@ class ColdTier:
         return scratch.rotate(keys, places, layer), values
 
     def _chunk(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> list[BlockCoefficients]:
-        key = ("chunk", *(id(b) for b in blocks))
+        key = ("chunk", *blocks)
         if key not in scratch.decoded:
-            joined = joined_coefficients([scratch.decoded[id(b)].result() for b in blocks])
-            scratch.decoded[key] = joined
+            tasks = [scratch.decoded[b] or self.reconstructor.submit(self._coefficients, b) for b in blocks]
+            scratch.decoded[key] = joined_coefficients([task.result() for task in tasks])
             for block in blocks:
-                scratch.decoded[id(block)] = None
+                scratch.decoded[block] = None  # its chunk has it; another chunk (after a crop) decodes it again
         return scratch.decoded[key]
 
     def _coefficients(self, block: StoredBlock) -> BlockCoefficients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -37,7 +38,7 @@ class HotRowTier(PagedTier):
         self.page_bytes = matrices.layout.page_bytes
         heads = geometry.kv_heads
         self.layers = [matrices.part(layer * heads, heads) for layer in range(geometry.layers)]
-        self._table: tuple[tuple[int, ...], RowPages] | None = None
+        self._table: tuple[tuple[weakref.ref[StoredBlock], ...], RowPages] | None = None  # of blocks that still live
 
     def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
         """Quantize keys (as they are, after RoPE) and values of all layers; blocks of one length in one launch."""
@@ -57,15 +58,17 @@ class HotRowTier(PagedTier):
     def row_pages(self, layer: int, rows: Sequence[Sequence[StoredBlock]]) -> RowPages:
         """The blocks of every sequence as the kernels take them; the table is built once for all layers."""
         self.pool.used_on(self.pool.device)
-        held = tuple(id(block) for blocks in rows for block in blocks)
-        if self._table is None or self._table[0] != held:
+        blocks = [block for row in rows for block in row]
+        held = () if self._table is None else self._table[0]
+        if len(held) != len(blocks) or any(ref() is not block for ref, block in zip(held, blocks, strict=True)):
             base = rows[0][0].payload.data
             address = base.data_ptr()
-            offsets = [[b.payload.data.data_ptr() - address for b in blocks] for blocks in rows]
+            offsets = [[b.payload.data.data_ptr() - address for b in row] for row in rows]
             device = self.matrices.device
             first = torch.full((len(rows),), unused_slots(rows[0]), dtype=torch.int32, device=device)
             tokens = torch.full((len(rows),), sum(b.tokens for b in rows[0]), dtype=torch.int32, device=device)
             table = torch.tensor(offsets, dtype=torch.int64, device=device)
+            held = tuple(weakref.ref(block) for block in blocks)
             self._table = (held, RowPages(base, table, first, tokens, self.matrices))
         found = self._table[1]
         return RowPages(found.storage, found.pages, found.first, found.tokens, self.layers[layer])

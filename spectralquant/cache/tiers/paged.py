@@ -48,5 +48,5 @@ class PagedTier:
 def joined(rows: Tensor, blocks: Sequence[StoredBlock]) -> Tensor:
     """Rows `[S, columns]` of gathered pages `[n, 128, columns]` without the unused rows that end the first of them."""
     if blocks[0].tokens == BLOCK:
-        return rows.reshape(-1, rows.shape[-1])
-    return torch.cat([rows[0, : blocks[0].tokens], rows[1:].reshape(-1, rows.shape[-1])])
+        return rows.flatten(0, 1)
+    return torch.cat([rows[0, : blocks[0].tokens], rows[1:].flatten(0, 1)])

@@ -125,8 +125,7 @@ def test_dtypes(tier, dtype):
     assert out.shape == expected.shape
     if tier == "exact":
         assert torch.equal(out, expected)
-    keys, _ = cache.update(*(torch.zeros(1, 2, 0, 16, dtype=dtype),) * 2, 0)
-    assert keys.dense()[0].dtype == dtype
+    assert cache.view(0).dense()[0].dtype == dtype
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -141,6 +140,7 @@ def test_the_models_own_attention_reads_the_same_cache(tier, implementation):
         token = torch.tensor([[7]])
         expected = model(input_ids=token, past_key_values=spectral).logits
         model.set_attn_implementation(implementation)
+        other.options["attention"] = "model"
         found = model(input_ids=token, past_key_values=other).logits
     assert torch.allclose(found, expected, atol=1e-3 * expected.abs().max())
 
@@ -225,19 +225,3 @@ def test_blocks_are_reconstructed_once_a_token(tier, monkeypatch):
         )
         loaded.model(input_ids=prompt(tokens=1), past_key_values=cache)
     assert reads == [0, 1, 2]
-
-
-def test_a_model_that_never_ends_a_pass_is_an_error():
-    """transformers renames arguments; a cache that is never told of a pass's end would compress nothing, in silence."""
-    from spectralquant.attention.decoder import attention_modules
-    from spectralquant.errors import UnsupportedModelError
-
-    loaded, profile = profile_of("llama")
-    model = copy.deepcopy(loaded.model)
-    cache = SpectralCache(model, profile, tier="hot")
-    attention_modules(model)[-1]._forward_hooks.clear()
-    ids = torch.randint(5, 500, (1, 300))
-    with torch.no_grad():
-        model(input_ids=ids, past_key_values=cache)
-        with pytest.raises(UnsupportedModelError, match="nothing would be compressed"):
-            model(input_ids=ids[:, :1], past_key_values=cache)
