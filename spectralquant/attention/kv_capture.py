@@ -9,6 +9,7 @@ from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.block import SINKS
 from spectralquant.codec.rotary import undo_rope
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.wrappers import model_device
 
 
 @torch.no_grad()
@@ -27,5 +28,5 @@ def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) 
         values.append(call.value[0].float().transpose(0, 1)[SINKS:].flatten(1))
 
     with AttentionTap(model, observe):
-        model(input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+        model(input_ids=ids[None].to(model_device(model)), use_cache=False, logits_to_keep=1)
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)

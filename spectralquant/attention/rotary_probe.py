@@ -16,6 +16,7 @@ from spectralquant.attention.decoder import attention_modules, text_config
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import LAYOUTS, RotaryLayout, undo_rope
 from spectralquant.errors import UnsupportedModelError
+from spectralquant.sources.wrappers import model_device
 
 TOKENS, OFFSET = 12, 5
 Inputs = dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
@@ -29,7 +30,7 @@ def rotary_probe(model: nn.Module) -> tuple[list[AttentionCall], list[AttentionC
         UnsupportedModelError: the model does not run with given positions, or not through transformers' interface.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, text_config(model).vocab_size, (1, TOKENS), generator=generator).to(model.device)
+    ids = torch.randint(0, text_config(model).vocab_size, (1, TOKENS), generator=generator).to(model_device(model))
     calls: list[AttentionCall] = []
     here, there = (_inputs(model, ids, offset, calls) for offset in (0, OFFSET))
     first = calls[: len(calls) // 2]

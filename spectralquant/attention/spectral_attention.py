@@ -21,6 +21,7 @@ from spectralquant.attention.fused import attend_rows, refusal
 from spectralquant.attention.segments import CodeSegment, Segment
 from spectralquant.attention.tap import AttentionCall
 from spectralquant.codec.block import BLOCK
+from spectralquant.surroundings import own_arithmetic
 
 IMPLEMENTATION = "spectralquant"
 IN_PLACE_QUERIES = 16
@@ -55,6 +56,7 @@ class CacheView(Protocol):
     def refuse(self, reason: str) -> None: ...
 
 
+@torch.compiler.disable
 def spectral_attention(
     module: nn.Module,
     query: Tensor,
@@ -93,6 +95,7 @@ def spectral_attention(
     return output, None
 
 
+@own_arithmetic()
 def attend_segments(call: AttentionCall, segments: Sequence[Segment], allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention over dense and coded segments under one softmax, in float32; `allowed: [B, 1 or H, T, S]` or None.
 
@@ -146,6 +149,7 @@ def _weighted_values(p: Tensor, segment: Segment) -> Tensor:
     return latent @ matrices.decode.transpose(1, 2) + p.sum(-1, keepdim=True) * matrices.constant.view(kv, 1, -1)
 
 
+@own_arithmetic()
 def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:
     """Attention probabilities float32 `[B, H, stop − first, S]` of some queries over dense keys, computed again."""
     batch, heads, new, dim = call.query.shape

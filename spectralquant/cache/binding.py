@@ -6,7 +6,6 @@ at which blocks that left the window are compressed). Hooks are set once a model
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from typing import Any
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 from spectralquant.attention.decoder import attention_modules, rotary_modules, text_decoder
 from spectralquant.attention.rotary_tables import RotaryTables
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry
-from spectralquant.sources.models import weights_sha256
+from spectralquant.sources.identity import weights_sha256
+from spectralquant.sources.wrappers import model_device, usable_model
+from spectralquant.surroundings import own_run
 
 _bindings: weakref.WeakKeyDictionary[nn.Module, ModelBinding] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -59,13 +60,18 @@ class ModelBinding:
         return model
 
     @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return model_device(self.model)
+
+    @property
     def implementation(self) -> str:
         """The model's attention implementation."""
         return text_decoder(self.model).config._attn_implementation
 
-    @functools.cached_property
+    @property
     def weights_sha256(self) -> str:
-        """Hash of the model's weights, which snapshots name."""
+        """Hash of the model's weights, which snapshots name (see `sources.identity`)."""
         return weights_sha256(self.model)
 
     def take(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -76,13 +82,16 @@ class ModelBinding:
         self._seen.ids = self._seen.positions = None
         return ids, positions, self.tables.frequencies()
 
+    @torch.compiler.disable
     def _forget(self, module: nn.Module, *_: Any) -> None:
         self._seen.ids = self._seen.positions = None
 
+    @torch.compiler.disable
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and torch.is_tensor(args[0]):
             self._seen.ids = args[0]
 
+    @torch.compiler.disable
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if torch.is_tensor(value) and not value.is_floating_point() and value.dim() in (2, 3):
@@ -90,10 +99,16 @@ class ModelBinding:
 
 
 def bind(model: nn.Module) -> ModelBinding:
-    """The model's binding, made on first use."""
+    """The model's binding, made on first use; wrappers share that of the model inside.
+
+    Raises:
+        UnsupportedModelError: see `usable_model` and `probe_geometry`.
+    """
+    model = usable_model(model)
     with _lock:
         if model not in _bindings:
-            _bindings[model] = ModelBinding(model)
+            with own_run(model):
+                _bindings[model] = ModelBinding(model)
         return _bindings[model]
 
 
@@ -102,6 +117,7 @@ def bound_model(weights: str) -> nn.Module | None:
     return next((m for m, b in list(_bindings.items()) if b.weights_sha256 == weights), None)
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def _end_forward(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """Tell the cache, by whatever name the attention layer was given it (transformers has renamed that argument)."""

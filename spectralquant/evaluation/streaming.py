@@ -23,6 +23,7 @@ from spectralquant.codec.rotary import Rotation
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
 from spectralquant.methods.eviction import AttentionHistory
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.wrappers import model_device
 
 
 @dataclass
@@ -159,7 +160,7 @@ def stream_window(
     `on_block(method_index, block, encoded)` sees each encoded block. With `answer` n, `answered` tells whether each of
     the last n tokens was the first choice. Returns one `StreamTotals` per method.
     """
-    device = model.device
+    device = model_device(model)
     ids = ids.to(device)
     count = 1 + len(methods)
     streams = _Streams(geometry, count, ids, evicting=any(is_evicting(m) for m in methods))
