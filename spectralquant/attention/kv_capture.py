@@ -9,10 +9,11 @@ from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.block import SINKS
 from spectralquant.codec.rotary import undo_rope
 from spectralquant.sources.geometry import CacheGeometry
-from spectralquant.sources.wrappers import model_device
+from spectralquant.sources.wrappers import model_device, runs_model
 
 
 @torch.no_grad()
+@runs_model
 def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Run `ids: [T]`; keys (before RoPE) and values float32 `[T − 4, P]`, sinks left out."""
     keys: list[Tensor] = []

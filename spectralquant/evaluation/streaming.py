@@ -23,7 +23,7 @@ from spectralquant.codec.rotary import Rotation
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
 from spectralquant.methods.eviction import AttentionHistory
 from spectralquant.sources.geometry import CacheGeometry
-from spectralquant.sources.wrappers import model_device
+from spectralquant.sources.wrappers import model_device, runs_model
 
 
 @dataclass
@@ -146,6 +146,7 @@ class _Streams:
 
 
 @torch.no_grad()
+@runs_model
 def stream_window(
     model: nn.Module,
     geometry: CacheGeometry,

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.forward import with_cache
+from spectralquant.sources.wrappers import model_device
 
 PRETENDED = (1 << 20) + 4_321  # no multiple of a usual chunk, so that chunked attention does not look like a window
 
@@ -66,8 +67,7 @@ def probe_layers(model: nn.Module) -> LayerFacts:
         batch, heads, new, _ = call.query.shape
         return call.query.new_zeros(batch, new, heads, call.value.shape[3])
 
-    device = model.get_input_embeddings().weight.device
-    one = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    one = torch.zeros(1, 1, dtype=torch.int64, device=model_device(model))
     with AttentionTap(model, observe):
         model(input_ids=one, position_ids=one, use_cache=True, **with_cache(model, cache))
     owners = tuple(cache.owners)

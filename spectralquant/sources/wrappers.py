@@ -12,7 +12,8 @@ from torch import nn
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.surroundings import own_run
 
-INNER = ("_orig_mod", "module", "pretrained_model")
+COMPILED = "_orig_mod"
+INNER = ("module", "pretrained_model")
 
 
 def usable_model(model: nn.Module) -> nn.Module:
@@ -29,8 +30,9 @@ def usable_model(model: nn.Module) -> nn.Module:
             inner = model.get_base_model()
         else:
             modules = getattr(model, "_modules", {})
-            inner = next((modules[name] for name in INNER if isinstance(modules.get(name), nn.Module)), None)
-            if inner is None or hasattr(model, "set_attn_implementation"):
+            names = (COMPILED,) if hasattr(model, "set_attn_implementation") else (COMPILED, *INNER)
+            inner = next((modules[name] for name in names if isinstance(modules.get(name), nn.Module)), None)
+            if inner is None:
                 break
         model = inner
     if not hasattr(model, "config") or not hasattr(model, "set_attn_implementation"):
