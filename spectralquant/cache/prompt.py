@@ -208,7 +208,7 @@ def unpack_cache(
         values[:, 0, :, part] = v.to(values)
 
     with ThreadPoolExecutor(threads) as pool:
-        for done, _ in enumerate(pool.map(as_caller(place, model.device), range(len(packet.sections)))):
+        for done, _ in enumerate(pool.map(as_caller(place, model_device(model)), range(len(packet.sections)))):
             progress(done + 1, len(packet.sections))
     cache = DynamicCache()
     for layer in range(h.layers):

@@ -70,7 +70,7 @@ def make_tiers(
                 codec = AdaptiveRankCompressor(codec, profile.heads, profile.sidecar.tiers["cold"].step, **adaptive)
             tiers[name] = ColdTier(codec, reconstructor)
     if len(codecs) > held:
-        finish_here(model.device)  # codecs are shared by caches, which may be read on other streams
+        finish_here(device)  # codecs are shared by caches, which may be read on other streams
     return tiers
 
 
