@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import file_sha256, write_bytes, write_text
-from spectralquant.profile_schema import ModelIdentity, ProfileSidecar
+from spectralquant.profile_schema import ProfileSidecar
 from spectralquant.profile_tensors import TIERS, ColdTier, FixedTier, HeadSpectra, flatten, unflatten
 from spectralquant.sidecar import load_sidecar, profile_stem
 from spectralquant.sources.geometry import CacheGeometry
-from spectralquant.sources.models import weights_sha256
+from spectralquant.sources.identity import difference, weights_sha256
+from spectralquant.sources.wrappers import usable_model
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ class CalibrationProfile:
         Raises:
             ProfileError: naming both models.
         """
-        mine = self.sidecar.model
-        dtype = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
-        expected = mine.weights_sha256_float16 if dtype == torch.float16 else mine.weights_sha256_bfloat16
-        if weights_sha256(model, dtype) != expected:
+        reason = difference(self.sidecar.model, model)
+        if reason is not None:
+            mine, inner = self.sidecar.model, usable_model(model)
             raise ProfileError(
-                f"The profile was calibrated on {mine.name} ({mine.architecture}, {mine.layers} layers, weights "
-                f"{mine.weights_sha256_bfloat16[:12]}), not on {name} ({type(model).__name__}, weights "
-                f"{weights_sha256(model)[:12]}). Calibrate a profile for this model."
+                f"The profile was calibrated on {mine.name} ({mine.architecture}, {mine.layers} layers, "
+                f"{mine.weights_dtype or 'dtype unknown'}, weights {mine.weights_sha256_bfloat16[:12]}), not on {name} "
+                f"({type(inner).__name__}, {str(inner.dtype).removeprefix('torch.')}, weights "
+                f"{weights_sha256(inner)[:12]}). {reason}"
             )
 
     def seal(self) -> bytes:
@@ -171,19 +171,3 @@ def profile_bytes(heads: HeadSpectra, tiers: dict[str, Any]) -> bytes:
     for name in sorted(tiers):
         tensors |= flatten(name, tiers[name])
     return safetensors_bytes(dict(sorted(tensors.items())), metadata={"format": "spectralquant.profile.1"})
-
-
-def model_identity(name: str, model: nn.Module, geometry: CacheGeometry) -> ModelIdentity:
-    """Describe a loaded model for the sidecar."""
-    return ModelIdentity(
-        name=name,
-        architecture=type(model).__name__,
-        layers=geometry.layers,
-        heads=geometry.heads,
-        kv_heads=geometry.kv_heads,
-        head_dim=geometry.head_dim,
-        rotary=list(geometry.rotary),
-        vocabulary=model.get_input_embeddings().weight.shape[0],
-        weights_sha256_bfloat16=weights_sha256(model, torch.bfloat16),
-        weights_sha256_float16=weights_sha256(model, torch.float16),
-    )

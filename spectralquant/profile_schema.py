@@ -14,7 +14,11 @@ class _Part(BaseModel):
 
 
 class ModelIdentity(_Part):
-    """Which model a profile belongs to. Hashes are of sampled weights rounded to bfloat16 and to float16."""
+    """Which model a profile belongs to. Hashes are of sampled weights rounded to bfloat16 and to float16.
+
+    weights_dtype: what the weights were calibrated in; weights_sketch: a sample of their values, where that is a half
+    precision (see `sources.identity`). Older profiles have neither.
+    """
 
     name: str
     architecture: str
@@ -26,6 +30,8 @@ class ModelIdentity(_Part):
     vocabulary: int = Field(gt=0)
     weights_sha256_bfloat16: str
     weights_sha256_float16: str
+    weights_dtype: str | None = None
+    weights_sketch: str | None = None
 
 
 class TextIdentity(_Part):

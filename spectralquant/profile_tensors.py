@@ -143,4 +143,4 @@ def on_cpu(tier: ColdTier | FixedTier) -> ColdTier | FixedTier:
 
 def empty() -> Tensor:
     """Stands for an absent optional matrix."""
-    return torch.zeros(0, 0)
+    return torch.zeros(0, 0, dtype=torch.float32)

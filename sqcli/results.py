@@ -21,7 +21,7 @@ def calibration_result(profile: CalibrationProfile) -> dict[str, Any]:
         rows,
         side.run,
         profile={"path": str(profile.path), "tensors_sha256": side.tensors_sha256, "tensor_bytes": side.tensor_bytes},
-        model=side.model.model_dump(),
+        model=side.model.model_dump(exclude={"weights_sketch"}),
         text=side.text.model_dump(),
         calibration=side.calibration.model_dump(),
         tiers={name: tier.model_dump(exclude={"measured"}) for name, tier in side.tiers.items()},
@@ -64,4 +64,6 @@ def show_result(view: ProfileView, other: ProfileView | None, layer: int | None,
                 if other is not None:
                     row |= {"other_rank": int(other.rank[kind, i, h]), "other_bits": float(other.bits[kind, i, h])}
                 rows.append(row)
-    return results_file("show", rows, provenance(), profile=view.sidecar.model_dump(exclude={"run"}))
+    return results_file(
+        "show", rows, provenance(), profile=view.sidecar.model_dump(exclude={"run": True, "model": {"weights_sketch"}})
+    )

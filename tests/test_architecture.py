@@ -23,6 +23,7 @@ INSIDE = [
         "sidecar",
         "sizes",
         "streams",
+        "surroundings",
     },
     {"attention", "codec", "sources", "profile", "profile_view"},
     {"cache"},

@@ -9,9 +9,11 @@ from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.block import SINKS
 from spectralquant.codec.rotary import undo_rope
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.wrappers import model_device, runs_model
 
 
 @torch.no_grad()
+@runs_model
 def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Run `ids: [T]`; keys (before RoPE) and values float32 `[T − 4, P]`, sinks left out."""
     keys: list[Tensor] = []
@@ -27,5 +29,5 @@ def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) 
         values.append(call.value[0].float().transpose(0, 1)[SINKS:].flatten(1))
 
     with AttentionTap(model, observe):
-        model(input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+        model(input_ids=ids[None].to(model_device(model)), use_cache=False, logits_to_keep=1)
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)

@@ -17,6 +17,7 @@ from spectralquant.attention.probing import architecture_errors
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import LAYOUTS, RotaryLayout, undo_rope
 from spectralquant.errors import UnsupportedModelError
+from spectralquant.sources.wrappers import model_device
 
 TOKENS, OFFSET = 12, 5
 Inputs = dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
@@ -30,7 +31,7 @@ def rotary_probe(model: nn.Module) -> tuple[list[AttentionCall], list[AttentionC
         UnsupportedModelError: the model does not run with given positions, or not through transformers' interface.
     """
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, text_config(model).vocab_size, (1, TOKENS), generator=generator).to(model.device)
+    ids = torch.randint(0, text_config(model).vocab_size, (1, TOKENS), generator=generator).to(model_device(model))
     calls: list[AttentionCall] = []
     here, there = (_inputs(model, ids, offset, calls) for offset in (0, OFFSET))
     first = calls[: len(calls) // 2]

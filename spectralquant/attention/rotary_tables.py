@@ -22,6 +22,7 @@ from spectralquant.attention.decoder import longest_context, rotary_modules
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import Rotation
 from spectralquant.errors import UnsupportedModelError
+from spectralquant.sources.wrappers import model_device
 
 if TYPE_CHECKING:
     from spectralquant.sources.geometry import CacheGeometry
@@ -67,7 +68,7 @@ class RotaryTables:
         self.dynamic = any(r.dynamic for r in self._replicas.values())
         far = 10 * (longest_context(model) or 100_000)
         for replica in self._replicas.values():
-            replica.require_function_of_position(far, type(model).__name__, model.device)
+            replica.require_function_of_position(far, type(model).__name__, model_device(model))
         self._sources = [None if s is None else s.without_module() for s in self._sources]
 
     def frequencies(self) -> Tensor | None:
@@ -78,7 +79,7 @@ class RotaryTables:
         """The state `[F]` that a prompt of that many tokens puts a fresh model in; None where it never changes."""
         if not self.dynamic:
             return None
-        return torch.cat([r.state(r.after(tokens, self._model().device)) for r in self._dynamic()])
+        return torch.cat([r.state(r.after(tokens, model_device(self._model()))) for r in self._dynamic()])
 
     def prompt(self, tokens: int) -> Places:
         """Places 0 … tokens − 1 of a prompt that a fresh model reads in one pass."""
@@ -91,7 +92,7 @@ class RotaryTables:
     def forget_lengths(self) -> None:
         """Put the model's rotary modules into their first state, as a pass over one token does."""
         for replica in self._dynamic():
-            replica.call(replica.live(), torch.zeros(1, 1, dtype=torch.int64), self._model().device)
+            replica.call(replica.live(), torch.zeros(1, 1, dtype=torch.int64), model_device(self._model()))
 
     @torch.no_grad()
     def __call__(self, places: Places) -> Rotations:
@@ -119,7 +120,7 @@ class RotaryTables:
         return tuple(out)
 
     def _tables(self, positions: Tensor, state: Tensor | None) -> Rotations:
-        device = self._model().device
+        device = model_device(self._model())
         made: dict[Any, Rotation] = {}
         out: list[Rotation | None] = []
         with self._lock:
@@ -256,7 +257,7 @@ def _noted_sources(model: nn.Module, geometry: CacheGeometry) -> list[_Source | 
                 found[call.layer] = _Source(module, args, kwargs, (id(module), *words))
 
     try:
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=model_device(model))
         with torch.no_grad(), AttentionTap(model, observer):
             model(input_ids=ids, use_cache=False)
     finally:

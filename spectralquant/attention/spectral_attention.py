@@ -22,6 +22,7 @@ from spectralquant.attention.segments import CodeSegment, Segment
 from spectralquant.attention.softmax import probabilities
 from spectralquant.attention.tap import AttentionCall
 from spectralquant.codec.block import BLOCK
+from spectralquant.surroundings import own_arithmetic
 
 IMPLEMENTATION = "spectralquant"
 IN_PLACE_QUERIES = 16
@@ -62,6 +63,7 @@ class CacheView(Protocol):
     def forget_received(self) -> None: ...
 
 
+@torch.compiler.disable
 def spectral_attention(
     module: nn.Module,
     query: Tensor,
@@ -116,6 +118,7 @@ def _attend_dense(call: AttentionCall, why: str | None) -> tuple[Tensor, Tensor 
     return output
 
 
+@own_arithmetic()
 def attend_segments(call: AttentionCall, segments: Sequence[Segment], allowed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention over dense and coded segments under one softmax, in float32; `allowed: [B, 1 or H, T, S]` or None.
 
@@ -162,6 +165,7 @@ def _weighted_values(p: Tensor, segment: Segment) -> Tensor:
     return latent @ matrices.decode.transpose(1, 2) + p.sum(-1, keepdim=True) * matrices.constant.view(kv, 1, -1)
 
 
+@own_arithmetic()
 def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:
     """Attention probabilities float32 `[B, H, stop − first, S]` of some queries over dense keys, computed again."""
     batch, heads, new, dim = call.query.shape

@@ -6,7 +6,6 @@ Token ids (for the token predictor), position ids (to take RoPE out of keys), an
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,9 @@ from spectralquant.attention.implementation import decoder_configs
 from spectralquant.attention.rotary_tables import RotaryTables
 from spectralquant.cache.passes import ForwardPass, Hook, PassWatch
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry
-from spectralquant.sources.models import weights_sha256
+from spectralquant.sources.identity import weights_sha256
+from spectralquant.sources.wrappers import model_device, usable_model
+from spectralquant.surroundings import own_run
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache
@@ -69,9 +70,14 @@ class ModelBinding:
             raise RuntimeError("the cache's model is gone; keep the model as long as its caches are used")
         return model
 
-    @functools.cached_property
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return model_device(self.model)
+
+    @property
     def weights_sha256(self) -> str:
-        """Hash of the model's weights, which snapshots name."""
+        """Hash of the model's weights, which snapshots name (see `sources.identity`)."""
         return weights_sha256(self.model)
 
     def take(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -82,13 +88,16 @@ class ModelBinding:
         self._seen.ids = self._seen.positions = None
         return ids, positions, self.tables.frequencies()
 
+    @torch.compiler.disable
     def _forget(self, module: nn.Module, *_: Any) -> None:
         self._seen.ids = self._seen.positions = None
 
+    @torch.compiler.disable
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and torch.is_tensor(args[0]):
             self._seen.ids = args[0]
 
+    @torch.compiler.disable
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):
             if torch.is_tensor(value) and not value.is_floating_point() and value.dim() in (2, 3):
@@ -96,10 +105,16 @@ class ModelBinding:
 
 
 def bind(model: nn.Module) -> ModelBinding:
-    """The model's binding, made on first use."""
+    """The model's binding, made on first use; wrappers share that of the model inside.
+
+    Raises:
+        UnsupportedModelError: see `usable_model` and `probe_geometry`.
+    """
+    model = usable_model(model)
     with _lock:
         if model not in _bindings:
-            _bindings[model] = ModelBinding(model)
+            with own_run(model):
+                _bindings[model] = ModelBinding(model)
         return _bindings[model]
 
 

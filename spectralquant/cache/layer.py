@@ -49,7 +49,7 @@ class SpectralLayer(CacheLayerMixin):
         self.keys = torch.cat([self.keys, keys], dim=2)
         self.values = torch.cat([self.values, values], dim=2)
         if heads is not None:
-            new = torch.zeros(keys.shape[0], heads, keys.shape[2], device=keys.device)
+            new = torch.zeros(keys.shape[0], heads, keys.shape[2], dtype=torch.float32, device=keys.device)
             self.received = new if self.received is None else torch.cat([self.received, new], dim=2)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object):

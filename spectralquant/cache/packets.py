@@ -173,7 +173,7 @@ def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | s
     if len(shapes) != 1:
         raise PacketError("Packets of one batch must have the same number of tokens. Unpack them one by one.")
     rows = [_row(cache, loader) for loader in loaders]
-    state, dtype, device = cache.state, cache.binding.model.dtype, cache.binding.model.device
+    state, dtype, device = cache.state, cache.binding.model.dtype, cache.binding.device
     state.rows = [blocks for _, blocks, _ in rows]
     state.coded_tokens = sum(b.tokens for b in state.rows[0])
     heads = cache.geometry.heads if cache.wants_received else None

@@ -18,7 +18,15 @@ from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.cache.binding import bind
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.block_rotary import rotate_keys
-from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
+from spectralquant.codec.packet import (
+    CODED,
+    EXACT,
+    EXACT_DTYPES,
+    PacketHeader,
+    SpectralPacket,
+    exact_section,
+    packet_float,
+)
 from spectralquant.codec.rotary import Rotation, undo_rope
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
@@ -26,6 +34,8 @@ from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.weights import embedding_weight
+from spectralquant.sources.wrappers import model_device, runs_model
 from spectralquant.streams import as_caller
 
 Progress = Callable[[int, int], None]
@@ -38,14 +48,17 @@ def profile_codec(
     """The cold-tier codec of a profile for a model.
 
     Raises:
-        ProfileError: the profile belongs to another model, or has no cold tier.
+        ProfileError: the profile belongs to another model, or has no cold tier. InputError: a step scale that a packet
+            cannot carry.
     """
     profile.require_model(model)
-    embedding = model.get_input_embeddings().weight.detach()
-    return SpectralCodec(profile.tier("cold"), profile.geometry, embedding, model.device, step_scale, adaptive)
+    embedding, device = embedding_weight(model), model_device(model)
+    scale = packet_float(step_scale)
+    return SpectralCodec(profile.tier("cold"), profile.geometry, embedding, device, scale, adaptive)
 
 
 @torch.no_grad()
+@runs_model
 def pack_prompt(
     model: nn.Module,
     profile: CalibrationProfile,
@@ -95,7 +108,7 @@ def _pack_one(
 
     binding.tables.forget_lengths()
     with AttentionTap(model, observe):
-        model(input_ids=ids[None].to(model.device), use_cache=False, logits_to_keep=1)
+        model(input_ids=ids[None].to(model_device(model)), use_cache=False, logits_to_keep=1)
     total = len(ids)
     keys, values, received = (torch.stack([layer[i] for layer in seen]) for i in range(3))
     attention = received.permute(2, 0, 1)
@@ -160,6 +173,7 @@ def require_packet(profile: CalibrationProfile, packet: SpectralPacket) -> None:
 
 
 @torch.no_grad()
+@runs_model
 def unpack_cache(
     model: nn.Module,
     profile: CalibrationProfile,
@@ -177,7 +191,7 @@ def unpack_cache(
     codec = profile_codec(model, profile, step_scale=packet.header.step_scale)
     h = packet.header
     shape = (h.layers, 1, h.kv_heads, h.tokens, h.head_dim)
-    keys = torch.empty(shape, dtype=model.dtype, device=model.device)
+    keys = torch.empty(shape, dtype=model.dtype, device=model_device(model))
     values = torch.empty_like(keys)
     tables = bind(model).tables
     rotations = tables(tables.prompt(h.tokens))
@@ -197,7 +211,7 @@ def unpack_cache(
         values[:, 0, :, part] = v.to(values)
 
     with ThreadPoolExecutor(threads) as pool:
-        for done, _ in enumerate(pool.map(as_caller(place, model.device), range(len(packet.sections)))):
+        for done, _ in enumerate(pool.map(as_caller(place, model_device(model)), range(len(packet.sections)))):
             progress(done + 1, len(packet.sections))
     cache = DynamicCache()
     for layer in range(h.layers):

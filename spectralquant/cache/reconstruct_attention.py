@@ -10,12 +10,14 @@ from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.codec.packet import SpectralPacket
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.surroundings import own_arithmetic
 from sqkernels.dense_decode import dense_decode
 from sqkernels.rows import ExactTokens, RowPages
 from sqkernels.spectral_decode import spectral_decode
 from sqkernels.spectral_index_decode import spectral_index_decode
 
 
+@own_arithmetic()
 def svd_reconstruct_attention(
     query: Tensor,
     source: SpectralCache | SpectralPacket | RowPages,

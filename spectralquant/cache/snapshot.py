@@ -119,20 +119,21 @@ def restore(
     if mine != facts["profile"]:
         raise ProfileError(f"The cache was saved with profile {facts['profile']}, this is {mine}. Load the right one.")
     cache = kind(model, profile, pool=pool, **facts["options"])
+    device = cache.binding.device
     state, tensors = cache.state, snapshot.tensors
     for index, layer in enumerate(state.layers):
         if "keys" not in tensors:
             break
-        layer.lazy_initialization(*(tensors[name][index].to(model.device) for name in ("keys", "values")))
+        layer.lazy_initialization(*(tensors[name][index].to(device) for name in ("keys", "values")))
         for name in LAYER_TENSORS:
             if name in tensors:
-                setattr(layer, name, tensors[name][index].to(model.device).clone())
+                setattr(layer, name, tensors[name][index].to(device).clone())
     if "ids" in tensors:
-        state.ids = tensors["ids"].to(model.device)
-    state.positions = TokenPositions.restored(tensors, model.device)
+        state.ids = tensors["ids"].to(device)
+    state.positions = TokenPositions.restored(tensors, device)
     if (drift := _adaptive(cache)) is not None:
         drift.load_state({k.removeprefix("adaptive."): t for k, t in tensors.items() if k.startswith("adaptive.")})
-    own = {k.removeprefix("own."): t.to(model.device) for k, t in tensors.items() if k.startswith("own.")}
+    own = {k.removeprefix("own."): t.to(device) for k, t in tensors.items() if k.startswith("own.")}
     cache.take_own_tensors(own)
     state.coded_tokens = facts["coded_tokens"]
     cache.report.note_held(state.total, state.coded_tokens)

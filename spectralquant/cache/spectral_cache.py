@@ -34,9 +34,11 @@ from spectralquant.cache.uncompressed import RunReport
 from spectralquant.cache.view import LayerView
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.linear import INDEX_RANK
-from spectralquant.codec.packet import SpectralPacket
+from spectralquant.codec.packet import SpectralPacket, packet_float
 from spectralquant.errors import InputError, UnsupportedModelError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.sources.wrappers import model_device, usable_model
+from spectralquant.surroundings import own_arithmetic
 
 
 class SpectralCache(Cache):
@@ -62,7 +64,7 @@ class SpectralCache(Cache):
         select: a share (0.08) or number of the hot tier's coded tokens that a decode step reads, those that score highest on
             an index of 16 components a head (`spectral_index_decode`); None reads all. Needs kernels.
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
-        step_scale: multiplies the cold tier's step.
+        step_scale: multiplies the cold tier's step; kept as the float32 that packets carry.
         adaptive: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
             profile's. Its refreshed bases live in this cache, so packets are coded again without them.
 
@@ -70,6 +72,7 @@ class SpectralCache(Cache):
         ProfileError: the profile is for another model. InputError: options that contradict each other.
     """
 
+    @own_arithmetic()
     def __init__(
         self,
         model: nn.Module,
@@ -100,6 +103,8 @@ class SpectralCache(Cache):
             raise InputError(f"adaptive learns from one block after the other: it takes threads=1, not {threads}.")
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
+        model = usable_model(model)
+        step_scale = packet_float(step_scale)
         if profile is not None:
             profile.require_model(model)
         policy = make_policy(tier, tuple(profile.tiers) if profile is not None else (), ages, max_bytes)
@@ -124,8 +129,8 @@ class SpectralCache(Cache):
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
         super().__init__(layers=[SpectralLayer(self, i) for i in range(self.geometry.layers)])
-        self.pool = pool or SpectralBufferPool("cpu" if host else model.device, pinned=host)
-        self.reconstructor = AsyncReconstructor(threads, device=model.device)
+        self.pool = pool or SpectralBufferPool("cpu" if host else model_device(model), pinned=host)
+        self.reconstructor = AsyncReconstructor(threads, device=model_device(model))
         drift = None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {}
         backend = kernel_backend(kernels, self.geometry, self.pool.device, select)
         self.tiers = make_tiers(
@@ -162,6 +167,8 @@ class SpectralCache(Cache):
 
     # What a model calls
 
+    @torch.compiler.disable
+    @own_arithmetic()
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any):
         """Append `[B, Hk, T, D]` keys (after RoPE) and values; returns what attention reads.
 
@@ -204,6 +211,7 @@ class SpectralCache(Cache):
         """What attention reads of one layer."""
         return LayerView(self, layer)
 
+    @own_arithmetic()
     def end_forward(self) -> None:
         """Compress what has left the window; called when a forward pass has ended."""
         self.in_forward = False
@@ -260,6 +268,7 @@ class SpectralCache(Cache):
 
     # What generate calls
 
+    @own_arithmetic()
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the newest −`tokens_to_remove` tokens; a block that is cut becomes exact again, as it was decoded."""
         if tokens_to_remove > 0:
@@ -280,6 +289,7 @@ class SpectralCache(Cache):
         """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
         self.batch_select_indices(beam_idx)
 
+    @own_arithmetic()
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep rows `indices` (integers or a boolean mask), in that order."""
         indices = torch.as_tensor(indices)
@@ -295,6 +305,7 @@ class SpectralCache(Cache):
         """Repeat every row `repeats` times."""
         self.batch_select_indices(torch.arange(len(self.state.rows)).repeat_interleave(repeats))
 
+    @own_arithmetic()
     def reset(self) -> None:
         """Forget everything; pages go back to the pool."""
         self.in_forward = False
@@ -313,6 +324,7 @@ class SpectralCache(Cache):
     def batch_size(self) -> int:
         return len(self.state.rows)
 
+    @own_arithmetic()
     def evict(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.recover()
@@ -320,6 +332,7 @@ class SpectralCache(Cache):
 
     # Packets, copies, files
 
+    @own_arithmetic()
     def pack(self, *, exact: str = "auto") -> list[SpectralPacket]:
         """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`)."""
         self.recover()
@@ -327,6 +340,7 @@ class SpectralCache(Cache):
         self.report.kept = True
         return pack_cache(self, exact)
 
+    @own_arithmetic()
     def compress(self, keys: Tensor, values: Tensor | None = None, token_ids: Tensor | None = None) -> SpectralPacket:
         """A packet of one tensor `keys: [L, Hk, T, D]` (after RoPE at positions 0 … T − 1), with values where given.
 
@@ -336,6 +350,7 @@ class SpectralCache(Cache):
         return pack_tensors(self, keys, values, token_ids)
 
     @classmethod
+    @own_arithmetic()
     def unpack(
         cls,
         model: nn.Module,
@@ -350,11 +365,13 @@ class SpectralCache(Cache):
         fill_from_packets(cache, several)
         return cache
 
+    @own_arithmetic()
     def save(self, path: str | Path) -> None:
         """Write the cache as it is (every tier's codes unchanged), atomically."""
         take_snapshot(self).save(path)
 
     @classmethod
+    @own_arithmetic()
     def load(cls, path: str | Path, model: nn.Module, profile: CalibrationProfile | None = None) -> SpectralCache:
         """Read what `save` wrote.
 
@@ -363,9 +380,11 @@ class SpectralCache(Cache):
         """
         return restore(cls, CacheSnapshot.load(path), model, profile)
 
+    @own_arithmetic()
     def __reduce__(self):
         return _unpickle, (type(self), take_snapshot(self), self.profile)
 
+    @own_arithmetic()
     def __deepcopy__(self, memo: dict[int, Any]) -> SpectralCache:
         """A copy that shares profile, model, pool and the blocks, which never change."""
         snapshot = take_snapshot(self, share_blocks=True)
@@ -382,6 +401,7 @@ class SpectralCache(Cache):
     def take_own_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `own_tensors` gave."""
 
+    @own_arithmetic()
     def stats(self) -> CacheStats:
         """What the cache holds now, measured, what it has spent, and what it did not compress.
 
@@ -395,5 +415,6 @@ class SpectralCache(Cache):
 SpectralKVCache = SpectralCache
 
 
+@own_arithmetic()
 def _unpickle(kind: type[SpectralCache], snapshot: CacheSnapshot, profile: CalibrationProfile | None) -> SpectralCache:
     return restore(kind, snapshot, None, profile)

@@ -13,6 +13,7 @@ from spectralquant.cache.tiers.hot import unused_slots
 from spectralquant.cache.tiers.hot_rows import HotRowTier
 from spectralquant.codec.block import BLOCK
 from spectralquant.errors import InputError
+from spectralquant.surroundings import own_arithmetic
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache
@@ -50,6 +51,7 @@ class LayerView:
         """Whether attention is to tell how much each recent token received."""
         return self.cache.wants_received
 
+    @own_arithmetic()
     def dense(self) -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[B, Hk, S, D]` in the model's dtype."""
         layer, blocks = self.layer, self.cache.state.rows[0]
@@ -60,6 +62,7 @@ class LayerView:
         keys = torch.cat([layer.sink_keys, coded.keys, layer.keys], dim=2)
         return keys, torch.cat([layer.sink_values, coded.values, layer.values], dim=2)
 
+    @own_arithmetic()
     def segments(self) -> list[Segment]:
         """Sinks, runs of blocks and recent tokens, in token order."""
         layer = self.layer
@@ -88,6 +91,7 @@ class LayerView:
         """The call's mask over all tokens `[B or 1, 1, T, S]`, or None where it hides nothing."""
         return None if call.mask is None and call.query.shape[2] == 1 else call.allowed()
 
+    @own_arithmetic()
     def observe(self, p: Tensor, position: int) -> None:
         """Add what queries at `position`, position + 1, … give to other tokens of their own and the previous block.
 

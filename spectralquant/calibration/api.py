@@ -15,6 +15,7 @@ from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.geometry import probe_geometry
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import tokenize
+from spectralquant.sources.wrappers import usable_model
 
 
 def calibrate(
@@ -30,7 +31,9 @@ def calibrate(
 ) -> CalibrationProfile:
     """Calibrate `model` on `text` (one string or many documents) and return its profile (not yet saved).
 
-    `target` is what the first tier is solved for, as `Ratio(33)` or `"kl=0.01"`; everything else is in `settings`.
+    `target` is what the first tier is solved for, as `Ratio(33)` or `"kl=0.01"`; everything else is in `settings`. The
+    model may be wrapped (`torch.compile`, DDP, PEFT). It runs as it was loaded, in evaluation mode and without the
+    caller's autocast or inference mode; its modes and gradient flags are as before when this returns.
 
     Raises:
         UnsupportedModelError, SourceError, InputError: see their messages.
@@ -39,12 +42,9 @@ def calibrate(
     if target is not None:
         goal = parse_target(target) if isinstance(target, str) else target
         settings = replace(settings, targets={**settings.targets, settings.tiers[0]: goal})
-    loaded = LoadedModel(
-        name or getattr(model, "name_or_path", "") or type(model).__name__,
-        model.eval(),
-        tokenizer,
-        probe_geometry(model),
-    )
+    model = usable_model(model)
+    name = name or getattr(model, "name_or_path", "") or type(model).__name__
+    loaded = LoadedModel(name, model, tokenizer, probe_geometry(model))
     documents = [text] if isinstance(text, str) else text
     need = settings.steps * settings.window + 2 * settings.held_out_windows * settings.held_out_window
     return calibrate_model(loaded, tokenize(tokenizer, documents, need), settings, text_name="text", progress=progress)

@@ -17,7 +17,9 @@ from torch.nn import functional
 from spectralquant.attention.observe import attention_entropy, attention_received
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.rotary import undo_rope, undo_rope_gradient
+from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.wrappers import is_offloaded, model_device
 
 
 @dataclass
@@ -103,8 +105,9 @@ def capture_step(
     blocks back, the reads that a streaming cache serves from codes. The window stands at position `offset`: RoPE makes
     no difference to the model, but rotated keys look different at every position.
     """
-    ids = ids.to(model.device)[None]
-    positions = torch.arange(offset, offset + ids.shape[1], device=model.device)[None]
+    device = model_device(model)
+    ids = ids.to(device)[None]
+    positions = torch.arange(offset, offset + ids.shape[1], device=device)[None]
     recorder = _Recorder(far_block)
     with _activation_gradients(model, backward), AttentionTap(model, recorder):
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
@@ -163,14 +166,29 @@ def _activation_gradients(model: nn.Module, backward: bool) -> Iterator[None]:
         with torch.no_grad():
             yield
         return
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    for parameter, _ in flags:
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for parameter in model.parameters():
         parameter.requires_grad_(False)
     handle = model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: out.requires_grad_())
+    on_host = torch.autograd.graph.save_on_cpu() if is_offloaded(model) else contextlib.nullcontext()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), on_host:  # what is offloaded must not pile up on the device until the backward pass
             yield
     finally:
         handle.remove()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
+        again = dict(model.named_parameters())  # offloading makes new parameters in every pass
+        for name in trained:
+            again[name].requires_grad_(True)
+
+
+def require_gradients(model: nn.Module) -> None:
+    """Refuse a model past whose weights no gradient can flow.
+
+    Raises:
+        UnsupportedModelError: its weights were made in inference mode.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} was loaded in inference mode, so no gradient can flow through it. Load it outside "
+            "torch.inference_mode(), or use --metric attention or energy (metric=)."
+        )

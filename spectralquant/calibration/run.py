@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from spectralquant.attention.decoder import longest_context
 from spectralquant.calibration.budget import fit_to_budget
-from spectralquant.calibration.capture import CapturedStep, capture_step
+from spectralquant.calibration.capture import CapturedStep, capture_step, require_gradients
 from spectralquant.calibration.checkpoint import EVERY, Checkpoint
 from spectralquant.calibration.cold import ColdFitter, ColdReport
 from spectralquant.calibration.fixed import FixedFitter
@@ -26,12 +27,16 @@ from spectralquant.calibration.sums import CalibrationSums
 from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
-from spectralquant.profile import CalibrationProfile, model_identity
+from spectralquant.profile import CalibrationProfile
 from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity, TierSummary
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.sources.fit import require_known_ids, require_positions
+from spectralquant.sources.identity import model_identity
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
+from spectralquant.sources.weights import embedding_weight
+from spectralquant.sources.wrappers import usable_model
+from spectralquant.surroundings import own_run
 
 Progress = Callable[[str, int, int], None]
 KEEP_SAMPLES_BYTES = 2 << 30
@@ -56,9 +61,13 @@ def calibrate_model(
 
     Raises:
         SourceError: too little text. InputError: nothing to resume, or options that cannot be met.
+        UnsupportedModelError: see `usable_model`; or weights that gradients cannot flow past.
     """
-    run = CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress)
-    return run.execute()
+    loaded = replace(loaded, model=usable_model(loaded.model))
+    if settings.metric == "fisher":
+        require_gradients(loaded.model)
+    with own_run(loaded.model):
+        return CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress).execute()
 
 
 class CalibrationRun:
@@ -91,7 +100,7 @@ class CalibrationRun:
         self.identity = model_identity(loaded.name, loaded.model, self.geometry)
         self.features = None
         if settings.predict == "tokens" and "cold" in settings.tiers:
-            embedding = loaded.model.get_input_embeddings().weight.detach().float()
+            embedding = embedding_weight(loaded.model).float()
             self.features = TokenFeatures(embedding, embedding_projection(embedding))
         self.stem = None if out is None else Path(out).expanduser()
         self.checkpoint = None if self.stem is None else Checkpoint(self.stem, self._fingerprint())

@@ -26,6 +26,7 @@ from spectralquant.methods.spectral import SpectralCold, SpectralFixed
 from spectralquant.profile_schema import TierSummary
 from spectralquant.profile_tensors import ColdTier, FixedTier
 from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.weights import embedding_weight
 
 Progress = Callable[[str, int, int], None]
 MAX_TRIALS = 7
@@ -118,7 +119,7 @@ def cold_method(
     tier: ColdTier, loaded: LoadedModel, exact_bits: int = 16, *, adaptive: bool = False, **options: Any
 ) -> SpectralCold:
     """A cold tier as a method for the harness; `options` are shown in its result rows."""
-    embedding = loaded.model.get_input_embeddings().weight.detach()
+    embedding = embedding_weight(loaded.model)
     codec = SpectralCodec(tier, loaded.geometry, embedding, loaded.device, adaptive=adaptive)
     return SpectralCold(codec, exact_bits, **options)
 
@@ -144,7 +145,7 @@ def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, st
     loss = lambda m: m.kl if target.quantity == "kl" else m.delta_ppl  # noqa: E731
     low, high, ratio, best = 1.5, 400.0, start, None
     for _ in range(MAX_TRIALS):
-        found = loss(trial(ratio))
+        tried, found = ratio, loss(trial(ratio))
         if found <= target.value:
             low, best = ratio, ratio
             if found >= target.value * (1 - TOLERANCE):
@@ -158,7 +159,7 @@ def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, st
             break
     if best is None:
         raise InputError(
-            f"--target {target}: even at {ratio:.1f}:1 the loss on held-out text was {found:.4g}. "
+            f"--target {target}: even at {tried:.1f}:1 the loss on held-out text was {found:.4g}. "
             "Allow more, or calibrate on more text (--steps)."
         )
     return best

@@ -13,6 +13,8 @@ from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.weights import module_weight
+from spectralquant.sources.wrappers import model_device
 
 
 class CalibrationSums:
@@ -27,7 +29,7 @@ class CalibrationSums:
         settings: CalibrationSettings,
     ) -> None:
         self.geometry, self.settings, self.extractor = geometry, settings, features
-        device, width = model.device, geometry.width
+        device, width = model_device(model), geometry.width
         self.moments = [SpanMoments(width, span, device) for _ in range(2)]
         self.rotated = SpanMoments(width, geometry.head_dim, device) if "hot" in settings.tiers else None
         self.entropy = EntropySum(torch.zeros(geometry.layers, geometry.heads, dtype=torch.float64, device=device))
@@ -112,12 +114,12 @@ def output_projection_gram(model: nn.Module, geometry: CacheGeometry) -> Tensor:
     grams = []
     for module in attention_modules(model)[: geometry.layers]:
         projection = getattr(module, "o_proj", None) or getattr(module, "dense", None)
-        weight = getattr(projection, "weight", None)
+        weight = None if getattr(projection, "weight", None) is None else module_weight(projection)
         if weight is None or weight.shape[1] != geometry.heads * geometry.head_dim:
             raise UnsupportedModelError(
                 f"{type(module).__name__} has no output projection named o_proj or dense, which the attention metric "
                 "needs. Use --metric fisher or energy."
             )
-        rows = weight.detach().double().view(-1, geometry.kv_heads, geometry.group, geometry.head_dim)
+        rows = weight.double().view(-1, geometry.kv_heads, geometry.group, geometry.head_dim)
         grams.append(torch.einsum("okgd,okge->kde", rows, rows))
     return torch.cat(grams)

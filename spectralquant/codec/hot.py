@@ -64,7 +64,7 @@ def _matrices(
     offset, constant = (torch.cat([getattr(c, name) for c in codes]) for name in ("offset", "constant"))
     top = torch.cat([2.0 ** c.bits.float() - 1 for c in codes])
     o = layout.order
-    padded = torch.cat([decode[o], torch.zeros(1, geometry.layer_width)])
+    padded = torch.cat([decode[o], torch.zeros(1, geometry.layer_width, dtype=torch.float32)])
     return HotMatrices(
         layout,
         encode[o].T.contiguous().to(device),

@@ -52,7 +52,7 @@ def index_codes(tier: FixedTier, geometry: CacheGeometry, layer: int, rank: int 
         kept = deviation > 1e-6 * deviation.max() if len(deviation) else deviation > 0
         components, step = components[kept], INDEX_STEP * deviation[kept]
         mean = basis.mean[head * dim : (head + 1) * dim]
-        encode, decode = torch.zeros(rank, dim), torch.zeros(rank, dim)
+        encode, decode = (torch.zeros(rank, dim, dtype=torch.float32) for _ in range(2))
         encode[: len(step)] = components / step[:, None]
         decode[: len(step)] = components * step[:, None]
         offset = 7.5 - encode @ mean

@@ -34,6 +34,7 @@ sections' sizes, checked against the packet's own length, ask for.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 import zlib
@@ -47,7 +48,7 @@ from torch import Tensor
 
 from spectralquant.codec.coded_block import MAX_TOKENS
 from spectralquant.codec.exact import int8_decode, int8_encode
-from spectralquant.errors import PacketError
+from spectralquant.errors import InputError, PacketError
 from spectralquant.files import write_bytes
 
 MAGIC = b"SQKV"
@@ -192,6 +193,18 @@ class SpectralPacket:
     def save(self, path: str | Path) -> None:
         """Write the packet atomically."""
         write_bytes(path, bytes(self.data))
+
+
+def packet_float(value: float, name: str = "step_scale") -> float:
+    """`value` as a packet's header carries it: rounded to float32, so that what is written compares equal when read.
+
+    Raises:
+        InputError: not a positive float32.
+    """
+    rounded = float(np.float32(value))
+    if not (math.isfinite(rounded) and rounded > 0):
+        raise InputError(f"{name}={value!r} must be a positive number that float32 can hold.")
+    return rounded
 
 
 def exact_section(keys: Tensor, values: Tensor, exact_dtype: str) -> bytes:

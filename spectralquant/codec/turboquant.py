@@ -113,7 +113,7 @@ class TurboProductQuantizer:
         self.dim = dim
         self.base = TurboQuantizer(dim, bits - 1, seed)
         generator = torch.Generator().manual_seed(seed + 1)
-        self.sketch = torch.randn(dim, dim, generator=generator)
+        self.sketch = torch.randn(dim, dim, generator=generator, dtype=torch.float32)
         self.ones = torch.ones(dim, dtype=torch.uint8)
 
     def encode(self, x: Tensor) -> TurboProductCodes:

@@ -23,7 +23,7 @@ from spectralquant.methods.registry import MethodSpec
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
 from spectralquant.sources.fit import require_known_ids, require_positions
-from spectralquant.sources.models import weights_sha256
+from spectralquant.sources.identity import weights_sha256
 from spectralquant.sources.tokens import tokens_sha256
 
 Progress = Callable[[str, int, int], None]

@@ -24,6 +24,7 @@ from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, 
 from spectralquant.methods.eviction import AttentionHistory
 from spectralquant.sources.fit import require_known_ids
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.wrappers import model_device, runs_model
 
 
 @dataclass
@@ -146,6 +147,7 @@ class _Streams:
 
 
 @torch.no_grad()
+@runs_model
 def stream_window(
     model: nn.Module,
     geometry: CacheGeometry,
@@ -161,7 +163,7 @@ def stream_window(
     the last n tokens was the first choice. Returns one `StreamTotals` per method.
     """
     require_known_ids(model, ids)
-    device = model.device
+    device = model_device(model)
     ids = ids.to(device)
     count = 1 + len(methods)
     streams = _Streams(geometry, count, ids, evicting=any(is_evicting(m) for m in methods))

@@ -29,9 +29,9 @@ class AttentionHistory:
     """Running sums for all streams, `[L, B, Hk, T]`."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self.accumulated = torch.zeros(shape, device=device)
-        self.latest = torch.zeros(shape, device=device)
-        self.hits = torch.zeros(shape, device=device)
+        self.accumulated = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.latest = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.hits = torch.zeros(shape, dtype=torch.float32, device=device)
         self.seen = 0
 
     def add(self, layer: int, p: Tensor, start: int) -> None:

@@ -13,6 +13,7 @@ from spectralquant.codec.packet import INDEX_ENTRY
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError
 from spectralquant.methods.context import MethodContext
+from spectralquant.sources.weights import embedding_weight
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def spectral_from_profile(
         if step_scale != 1.0 or adaptive:
             raise InputError(f"spectral: step_scale and adaptive belong to the cold tier, not to {tier}.")
         return SpectralFixed(FixedRateCodec(profile.tier(tier), loaded.geometry, loaded.device, rotated=tier == "hot"))
-    embedding = loaded.model.get_input_embeddings().weight.detach()
+    embedding = embedding_weight(loaded.model)
     codec = SpectralCodec(profile.tier("cold"), loaded.geometry, embedding, loaded.device, step_scale, adaptive)
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
     return SpectralCold(codec, exact_bits, **options)

@@ -15,6 +15,7 @@ from spectralquant.attention.rotary_probe import rotary_layout, rotary_probe
 from spectralquant.codec.rotary import RotaryLayout
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.layer_probe import probe_layers
+from spectralquant.sources.wrappers import runs_model
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def refuse_unsupported(model: nn.Module) -> None:
         )
 
 
+@runs_model
 def probe_geometry(model: nn.Module) -> CacheGeometry:
     """Run `model` on 12 tokens at two position offsets and read its cache geometry.
 

@@ -18,6 +18,7 @@ from spectralquant.attention.probing import architecture_errors
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.forward import with_cache
+from spectralquant.sources.wrappers import model_device
 
 PRETENDED = (1 << 20) + 4_321  # no multiple of a usual chunk, so that chunked attention does not look like a window
 
@@ -82,7 +83,7 @@ def probe_layers(model: nn.Module) -> LayerFacts:
         batch, heads, new, _ = call.query.shape
         return call.query.new_zeros(batch, new, heads, call.value.shape[3])
 
-    device = model.get_input_embeddings().weight.device
+    device = model_device(model)
     one = torch.zeros(1, 1, dtype=torch.int64, device=device)
     last, given = attention_modules(model)[-1], []
     handle = last.register_forward_pre_hook(lambda m, a, k: given.extend((*a, *k.values())), with_kwargs=True)

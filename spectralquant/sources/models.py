@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import warnings
@@ -28,11 +27,11 @@ from spectralquant.sources.cache import NAME
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry, refuse_unsupported
 from spectralquant.sources.random_model import PREFIX, random_config, random_model
 from spectralquant.sources.shapes import parse_shape
+from spectralquant.sources.wrappers import model_device
 
 BUILTIN = {f"builtin:{NAME}": builtin_model.builtin_model_folder}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText)
-SAMPLES_PER_TENSOR = 65_536
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return model_device(self.model)
 
 
 def pick_device(name: str) -> torch.device:
@@ -206,21 +205,6 @@ def _load_hub(name: str, dtype: torch.dtype, offline: bool) -> tuple[nn.Module, 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0].rstrip(".") + "."
-
-
-def weights_sha256(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str:
-    """SHA-256 over every parameter's name, shape and up to 65,536 evenly spaced elements, rounded to `dtype`.
-
-    Sampling keeps it near a second for an 8B model and still sees any fine-tuning, which moves all weights.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES_PER_TENSOR)
-        sample = flat[::step][:SAMPLES_PER_TENSOR].to(dtype).cpu().contiguous()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -18,8 +18,10 @@ from spectralquant.methods.base import Method
 from spectralquant.methods.spectral import SpectralCold
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
-from spectralquant.sources.models import LoadedModel, weights_sha256
+from spectralquant.sources.identity import weights_sha256
+from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
+from spectralquant.sources.weights import embedding_weight
 
 RATIO = 40.0
 STEP_SCALES = (1.0, 0.7, 0.5, 0.35)
@@ -50,7 +52,7 @@ def adaptive_study(
     if len(every) * HALF < (steps + 2) * window + windows * HALF:
         raise SourceError("The prose has too few tokens left to score; use fewer --steps or --windows.")
     mixed = torch.cat([every[-windows:], code.windows(HALF)[-windows:]], dim=1)
-    embedding = loaded.model.get_input_embeddings().weight.detach()
+    embedding = embedding_weight(loaded.model)
 
     def codec(scale: float) -> SpectralCodec:
         return SpectralCodec(tier, loaded.geometry, embedding, loaded.device, scale)

@@ -23,7 +23,8 @@ from spectralquant.methods.turboquant import TurboQuant
 from spectralquant.profile_tensors import ColdTier, flatten
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
-from spectralquant.sources.models import LoadedModel, weights_sha256
+from spectralquant.sources.identity import weights_sha256
+from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from spectralquant.studies.windows import scored_windows
 

@@ -13,7 +13,8 @@ from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import measure
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
-from spectralquant.sources.models import LoadedModel, weights_sha256
+from spectralquant.sources.identity import weights_sha256
+from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from spectralquant.studies.windows import scored_windows
 

@@ -22,7 +22,8 @@ from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
-from spectralquant.sources.models import LoadedModel, weights_sha256
+from spectralquant.sources.identity import weights_sha256
+from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from sqkernels.rows import RowMatrices
 from sqkernels.rows.reference import planes_of, round_trip

@@ -15,7 +15,8 @@ from spectralquant.profile import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
 from spectralquant.sources.forward import cache_of
-from spectralquant.sources.models import LoadedModel, weights_sha256
+from spectralquant.sources.identity import weights_sha256
+from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 
 RUNS = 5

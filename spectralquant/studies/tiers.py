@@ -23,12 +23,13 @@ from spectralquant.codec.fixed import FixedRateCodec
 from spectralquant.evaluation.measure import measure
 from spectralquant.methods.base import Method
 from spectralquant.methods.spectral import SpectralFixed
-from spectralquant.profile import CalibrationProfile, model_identity
+from spectralquant.profile import CalibrationProfile
 from spectralquant.profile_schema import TierSummary
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
 from spectralquant.sources.forward import with_cache
-from spectralquant.sources.models import LoadedModel, weights_sha256
+from spectralquant.sources.identity import model_identity, weights_sha256
+from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 from spectralquant.studies.windows import scored_windows
 

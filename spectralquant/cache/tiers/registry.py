@@ -25,6 +25,8 @@ from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.weights import embedding_weight
+from spectralquant.sources.wrappers import model_device
 from spectralquant.streams import finish_here
 from sqkernels.rows.runtime import interpreting
 
@@ -44,19 +46,20 @@ def make_tiers(
 
     backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot codes' index.
     """
-    tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool, model.device)}
+    device = model_device(model)
+    tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool, device)}
     codecs = {} if profile is None else profile.codecs
     held = len(codecs)
     for name in () if profile is None else profile.tiers:
-        key = (name, str(model.device), step_scale)
+        key = (name, str(device), step_scale)
         if key not in codecs:
             codecs[key] = _codec(name, model, profile, geometry, step_scale)
         codec = codecs[key]
         if name == "hot" and backend is not None:
-            rows = (f"hot rows, index {index_rank}", str(model.device), 1.0)
+            rows = (f"hot rows, index {index_rank}", str(device), 1.0)
             if rows not in codecs:
                 layers = range(geometry.layers)
-                codecs[rows] = row_matrices(profile.tier("hot"), geometry, layers, model.device, index_rank)
+                codecs[rows] = row_matrices(profile.tier("hot"), geometry, layers, device, index_rank)
             tiers[name] = HotRowTier(codec, codecs[rows], geometry, pool, backend)
         elif name == "hot":
             tiers[name] = HotTier(codec, pool)
@@ -67,7 +70,7 @@ def make_tiers(
                 codec = AdaptiveRankCompressor(codec, profile.heads, profile.sidecar.tiers["cold"].step, **adaptive)
             tiers[name] = ColdTier(codec, reconstructor)
     if len(codecs) > held:
-        finish_here(model.device)  # codecs are shared by caches, which may be read on other streams
+        finish_here(device)  # codecs are shared by caches, which may be read on other streams
     return tiers
 
 
@@ -100,10 +103,9 @@ def kernel_backend(
 def _codec(
     name: str, model: nn.Module, profile: CalibrationProfile, geometry: CacheGeometry, step_scale: float
 ) -> HotCodec | FixedRateCodec | SpectralCodec:
-    tier = profile.tier(name)
+    tier, device = profile.tier(name), model_device(model)
     if name == "hot":
-        return HotCodec(tier, geometry, model.device)
+        return HotCodec(tier, geometry, device)
     if name == "warm":
-        return FixedRateCodec(tier, geometry, model.device, rotated=False)
-    embedding = model.get_input_embeddings().weight.detach()
-    return SpectralCodec(tier, geometry, embedding, model.device, step_scale)
+        return FixedRateCodec(tier, geometry, device, rotated=False)
+    return SpectralCodec(tier, geometry, embedding_weight(model), device, step_scale)

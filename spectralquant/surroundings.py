@@ -1,0 +1,63 @@
+"""Shields: what the caller has switched on around the library does not change what the library computes.
+
+Autocast would round float32 products to bfloat16; inference mode makes tensors that nothing outside it may change; a
+training model drops out; another default dtype or device makes tensors that do not fit; a seed would be lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+DEVICE_TYPES = ("cpu", "cuda")
+
+
+@contextlib.contextmanager
+def own_arithmetic() -> Iterator[None]:
+    """Inside, float32 stays float32 and new tensors are ordinary ones: autocast and inference mode are off.
+
+    Gradients are recorded as they were outside (in inference mode: not at all). Works as a decorator, too.
+    """
+    with contextlib.ExitStack() as stack:
+        for kind in DEVICE_TYPES:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextlib.contextmanager
+def own_run(model: nn.Module) -> Iterator[None]:
+    """Run `model` from inside the library as it was loaded: `own_arithmetic`, evaluation mode, nothing compiled.
+
+    The default dtype is float32 and the default device the CPU, float32 products are exact to float32 (no TF32), and
+    random numbers are the library's own. All of it is put back afterwards.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    dtype = torch.get_default_dtype()
+    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    precision = [backend.fp32_precision for backend in products]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(own_arithmetic())
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        try:
+            model.eval()
+            torch.set_default_dtype(torch.float32)
+            for backend in products:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, value in zip(products, precision, strict=True):
+                backend.fp32_precision = value
+            torch.set_default_dtype(dtype)
+            for module, training in modes:
+                module.training = training
