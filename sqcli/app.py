@@ -151,16 +151,15 @@ def _read_config(path: Path) -> dict[str, Any]:
                 raise InputError(
                     f"--config {path}: [{name}] has no option {key!r}; it has {', '.join(sorted(options))}."
                 )
-    return {
-        name: {_parameter(known[name], key): value for key, value in table.items()} for name, table in tables.items()
-    }
+    return {name: dict(_default(known[name], *item) for item in table.items()) for name, table in tables.items()}
 
 
-def _parameter(command: Any, key: str) -> str:
+def _default(command: Any, key: str, value: Any) -> tuple[str, Any]:
+    """A parameter's name and default; options that may be repeated take one value as a list of one."""
     for parameter in command.params:
         if key == parameter.name or f"--{key}" in parameter.opts:
-            return parameter.name
-    return key.replace("-", "_")
+            return parameter.name, [value] if parameter.multiple and not isinstance(value, list) else value
+    return key.replace("-", "_"), value
 
 
 if __name__ == "__main__":
