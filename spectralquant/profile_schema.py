@@ -34,13 +34,23 @@ class ModelIdentity(_Part):
     weights_sketch: str | None = None
 
 
+class TextShare(_Part):
+    """What one of several texts gave to the calibration: its weight in the mix, its tokens and their SHA-256."""
+
+    source: str
+    weight: float
+    tokens: int
+    sha256: str
+
+
 class TextIdentity(_Part):
-    """Which text a profile was calibrated on."""
+    """Which text a profile was calibrated on. tokens and sha256: of the windows; sources: the texts that they hold."""
 
     source: str
     sha256: str
     tokens: int
     window: int
+    sources: list[TextShare] = []
 
 
 class CalibrationOptions(_Part):

@@ -7,10 +7,14 @@ from typing import Annotated
 import typer
 
 MODEL_HELP = "builtin:smollm2-135m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing; random:llama-3.1-70b:layers=4 has 4 layers)."
-DATA_HELP = "builtin:pydoc, builtin:stdlib, file:PATH (txt, jsonl, parquet), or hub:NAME[:config][:split][:column]."
+DATA_HELP = (
+    "builtin:pydoc, builtin:stdlib, file:PATH[:COLUMN] (text, json, jsonl, csv, parquet, packed or not, a folder or a "
+    "glob), or hub:NAME[:config][:split][:column]. Repeat it to mix texts; =3 after a text is its weight."
+)
+DEFAULT_DATA = ("builtin:pydoc",)
 
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
-Data = Annotated[str, typer.Option("--data", "-d", help=DATA_HELP)]
+Data = Annotated[list[str], typer.Option("--data", "-d", help=DATA_HELP)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (float32 on CPU, bfloat16 on GPU), float32, bfloat16 or float16.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,14 @@ from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
 from spectralquant.profile import CalibrationProfile
-from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity, TierSummary
+from spectralquant.profile_schema import (
+    SCHEMA_VERSION,
+    CalibrationOptions,
+    ProfileSidecar,
+    TextIdentity,
+    TextShare,
+    TierSummary,
+)
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.identity import model_identity
@@ -90,6 +97,7 @@ class CalibrationRun:
         torch.manual_seed(settings.seed)
         body = settings.window - (text.bos is not None)
         self.windows = text.windows(settings.window, settings.steps)
+        self.shares = text.shares(settings.steps * body)
         self.held_out = _held_out_windows(
             text if held_out is None else held_out, settings, settings.steps * body if held_out is None else 0
         )
@@ -299,7 +307,11 @@ class CalibrationRun:
             tensor_bytes=0,
             model=self.identity,
             text=TextIdentity(
-                source=self.text_name, sha256=tokens_sha256(self.windows), tokens=self.windows.numel(), window=s.window
+                source=self.text_name,
+                sha256=tokens_sha256(self.windows),
+                tokens=self.windows.numel(),
+                window=s.window,
+                sources=[TextShare(**asdict(share)) for share in self.shares],
             ),
             calibration=CalibrationOptions(
                 steps=s.steps,

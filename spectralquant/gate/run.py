@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,16 @@ def _doubt(*results: dict[str, Any]) -> str | None:
     return None
 
 
-def run_suite(name: str, model: str, data: str, device: str, offline: bool, progress: Progress) -> dict[str, Any]:
-    """Measure a suite.
+def run_suite(
+    name: str,
+    model: str,
+    data: Sequence[str],
+    device: str,
+    offline: bool,
+    progress: Progress,
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a suite on texts as `open_sources` takes them; `report` is told what reading them left out.
 
     Raises:
         InputError: there is no such suite, or it cannot run here.
@@ -82,15 +90,17 @@ def run_suite(name: str, model: str, data: str, device: str, offline: bool, prog
         from spectralquant.sources.models import pick_device
 
         return gpu_suite(pick_device(device), progress)
-    from spectralquant.gate.suites.smoke import TOKENS, smoke_suite
+    from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite
+    from spectralquant.sources.mix import tokenize_sources
     from spectralquant.sources.models import load_model
-    from spectralquant.sources.text import load_text
-    from spectralquant.sources.tokens import tokenize
+    from spectralquant.sources.text import open_sources, text_name
 
+    sources = open_sources(data, offline=offline, report=report)
     loaded = load_model(model, device="cpu", dtype="float32", offline=offline)
-    return smoke_suite(
-        loaded, tokenize(loaded.tokenizer, load_text(data, offline=offline), TOKENS), data, None, progress
-    )
+    text = tokenize_sources(loaded.tokenizer, sources, TOKENS, window=SmokeSettings().window, report=report)
+    result = smoke_suite(loaded, text, text_name(sources), None, progress)
+    result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
+    return result
 
 
 def write_baseline(path: Path, result: dict[str, Any], *, force: bool) -> None:

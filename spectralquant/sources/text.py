@@ -1,37 +1,107 @@
-"""Text to calibrate and measure on: built-in, files, and hub data sets (streamed)."""
+"""Text to calibrate and measure on: built-in, files, and hub data sets, each with a weight."""
 
 from __future__ import annotations
 
 import itertools
-import os
+import math
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from spectralquant.errors import InputError, SourceError, did_you_mean
+from spectralquant.sources.documents.files import file_documents, is_path
+from spectralquant.sources.documents.hub import hub_documents
+from spectralquant.sources.documents.report import Report, warn
 
 BUILTIN = ("builtin:pydoc", "builtin:stdlib")
-COLUMNS = ("text", "content", "prompt", "body", "document")
 
 
-def load_text(spec: str, *, offline: bool = False) -> Iterator[str]:
-    """Yield the documents of `builtin:pydoc`, `builtin:stdlib`, `file:PATH` or `hub:NAME[:config][:split][:column]`.
+@dataclass(frozen=True)
+class TextSource:
+    """An opened text: its name as in `--data`, its weight in a mix, and its documents (they can be read once)."""
 
-    Files may be plain text (one document), jsonl or parquet (the first of the columns text, content, …).
+    name: str
+    weight: float
+    documents: Iterator[str]
+
+
+def load_text(spec: str, *, offline: bool = False, report: Report = warn) -> Iterator[str]:
+    """Yield the documents of `builtin:pydoc`, `builtin:stdlib`, `file:PATH[:COLUMN]` or
+    `hub:NAME[:config][:split][:column]`.
+
+    PATH may be a text file (large ones come in pieces), JSON, JSON Lines, CSV, TSV, parquet, arrow, any of them packed
+    (gzip, zstandard, …), a folder or a glob. Rows may hold a text column, message lists, prompt and completion,
+    chosen answers, or bodies of batch requests; COLUMN picks one (`body.messages`). The first document is read at once.
 
     Raises:
-        SourceError: not found, not readable, or without text.
+        SourceError: not found, not readable, or without text; later rows name themselves when they are reached.
     """
+    documents = _documents(spec, offline, report)
+    read = []
+    for document in documents:
+        read.append(document)
+        if document.strip():
+            return itertools.chain(read, documents)
+    raise SourceError(f"{spec} has no text. Calibration and measurement need text.")
+
+
+def open_sources(specs: str | Sequence[str], *, offline: bool = False, report: Report = warn) -> list[TextSource]:
+    """Open texts `SPEC` or `SPEC=WEIGHT` (weight 1 where none is given).
+
+    Raises:
+        InputError: no text, one given twice, or a weight that is not positive. SourceError: see `load_text`.
+    """
+    pairs = [parse_weight(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    names = [name for name, _ in pairs]
+    if not names:
+        raise InputError("--data is missing: pass at least one text.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--data {twice} is given twice. Give it once with a weight, as {twice}=2.")
+    return [TextSource(name, weight, load_text(name, offline=offline, report=report)) for name, weight in pairs]
+
+
+def parse_weight(spec: str) -> tuple[str, float]:
+    """`file:a.jsonl=3` to its name and weight; a file whose name ends so is taken for the file.
+
+    Raises:
+        InputError: a weight that is not a positive number.
+    """
+    name, equals, number = spec.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = None
+    if not equals or not name or weight is None or is_path(spec.removeprefix("file:")):
+        return spec, 1.0
+    if not (weight > 0 and math.isfinite(weight)):
+        raise InputError(f"--data {spec}: the weight {number} must be a positive number, as {name}=3.")
+    return name, weight
+
+
+def text_name(sources: Sequence[TextSource]) -> str:
+    """One name for a mix: `file:a.jsonl=3 + builtin:pydoc=1`; a single text has no weight."""
+    if len(sources) == 1:
+        return sources[0].name
+    return " + ".join(f"{s.name}={s.weight:g}" for s in sources)
+
+
+def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
     if spec == "builtin:pydoc":
         return _pydoc()
     if spec == "builtin:stdlib":
         return _stdlib()
     if spec.startswith("file:"):
-        return _file(Path(spec.removeprefix("file:")).expanduser())
+        return file_documents(spec.removeprefix("file:"), report)
     if spec.startswith("hub:"):
-        return _hub(spec.removeprefix("hub:"), offline)
-    hint = f" For a file, write file:{spec}." if Path(spec).exists() else did_you_mean(spec, BUILTIN)
-    raise InputError(f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME.{hint}")
+        return hub_documents(spec.removeprefix("hub:"), offline, report)
+    if spec and not spec.startswith("builtin:") and is_path(spec):
+        return file_documents(spec, report)
+    raise InputError(
+        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
+        f"{did_you_mean(spec, BUILTIN)}"
+    )
 
 
 def _pydoc() -> Iterator[str]:
@@ -46,63 +116,3 @@ def _stdlib() -> Iterator[str]:
     folder = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(folder.glob("*.py")):
         yield path.read_text(encoding="utf-8", errors="replace")
-
-
-def _file(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise SourceError(f"There is no file {path}. Check the path after file:.")
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty. Calibration needs text.")
-    if path.suffix in {".jsonl", ".json", ".parquet"}:
-        return _columns("parquet" if path.suffix == ".parquet" else "json", str(path))
-    try:
-        return iter([path.read_text(encoding="utf-8")])
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"{path} is not UTF-8 text (byte {error.start}). Convert it, or pass jsonl or parquet."
-        ) from error
-
-
-def _columns(builder: str, path: str) -> Iterator[str]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        rows = iter(datasets.load_dataset(builder, data_files=path, split="train", streaming=True))
-        first = next(rows, None)
-    except Exception as error:  # pyarrow and json raise many kinds for damaged files
-        raise SourceError(f"{path} cannot be read as {builder}: {str(error).splitlines()[0]}") from error
-    return _text_column(rows, first, path, None)
-
-
-def _hub(rest: str, offline: bool) -> Iterator[str]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    name, config, split, column = (rest.split(":") + [""] * 3)[:4]
-    if offline or os.environ.get("HF_HUB_OFFLINE"):
-        raise SourceError(
-            f"hub:{name} needs the network and --offline (or HF_HUB_OFFLINE) forbids it. "
-            "Use file:PATH or builtin:pydoc."
-        )
-    try:
-        rows = iter(datasets.load_dataset(name, config or None, split=split or "train", streaming=True))
-        first = next(rows, None)
-    except Exception as error:  # datasets raises network, file and value errors alike
-        raise SourceError(
-            f"hub:{name} cannot be read: {str(error).splitlines()[0]} Check the name, config and split "
-            "(hub:NAME:config:split:column) and the network."
-        ) from error
-    return _text_column(rows, first, f"hub:{name}", column or None)
-
-
-def _text_column(rows: Iterator[dict], first: dict | None, where: str, column: str | None) -> Iterator[str]:
-    if first is None:
-        raise SourceError(f"{where} holds no rows. Calibration needs text.")
-    names = [column] if column else [c for c in COLUMNS if c in first]
-    if not names or names[0] not in first:
-        raise SourceError(
-            f"{where} has no text column {column or ' / '.join(COLUMNS)}; it has {', '.join(first)}. "
-            "Rename one, or name it as hub:NAME:config:split:column."
-        )
-    return (str(row[names[0]]) for row in itertools.chain([first], rows) if row[names[0]])

@@ -7,12 +7,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from spectralquant.errors import InputError, SourceError
+from spectralquant.sources.documents.columns import RowReader
+from spectralquant.sources.documents.conversation import Conversation
+from spectralquant.sources.documents.pieces import PIECE, Continuation, in_pieces
+from spectralquant.sources.documents.report import Report, warn
 
 MIN_WINDOW = 8
+
+
+@dataclass(frozen=True)
+class SourceShare:
+    """What one text gave: its name as in `--data`, its weight, its tokens, and their SHA-256."""
+
+    source: str
+    weight: float
+    tokens: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -22,6 +37,15 @@ class TokenText:
     ids: Tensor
     bos: int | None = None
 
+    def shares(self, tokens: int | None = None) -> list[SourceShare]:
+        """What each text gave to the first `tokens` tokens (None: all); here there is but one."""
+        ids = self.ids[:tokens]
+        return [SourceShare("text", 1.0, len(ids), tokens_sha256(ids))]
+
+    def body(self, window: int) -> int:
+        """Tokens of text in a window, its BOS token left out."""
+        return window - (self.bos is not None)
+
     def windows(self, window: int, count: int | None = None, start: int = 0) -> Tensor:
         """Contiguous windows int64 `[n, window]` from token `start` on, all that fit, or exactly `count`.
 
@@ -30,7 +54,7 @@ class TokenText:
         """
         if window < MIN_WINDOW:
             raise InputError(f"A window of {window} tokens is too short; use at least {MIN_WINDOW}.")
-        body = window - (self.bos is not None)
+        body = self.body(window)
         fits = max(0, (len(self.ids) - start) // body)
         if fits == 0 or (count is not None and fits < count):
             raise SourceError(
@@ -44,28 +68,60 @@ class TokenText:
         return torch.cat([torch.full((n, 1), self.bos, dtype=torch.int64), rows], dim=1)
 
 
-def tokenize(tokenizer: Any, documents: Iterable[str], at_least: int | None = None) -> TokenText:
-    """Tokenize documents, joined by blank lines; streams are read until `at_least` tokens are there.
+def tokenize(tokenizer: Any, documents: Iterable[str], at_least: int | None = None, report: Report = warn) -> TokenText:
+    """Tokenize documents, joined by blank lines, until `at_least` tokens are there (None: all of them).
+
+    Documents are strings, message lists or rows (as `load_text` reads them). Conversations are rendered by the tokenizer's chat template where it has one, and are not separated. Long documents
+    are tokenized in pieces, so that neither they nor what is read too much of them is ever held as a whole.
 
     Raises:
-        SourceError: there is no text.
+        SourceError: there is no text, or a document is no text; it is named.
     """
-    first = tokenizer("a").input_ids[:1]
-    bos = first[0] if first and first[0] == tokenizer.bos_token_id else None
     separator = tokenizer("\n\n", add_special_tokens=False).input_ids
-    ids: list[int] = []
-    seen = False
-    for document in documents:
-        if not document.strip():
-            continue
-        ids += separator if seen else []
-        seen = True
-        ids += tokenizer(document, add_special_tokens=False, verbose=False).input_ids
-        if at_least is not None and len(ids) >= at_least:
+    parts: list[np.ndarray] = []
+    count = 0
+    refused: dict[str, int] = {}
+    rows = RowReader("text", None, "a list of strings")
+    for number, document in enumerate(documents, 1):
+        if not isinstance(document, str):
+            document = rows.text(document, number) or ""
+        rendered = _rendered(tokenizer, document, refused)
+        for piece in [rendered] if len(rendered) <= PIECE else in_pieces([rendered]):
+            if not piece.strip():
+                continue
+            apart = count and not isinstance(piece, Continuation) and not isinstance(document, Continuation)
+            ids = tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+            if apart and rendered is document:
+                ids = separator + ids
+            parts.append(np.asarray(ids, dtype=np.int32))
+            count += len(ids)
+            if at_least is not None and count >= at_least:
+                break
+        if at_least is not None and count >= at_least:
             break
-    if not seen:
+    for reason, times in refused.items():
+        report(f"The chat template refused {times:,} conversations ({reason}); they are read as role: content.")
+    if not count:
         raise SourceError("The text is empty. Calibration and measurement need text.")
-    return TokenText(torch.tensor(ids, dtype=torch.int64), bos)
+    return TokenText(torch.from_numpy(np.concatenate(parts).astype(np.int64)), bos_token(tokenizer))
+
+
+def bos_token(tokenizer: Any) -> int | None:
+    """The token that the tokenizer puts before every text, or None."""
+    first = tokenizer("a").input_ids[:1]
+    return first[0] if first and first[0] == tokenizer.bos_token_id else None
+
+
+def _rendered(tokenizer: Any, document: str, refused: dict[str, int]) -> str:
+    """A conversation as the chat template writes it; the document itself where there is none or it refuses."""
+    if not isinstance(document, Conversation) or not getattr(tokenizer, "chat_template", None):
+        return document
+    try:
+        return document.render(tokenizer)
+    except Exception as error:  # templates raise their own errors, and Jinja's, on turns that they do not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        refused[reason] = refused.get(reason, 0) + 1
+        return document
 
 
 def tokens_sha256(ids: Tensor) -> str:

@@ -29,8 +29,7 @@ from spectralquant.results import results_file
 from spectralquant.sources.forward import with_cache
 from spectralquant.sources.identity import weights_sha256
 from spectralquant.sources.models import LoadedModel, load_model
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import TokenText, tokenize, tokens_sha256
+from spectralquant.sources.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 CHUNK = 512
@@ -44,7 +43,6 @@ def cache_study(
     loaded: LoadedModel,
     profile: CalibrationProfile,
     text: TokenText,
-    data: str,
     context: int,
     time_context: int,
     progress: Progress,
@@ -64,7 +62,7 @@ def cache_study(
         if loaded.device.type == "cuda":
             row |= _memory(loaded, profile, row["tier"], long.to(loaded.device))
         else:
-            row |= _in_own_process(loaded, profile, row["tier"], data, context)
+            row |= _in_own_process(loaded, profile, row["tier"], long)
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
@@ -135,20 +133,17 @@ def _now(loaded: LoadedModel) -> float:
     return time.perf_counter()
 
 
-def _in_own_process(
-    loaded: LoadedModel, profile: CalibrationProfile, tier: str, data: str, context: int
-) -> dict[str, Any]:
+def _in_own_process(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> dict[str, Any]:
     job = {
         "model": loaded.name,
         "device": str(loaded.device),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "profile": str(profile.path),
         "tier": tier,
-        "data": data,
-        "context": context,
+        "ids": ids.tolist(),
     }
-    command = [sys.executable, "-m", "spectralquant.studies.cache", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "spectralquant.studies.cache"]
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SpectralQuantError(f"The process that measures {tier} failed: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -158,8 +153,7 @@ def _child(job: dict[str, Any]) -> dict[str, Any]:
     """Load, then `_memory`."""
     loaded = load_model(job["model"], device=job["device"], dtype=job["dtype"])
     profile = CalibrationProfile.load(job["profile"], verify=False)
-    ids = tokenize(loaded.tokenizer, load_text(job["data"])).windows(job["context"])[-1:].to(loaded.device)
-    return _memory(loaded, profile, job["tier"], ids)
+    return _memory(loaded, profile, job["tier"], torch.tensor(job["ids"], device=loaded.device))
 
 
 def _memory(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> dict[str, Any]:
@@ -221,4 +215,4 @@ def _resident() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_child(json.loads(sys.argv[1]))))
+    print(json.dumps(_child(json.load(sys.stdin))))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
 
 
 def calibrate(
     model: Model = "builtin:smollm2-135m",
-    data: Data = "builtin:pydoc",
+    data: Data = DEFAULT_DATA,
     steps: Annotated[int, typer.Option(help="Batches of text, forward and backward.")] = 100,
     window: Annotated[int, typer.Option(help="Tokens per step.")] = 512,
     target: Annotated[
@@ -30,7 +31,9 @@ def calibrate(
     ] = None,
     held_out: Annotated[int, typer.Option(help="Held-out windows to solve on, and as many to report on.")] = 2,
     held_out_window: Annotated[int, typer.Option(help="Tokens per held-out window.")] = 1024,
-    held_out_data: Annotated[str | None, typer.Option(help="Other text for the held-out windows.")] = None,
+    held_out_data: Annotated[
+        list[str] | None, typer.Option(help="Other text for the held-out windows, as --data.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Profile path: OUT.safetensors and OUT.json are written.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
@@ -46,7 +49,7 @@ def calibrate(
 ) -> None:
     """Calibrate a model on domain text and write its rank and bit profile.
 
-    Example: [bold]sq calibrate --data file:tickets.jsonl --target kl=0.01 --out profiles/tickets[/bold]
+    Example: [bold]sq calibrate --data file:tickets.jsonl=3 --data builtin:pydoc --out profiles/tickets[/bold]
     """
     from spectralquant.calibration.options import TIERS, CalibrationSettings, parse_targets
     from spectralquant.errors import InputError
@@ -71,28 +74,33 @@ def calibrate(
     stem = out or Path("profiles") / _default_name(model, data)
 
     from spectralquant.calibration.run import calibrate_model
+    from spectralquant.sources.mix import tokenize_sources
     from spectralquant.sources.models import load_model
-    from spectralquant.sources.text import load_text
-    from spectralquant.sources.tokens import tokenize
+    from spectralquant.sources.text import open_sources, text_name
     from sqcli.output import Output
     from sqcli.render.calibration import calibration_view
     from sqcli.results import calibration_result
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
-    documents = load_text(data, offline=offline)
-    extra = None if held_out_data is None else load_text(held_out_data, offline=offline)
+    sources = open_sources(data, offline=offline, report=output.note)
+    extra = open_sources(held_out_data, offline=offline, report=output.note) if held_out_data else None
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
     need = steps * window + 2 * held_out * held_out_window
-    text = tokenize(loaded.tokenizer, documents, need)
-    other = None if extra is None else tokenize(loaded.tokenizer, extra, need)
+    text = tokenize_sources(loaded.tokenizer, sources, need, window=window, report=output.note)
+    other = extra and tokenize_sources(
+        loaded.tokenizer, extra, 2 * held_out * held_out_window, window=held_out_window, report=output.note
+    )
     with output.progress() as bar:
         profile = calibrate_model(
-            loaded, text, settings, text_name=data, out=stem, resume=resume, held_out=other, progress=bar
+            loaded, text, settings, text_name=text_name(sources), out=stem, resume=resume, held_out=other, progress=bar
         )
     output.show(*calibration_view(profile, stem))
     output.finish(calibration_result(profile), title=f"sq calibrate --steps {steps}")
 
 
-def _default_name(model: str, data: str) -> str:
+def _default_name(model: str, data: Sequence[str]) -> str:
+    from spectralquant.sources.text import parse_weight
+
     clean = lambda text: "".join(c if c.isalnum() or c in "-." else "-" for c in text.rsplit("/", 1)[-1])  # noqa: E731
-    return f"{clean(model.removeprefix('builtin:'))}-{clean(data.split(':', 1)[-1])}"
+    texts = "-".join(clean(parse_weight(text)[0].split(":", 1)[-1]) for text in data)
+    return f"{clean(model.removeprefix('builtin:'))}-{texts}"

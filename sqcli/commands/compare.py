@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
 
 DEFAULT_PROFILE = Path("profiles/demo")
 QUICK_WINDOWS, QUICK_CONTEXT = 2, 768
+READ_TOKENS = 4_000_000
 
 
 def compare(
@@ -19,7 +20,7 @@ def compare(
         Path, typer.Option("--profile", "-p", help="Calibrated profile of the model.")
     ] = DEFAULT_PROFILE,
     model: Model = "builtin:smollm2-135m",
-    data: Data = "builtin:pydoc",
+    data: Data = DEFAULT_DATA,
     context: Annotated[str, typer.Option(help="Tokens per window; several as 2048,8192.")] = "2048",
     windows: Annotated[int, typer.Option(min=1, help="Windows of the first length; others score as many tokens.")] = 24,
     calibration_windows: Annotated[
@@ -45,7 +46,7 @@ def compare(
 
     Example: [bold]sq compare turboquant h2o --quick[/bold]
     """
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from spectralquant.errors import InputError
     from spectralquant.evaluation.match import parse_match
@@ -68,9 +69,9 @@ def compare(
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison
     from spectralquant.methods.context import MethodContext
     from spectralquant.profile import CalibrationProfile
+    from spectralquant.sources.mix import tokenize_sources
     from spectralquant.sources.models import load_model
-    from spectralquant.sources.text import load_text
-    from spectralquant.sources.tokens import tokenize
+    from spectralquant.sources.text import open_sources, text_name
     from sqcli.render.compare import comparison_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
@@ -79,21 +80,25 @@ def compare(
             "There is no profiles/demo yet. Run `make demo`, or `sq calibrate --out PROFILE` and --profile PROFILE."
         )
     loaded_profile = CalibrationProfile.load(profile)
+    sources = open_sources(data, offline=offline, report=output.note)
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
     loaded_profile.require_model(loaded.model, loaded.name)
     if "spectral" not in given:
         place = always.index("spectral")
         groups[place] = [spec for spec in groups[place] if spec.options.get("tier", "cold") in loaded_profile.tiers]
-    text = tokenize(loaded.tokenizer, load_text(data, offline=offline))
     if quick:
         lengths, windows = [QUICK_CONTEXT], QUICK_WINDOWS
+    text = tokenize_sources(
+        loaded.tokenizer, sources, lengths[0] * windows, window=max(lengths), read=READ_TOKENS, report=output.note
+    )
     scored = _scored(text, loaded_profile, lengths, windows)
     calibration = text.windows(2048)[:calibration_windows] if len(text.ids) > 2048 * (calibration_windows + 1) else None
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
     protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
     partial = None if json in (None, "-") else Path(json).with_suffix(".partial.json")
     with output.progress() as bar:
-        result = Comparison(holder, scored, protocol, data, partial, bar).run(groups, resume=resume)
+        result = Comparison(holder, scored, protocol, text_name(sources), partial, bar).run(groups, resume=resume)
+    result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
     if level is not None:
         from spectralquant.evaluation.match import matched
 
@@ -127,9 +132,9 @@ def _scored(text, profile, lengths: list[int], count: int):
     from spectralquant.errors import InputError
     from spectralquant.sources.tokens import tokens_sha256
 
-    seen = 0
     side = profile.sidecar.text
-    if len(text.ids) >= side.tokens and side.tokens % side.window == 0:
+    seen = text.seen(side.sources)
+    if not side.sources and len(text.ids) >= side.tokens and side.tokens % side.window == 0:
         first = text.windows(side.window)[: side.tokens // side.window]
         if tokens_sha256(first) == side.sha256:
             seen = side.tokens

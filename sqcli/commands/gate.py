@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqcli.options import Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Json, Model, Offline, Quiet, Svg
 
 if TYPE_CHECKING:
     from spectralquant.gate.run import Outcome
@@ -40,7 +40,7 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(help="Write verdicts as Markdown.")] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report, but always exit with 0.")] = False,
     model: Model = "builtin:smollm2-135m",
-    data: Data = "builtin:pydoc",
+    data: Data = DEFAULT_DATA,
     device: Device = "auto",
     offline: Offline = False,
     json: Json = None,
@@ -84,7 +84,7 @@ def gate(
             before, now = compare_installs(against, rounds, bar)
     elif run is not None:
         with output.progress() as bar:
-            now = run_suite(run, model, data, device, offline, bar)
+            now = run_suite(run, model, data, device, offline, bar, output.note)
         if save is not None:
             write_json(save, now)
             output.note(f"Wrote {save}")

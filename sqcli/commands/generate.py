@@ -35,23 +35,23 @@ def generate(
     Example: [bold]sq generate --profile profiles/demo "The history of tea begins in"[/bold]
     """
     from spectralquant.errors import InputError
-    from spectralquant.profile import CalibrationProfile
-    from spectralquant.provenance import device_facts, provenance
-    from spectralquant.results import results_file
     from spectralquant.sizes import parse_size
-    from spectralquant.sources.models import load_model
-    from sqcli.output import Output
-    from sqcli.render.cache import cache_view
+    from spectralquant.sources.documents.encoding import read_text_file
 
     if (prompt is None) == (file is None):
         raise InputError('Give one prompt: as an argument, "…", or with --file FILE.')
     if profile is None and tier not in ("exact", "auto"):
         raise InputError(f"--tier {tier} needs --profile; calibrate one with `sq calibrate --tier all --out PROFILE`.")
     if file is not None:
-        if not file.is_file():
-            raise InputError(f"There is no file {file}. Check the path.")
-        prompt = file.read_text(encoding="utf-8")
+        prompt = read_text_file(file)
     limit = None if budget is None else parse_size(budget, "--budget")
+    from spectralquant.profile import CalibrationProfile
+    from spectralquant.provenance import device_facts, provenance
+    from spectralquant.results import results_file
+    from spectralquant.sources.models import load_model
+    from sqcli.output import Output
+    from sqcli.render.cache import cache_view
+
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     loaded_profile = None if profile is None else CalibrationProfile.load(profile)
     name = model or (loaded_profile.sidecar.model.name if loaded_profile else "builtin:smollm2-135m")

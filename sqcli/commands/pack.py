@@ -38,16 +38,15 @@ def pack(
 
     Example: [bold]sq pack --profile profiles/demo --file manual.txt --out manual.sqkv[/bold]
     """
-    from spectralquant.errors import InputError, SourceError
+    from spectralquant.errors import InputError
+    from spectralquant.sources.documents.encoding import read_text_file
 
     if (prompt is None) == (file is None):
         raise InputError("Give either a prompt or --file, as in sq pack --file manual.txt.")
     if not 0.05 <= step_scale <= 20:
         raise InputError(f"--step-scale {step_scale:g} must lie between 0.05 and 20.")
     if file is not None:
-        if not file.is_file():
-            raise SourceError(f"There is no file {file}. Check the path.")
-        prompt = file.read_text(encoding="utf-8")
+        prompt = read_text_file(file)
     if not prompt.strip():
         raise InputError("The prompt is empty; there is nothing to pack.")
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sqcli.options import Data, Device, Dtype, Model, Offline, Quiet
+from sqcli.options import DEFAULT_DATA, Data, Device, Dtype, Model, Offline, Quiet
 
 if TYPE_CHECKING:
+    from spectralquant.sources.mix import MixedText
+    from spectralquant.sources.models import LoadedModel
+    from spectralquant.sources.text import TextSource
     from sqcli.output import Output
 
 STUDIES = (
@@ -25,14 +29,19 @@ STUDIES = (
     "gate",
     "shapes",
 )
+TWO_TEXTS = ("domains", "adaptive")
+DEFAULT_OTHER = ("builtin:stdlib",)
+READ_TOKENS = 4_000_000
 
 
 def study(
     name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES[:-1])} or {STUDIES[-1]}.")],
     out: Annotated[Path, typer.Option(help="Results file to write (JSON).")],
     model: Model = "builtin:smollm2-135m",
-    data: Data = "builtin:pydoc",
-    other_data: Annotated[str, typer.Option(help="The second domain of `domains` and `adaptive`.")] = "builtin:stdlib",
+    data: Data = DEFAULT_DATA,
+    other_data: Annotated[
+        list[str], typer.Option(help="The second domain of `domains` and `adaptive`, as --data.")
+    ] = DEFAULT_OTHER,
     profile: Annotated[
         Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
     ] = None,
@@ -69,25 +78,26 @@ def study(
         raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
     if name in ("packet", "cache", "index") and profile is None:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
-    from spectralquant.sources.text import load_text
+    from spectralquant.sources.text import open_sources
     from sqcli.output import Output
     from sqcli.render.study import study_view
 
     output = Output(quiet=quiet)
     if name == "shapes":
-        _shapes(shape, (steps, window), device, dtype, data, out, output)
+        _shapes(shape, (steps, window), device, dtype, _one_text(data), out, output)
         return
     if name in ("kernels", "gate"):
         result = _kernels(device, output) if name == "kernels" else _gate(output)
         write_json(out, result)
         output.show(*study_view(result))
         return
-    documents = load_text(data, offline=offline)
+    sources = open_sources(data, offline=offline, report=output.note)
     if name == "second-model":
-        result = _second_model(documents, data, device, offline, train_seconds, output)
+        result = _second_model(sources, device, offline, train_seconds, output)
     else:
+        other = open_sources(other_data, offline=offline, report=output.note) if name in TWO_TEXTS else []
         result = _on_model(
-            name, model, documents, data, other_data, profile, (steps, window, windows), device, dtype, offline, output
+            name, model, sources, other, profile, (steps, window, windows), device, dtype, offline, output
         )
     write_json(out, result)
     output.show(*study_view(result))
@@ -97,9 +107,8 @@ def study(
 def _on_model(
     name: str,
     model: str,
-    documents: Any,
-    data: str,
-    other_data: str,
+    sources: list[TextSource],
+    other_sources: list[TextSource],
     profile: Path | None,
     sizes: tuple[int, int, int],
     device: str,
@@ -107,13 +116,40 @@ def _on_model(
     offline: bool,
     output: Output,
 ) -> dict[str, Any]:
+    from spectralquant.sources.mix import tokenize_sources
     from spectralquant.sources.models import load_model
-    from spectralquant.sources.text import load_text
-    from spectralquant.sources.tokens import tokenize
+    from spectralquant.sources.text import text_name
 
     steps, window, windows = sizes
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
-    text = tokenize(loaded.tokenizer, documents)
+    text, data = _text(loaded.tokenizer, sources, window, output)
+    other, other_data = None, ""
+    if other_sources:
+        need = 2 * (steps + windows) * window
+        other = tokenize_sources(loaded.tokenizer, other_sources, need, window=window, report=output.note)
+        other_data = text_name(other_sources)
+    result = _measure(name, loaded, text, data, other, other_data, profile, sizes, output)
+    _record(result, text, other)
+    return result
+
+
+def _record(result: dict[str, Any], *texts: MixedText | None) -> None:
+    """Which texts were read, with their weights and hashes."""
+    result["provenance"]["sources"] = [asdict(share) for text in texts if text is not None for share in text.shares()]
+
+
+def _measure(
+    name: str,
+    loaded: LoadedModel,
+    text: MixedText,
+    data: str,
+    other: MixedText | None,
+    other_data: str,
+    profile: Path | None,
+    sizes: tuple[int, int, int],
+    output: Output,
+) -> dict[str, Any]:
+    steps, window, windows = sizes
     with output.progress() as bar:
         if name == "cold":
             from spectralquant.studies.cold import ColdStudy, cold_study
@@ -138,8 +174,7 @@ def _on_model(
             from spectralquant.profile import CalibrationProfile
             from spectralquant.studies.cache import cache_study
 
-            return cache_study(loaded, CalibrationProfile.load(profile), text, data, 4 * window, 2 * window, bar)
-        other = tokenize(loaded.tokenizer, load_text(other_data, offline=offline), 2 * (steps + windows) * window)
+            return cache_study(loaded, CalibrationProfile.load(profile), text, 4 * window, 2 * window, bar)
         if name == "adaptive":
             from spectralquant.studies.adaptive import adaptive_study
 
@@ -147,6 +182,15 @@ def _on_model(
         from spectralquant.studies.domains import domain_study
 
         return domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
+
+
+def _text(tokenizer: Any, sources: list[TextSource], window: int, output: Output) -> tuple[MixedText, str]:
+    """The text of a study, read as far as `READ_TOKENS`, and its name."""
+    from spectralquant.sources.mix import tokenize_sources
+    from spectralquant.sources.text import text_name
+
+    text = tokenize_sources(tokenizer, sources, window, window=window, read=READ_TOKENS, report=output.note)
+    return text, text_name(sources)
 
 
 def _kernels(device: str, output: Output) -> dict[str, Any]:
@@ -159,6 +203,14 @@ def _kernels(device: str, output: Output) -> dict[str, Any]:
         raise InputError("The kernels study times kernels on a CUDA device, and there is none here.")
     with output.progress() as bar:
         return kernel_study("llama-3.1-8b", 32768, (1, 8), where, bar)
+
+
+def _one_text(data: list[str]) -> str:
+    from spectralquant.errors import InputError
+
+    if len(data) != 1:
+        raise InputError(f"--data: this study reads one text, not {len(data)}.")
+    return data[0]
 
 
 def _shapes(
@@ -195,16 +247,17 @@ def _gate(output: Output) -> dict[str, Any]:
 
 
 def _second_model(
-    documents: Any, data: str, device: str, offline: bool, train_seconds: float, output: Output
+    sources: list[TextSource], device: str, offline: bool, train_seconds: float, output: Output
 ) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from spectralquant.sources.builtin_model import builtin_model_folder
     from spectralquant.sources.models import pick_device
-    from spectralquant.sources.tokens import tokenize
     from spectralquant.studies.second_model import second_model_study
 
     tokenizer = AutoTokenizer.from_pretrained(builtin_model_folder(offline=offline, report=output.note))
-    text = tokenize(tokenizer, documents)
+    text, data = _text(tokenizer, sources, 1024, output)
     with output.progress() as bar:
-        return second_model_study(tokenizer, text, data, pick_device(device), train_seconds, bar)
+        result = second_model_study(tokenizer, text, data, pick_device(device), train_seconds, bar)
+    _record(result, text)
+    return result

@@ -37,7 +37,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     (tmp_path / "columns.jsonl").write_text('{"a": 1}\n')
     for name, message in (
-        ("bad.jsonl", "cannot be read as json"),
+        ("bad.jsonl", "row 1 cannot be read as JSON"),
         ("latin.txt", "not UTF-8"),
         ("columns.jsonl", "no text column"),
         ("none.txt", "no file"),

@@ -1,0 +1,1 @@
+"""From what users have (chat logs, tables, archives of text) to documents."""
