@@ -15,6 +15,7 @@ from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.positions import require_positions
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,11 @@ def generate_text(
         InputError: an empty prompt, or one that leaves no room before the model's last position.
     """
     ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(loaded.device)
-    longest = getattr(loaded.model.config, "max_position_embeddings", None)
     if ids.shape[1] == 0:
         raise InputError("The prompt has no tokens.")
-    if longest is not None and ids.shape[1] + options.new_tokens > longest:
-        raise InputError(
-            f"The prompt has {ids.shape[1]:,} tokens and {options.new_tokens:,} are to come; the model has "
-            f"{longest:,} positions. Shorten the prompt or ask for fewer."
-        )
+    what = f"The prompt of {ids.shape[1]:,} tokens with {options.new_tokens:,} to come"
+    total = ids.shape[1] + options.new_tokens
+    require_positions(loaded.model.config, total, what, "Shorten the prompt or ask for fewer (--new-tokens).")
     cache = SpectralCache(
         loaded.model, profile, tier=options.tier, max_bytes=options.max_bytes, working_set=options.working_set
     )

@@ -29,6 +29,7 @@ from spectralquant.profile import CalibrationProfile, model_identity
 from spectralquant.profile_schema import SCHEMA_VERSION, CalibrationOptions, ProfileSidecar, TextIdentity, TierSummary
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.positions import max_positions, require_positions
 from spectralquant.sources.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -73,6 +74,8 @@ class CalibrationRun:
         held_out: TokenText | None,
         progress: Progress,
     ) -> None:
+        for name, length in (("--window", settings.window), ("--held-out-window", settings.held_out_window)):
+            require_positions(loaded.model.config, length, f"{name} {length}", "Use a shorter window.")
         self.loaded, self.settings, self.text_name, self.progress = loaded, settings, text_name, progress
         self.geometry = loaded.geometry
         self.device = loaded.device
@@ -262,7 +265,7 @@ class CalibrationRun:
         """Position of a window, spread over all that the model has: the hot tier codes rotated keys, and those of the
         first window's length say little about later ones (slow rotations have hardly begun there).
         """
-        longest = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        longest = max_positions(self.loaded.model.config) or 0
         room = longest - self.settings.window
         return int(index * GOLDEN % 1 * room) if room > 0 and "hot" in self.settings.tiers else 0
 

@@ -23,6 +23,7 @@ from spectralquant.codec.rotary import Rotation
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
 from spectralquant.methods.eviction import AttentionHistory
 from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.positions import require_positions
 
 
 @dataclass
@@ -158,7 +159,11 @@ def stream_window(
 
     `on_block(method_index, block, encoded)` sees each encoded block. With `answer` n, `answered` tells whether each of
     the last n tokens was the first choice. Returns one `StreamTotals` per method.
+
+    Raises:
+        InputError: a window longer than the model has positions.
     """
+    require_positions(model.config, len(ids), "A window", "Use a shorter one (--context, --window).")
     device = model.device
     ids = ids.to(device)
     count = 1 + len(methods)

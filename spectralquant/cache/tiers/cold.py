@@ -17,6 +17,7 @@ from spectralquant.cache.lazy import LazySection
 from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each, whole_from_layers
 from spectralquant.codec.spectral import BlockCoefficients, SpectralCodec
+from spectralquant.errors import PacketError
 
 CHUNK_BLOCKS = 8
 
@@ -66,7 +67,10 @@ class ColdTier:
         return scratch.decoded[key]
 
     def _coefficients(self, block: StoredBlock) -> BlockCoefficients:
-        return halved(self.codec.coefficients(payload_bytes(block)))
+        coded = self.codec.coefficients(payload_bytes(block))
+        if coded.tokens != block.tokens:
+            raise PacketError(f"A block announced {block.tokens} tokens and holds {coded.tokens}.")
+        return halved(coded)
 
     def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
