@@ -182,8 +182,15 @@ class AdaptiveRankCompressor:
         return {f"{i}.{j}": t for i, pair in enumerate(self.generations[1:]) for j, t in enumerate(pair)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `state`."""
-        count = len(tensors) // 2
+        """Inverse of `state`.
+
+        Raises:
+            PacketError: tensors that are no bases of these heads.
+        """
+        count, shape = len(tensors) // 2, self.generations[0][0].shape
+        named = {f"{i}.{j}" for i in range(count) for j in range(2)}
+        if set(tensors) != named or any(t.shape != shape or not t.is_floating_point() for t in tensors.values()):
+            raise PacketError("Refreshed bases do not fit the profile's heads.")
         pairs = [tuple(tensors[f"{i}.{j}"].to(self.device) for j in range(2)) for i in range(count)]
         self.generations[1:] = pairs
 

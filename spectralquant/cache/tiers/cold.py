@@ -16,6 +16,7 @@ from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.lazy import LazySection
 from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each, whole_from_layers
+from spectralquant.codec.coded_block import MAX_TOKENS
 from spectralquant.codec.spectral import BlockCoefficients, SpectralCodec
 from spectralquant.errors import PacketError
 
@@ -82,8 +83,14 @@ class ColdTier:
         return bytes(payload_bytes(block))
 
     def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
-        """A block of coded bytes."""
+        """A block of coded bytes.
+
+        Raises:
+            PacketError: more tokens than these bytes can hold.
+        """
         data = bytes(data)
+        if not 0 < tokens <= MAX_TOKENS or len(data) < self.codec.least_bytes(tokens):
+            raise PacketError(f"A cold block of {len(data)} bytes cannot hold {tokens} tokens.")
         return StoredBlock(self.name, start, tokens, data, len(data))
 
 
