@@ -12,10 +12,11 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from spectralquant.errors import InputError, ProfileError
-from spectralquant.files import file_sha256, write_bytes, write_text
+from spectralquant.files import write_bytes, write_text
+from spectralquant.profile_checks import check_tensors
 from spectralquant.profile_schema import ProfileSidecar
 from spectralquant.profile_tensors import TIERS, ColdTier, FixedTier, HeadSpectra, flatten, unflatten
-from spectralquant.sidecar import load_sidecar, profile_stem
+from spectralquant.sidecar import check_tensor_file, load_sidecar, profile_stem
 from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.sources.identity import difference, weights_sha256
 from spectralquant.sources.wrappers import usable_model
@@ -145,24 +146,16 @@ class CalibrationProfile:
         stem = profile_stem(path)
         sidecar = load_sidecar(stem)
         file = stem.with_name(stem.name + ".safetensors")
-        if not file.is_file():
-            raise ProfileError(f"{file} is missing; a profile is a .json and a .safetensors file side by side.")
-        if file.stat().st_size != sidecar.tensor_bytes or (verify and file_sha256(file) != sidecar.tensors_sha256):
-            raise ProfileError(
-                f"{file} does not match its sidecar (size or SHA-256): it is damaged or belongs to "
-                "another run. Calibrate again."
-            )
+        check_tensor_file(file, sidecar, verify=verify)
         try:
             with safe_open(file, framework="pt") as handle:
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise ProfileError(f"{file} cannot be read ({error}). Calibrate again.") from error
         tiers = {name: unflatten(name, TIERS[name], tensors) for name in sidecar.tiers}
-        profile = cls(sidecar, unflatten("heads", HeadSpectra, tensors), tiers, stem)
-        for name, tier in tiers.items():
-            for kind in ("key", "value"):
-                getattr(tier, kind).check(f"{file} ({name} {kind}s)", profile.geometry.width)
-        return profile
+        heads = unflatten("heads", HeadSpectra, tensors)
+        check_tensors(sidecar.model, heads, tiers, str(file))
+        return cls(sidecar, heads, tiers, stem)
 
 
 def profile_bytes(heads: HeadSpectra, tiers: dict[str, Any]) -> bytes:

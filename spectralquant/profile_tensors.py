@@ -30,23 +30,6 @@ class StoredBasis:
     variance: Tensor
     predictor: Tensor
 
-    def check(self, where: str, width: int) -> None:
-        """Raise `ProfileError` unless all shapes agree with each other and with P = `width`."""
-        rank, span = self.analysis.shape if self.analysis.dim() == 2 else (-1, -1)
-        good = (
-            span > 0
-            and width % span == 0
-            and self.synthesis.shape == (rank, span)
-            and all(t.shape == (rank,) for t in (self.gain, self.back, self.variance))
-            and self.mean.shape == (width,)
-            and self.ranks.shape == (width // span,)
-            and int(self.ranks.sum()) == rank
-            and self.predictor.dim() == 2
-            and self.predictor.shape[1] == width
-        )
-        if not good:
-            raise ProfileError(f"{where}: tensor shapes do not fit a model of width {width}. Calibrate again.")
-
 
 @dataclass(frozen=True)
 class ColdTier:

@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.profile_schema import ProfileSidecar
-from spectralquant.sidecar import load_sidecar, profile_stem
+from spectralquant.profile_shapes import head_shapes
+from spectralquant.sidecar import check_tensor_file, load_sidecar, profile_stem
 
 NAMES = ("variance", "entropy", "rank", "bits")
 
@@ -28,7 +29,7 @@ class ProfileView:
 
     @classmethod
     def load(cls, path: str | Path) -> ProfileView:
-        """Load a profile's summary.
+        """Load a profile's summary; the whole tensor file is checked against its SHA-256.
 
         Raises:
             ProfileError: missing or damaged.
@@ -36,13 +37,16 @@ class ProfileView:
         stem = profile_stem(path)
         sidecar = load_sidecar(stem)
         file = stem.with_name(stem.name + ".safetensors")
-        if not file.is_file() or file.stat().st_size != sidecar.tensor_bytes:
-            raise ProfileError(f"{file} is missing or has the wrong size for its sidecar. Calibrate again.")
+        check_tensor_file(file, sidecar)
+        shapes = head_shapes(sidecar.model)
         try:
             with safe_open(file, framework="np") as handle:
                 arrays = {name: handle.get_tensor(f"heads.{name}") for name in NAMES}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise ProfileError(f"{file} cannot be read ({error}). Calibrate again.") from error
+        for name, found in arrays.items():
+            if found.shape != shapes[name] or found.dtype.kind != "f" or not np.isfinite(found).all():
+                raise ProfileError(f"{file} is damaged: heads.{name} does not fit the model. Calibrate again.")
         return cls(stem, sidecar, **arrays)
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from spectralquant.errors import ProfileError
+from spectralquant.files import file_sha256, read_json
 from spectralquant.profile_schema import SCHEMA_VERSION, ProfileSidecar
+from spectralquant.profile_shapes import check_sidecar
 
 
 def load_sidecar(path: str | Path) -> ProfileSidecar:
@@ -21,10 +22,7 @@ def load_sidecar(path: str | Path) -> ProfileSidecar:
     file = stem.with_name(stem.name + ".json")
     if not file.is_file():
         raise ProfileError(f"There is no profile {file}. Make one with `sq calibrate --out {stem}`.")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ProfileError(f"{file} is not a profile: {error}. Calibrate again.") from error
+    raw = read_json(file, "The profile", ProfileError)
     if not isinstance(raw, dict) or raw.get("kind") != "spectralquant.profile":
         raise ProfileError(f"{file} is JSON, but not a SpectralQuant profile.")
     if raw.get("schema_version") != SCHEMA_VERSION:
@@ -33,11 +31,23 @@ def load_sidecar(path: str | Path) -> ProfileSidecar:
             f"{SCHEMA_VERSION}. Calibrate again."
         )
     try:
-        return ProfileSidecar.model_validate(raw)
+        sidecar = ProfileSidecar.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
         raise ProfileError(f"{file} is damaged: field {where}: {first['msg']}. Calibrate again.") from error
+    check_sidecar(sidecar, file)
+    return sidecar
+
+
+def check_tensor_file(file: Path, sidecar: ProfileSidecar, *, verify: bool = True) -> None:
+    """Raise `ProfileError` unless the tensor file has the size and (with `verify`) the SHA-256 that the sidecar names."""
+    if not file.is_file():
+        raise ProfileError(f"{file} is missing; a profile is a .json and a .safetensors file side by side.")
+    if file.stat().st_size != sidecar.tensor_bytes or (verify and file_sha256(file) != sidecar.tensors_sha256):
+        raise ProfileError(
+            f"{file} does not match its sidecar (size or SHA-256): it is damaged or belongs to another run. Calibrate again."
+        )
 
 
 def profile_stem(path: str | Path) -> Path:

@@ -21,10 +21,20 @@ def longest_context(model: nn.Module) -> int | None:
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Tokens that the model can read at all; None with dynamic NTK scaling, which stretches beyond its configuration."""
+    """Tokens that the model can read at all, or None where nothing limits them.
+
+    A stretched length that the configuration names counts (yarn: factor times the original length). Dynamic NTK scaling
+    stretches with the text.
+    """
+    longest = longest_context(model)
     rope = getattr(text_config(model), "rope_parameters", None) or {}
-    kinds = [rope.get("rope_type"), *(r.get("rope_type") for r in rope.values() if isinstance(r, dict))]
-    return None if "dynamic" in kinds else longest_context(model)
+    for part in [r for r in rope.values() if isinstance(r, dict)] or [rope]:
+        if part.get("rope_type") == "dynamic":
+            return None
+        factor, original = part.get("factor"), part.get("original_max_position_embeddings")
+        if longest and factor and original:
+            longest = max(longest, int(factor * original))
+    return longest
 
 
 def text_decoder(model: nn.Module) -> nn.Module:

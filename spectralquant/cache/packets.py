@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.cache.lazy import LazyLoader
+from spectralquant.cache.packet_layout import require_blocks, require_room
 from spectralquant.cache.positions import TokenPositions
 from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
@@ -19,6 +20,7 @@ from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.block import BLOCK, SINKS
 from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
 from spectralquant.errors import InputError, PacketError
+from spectralquant.sources.fit import require_positions
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache
@@ -164,7 +166,8 @@ def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | s
     """See `SpectralCache.unpack`.
 
     Raises:
-        PacketError: another profile's packet, or packets of different shapes.
+        PacketError: another profile's packet, packets of different shapes, or one that no cache wrote.
+        InputError: more tokens than the model has positions.
     """
     loaders = [LazyLoader(source) for source in sources]
     for loader in loaders:
@@ -194,6 +197,16 @@ def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | s
 
 
 def _require(cache: SpectralCache, packet: SpectralPacket) -> None:
+    h, g = packet.header, cache.geometry
+    if (h.layers, h.kv_heads, h.head_dim) != (g.layers, g.kv_heads, g.head_dim):
+        raise PacketError(
+            f"The packet is of {h.layers} layers × {h.kv_heads} KV heads × {h.head_dim}, this model has {g.layers} × "
+            f"{g.kv_heads} × {g.head_dim}. Use the model that packed it."
+        )
+    require_positions(cache.binding.model, h.tokens, "The packet", "It belongs to another model.")
+    require_blocks(packet)
+    if packet.coded_tokens and "cold" in cache.tiers:
+        require_room(packet, cache.tiers["cold"].codec)
     if cache.profile is not None:
         require_packet(cache.profile, packet)
         if packet.coded_tokens and packet.header.step_scale != cache.options["step_scale"]:

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from spectralquant.attention.observe import attention_received
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.cache.binding import bind
+from spectralquant.cache.packet_layout import require_room
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.block_rotary import rotate_keys
 from spectralquant.codec.packet import (
@@ -75,7 +76,7 @@ def pack_prompt(
     The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`.
 
     Raises:
-        InputError: an empty prompt, or an unknown `exact`.
+        InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
     """
     exact = DTYPE_NAMES[model.dtype] if exact == "auto" else exact
     if exact not in EXACT_DTYPES:
@@ -88,7 +89,7 @@ def pack_prompt(
         if len(ids) == 0:
             raise InputError("A prompt is empty; at least one token is needed.")
         require_known_ids(model, ids)
-        require_positions(model, len(ids), "The prompt", "Shorten it (--max-tokens).")
+        require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
         packets.append(_pack_one(model, profile, codec, ids, exact, progress))
     return packets
 
@@ -186,10 +187,13 @@ def unpack_cache(
 
     Raises:
         PacketError: damaged, or written with another profile. ProfileError: the profile is for another model.
+        InputError: more tokens than the model has positions.
     """
     require_packet(profile, packet)
     codec = profile_codec(model, profile, step_scale=packet.header.step_scale)
+    require_room(packet, codec)
     h = packet.header
+    require_positions(model, h.tokens, "The packet", "It belongs to another model.")
     shape = (h.layers, 1, h.kv_heads, h.tokens, h.head_dim)
     keys = torch.empty(shape, dtype=model.dtype, device=model_device(model))
     values = torch.empty_like(keys)
@@ -224,7 +228,7 @@ def continue_from(loaded: LoadedModel, cache: DynamicCache, text: str, new_token
     """Greedy continuation of the cached prompt followed by `text`; returns the generated text.
 
     Raises:
-        InputError: `text` has no tokens.
+        InputError: `text` has no tokens, or the continuation goes beyond the model's last position.
     """
     ids = loaded.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(loaded.device)
     if ids.shape[1] == 0:

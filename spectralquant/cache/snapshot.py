@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from spectralquant.cache.binding import bound_model
 from spectralquant.cache.positions import TokenPositions
+from spectralquant.cache.snapshot_file import checked_facts, file_metadata
 from spectralquant.cache.tiers.base import StoredBlock
 from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.errors import InputError, ProfileError
@@ -38,7 +38,7 @@ class CacheSnapshot:
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically."""
-        data = safetensors_bytes(self.tensors, metadata={"format": FORMAT, "facts": json.dumps(self.facts)})
+        data = safetensors_bytes(self.tensors, metadata=file_metadata(FORMAT, self.facts, self.tensors))
         write_bytes(path, data)
 
     @classmethod
@@ -57,9 +57,11 @@ class CacheSnapshot:
                 if meta.get("format") != FORMAT:
                     raise InputError(f"{path} is not a saved SpectralCache.")
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
+        except InputError:
+            raise
+        except (SafetensorError, OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} cannot be read as a saved SpectralCache ({error}).") from error
-        return cls(json.loads(meta["facts"]), tensors)
+        return cls(checked_facts(path, meta, tensors), tensors)
 
 
 def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheSnapshot:

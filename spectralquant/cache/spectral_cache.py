@@ -27,6 +27,7 @@ from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reading import BlockReader
 from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
+from spectralquant.cache.snapshot_file import restoring
 from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import CacheStats, Spent
 from spectralquant.cache.tiers.registry import kernel_backend, make_tiers
@@ -378,7 +379,9 @@ class SpectralCache(Cache):
         Raises:
             InputError: not such a file. ProfileError: it was saved with another profile.
         """
-        return restore(cls, CacheSnapshot.load(path), model, profile)
+        snapshot = CacheSnapshot.load(path)
+        with restoring(path):
+            return restore(cls, snapshot, model, profile)
 
     @own_arithmetic()
     def __reduce__(self):

@@ -91,6 +91,8 @@ class CalibrationRun:
         held_out: TokenText | None,
         progress: Progress,
     ) -> None:
+        for name, length in (("--window", settings.window), ("--held-out-window", settings.held_out_window)):
+            require_positions(loaded.model, length, f"{name} {length}", "Use a shorter window.")
         self.loaded, self.settings, self.text_name, self.progress = loaded, settings, text_name, progress
         self.geometry = loaded.geometry
         self.device = loaded.device
@@ -101,9 +103,8 @@ class CalibrationRun:
         self.held_out = _held_out_windows(
             text if held_out is None else held_out, settings, settings.steps * body if held_out is None else 0
         )
-        for windows, option in ((self.windows, "--window"), (self.held_out, "--held-out-window")):
+        for windows in (self.windows, self.held_out):
             require_known_ids(loaded.model, windows)
-            require_positions(loaded.model, windows.shape[1], "A window", f"Use a smaller {option}.")
         self.span = settings.span_width(self.geometry)
         self.identity = model_identity(loaded.name, loaded.model, self.geometry)
         self.features = None

@@ -96,6 +96,10 @@ class AdaptiveRankCompressor:
     def step_scale(self) -> float:
         return self.base.step_scale
 
+    def least_bytes(self, tokens: int) -> int:
+        """See `SpectralCodec.least_bytes`; an enhanced block holds a whole one of these."""
+        return self.base.least_bytes(tokens)
+
     @property
     def basis_bytes(self) -> int:
         """Bytes of refreshed bases; they belong to the cache, not to the profile."""
@@ -178,8 +182,15 @@ class AdaptiveRankCompressor:
         return {f"{i}.{j}": t for i, pair in enumerate(self.generations[1:]) for j, t in enumerate(pair)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `state`."""
-        count = len(tensors) // 2
+        """Inverse of `state`.
+
+        Raises:
+            PacketError: tensors that are no bases of these heads.
+        """
+        count, shape = len(tensors) // 2, self.generations[0][0].shape
+        named = {f"{i}.{j}" for i in range(count) for j in range(2)}
+        if set(tensors) != named or any(t.shape != shape or not t.is_floating_point() for t in tensors.values()):
+            raise PacketError("Refreshed bases do not fit the profile's heads.")
         pairs = [tuple(tensors[f"{i}.{j}"].to(self.device) for j in range(2)) for i in range(count)]
         self.generations[1:] = pairs
 
@@ -200,16 +211,23 @@ class AdaptiveRankCompressor:
         if at + count * (2 + dim) + base_bytes + 4 * words != len(data) or generation >= len(self.generations):
             raise PacketError("An enhanced block's lengths or basis generation do not fit.")
         heads = np.frombuffer(data, "<u2", count, at)
+        increasing = bool((np.diff(heads.astype(np.int64)) > 0).all())
+        if not increasing or heads.max(initial=0) >= len(self.expected) or not 0 < step < np.inf:
+            raise PacketError("An enhanced block names heads that the model does not have, or no step.")
         index = np.frombuffer(data, np.uint8, count * dim, at + 2 * count)
         at += count * (2 + dim)
         base = self.base.coefficients(data[at : at + base_bytes])
-        coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, "<u4", words, at + base_bytes).astype(np.uint32))
+        try:
+            coded = np.frombuffer(data, "<u4", words, at + base_bytes).astype(np.uint32)
+            coder = constriction.stream.stack.AnsCoder(coded)
+        except ValueError as error:
+            raise PacketError("An enhanced block's entropy-coded words are damaged.") from error
         live = np.flatnonzero(index)
         family = constriction.stream.model.QuantizedLaplace(-LIMIT, LIMIT)
         scales = np.repeat(SCALES[index[live]], base.tokens)
         flat = np.zeros((base.tokens, count * dim), np.float32)
         flat[:, live] = coder.decode(family, np.zeros(len(scales)), scales).reshape(len(live), base.tokens).T
-        if not coder.is_empty() or heads.max(initial=0) >= len(self.expected):
+        if not coder.is_empty():
             raise PacketError("An enhanced block holds data that its symbols do not use up.")
         y = torch.from_numpy(flat).to(self.device).view(base.tokens, count, dim).transpose(0, 1) * step
         picked = torch.from_numpy(heads.astype(np.int64)).to(self.device)

@@ -41,6 +41,7 @@ class EntropyCoder:
         self.class_tables = np.asarray(class_tables, dtype=np.float64)
         self._class_models = [_categorical(row) for row in class_tables]
         self._shift_model = _categorical(SHIFT_PROBABILITIES)
+        self.least_bits = sum(self._least_bits(kind) for kind in range(2))
 
     def encode(
         self, symbols: tuple[Array, Array], classes: Array, shifts: tuple[Array, Array] | None = None
@@ -77,6 +78,10 @@ class EntropyCoder:
         Raises:
             PacketError: the words or escapes do not belong to these tables.
         """
+        if len(words) < self.least_words(tokens):
+            raise PacketError(
+                f"A block announces {tokens} tokens, but {len(words)} words cannot code that many with this profile's tables."
+            )
         try:
             coder = constriction.stream.stack.AnsCoder(np.ascontiguousarray(words, dtype=np.uint32))
         except ValueError as error:
@@ -102,6 +107,23 @@ class EntropyCoder:
         if used != len(escapes) or not coder.is_empty():
             raise PacketError("A block holds data that its symbols do not use up.")
         return (out[0], out[1]), classes
+
+    def least_words(self, tokens: int) -> int:
+        """Words that `tokens` tokens take at the very least, whatever they are: no tokens are decoded from fewer.
+
+        The coder's state holds up to 64 bits that cost no word, and an empty stream decodes to any number of first symbols.
+        """
+        return max(0, int((tokens * self.least_bits - 64) / 32))
+
+    def _least_bits(self, kind: int) -> float:
+        """Bits of a token's keys or values if it is of the cheapest class and all its symbols are the most likely ones."""
+        best = np.minimum(self.tables.max(1) / np.maximum(self.tables.sum(1), 1e-300) + 2.0**-20, 1.0)
+        cost = -np.log2(best)
+        shifted = [cost[np.clip(np.arange(len(cost)) + shift, 0, len(cost) - 1)] for shift in SHIFTS]
+        symbols = np.min(shifted, axis=0)[self.choice[kind]].sum(1)
+        classes = self.class_tables[kind] / max(float(self.class_tables[kind].sum()), 1e-300)
+        with np.errstate(divide="ignore"):
+            return float(np.min(symbols - np.log2(np.minimum(classes + 2.0**-20, 1.0))))
 
     def ideal_bits(self, symbols: tuple[Array, Array], classes: Array) -> float:
         """Cross-entropy in bits under the tables, escapes at 32 bits each: what `encode` could at best reach."""

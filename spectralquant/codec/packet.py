@@ -28,8 +28,10 @@ offset  size   field
 
 A coded section is a block of `codec.coded_block`. An exact section holds keys *after* RoPE, then values, each
 `[L, Hk, T, D]`; with int8 all codes come first and then all scales. Sections are found through the index, so any
-token block is decoded alone, also from a memory map. Every byte is under a checksum. A reader allocates only what the
-sections' sizes, checked against the packet's own length, ask for.
+token block is decoded alone, also from a memory map. Every byte is under a checksum. Nothing is believed that the bytes
+there do not bear out: an exact section has the length that its tokens take, and whoever decodes coded ones first asks the
+profile's tables how few bytes their tokens can take (`SpectralCodec.least_bytes`), so what a reader allocates is bounded
+by the packet's own length.
 """
 
 from __future__ import annotations
@@ -175,11 +177,6 @@ class SpectralPacket:
         h = self.header
         shape = (2, h.layers, h.kv_heads, section.tokens, h.head_dim)
         body = self.body(section)
-        if section.length != exact_length(h, section.tokens):
-            raise PacketError(
-                f"An exact section of {section.tokens} tokens has {section.length} bytes, expected "
-                f"{exact_length(h, section.tokens)}."
-            )
         if h.exact_dtype == "int8":
             count = int(np.prod(shape))
             codes = torch.from_numpy(np.frombuffer(body, np.int8, count).copy()).view(shape)
@@ -232,9 +229,9 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
         raise PacketError("These bytes are not a SpectralQuant packet (wrong magic number).")
     if CHECK.unpack_from(data, HEADER.size)[0] != zlib.crc32(data[: HEADER.size]):
         raise PacketError("The packet's header is damaged (checksum). Fetch or make the packet again.")
-    (_, version, layers, kv_heads, head_dim, tokens, block, sinks, dtype, _, count, scale, profile, length, crc) = (
-        HEADER.unpack_from(data)
-    )
+    fields = HEADER.unpack_from(data)
+    version, layers, kv_heads, head_dim, tokens, block, sinks, dtype, reserved = fields[1:10]
+    count, scale, profile, length, crc = fields[10:]
     if version != VERSION:
         raise PacketError(
             f"The packet has format version {version}; this program reads version {VERSION}. "
@@ -245,6 +242,8 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
     end = HEADER_SIZE + count * INDEX_ENTRY.size
     if end > length or dtype >= len(EXACT_DTYPES):
         raise PacketError("The packet's header contradicts its size.")
+    if not (layers and kv_heads and head_dim and block) or not 0 < scale < math.inf or reserved or sinks > tokens:
+        raise PacketError("The packet's header holds values that no packet has.")
     index = data[HEADER_SIZE:end]
     if zlib.crc32(index, zlib.crc32(data[: HEADER.size - CHECK.size])) != crc:
         raise PacketError("The packet's index is damaged (checksum). Fetch or make the packet again.")
@@ -256,6 +255,13 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
             raise PacketError("The packet's index does not describe consecutive sections.")
         if section.kind == CODED and section.tokens > min(block, MAX_TOKENS):
             raise PacketError(f"A coded section announces {section.tokens} tokens, more than a block of {block}.")
+        if section.kind == EXACT and section.length != exact_length(header, section.tokens):
+            raise PacketError(
+                f"An exact section of {section.tokens} tokens has {section.length} bytes, expected "
+                f"{exact_length(header, section.tokens)}."
+            )
+        if not section.tokens or not section.length or entry[5]:
+            raise PacketError("The packet's index holds an empty section, or one of an unknown form.")
         at, token = at + section.length, token + section.tokens
         sections.append(section)
     if at != length or token != tokens:

@@ -149,13 +149,19 @@ class SpectralCodec:
             parts.words, parts.escapes, parts.tokens, adaptive=parts.mode == coded_block.ADAPTIVE
         )
         ids = None if parts.ids is None else torch.from_numpy(parts.ids)
-        self._require_ids(ids)
+        self._require_ids(ids, parts.previous_id)
         steps = class_step(torch.from_numpy(classes).to(self.device)) * self.step_scale
         y = [
             q.dequantize(torch.from_numpy(symbols[i]).to(self.device), steps[:, i])
             for i, q in enumerate(self.quantizers)
         ]
         return BlockCoefficients(parts.tokens, (y[0], y[1]), None, ids, parts.previous_id)
+
+    def least_bytes(self, tokens: int) -> int:
+        """Bytes that a block of `tokens` tokens has at the very least; what announces more tokens than that is hostile."""
+        ids = 2 * (tokens + 1) if self.features is not None else 0
+        coded = coded_block.HEADER.size + ids + 4 * self.coder.least_words(tokens)
+        return min(coded, coded_block.HEADER.size + 2 * 2 * self.geometry.width * tokens)
 
     def token_features(self, coded: BlockCoefficients) -> Tensor | None:
         """The predictor's features of a decoded block, or None where the profile does not predict."""
@@ -180,15 +186,16 @@ class SpectralCodec:
     def _features(self, ids: Tensor | None, previous: int) -> Tensor | None:
         if self.features is None:
             return None
-        self._require_ids(ids)
+        self._require_ids(ids, previous)
         return self.features(ids, previous)
 
-    def _require_ids(self, ids: Tensor | None) -> None:
+    def _require_ids(self, ids: Tensor | None, previous: int) -> None:
         if self.features is None:
             return
         if ids is None:
             raise PacketError("This profile predicts from token ids, but the block carries none.")
-        if len(ids) and int(ids.max()) >= len(self.features.embedding):
+        highest = max(previous, int(ids.max())) if len(ids) else previous
+        if highest >= len(self.features.embedding):
             raise PacketError("A block names a token id outside the model's vocabulary.")
 
     def _ids(self, block: KVBlock) -> tuple[np.ndarray | None, int]:

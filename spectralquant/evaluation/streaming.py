@@ -22,7 +22,7 @@ from spectralquant.codec.exact import int8_round_trip
 from spectralquant.codec.rotary import Rotation
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
 from spectralquant.methods.eviction import AttentionHistory
-from spectralquant.sources.fit import require_known_ids
+from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.sources.wrappers import model_device, runs_model
 
@@ -161,8 +161,12 @@ def stream_window(
 
     `on_block(method_index, block, encoded)` sees each encoded block. With `answer` n, `answered` tells whether each of
     the last n tokens was the first choice. Returns one `StreamTotals` per method.
+
+    Raises:
+        InputError: a window longer than the model has positions.
     """
     require_known_ids(model, ids)
+    require_positions(model, len(ids), "A window", "Use a shorter one (--context, --window).")
     device = model_device(model)
     ids = ids.to(device)
     count = 1 + len(methods)

@@ -16,7 +16,9 @@ from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.lazy import LazySection
 from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each, whole_from_layers
+from spectralquant.codec.coded_block import MAX_TOKENS
 from spectralquant.codec.spectral import BlockCoefficients, SpectralCodec
+from spectralquant.errors import PacketError
 
 CHUNK_BLOCKS = 8
 
@@ -66,7 +68,10 @@ class ColdTier:
         return scratch.decoded[key]
 
     def _coefficients(self, block: StoredBlock) -> BlockCoefficients:
-        return halved(self.codec.coefficients(payload_bytes(block)))
+        coded = self.codec.coefficients(payload_bytes(block))
+        if coded.tokens != block.tokens:
+            raise PacketError(f"A block announced {block.tokens} tokens and holds {coded.tokens}.")
+        return halved(coded)
 
     def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
@@ -78,8 +83,14 @@ class ColdTier:
         return bytes(payload_bytes(block))
 
     def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
-        """A block of coded bytes."""
+        """A block of coded bytes.
+
+        Raises:
+            PacketError: more tokens than these bytes can hold.
+        """
         data = bytes(data)
+        if not 0 < tokens <= MAX_TOKENS or len(data) < self.codec.least_bytes(tokens):
+            raise PacketError(f"A cold block of {len(data)} bytes cannot hold {tokens} tokens.")
         return StoredBlock(self.name, start, tokens, data, len(data))
 
 

@@ -95,6 +95,7 @@ class HotRowTier(PagedTier):
 
     def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
         """A block with the codes of a page in `HotTier`'s layout."""
+        self.require_page(data, sum(BLOCK * m.layout.row_bytes for pair in self.codec.layers for m in pair), tokens)
         page = self.pool.allocate(self.page_bytes)
         bands = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         page.data.copy_(bands_to_rows(bands, self.matrices, self.codec))

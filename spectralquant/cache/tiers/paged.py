@@ -10,6 +10,7 @@ from torch import Tensor
 from spectralquant.cache.pool import PageRef, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, block_ranges
 from spectralquant.codec.block import BLOCK
+from spectralquant.errors import InputError
 
 
 class PagedTier:
@@ -39,10 +40,23 @@ class PagedTier:
         return block.payload.data.cpu().numpy().tobytes()
 
     def from_bytes(self, data: bytes | memoryview, start: int, tokens: int) -> StoredBlock:
-        """A block whose page holds `data`."""
+        """A block whose page holds `data`.
+
+        Raises:
+            InputError: bytes that are no page of this tier, or tokens that no block has.
+        """
+        self.require_page(data, self.page_bytes, tokens)
         page = self.pool.allocate(len(data))
         page.data.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         return StoredBlock(self.name, start, tokens, page, len(data))
+
+    def require_page(self, data: bytes | memoryview, nbytes: int, tokens: int) -> None:
+        """Refuse what `from_bytes` cannot take."""
+        if len(data) != nbytes or not 0 < tokens <= BLOCK:
+            raise InputError(
+                f"A {self.name} block of {tokens} tokens and {len(data)} bytes is not of this profile and model, whose pages "
+                f"have {nbytes} bytes for at most {BLOCK} tokens."
+            )
 
 
 def joined(rows: Tensor, blocks: Sequence[StoredBlock]) -> Tensor:
