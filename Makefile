@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test gate setup clean readme docs lint provenance
+.PHONY: demo test gate setup clean readme docs lint provenance sanitize
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -34,6 +34,13 @@ docs: setup
 
 readme: setup
 	$(VENV)/bin/python -m sqcli.render.readme
+
+# Out-of-bounds accesses and races of the kernels, on a GPU with NVIDIA's compute-sanitizer; a finding ends with 99.
+sanitize:
+	for tool in memcheck racecheck; do \
+	  PYTHONPATH=kernels:tests/sqkernels PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 99 \
+	    $(PYTHON) tests/sqkernels/sanitize.py || exit; \
+	done
 
 # Before the tree is copied to a machine without git: results made there then name their commit.
 provenance:
