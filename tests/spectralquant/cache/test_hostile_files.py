@@ -1,0 +1,99 @@
+"""Files from outside: whatever they hold, the library's own errors come out, and memory stays bounded by their size."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hostile_for_tests import KINDS, bomb, material, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spectralquant.cache.prompt import unpack_cache
+from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.codec.block import KVBlock
+from spectralquant.codec.packet import SpectralPacket
+from spectralquant.errors import InputError, PacketError, ProfileError
+from spectralquant.profile import CalibrationProfile
+from spectralquant.profile_view import ProfileView
+
+CORPUS = Path(__file__).resolve().parents[2] / "corpus"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_genuine_files_pass_the_harness(kind):
+    found = run(bytes([KINDS.index(kind)]))
+    assert found is None if kind != "raw packet" else isinstance(found, PacketError)
+
+
+@pytest.mark.parametrize("entry", sorted(CORPUS.glob("*")), ids=lambda p: p.name)
+def test_what_the_fuzzer_found_interesting(entry):
+    run(entry.read_bytes())
+
+
+@pytest.mark.parametrize("kind", [i for i, name in enumerate(KINDS) if name != "snapshot"], ids=lambda i: KINDS[i])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_edited_files_raise_our_errors_only(kind, data):
+    run(bytes([kind]) + data.draw(st.binary(max_size=40)))
+
+
+@pytest.mark.parametrize("tokens", [1024, 128])
+def test_a_small_packet_cannot_ask_for_much_memory(tokens):
+    m = material()
+    data = bomb(133, tokens)
+    assert len(data) <= 64 + 133 * 36
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (unpack_cache, SpectralCache.unpack):
+        with pytest.raises((PacketError, InputError)):
+            read(m.loaded.model, m.profile, SpectralPacket(data))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 50e6
+
+
+def test_a_block_that_announces_more_than_its_words_can_code_is_refused_before_it_is_decoded():
+    m = material()
+    cache = SpectralCache(m.loaded.model, m.profile, tier="cold")
+    codec = cache.tiers["cold"].codec
+    with pytest.raises(PacketError, match="announces 1024 tokens"):
+        codec.decode(bytes([0, 2, 0, 4, *bytes(8)]) + bytes(2 * 1025))
+    with pytest.raises(PacketError, match="announces 1024 tokens"):
+        cache.tiers["cold"].codec.coder.decode(torch.zeros(0).numpy(), torch.zeros(0).numpy(), 1024)
+
+
+@settings(max_examples=30, deadline=None)
+@given(tokens=st.integers(1, 300), scale=st.sampled_from([0.0, 1e-3, 0.1, 1.0, 30.0]), seed=st.integers(0, 99))
+def test_genuine_blocks_are_never_below_the_least_size(tokens, scale, seed):
+    m = material()
+    g = m.loaded.geometry
+    codec = SpectralCache(m.loaded.model, m.profile, tier="cold").tiers["cold"].codec
+    generator = torch.Generator().manual_seed(seed)
+    shape = (tokens, g.layers, g.kv_heads, g.head_dim)
+    keys, values = (
+        p.mean.view(1, *shape[1:]) + scale * torch.randn(shape, generator=generator) for p in codec.projectors
+    )
+    ids = torch.randint(0, 384, (tokens,), generator=generator)
+    data = codec.encode(KVBlock(keys, values, 4, token_ids=ids, previous_id=1))
+    assert len(data) >= codec.least_bytes(tokens)
+    assert codec.coefficients(data).tokens == tokens
+
+
+@pytest.mark.parametrize("where", [0.01, 0.3, 0.6, 0.99])
+def test_a_flipped_byte_of_a_profile_or_saved_cache_is_noticed(where, tmp_path):
+    m = material()
+    for name in ("genuine.json", "genuine.safetensors"):
+        (tmp_path / name).write_bytes((m.folder / name).read_bytes())
+    data = bytearray(m.tensors)
+    data[int(where * len(data))] ^= 1
+    (tmp_path / "genuine.safetensors").write_bytes(data)
+    for read in (CalibrationProfile.load, ProfileView.load):
+        with pytest.raises(ProfileError, match="does not match its sidecar"):
+            read(tmp_path / "genuine")
+    data = bytearray(m.snapshot)
+    data[int(where * len(data))] ^= 1
+    (tmp_path / "x.cache").write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.cache"):
+        SpectralCache.load(tmp_path / "x.cache", m.loaded.model, m.profile)
