@@ -43,7 +43,7 @@ def load_text(spec: str, *, offline: bool = False, report: Report = warn) -> Ite
         read.append(document)
         if document.strip():
             return itertools.chain(read, documents)
-    raise SourceError(f"{spec} has no text. Calibration and measurement need text.")
+    raise SourceError(f"{spec}: the text is empty. Calibration and measurement need text.")
 
 
 def open_sources(specs: str | Sequence[str], *, offline: bool = False, report: Report = warn) -> list[TextSource]:

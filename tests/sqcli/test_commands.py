@@ -126,7 +126,7 @@ WRONG = {
     "no such model folder": (["--model", "./nowhere"], "no model folder"),
     "unknown built-in": (["--model", "builtin:smollm"], "Did you mean 'builtin:smollm2-135m'"),
     "no such file": (["--data", "file:/nowhere.txt"], "no file /nowhere.txt"),
-    "forgotten prefix": (["--data", __file__], f"write file:{__file__}"),
+    "forgotten prefix, too little text": (["--data", __file__, "--steps", "999"], "999 windows of 512"),
     "no steps": (["--steps", "0"], "at least one step"),
     "short window": (["--window", "64"], "Use at least 384"),
     "bad target": (["--target", "ration=3"], "Did you mean 'ratio'"),

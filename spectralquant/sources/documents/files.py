@@ -42,7 +42,7 @@ def file_documents(rest: str, report: Report) -> Iterator[str]:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
         report(f"{path}: left out files that are not text: {', '.join(left_out[:3])}{more}.")
     if not found:
-        raise SourceError(f"{path} has no text. Calibration and measurement need text.")
+        raise SourceError(f"{path}: the text is empty. Calibration and measurement need text.")
 
 
 def is_path(spec: str) -> bool:

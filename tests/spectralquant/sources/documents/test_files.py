@@ -113,11 +113,11 @@ FAULTS = {
     "sheet.xlsx": (b"PK\x03\x04words", "zip archive or an office document"),
     "dump.pkl": (b"\x80\x04\x95words", "Python pickle"),
     "empty.txt": (b"", "is empty"),
-    "empty.csv": (b"id,text\n", "has no text"),
-    "empty.json": (b"[]", "has no text"),
-    "blank.txt": (b" \n\n ", "has no text"),
-    "mark.txt": (b"\xef\xbb\xbf", "has no text"),
-    "none.jsonl": (b'{"text": null}\n{"text": ""}', "has no text"),
+    "empty.csv": (b"id,text\n", "text is empty"),
+    "empty.json": (b"[]", "text is empty"),
+    "blank.txt": (b" \n\n ", "text is empty"),
+    "mark.txt": (b"\xef\xbb\xbf", "text is empty"),
+    "none.jsonl": (b'{"text": null}\n{"text": ""}', "text is empty"),
 }
 
 
