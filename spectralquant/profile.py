@@ -15,7 +15,7 @@ from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import write_bytes, write_text
 from spectralquant.profile_checks import check_tensors
 from spectralquant.profile_schema import ProfileSidecar
-from spectralquant.profile_tensors import TIERS, ColdTier, FixedTier, HeadSpectra, flatten, unflatten
+from spectralquant.profile_tensors import TIERS, ColdTier, FixedTier, HeadSpectra, fixed_part, flatten, unflatten
 from spectralquant.sidecar import check_tensor_file, load_sidecar, profile_stem
 from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.sources.identity import difference, weights_sha256
@@ -78,6 +78,17 @@ class CalibrationProfile:
                 f"This profile has no {name} tier, only {', '.join(self.tiers)}. Calibrate with --tier {name} or all."
             )
         return self.tiers[name]
+
+    def tier_of(self, name: str, layers: tuple[int, ...]) -> ColdTier | FixedTier | None:
+        """A tier's tensors for some layers of the model; None where its basis mixes them with other layers.
+
+        Raises:
+            ProfileError: see `tier`.
+        """
+        tier, g = self.tier(name), self.geometry
+        if layers == tuple(range(g.layers)):
+            return tier
+        return fixed_part(tier, g.layer_width, layers) if isinstance(tier, FixedTier) else None
 
     def head(self, layer: int, head: int, kind: str = "key") -> SpectralHead:
         """One head's basis, spectrum, rank, bits and entropy.

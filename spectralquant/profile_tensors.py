@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -84,6 +85,38 @@ class HeadSpectra:
     entropy: Tensor
     rank: Tensor
     bits: Tensor
+
+    def part(self, layers: Sequence[int]) -> HeadSpectra:
+        """The heads of some layers."""
+        index = torch.tensor(layers)
+        picked = {f.name: getattr(self, f.name) for f in fields(self)}
+        return HeadSpectra(**{k: t.index_select(0 if k == "entropy" else 1, index) for k, t in picked.items()})
+
+
+def fixed_part(tier: FixedTier, layer_width: int, layers: Sequence[int]) -> FixedTier:
+    """A fixed-rate tier's tensors for some layers; its bases lie within a layer each."""
+    parts = {}
+    for kind in KINDS:
+        basis, bits, points = (getattr(tier, f"{kind}{end}") for end in ("", "_bits", "_codebooks"))
+        per_layer = layer_width // basis.analysis.shape[1]
+        spans = torch.cat([torch.arange(i * per_layer, (i + 1) * per_layer) for i in layers])
+        rows = _picked(basis.ranks, spans)
+        columns = torch.cat([torch.arange(i * layer_width, (i + 1) * layer_width) for i in layers])
+        by_row = {name: getattr(basis, name)[rows] for name in ("analysis", "synthesis", "gain", "back", "variance")}
+        parts[kind] = StoredBasis(
+            **by_row, mean=basis.mean[columns], ranks=basis.ranks[spans], predictor=basis.predictor[:, columns]
+        )
+        parts[f"{kind}_bits"] = bits[rows]
+        parts[f"{kind}_codebooks"] = points[_picked(2 ** bits.long(), rows)]
+    return FixedTier(**parts)
+
+
+def _picked(sizes: Tensor, which: Tensor) -> Tensor:
+    """Indices of the entries of runs `which`, where runs of `sizes` entries follow each other."""
+    starts = sizes.cumsum(0) - sizes
+    return torch.cat(
+        [torch.arange(int(starts[i]), int(starts[i] + sizes[i])) for i in which] or [torch.zeros(0).long()]
+    )
 
 
 TIERS = {"cold": ColdTier, "warm": FixedTier, "hot": FixedTier}

@@ -39,7 +39,12 @@ ARCHITECTURES = {
     "qwen3": {"head_dim": 16},
     "mistral": {"sliding_window": 64},
     "gemma2": {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
-    "gemma3_text": {"head_dim": 16, "sliding_window": 64, "query_pre_attn_scalar": 16},
+    "gemma3_text": {
+        "head_dim": 16,
+        "sliding_window": 64,
+        "query_pre_attn_scalar": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
     "phi3": {"pad_token_id": 0, "partial_rotary_factor": 0.5},
 }
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spectralquant.cache.group import GroupTokens
 from spectralquant.cache.pool import PageRef
-from spectralquant.cache.stats import CacheStats, TierStats
+from spectralquant.cache.stats import CacheStats, GroupStats, TierStats
 from spectralquant.cache.tiers.base import StoredBlock
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache
 
 
-def _distinct_blocks(cache: SpectralCache) -> list[StoredBlock]:
-    return list(dict.fromkeys(b for blocks in cache.state.rows for b in blocks))
+def _distinct(group: GroupTokens) -> list[StoredBlock]:
+    return list(dict.fromkeys(b for blocks in group.rows for b in blocks))
 
 
 def exact_bytes(cache: SpectralCache) -> int:
@@ -24,45 +25,66 @@ def exact_bytes(cache: SpectralCache) -> int:
 
 def held_bytes(cache: SpectralCache) -> int:
     """Bytes of everything but unused pages of the pool; refreshed bases of an adaptive tier included."""
-    coded = sum(b.nbytes for b in _distinct_blocks(cache))
-    bases = sum(getattr(getattr(tier, "codec", None), "basis_bytes", 0) for tier in cache.tiers.values())
-    return exact_bytes(cache) + coded + bases + cache.reader.working_bytes
+    coded = sum(b.nbytes for group in cache.state.groups for b in _distinct(group))
+    tiers = [tier for group in cache.groups for tier in group.tiers.values()]
+    bases = sum(getattr(getattr(tier, "codec", None), "basis_bytes", 0) for tier in tiers)
+    return exact_bytes(cache) + coded + bases + cache.groups.working_bytes
+
+
+def readable_coded_bytes(group: GroupTokens) -> int:
+    """fp16 bytes, over all sequences, of the coded tokens that these layers can still read."""
+    oldest = group.kind.first_read(group.total)
+    tokens = sum(b.stop - max(b.start, oldest) for row in group.rows for b in row if b.stop > oldest)
+    return tokens * group.geometry.fp16_bytes_per_token
+
+
+def _group_stats(group: GroupTokens) -> GroupStats:
+    return GroupStats(
+        layers=len(group.layers),
+        window=group.kind.window,
+        coded=group.coded,
+        held_tokens=(group.total - group.first) * len(group.rows),
+        coded_tokens=group.coded_tokens * len(group.rows),
+        coded_bytes=sum(b.nbytes for b in _distinct(group)),
+    )
 
 
 def cache_stats(cache: SpectralCache) -> CacheStats:
     """See `SpectralCache.stats`."""
-    blocks = _distinct_blocks(cache)
-    every = [b for row in cache.state.rows for b in row]
+    groups, first = cache.state.groups, cache.state.groups[0]
+    every = [b for group in groups for row in group.rows for b in row]
+    distinct = [b for group in groups for b in _distinct(group)]
     tiers = {
         name: TierStats(
             sum(b.tier == name for b in every),
-            sum(b.tokens for b in every if b.tier == name),
-            sum(b.nbytes for b in blocks if b.tier == name),
+            sum(b.tokens for row in first.rows for b in row if b.tier == name),
+            sum(b.nbytes for b in distinct if b.tier == name),
         )
         for name in dict.fromkeys(b.tier for b in every)
     }
     pool = cache.pool.stats()
-    slack = pool.allocated - pool.used if any(isinstance(b.payload, PageRef) for b in blocks) else 0
+    slack = pool.allocated - pool.used if any(isinstance(b.payload, PageRef) for b in distinct) else 0
     resident = held_bytes(cache) + slack
-    total, rows = cache.get_seq_length(), len(cache.state.rows)
-    fp16 = cache.geometry.fp16_bytes_per_token
+    total, rows = cache.get_seq_length(), len(first.rows)
+    fp16 = cache.geometry.fp16_bytes(total) * rows
     coded = sum(t.bytes for t in tiers.values())
     failure = cache.reconstructor.failure
     return CacheStats(
         rows=rows,
         tokens=total,
-        fp16_bytes=total * rows * fp16,
+        fp16_bytes=fp16,
         exact_bytes=exact_bytes(cache),
-        exact_tokens=(total - cache.state.coded_tokens) * rows,
+        exact_tokens=(total - first.first - first.coded_tokens) * rows,
         tiers=tiers,
+        groups=tuple(_group_stats(group) for group in groups),
         pool_bytes=pool.allocated,
         pool_fragmentation=pool.fragmentation,
-        working_set_bytes=cache.reader.working_bytes,
+        working_set_bytes=cache.groups.working_bytes,
         resident_bytes=resident,
-        payload_ratio=sum(t.tokens for t in tiers.values()) * fp16 / coded if coded else None,
-        resident_ratio=total * rows * fp16 / resident if resident else None,
+        payload_ratio=sum(readable_coded_bytes(group) for group in groups) / coded if coded else None,
+        resident_ratio=fp16 / resident if resident else None,
         spent=cache.spent,
         reconstructor_failure=None if failure is None else repr(failure),
-        over_budget=cache.compressor.over_budget,
+        over_budget=cache.over_budget,
         not_compressed=tuple(cache.report.reasons()),
     )

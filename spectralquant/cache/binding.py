@@ -118,6 +118,7 @@ def bind(model: nn.Module) -> ModelBinding:
         return _bindings[model]
 
 
-def bound_model(weights: str) -> nn.Module | None:
-    """A model of this process with these weights that a cache has been made for (or `bind` was called on)."""
-    return next((m for m, b in list(_bindings.items()) if b.weights_sha256 == weights), None)
+def bound_model(weights: str, windows: tuple[int | None, ...]) -> nn.Module | None:
+    """A model of this process with these weights and windows that a cache has been made for (or `bind` was called on)."""
+    found = (m for m, b in list(_bindings.items()) if b.geometry.windows == windows and b.weights_sha256 == weights)
+    return next(found, None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from spectralquant.cache.group import GroupTokens
 from spectralquant.cache.policy import TierPolicy
 from spectralquant.cache.reading import BlockReader
 from spectralquant.cache.reconstructor import AsyncReconstructor, Task
@@ -16,7 +16,6 @@ from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import Spent
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, Tier
 from spectralquant.cache.uncompressed import RunReport
-from spectralquant.codec.block import SINKS
 
 BACKGROUND_QUERIES = 16
 RUN_BLOCKS = 8
@@ -24,13 +23,14 @@ RUN_BLOCKS = 8
 
 @dataclass
 class BlockCompressor:
-    """When and into what blocks are coded.
+    """When and into what blocks of one group of layers are coded.
 
     With `background`, blocks that are due during decoding are coded by a worker and swapped in `lag` tokens later,
     whatever the worker's speed, so that results do not depend on timing.
     """
 
     state: CacheState
+    group: GroupTokens
     tiers: dict[str, Tier]
     policy: TierPolicy
     reader: BlockReader
@@ -40,26 +40,29 @@ class BlockCompressor:
     compress_from: int
     background: bool
     lag: int
-    over_budget: bool = False
-    report: RunReport | None = None
+    report: RunReport
     _pending: dict[int, list[Task]] = field(default_factory=dict)
 
-    def after_forward(self, held_bytes: Callable[[], int]) -> None:
-        """Code what is due, then apply ages and the memory budget."""
+    def after_forward(self) -> None:
+        """Let go of what is never read again, code what is due, then apply ages."""
+        self.group.forget_unread()
+        self._pending = {start: tasks for start, tasks in self._pending.items() if start >= self.group.recent_from}
         late = self.lag if self.background and self.state.last_new <= BACKGROUND_QUERIES else 0
         if late:
             for start, stop in self._due(0):
                 if start not in self._pending:
                     self._pending[start] = [
                         self.worker.submit(
-                            self.encode, self.state.leaving(row, start, stop), self.policy.first, in_order=True
+                            self.encode,
+                            self.state.leaving(self.group, row, start, stop),
+                            self.policy.first,
+                            in_order=True,
                         )
-                        for row in range(len(self.state.rows))
+                        for row in range(len(self.group.rows))
                     ]
         self._swap(self._due(late))
         self._apply_ages()
-        self._apply_budget(held_bytes)
-        self.reader.fill_working_set()
+        self.reader.forget_unused()
 
     def settle(self) -> None:
         """Finish background work, so that rows and blocks may change."""
@@ -85,12 +88,12 @@ class BlockCompressor:
     def _due(self, lag: int) -> list[tuple[int, int]]:
         """Ranges of tokens whose time to be coded has come."""
         out: list[tuple[int, int]] = []
-        total, stop = self.state.total, self.state.coded_stop
-        if total < self.compress_from:
+        total, start = self.group.total, self.group.next_start
+        if not self.group.coded or total < self.compress_from:
             return out
-        while total - self.state.next_stop(stop) >= self.window + lag:
-            out.append((max(SINKS, stop), self.state.next_stop(stop)))
-            stop = self.state.next_stop(stop)
+        while total - (stop := self.group.next_stop(start)) >= self.window + lag:
+            out.append((start, stop))
+            start = stop
         return out
 
     def _swap(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -106,8 +109,8 @@ class BlockCompressor:
         due = ranges[len(waiting) :]
         for first in range(0, len(due), RUN_BLOCKS):
             coded += self._encode_run(due[first : first + RUN_BLOCKS])
-        self.state.append_blocks(coded)
-        self.spent.blocks_compressed += len(coded) * len(self.state.rows)
+        self.group.append_blocks(coded)
+        self.spent.blocks_compressed += len(coded) * len(self.group.rows)
         self.spent.compress_s += time.perf_counter() - begin
 
     def _encode_run(self, ranges: Sequence[tuple[int, int]]) -> list[list[StoredBlock]]:
@@ -115,24 +118,23 @@ class BlockCompressor:
 
         A cold block may have to go to another tier, which is decided block by block.
         """
-        tier, rows = self.policy.first, range(len(self.state.rows))
+        tier, rows = self.policy.first, range(len(self.group.rows))
         if tier == "cold":
-            return [[self.encode(self.state.leaving(r, *each), tier) for r in rows] for each in ranges]
+            return [[self.encode(self.state.leaving(self.group, r, *each), tier) for r in rows] for each in ranges]
         lengths = [stop - start for start, stop in ranges]
         with torch.no_grad():
-            runs = [
-                self.tiers[tier].encode_run(self.state.leaving(r, ranges[0][0], ranges[-1][1]), lengths) for r in rows
-            ]
+            whole = (ranges[0][0], ranges[-1][1])
+            runs = [self.tiers[tier].encode_run(self.state.leaving(self.group, r, *whole), lengths) for r in rows]
         return [list(blocks) for blocks in zip(*runs, strict=True)]
 
     def demote(self, index: int, tier: str) -> bool:
         """Code block `index` of every sequence again, in another tier; whether that tier could take it."""
-        first = self.state.rows[0][index]
+        first = self.group.rows[0][index]
         if tier == "cold" and not self.state.cold_ready(first.start, first.stop):
             return False
         begin = time.perf_counter()
         made: dict[StoredBlock, StoredBlock] = {}
-        for row, blocks in enumerate(self.state.rows):
+        for row, blocks in enumerate(self.group.rows):
             block = blocks[index]
             if block not in made:
                 made[block] = self.encode(self.decoded(row, block), tier)
@@ -145,7 +147,7 @@ class BlockCompressor:
     def decoded(self, row: int, block: StoredBlock) -> LeavingBlock:
         """A coded block as it was before, up to the codec's error."""
         keys, values = self.reader.whole(row, block)
-        rotations = self.state.binding.tables(self.state.positions.places(row, block.start, block.stop))
+        rotations = self.state.rotations(self.group.kind, row, block.start, block.stop)
         ids = self.state.token_ids(row, block.start, block.stop)
         return LeavingBlock(keys, values, block.start, rotations, None, *ids)
 
@@ -153,30 +155,16 @@ class BlockCompressor:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.settle()
         moved = 0
-        for index in range(len(self.state.rows[0]) if self.state.rows else 0):
-            lower = self.policy.below(self.state.rows[0][index].tier)
+        for index in range(len(self.group.rows[0]) if self.group.rows else 0):
+            lower = self.policy.below(self.group.rows[0][index].tier)
             if moved < blocks and lower is not None:
                 moved += self.demote(index, lower)
         return moved
 
     def _apply_ages(self) -> None:
-        if not self.policy.ages or not self.state.rows:
+        if not self.policy.ages or not self.group.rows:
             return
-        for index, block in enumerate(self.state.rows[0]):
-            wanted = self.policy.for_age(self.state.total - block.stop)
+        for index, block in enumerate(self.group.rows[0]):
+            wanted = self.policy.for_age(self.group.total - block.stop)
             if self.policy.lower(wanted, block.tier):
                 self.demote(index, wanted)
-
-    def _apply_budget(self, held_bytes: Callable[[], int]) -> None:
-        limit = self.policy.max_bytes
-        while limit is not None and held_bytes() > limit:
-            if self.evict(1):
-                continue
-            if not self.over_budget:
-                warnings.warn(
-                    f"SpectralCache holds {held_bytes():,} bytes, over max_bytes={limit:,}, with all blocks in the lowest "
-                    "tier of the profile. Allow more, or calibrate a lower tier.",
-                    stacklevel=2,
-                )
-            self.over_budget = True
-            return

@@ -112,9 +112,10 @@ class HybridCacheManager(SpectralCache):
             and self.get_seq_length() <= self.hybrid["crossover"]
         )
 
-    def view(self, layer: int) -> LayerView:
-        """What attention reads of one layer: a selection while the sequence is short."""
-        return HeavyHitterView(self, layer) if self.selecting else super().view(layer)
+    def view(self, layer: int, new: int = 0) -> LayerView:
+        """What attention reads of one layer: a selection while the sequence is short (sliding layers read their window)."""
+        selects = self.selecting and not self.layers[layer].is_sliding
+        return HeavyHitterView(self, layer, new) if selects else super().view(layer, new)
 
     def crop(self, tokens_to_remove: int) -> None:
         """See `SpectralCache.crop`."""

@@ -10,22 +10,24 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 if TYPE_CHECKING:
+    from spectralquant.cache.group import GroupTokens
     from spectralquant.cache.spectral_cache import SpectralCache
 
 
 class SpectralLayer(CacheLayerMixin):
     """Sinks `[B, Hk, s, D]` and recent tokens `[B, Hk, n, D]`; received: attention `[B, H, n]`, NaN where unknown.
 
-    Blocks span all layers and belong to the cache, so cropping and reordering are the cache's business.
+    Blocks span all layers of a group (see `GroupTokens`) and belong to the cache, so cropping and reordering are the
+    cache's business. window: tokens that a query reads at most, itself included, or None for all.
     """
 
-    is_sliding = False
     is_croppable = True
     is_compileable = False
 
-    def __init__(self, cache: SpectralCache, index: int) -> None:
+    def __init__(self, cache: SpectralCache, index: int, group: int, window: int | None) -> None:
         super().__init__()
-        self._cache, self.index = weakref.ref(cache), index
+        self._cache, self.index, self._group = weakref.ref(cache), index, group
+        self.window = window
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
         self.received: Tensor | None = None
@@ -34,6 +36,25 @@ class SpectralLayer(CacheLayerMixin):
     def cache(self) -> SpectralCache:
         """The cache this layer belongs to (held weakly: a dropped cache frees its pages at once)."""
         return self._cache()
+
+    @property
+    def tokens(self) -> GroupTokens:
+        """The tokens of this layer's group."""
+        return self.cache.state.groups[self._group]
+
+    @property
+    def is_sliding(self) -> bool:
+        """Whether a query reads a window only."""
+        return self.window is not None
+
+    @property
+    def record_past(self) -> bool:
+        """Whether tokens beyond the window are held until the next crop (`activate_past_recording`)."""
+        return self.tokens.recording
+
+    @record_past.setter
+    def record_past(self, value: bool) -> None:
+        self.tokens.recording = value
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -59,24 +80,36 @@ class SpectralLayer(CacheLayerMixin):
     def get_seq_length(self) -> int:
         if not self.is_initialized:
             return 0
-        return self.sink_keys.shape[2] + self.cache.coded_tokens + self.keys.shape[2]
+        return self.tokens.recent_from + self.keys.shape[2]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
+        """(tokens that attention is given, index of the first of them): of a sliding layer no more than its window."""
+        total = self.get_seq_length()
+        first = self.tokens.kind.first_read(total)
+        return total - first + query_length, first
 
     def get_max_length(self) -> int:
-        return -1
+        return -1 if self.window is None else self.window
 
     def take_sinks(self, count: int) -> None:
         """Move the first `count` recent tokens to the sinks."""
         self.sink_keys, self.sink_values = self.keys[:, :, :count].clone(), self.values[:, :, :count].clone()
         self.drop_oldest(count)
 
-    def drop_oldest(self, count: int) -> None:
-        """Forget the oldest recent tokens; what is left gets storage of its own."""
-        self.keys, self.values = self.keys[:, :, count:].clone(), self.values[:, :, count:].clone()
+    def drop_sinks(self) -> None:
+        """Forget the sinks."""
+        self.sink_keys, self.sink_values = self.sink_keys[:, :, :0].clone(), self.sink_values[:, :, :0].clone()
+
+    def drop_oldest(self, count: int, *, keep_storage: bool = False) -> None:
+        """Forget the oldest recent tokens; what is left gets storage of its own.
+
+        With `keep_storage` a few tokens stay in it until the next append, which copies anyhow.
+        """
+        few = keep_storage and 8 * count <= self.keys.shape[2]
+        own = (lambda t: t) if few else Tensor.clone
+        self.keys, self.values = own(self.keys[:, :, count:]), own(self.values[:, :, count:])
         if self.received is not None:
-            self.received = self.received[:, :, count:].clone()
+            self.received = own(self.received[:, :, count:])
 
     def give_back(self, keys: Tensor, values: Tensor) -> None:
         """Put tokens `[B, Hk, T, D]` that were coded before the recent ones; their received attention is unknown."""
@@ -117,7 +150,9 @@ class SpectralLayer(CacheLayerMixin):
         self.is_initialized = False
 
     def _cache_wide(self, *args: object) -> None:
-        raise RuntimeError("a coded block spans all layers: call this on the SpectralCache, not on one of its layers")
+        raise RuntimeError(
+            "a coded block spans several layers: call this on the SpectralCache, not on one of its layers"
+        )
 
     crop = reorder_cache = batch_repeat_interleave = batch_select_indices = _cache_wide
 

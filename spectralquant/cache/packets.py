@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,12 @@ from spectralquant.errors import InputError, PacketError
 from spectralquant.sources.fit import require_positions
 
 if TYPE_CHECKING:
+    from spectralquant.cache.group import CacheGroup
     from spectralquant.cache.spectral_cache import SpectralCache
 
 EXACT_TOKENS = 16_384
+LAYER_PARTS = ("sink_keys", "sink_values", "keys", "values")
+Sections = list[tuple[int, int, int, bytes]]
 
 
 def pack_cache(cache: SpectralCache, exact: str) -> list[SpectralPacket]:
@@ -50,40 +54,46 @@ def pack_cache(cache: SpectralCache, exact: str) -> list[SpectralPacket]:
 
 
 def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
-    state, g = cache.state, cache.geometry
-    sections: list[tuple[int, int, int, bytes]] = []
-
-    def add_exact(start: int, keys: Tensor, values: Tensor) -> None:
-        for at in range(0, keys.shape[2], EXACT_TOKENS):
-            part = slice(at, at + EXACT_TOKENS)
-            body = exact_section(keys[:, :, part], values[:, :, part], exact)
-            sections.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
-
-    sinks = [
-        torch.stack([getattr(layer, name)[row] for layer in state.layers]) for name in ("sink_keys", "sink_values")
-    ]
-    add_exact(0, *sinks)
-    agreed = _as_one_prompt(cache)
-    for block in state.rows[row]:
-        cold = "cold" in cache.tiers and (block.tier == "cold" or state.cold_ready(block.start, block.stop))
-        if not cold or not bool(agreed[block.start : block.stop].all()):
-            add_exact(block.start, *(x.to(cache.layers[0].dtype) for x in cache.reader.whole(row, block)))
-            continue
-        sections.append((block.start, block.tokens, CODED, _cold_bytes(cache, row, block)))
-    recent = [torch.stack([getattr(layer, name)[row] for layer in state.layers]) for name in ("keys", "values")]
-    add_exact(state.coded_stop, *recent)
+    g = cache.geometry
     header = PacketHeader(
         g.layers,
         g.kv_heads,
         g.head_dim,
-        state.total,
+        cache.state.total,
         BLOCK,
-        sinks[0].shape[2],
+        max(group.tokens.layers[0].sink_keys.shape[2] for group in cache.groups),
         exact,
         cache.options["step_scale"],
         bytes(16) if cache.profile is None else cache.profile.id,
+        g.groups if any(g.windows) else (),
     )
-    return SpectralPacket.build(header, sections)
+    agreed = _as_one_prompt(cache)
+    return SpectralPacket.build(header, *(_group_sections(cache, group, row, exact, agreed) for group in cache.groups))
+
+
+def _group_sections(cache: SpectralCache, group: CacheGroup, row: int, exact: str, agreed: Tensor) -> Sections:
+    """Sections of what one sequence holds in one group of layers; a block is coded where `agreed` (see below) allows it."""
+    state, tokens = cache.state, group.tokens
+    held = [torch.stack([getattr(layer, n)[row] for layer in tokens.layers]) for n in LAYER_PARTS]
+    sections = exact_sections(0, held[0], held[1], exact)
+    for block in tokens.rows[row]:
+        cold = "cold" in group.tiers and (block.tier == "cold" or state.cold_ready(block.start, block.stop))
+        if cold and bool(agreed[block.start : block.stop].all()):
+            sections.append((block.start, block.tokens, CODED, _cold_bytes(group, row, block)))
+            continue
+        both = (x.to(tokens.layers[0].dtype) for x in group.reader.whole(row, block))
+        sections += exact_sections(block.start, *both, exact)
+    return sections + exact_sections(tokens.recent_from, held[2], held[3], exact)
+
+
+def exact_sections(start: int, keys: Tensor, values: Tensor, exact: str) -> Sections:
+    """Exact sections of keys (after RoPE) and values `[L, Hk, T, D]`, as many as a section's length asks for."""
+    found: Sections = []
+    for at in range(0, keys.shape[2], EXACT_TOKENS):
+        part = slice(at, at + EXACT_TOKENS)
+        body = exact_section(keys[:, :, part], values[:, :, part], exact)
+        found.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
+    return found
 
 
 def _as_one_prompt(cache: SpectralCache) -> Tensor:
@@ -124,42 +134,63 @@ def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, toke
             f"compress takes keys (and values) [L, Hk, T, D] = [{g.layers}, {g.kv_heads}, T, {g.head_dim}] with T of at "
             f"least 1, not {tuple(keys.shape)}."
         )
-    codec = cache.tiers["cold"].codec
-    codec = getattr(codec, "base", codec)
-    if codec.features is not None and (token_ids is None or len(token_ids) != shape[2]):
+    if cache.state.keep_ids and (token_ids is None or len(token_ids) != shape[2]):
         raise InputError(
             f"This profile predicts from token ids: pass token_ids of the {shape[2]} tokens, or calibrate with "
             "--predict none."
         )
+    exact = DTYPE_NAMES.get(keys.dtype, "float32")
+    parts = []
+    for group in cache.groups:
+        layers = list(group.tokens.kind.layers)
+        own = None if values is None else values[layers]
+        parts.append(_tensor_sections(cache, group, keys[layers], own, token_ids, exact))
+    scale, groups = cache.options["step_scale"], g.groups if any(g.windows) else ()
+    header = PacketHeader(
+        g.layers, g.kv_heads, g.head_dim, shape[2], BLOCK, min(SINKS, shape[2]), exact, scale, cache.profile.id, groups
+    )
+    return SpectralPacket.build(header, *parts)
+
+
+def _tensor_sections(
+    cache: SpectralCache, group: CacheGroup, keys: Tensor, values: Tensor | None, token_ids: Tensor | None, exact: str
+) -> Sections:
+    """Sections of one group's layers: sinks exact and the rest coded; of sliding layers what can still be read."""
+    kind, g, total = group.tokens.kind, group.tokens.geometry, keys.shape[2]
+    first = kind.first_read(total)
+    if "cold" not in group.tiers:
+        if values is None:
+            raise InputError(
+                f"The profile has no mean values of layer {kind.layers[0]}, whose window of {kind.window} tokens stays exact: "
+                "pass values too."
+            )
+        return exact_sections(first, keys[:, :, first:], values[:, :, first:], exact)
+    codec = group.tiers["cold"].codec
+    codec = getattr(codec, "base", codec)
     if values is None:
         mean = codec.projectors[1].mean.view(g.layers, g.kv_heads, 1, g.head_dim)
-        values = mean.expand(shape).to(keys)
-    exact = DTYPE_NAMES.get(keys.dtype, "float32")
-    total, sections = shape[2], []
-    head = min(SINKS, total)
-    sections.append((0, head, EXACT, exact_section(keys[:, :, :head], values[:, :, :head], exact)))
-    starts = [head, *range(BLOCK, total, BLOCK)] if total > head else []
+        values = mean.expand(g.layers, g.kv_heads, total, g.head_dim).to(keys)
+    start = first // BLOCK * BLOCK
+    head = 0 if start else min(SINKS, total)
     places = cache.binding.tables.prompt(total)
-    for start in starts:
-        stop = min(total, (start // BLOCK + 1) * BLOCK)
-        rotations = cache.binding.tables(places.part(slice(start, stop)))
-        seen = (None, -1) if token_ids is None else (token_ids[start:stop], int(token_ids[start - 1]))
-        block = LeavingBlock(keys[:, :, start:stop], values[:, :, start:stop], start, rotations, None, *seen)
-        sections.append((start, stop - start, CODED, codec.encode(block.plain())))
-    header = PacketHeader(
-        g.layers, g.kv_heads, g.head_dim, total, BLOCK, head, exact, codec.step_scale, cache.profile.id
-    )
-    return SpectralPacket.build(header, sections)
+    sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
+    while (at := max(start, head)) < total:
+        stop = start = min(total, (at // BLOCK + 1) * BLOCK)
+        rotations = cache.state.tables(kind, places.part(slice(at, stop)))
+        seen = (None, -1) if token_ids is None else (token_ids[at:stop], int(token_ids[at - 1]))
+        block = LeavingBlock(keys[:, :, at:stop], values[:, :, at:stop], at, rotations, None, *seen)
+        sections.append((at, stop - at, CODED, codec.encode(block.plain())))
+    return sections
 
 
-def _cold_bytes(cache: SpectralCache, row: int, block: StoredBlock) -> bytes:
+def _cold_bytes(group: CacheGroup, row: int, block: StoredBlock) -> bytes:
     """A block as a packet holds it: as it is, or coded again where only this cache could read it."""
-    tier = cache.tiers["cold"]
+    tier = group.tiers["cold"]
     adaptive = isinstance(tier.codec, AdaptiveRankCompressor)
     if block.tier == "cold" and not (adaptive and tier.codec.is_enhanced(payload_bytes(block))):
         return tier.to_bytes(block)
     codec = tier.codec.base if adaptive else tier.codec
-    return codec.encode(cache.compressor.decoded(row, block).plain())
+    return codec.encode(group.compressor.decoded(row, block).plain())
 
 
 def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | str | Path]) -> None:
@@ -172,28 +203,37 @@ def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | s
     loaders = [LazyLoader(source) for source in sources]
     for loader in loaders:
         _require(cache, loader.packet)
-    shapes = {tuple((s.start, s.tokens, s.kind) for s in loader.packet.sections) for loader in loaders}
+    shapes = {tuple((s.start, s.tokens, s.kind, s.group) for s in loader.packet.sections) for loader in loaders}
     if len(shapes) != 1:
         raise PacketError("Packets of one batch must have the same number of tokens. Unpack them one by one.")
-    rows = [_row(cache, loader) for loader in loaders]
-    state, dtype, device = cache.state, cache.binding.model.dtype, cache.binding.device
-    state.rows = [blocks for _, blocks, _ in rows]
-    state.coded_tokens = sum(b.tokens for b in state.rows[0])
-    heads = cache.geometry.heads if cache.wants_received else None
-    for index, layer in enumerate(state.layers):
-        sinks, recent = (
-            [torch.stack([row[part][i][index] for row in rows]).to(device, dtype) for i in range(2)] for part in (0, 2)
-        )
-        layer.append(*recent, heads)
-        layer.sink_keys, layer.sink_values = sinks
-        if layer.received is not None:
-            layer.received.fill_(float("nan"))
+    for group in cache.groups:
+        _fill_group(cache, group, [_row(cache, group, loader) for loader in loaders])
+    state = cache.state
     cache.report.note_held(state.total, state.coded_tokens)
     places = cache.binding.tables.prompt(state.total)
     if places.frequencies is not None:
         state.positions = TokenPositions(None, list(places.frequencies), places.which.to(torch.int32))
     if state.keep_ids:
-        state.ids = torch.full((len(rows), state.total), -1, dtype=torch.int32, device=device)
+        shape, device = (len(loaders), state.total), cache.binding.device
+        state.ids = torch.full(shape, -1, dtype=torch.int32, device=device)
+
+
+def _fill_group(cache: SpectralCache, group: CacheGroup, rows: list[Held]) -> None:
+    """Put what packets hold of one group's layers into the cache; a packet may hold more than can still be read."""
+    tokens, dtype, device = group.tokens, cache.binding.model.dtype, cache.binding.device
+    tokens.rows = [row.blocks for row in rows]
+    tokens.first, tokens.recent_from = rows[0].first, rows[0].recent_from
+    heads = cache.geometry.heads if cache.wants_received else None
+    for index, layer in enumerate(tokens.layers):
+        sinks, recent = (
+            [torch.stack([getattr(row, part)[i][index] for row in rows]).to(device, dtype) for i in range(2)]
+            for part in ("sinks", "recent")
+        )
+        layer.append(*recent, heads)
+        layer.sink_keys, layer.sink_values = sinks
+        if layer.received is not None:
+            layer.received.fill_(float("nan"))
+    tokens.forget_unread()
 
 
 def _require(cache: SpectralCache, packet: SpectralPacket) -> None:
@@ -203,10 +243,13 @@ def _require(cache: SpectralCache, packet: SpectralPacket) -> None:
             f"The packet is of {h.layers} layers × {h.kv_heads} KV heads × {h.head_dim}, this model has {g.layers} × "
             f"{g.kv_heads} × {g.head_dim}. Use the model that packed it."
         )
+    if h.groups and h.groups != g.groups:
+        raise PacketError("The packet's layers read other windows than this model's. Use the model that packed it.")
     require_positions(cache.binding.model, h.tokens, "The packet", "It belongs to another model.")
     require_blocks(packet)
-    if packet.coded_tokens and "cold" in cache.tiers:
-        require_room(packet, cache.tiers["cold"].codec)
+    for number, group in enumerate(cache.groups[: len(h.all_groups)]):
+        if "cold" in group.tiers:
+            require_room(packet, number, group.tiers["cold"].codec)
     if cache.profile is not None:
         require_packet(cache.profile, packet)
         if packet.coded_tokens and packet.header.step_scale != cache.options["step_scale"]:
@@ -218,23 +261,46 @@ def _require(cache: SpectralCache, packet: SpectralPacket) -> None:
         raise PacketError("The packet holds coded blocks; unpacking it needs the profile that packed it.")
 
 
-def _row(cache: SpectralCache, loader: LazyLoader):
-    """Sinks, blocks and recent tokens (pairs `[L, Hk, T, D]`) of one packet."""
-    sections = loader.packet.sections
-    coded = [i for i, s in enumerate(sections) if s.kind == CODED]
+@dataclass
+class Held:
+    """What one packet holds of a group: sinks and recent tokens (pairs `[L, Hk, T, D]`) and the blocks between them."""
+
+    sinks: tuple[Tensor, Tensor]
+    blocks: list[StoredBlock]
+    recent: tuple[Tensor, ...]
+    first: int
+    recent_from: int
+
+
+def _row(cache: SpectralCache, group: CacheGroup, loader: LazyLoader) -> Held:
+    """One packet's part of a group. A packet of one group serves every group, as far as it is exact."""
+    packet, kind, g = loader.packet, group.tokens.kind, group.tokens.geometry
+    split = not packet.header.groups and len(cache.groups) > 1
+    number = 0 if split else cache.groups.index(group)
+    mine = [(i, s) for i, s in enumerate(packet.sections) if s.group == number]
+    coded = [at for at, (_, s) in enumerate(mine) if s.kind == CODED]
+    if coded and (split or not group.tokens.coded):
+        raise PacketError(
+            "The packet holds blocks coded over layers that this cache keeps apart (an older packet, or another window). "
+            "Read it with spectralquant.unpack_cache, or pack the prompt again."
+        )
     last = coded[-1] if coded else -1
-    g = cache.geometry
     nothing = torch.zeros(g.layers, g.kv_heads, 0, g.head_dim)
-    sinks, recent = (nothing, nothing), [(nothing, nothing)]
-    blocks: list[StoredBlock] = []
-    for index, section in enumerate(sections):
+    held = Held((nothing, nothing), [], (nothing, nothing), mine[0][1].start if mine else 0, 0)
+    recent = [(nothing, nothing)]
+    for at, (index, section) in enumerate(mine):
         if section.kind == CODED:
-            blocks.append(StoredBlock("cold", section.start, section.tokens, loader.section(index), section.length))
-        elif index > last:
-            recent.append(loader.packet.exact(section))
-        elif index == 0:
-            sinks = loader.packet.exact(section)
+            stored = StoredBlock("cold", section.start, section.tokens, loader.section(index), section.length)
+            held.blocks.append(stored)
+            continue
+        both = packet.exact(section)
+        both = tuple(x[list(kind.layers)] for x in both) if split else both
+        if at > last:
+            recent.append(both)
+        elif at == 0 and section.start == 0:
+            held.sinks = both
         else:
-            keys, values = loader.packet.exact(section)
-            blocks.append(cache.tiers["exact"].encode(LeavingBlock(keys, values, section.start, ())))
-    return sinks, blocks, tuple(torch.cat([pair[i] for pair in recent], dim=2) for i in range(2))
+            held.blocks.append(group.tiers["exact"].encode(LeavingBlock(*both, section.start, ())))
+    held.recent = tuple(torch.cat([pair[i] for pair in recent], dim=2) for i in range(2))
+    held.recent_from = packet.header.tokens - held.recent[0].shape[2]
+    return held

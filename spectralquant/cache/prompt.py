@@ -191,7 +191,7 @@ def unpack_cache(
     """
     require_packet(profile, packet)
     codec = profile_codec(model, profile, step_scale=packet.header.step_scale)
-    require_room(packet, codec)
+    require_room(packet, 0, codec)
     h = packet.header
     require_positions(model, h.tokens, "The packet", "It belongs to another model.")
     shape = (h.layers, 1, h.kv_heads, h.tokens, h.head_dim)

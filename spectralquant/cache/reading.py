@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from spectralquant.cache.group import GroupTokens
 from spectralquant.cache.memory import release_free_memory
 from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import Spent
@@ -17,10 +19,10 @@ WORKING = "working"
 
 
 class BlockReader:
-    """Reads blocks of one cache. `working_set`: bytes of decoded warm and cold blocks kept between forward passes."""
+    """Reads blocks of one group of layers, which are numbered from 0 here."""
 
-    def __init__(self, state: CacheState, tiers: dict[str, Tier], working_set: int, spent: Spent) -> None:
-        self.state, self.tiers, self.working_set, self.spent = state, tiers, working_set, spent
+    def __init__(self, state: CacheState, group: GroupTokens, tiers: dict[str, Tier], spent: Spent) -> None:
+        self.state, self.group, self.tiers, self.spent = state, group, tiers, spent
         self._working: dict[StoredBlock, tuple[Tensor, Tensor]] = {}
         self._scratch: ReadScratch | None = None
         self._runs: list[tuple[str, int, int]] | None = None
@@ -28,10 +30,10 @@ class BlockReader:
 
     def begin_forward(self) -> None:
         """Start decoding, ahead of use, what the forward pass is going to read."""
-        self._scratch = ReadScratch(self.state.binding.tables)
+        self._scratch = self._new_scratch()
         self._in_forward, self._runs = True, None
         if "cold" in self.tiers:
-            for blocks in self.state.rows:
+            for blocks in self.group.rows:
                 cold = [b for b in blocks if b.tier == "cold" and b not in self._working]
                 self.tiers["cold"].prefetch(cold, self._scratch)
 
@@ -39,17 +41,17 @@ class BlockReader:
         """Drop what the forward pass shared between layers."""
         decoded = self._scratch is not None and bool(self._scratch.decoded)
         self._scratch, self._in_forward = None, False
-        if decoded and self.state.layers[0].device.type == "cpu":
+        if decoded and self.group.layers[0].device.type == "cpu":
             release_free_memory()
 
     def runs(self) -> list[tuple[str, int, int]]:
         """Consecutive blocks that are read alike: (tier or "working", first, one past last)."""
-        if not self.state.rows:
+        if not self.group.rows:
             return []
         if self._in_forward and self._runs is not None:  # blocks change only between forward passes
             return self._runs
         out, at = [], 0
-        for kind, group in groupby(self.state.rows[0], self._kind):
+        for kind, group in groupby(self.group.rows[0], self._kind):
             count = len(list(group))
             out.append((kind, at, at + count))
             at += count
@@ -63,8 +65,8 @@ class BlockReader:
         """Keys (after RoPE) and values `[S, Hk, D]` of blocks first … last of one sequence and layer."""
         begin = time.perf_counter()
         if self._scratch is None:
-            self._scratch = ReadScratch(self.state.binding.tables)
-        blocks = self.state.rows[row][first:last]
+            self._scratch = self._new_scratch()
+        blocks = self.group.rows[row][first:last]
         parts: list[tuple[Tensor, Tensor]] = []
         for kind, group in groupby(blocks, self._kind):
             mine = list(group)
@@ -80,20 +82,23 @@ class BlockReader:
     def whole(self, row: int, block: StoredBlock) -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[L, Hk, T, D]` of one block."""
         places = self.state.positions.places(row, block.start, block.stop)
-        return self.tiers[block.tier].whole(block, places, ReadScratch(self.state.binding.tables))
+        return self.tiers[block.tier].whole(block, places, self._new_scratch())
 
-    def fill_working_set(self) -> None:
-        """Decode blocks, newest first, as far as `working_set` bytes go."""
-        if not self.working_set or not self.state.rows:
+    def _new_scratch(self) -> ReadScratch:
+        return ReadScratch(functools.partial(self.state.tables, self.group.kind))
+
+    def fill_working_set(self, limit: int) -> None:
+        """Decode warm and cold blocks, newest first, as far as `limit` bytes go; they are kept between forward passes."""
+        if not limit or not self.group.rows:
             return
-        layer = self.state.layers[0]
-        for index in reversed(range(len(self.state.rows[0]))):
-            group = {blocks[index]: (row, blocks[index]) for row, blocks in enumerate(self.state.rows)}
-            missing = [pair for key, pair in group.items() if key not in self._working]
-            size = 4 * self.state.binding.geometry.width * layer.dtype.itemsize // 2
+        layer = self.group.layers[0]
+        for index in reversed(range(len(self.group.rows[0]))):
+            found = {blocks[index]: (row, blocks[index]) for row, blocks in enumerate(self.group.rows)}
+            missing = [pair for key, pair in found.items() if key not in self._working]
+            size = 4 * self.group.geometry.width * layer.dtype.itemsize // 2
             if not missing or missing[0][1].tier not in ("warm", "cold"):
                 continue
-            if self.working_bytes + size * missing[0][1].tokens * len(missing) > self.working_set:
+            if self.working_bytes + size * missing[0][1].tokens * len(missing) > limit:
                 break
             begin = time.perf_counter()
             for row, block in missing:
@@ -105,7 +110,7 @@ class BlockReader:
         """Drop decoded blocks that no row holds any more, and what was shared between reads: rows may have moved."""
         if not self._in_forward:
             self._scratch = None
-        live = {b for blocks in self.state.rows for b in blocks}
+        live = {b for blocks in self.group.rows for b in blocks}
         for key in [k for k in self._working if k not in live]:
             del self._working[key]
 

@@ -21,20 +21,21 @@ from spectralquant.files import write_bytes
 from spectralquant.profile import CalibrationProfile
 
 if TYPE_CHECKING:
+    from spectralquant.cache.group import CacheGroup
     from spectralquant.cache.pool import SpectralBufferPool
     from spectralquant.cache.spectral_cache import SpectralCache
 
-FORMAT = "spectralquant.cache.1"
+FIRST_FORMAT, FORMAT = "spectralquant.cache.1", "spectralquant.cache.2"
 LAYER_TENSORS = ("keys", "values", "sink_keys", "sink_values", "received")
 
 
 @dataclass
 class CacheSnapshot:
-    """Facts and tensors of a cache; `rows` holds the blocks themselves where a copy in this process may share them."""
+    """Facts and tensors of a cache; `rows` holds each group's blocks themselves where a copy in this process may share them."""
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
-    rows: list[list[StoredBlock]] | None = None
+    rows: list[list[list[StoredBlock]]] | None = None
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically."""
@@ -54,6 +55,8 @@ class CacheSnapshot:
         try:
             with safe_open(path, framework="pt") as handle:
                 meta = handle.metadata() or {}
+                if meta.get("format") == FIRST_FORMAT:
+                    raise InputError(f"{path} was saved by an older version. Save the cache again.")
                 if meta.get("format") != FORMAT:
                     raise InputError(f"{path} is not a saved SpectralCache.")
                 tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
@@ -67,34 +70,50 @@ class CacheSnapshot:
 def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheSnapshot:
     """Freeze a cache; background work is finished first."""
     cache.recover()
-    cache.compressor.settle()
+    cache.groups.settle()
     cache.report.kept = True
     state, tensors = cache.state, {}
-    for name in LAYER_TENSORS:
-        held = [getattr(layer, name) for layer in state.layers]
-        if state.rows and held[0] is not None:
-            tensors[name] = torch.stack(held).cpu()
+    for number, group in enumerate(state.groups):
+        for name in LAYER_TENSORS:
+            held = [getattr(layer, name) for layer in group.layers]
+            if group.rows and held[0] is not None:
+                tensors[_name(number, name)] = torch.stack(held).cpu()
     for name, held in ({"ids": state.ids} | state.positions.tensors()).items():
         if held is not None:
             tensors[name] = held.cpu().clone()
     tensors |= {f"own.{name}": t.cpu().clone() for name, t in cache.own_tensors().items()}
-    if (drift := _adaptive(cache)) is not None:
-        tensors |= {f"adaptive.{name}": t.cpu() for name, t in drift.state().items()}
-    numbers = {b: i for i, b in enumerate(dict.fromkeys(b for blocks in state.rows for b in blocks))}
-    blocks = [(b.tier, b.start, b.tokens) for b in numbers]
-    if not share_blocks:
-        for block, i in numbers.items():
-            data = bytearray(cache.tiers[block.tier].to_bytes(block))
-            tensors[f"block.{i}"] = torch.frombuffer(data, dtype=torch.uint8)
+    for number, drift in _adaptive(cache):
+        tensors |= {_name(number, f"adaptive.{name}"): t.cpu() for name, t in drift.state().items()}
+    groups = [_group_facts(group, number, tensors, share_blocks) for number, group in enumerate(cache.groups)]
     facts = {
         "options": cache.snapshot_options(),
         "model": cache.binding.weights_sha256,
+        "windows": list(cache.geometry.windows),
         "profile": None if cache.profile is None else cache.profile.id.hex(),
-        "blocks": blocks,
-        "rows": [[numbers[b] for b in row] for row in state.rows],
-        "coded_tokens": state.coded_tokens,
+        "groups": groups,
     }
-    return CacheSnapshot(facts, tensors, [list(row) for row in state.rows] if share_blocks else None)
+    rows = [[list(row) for row in group.rows] for group in state.groups] if share_blocks else None
+    return CacheSnapshot(facts, tensors, rows)
+
+
+def _name(group: int, name: str) -> str:
+    """What a tensor of a group is called."""
+    return f"{group}.{name}"
+
+
+def _group_facts(group: CacheGroup, number: int, tensors: dict[str, Tensor], share_blocks: bool) -> dict[str, Any]:
+    """Where a group's tokens lie; its blocks go to `tensors` unless this process shares them."""
+    numbers = {b: i for i, b in enumerate(dict.fromkeys(b for blocks in group.tokens.rows for b in blocks))}
+    for block, i in () if share_blocks else numbers.items():
+        data = bytearray(group.tiers[block.tier].to_bytes(block))
+        tensors[_name(number, f"block.{i}")] = torch.frombuffer(data, dtype=torch.uint8)
+    return {
+        "blocks": [(b.tier, b.start, b.tokens) for b in numbers],
+        "rows": [[numbers[b] for b in row] for row in group.tokens.rows],
+        "first": group.tokens.first,
+        "recent_from": group.tokens.recent_from,
+        "recording": group.tokens.recording,
+    }
 
 
 def restore(
@@ -111,7 +130,8 @@ def restore(
         InputError: no such model. ProfileError: the snapshot was taken with another profile.
     """
     facts = snapshot.facts
-    model = bound_model(facts["model"]) if model is None else model
+    windows = tuple(facts["windows"])
+    model = bound_model(facts["model"], windows) if model is None else model
     if model is None:
         raise InputError(
             "No model with the saved cache's weights is bound in this process. Call spectralquant.bind(model) before "
@@ -122,34 +142,52 @@ def restore(
         raise ProfileError(f"The cache was saved with profile {facts['profile']}, this is {mine}. Load the right one.")
     cache = kind(model, profile, pool=pool, **facts["options"])
     device = cache.binding.device
+    if cache.geometry.windows != windows:
+        raise InputError("The cache was saved with a model whose layers read other windows. Load it with that model.")
     state, tensors = cache.state, snapshot.tensors
-    for index, layer in enumerate(state.layers):
-        if "keys" not in tensors:
-            break
-        layer.lazy_initialization(*(tensors[name][index].to(device) for name in ("keys", "values")))
-        for name in LAYER_TENSORS:
-            if name in tensors:
-                setattr(layer, name, tensors[name][index].to(device).clone())
+    for number, (group, held) in enumerate(zip(cache.groups, facts["groups"], strict=True)):
+        _restore_group(group, number, held, tensors, None if snapshot.rows is None else snapshot.rows[number])
     if "ids" in tensors:
         state.ids = tensors["ids"].to(device)
     state.positions = TokenPositions.restored(tensors, device)
-    if (drift := _adaptive(cache)) is not None:
-        drift.load_state({k.removeprefix("adaptive."): t for k, t in tensors.items() if k.startswith("adaptive.")})
+    for number, drift in _adaptive(cache):
+        mine = _name(number, "adaptive.")
+        drift.load_state({k.removeprefix(mine): t for k, t in tensors.items() if k.startswith(mine)})
     own = {k.removeprefix("own."): t.to(device) for k, t in tensors.items() if k.startswith("own.")}
     cache.take_own_tensors(own)
-    state.coded_tokens = facts["coded_tokens"]
     cache.report.note_held(state.total, state.coded_tokens)
-    if snapshot.rows is not None:
-        state.rows = [list(row) for row in snapshot.rows]
-        return cache
-    blocks = [
-        cache.tiers[tier].from_bytes(tensors[f"block.{i}"].numpy().tobytes(), start, tokens)
-        for i, (tier, start, tokens) in enumerate(facts["blocks"])
-    ]
-    state.rows = [[blocks[i] for i in row] for row in facts["rows"]]
     return cache
 
 
-def _adaptive(cache: SpectralCache) -> AdaptiveRankCompressor | None:
-    codec = cache.tiers["cold"].codec if "cold" in cache.tiers else None
-    return codec if isinstance(codec, AdaptiveRankCompressor) else None
+def _restore_group(
+    group: CacheGroup,
+    number: int,
+    facts: dict[str, Any],
+    tensors: dict[str, Tensor],
+    shared: list[list[StoredBlock]] | None,
+) -> None:
+    """Put a group's tokens where they were."""
+    tokens = group.tokens
+    device = group.compressor.state.binding.device
+    for index, layer in enumerate(tokens.layers):
+        found = {name: tensors.get(_name(number, name)) for name in LAYER_TENSORS}
+        found = {name: t[index].to(device).clone() for name, t in found.items() if t is not None}
+        if "keys" in found:
+            layer.lazy_initialization(found["keys"], found["values"])
+        for name, tensor in found.items():
+            setattr(layer, name, tensor)
+    tokens.first, tokens.recent_from, tokens.recording = (facts[k] for k in ("first", "recent_from", "recording"))
+    if shared is not None:
+        tokens.rows = [list(row) for row in shared]
+        return
+    blocks = [
+        group.tiers[tier].from_bytes(tensors[_name(number, f"block.{i}")].numpy().tobytes(), start, count)
+        for i, (tier, start, count) in enumerate(facts["blocks"])
+    ]
+    tokens.rows = [[blocks[i] for i in row] for row in facts["rows"]]
+
+
+def _adaptive(cache: SpectralCache) -> list[tuple[int, AdaptiveRankCompressor]]:
+    """Adaptive cold codecs by the number of their group."""
+    found = [(i, getattr(g.tiers.get("cold"), "codec", None)) for i, g in enumerate(cache.groups)]
+    return [(i, codec) for i, codec in found if isinstance(codec, AdaptiveRankCompressor)]

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
-from spectralquant.cache.accounting import cache_stats, held_bytes
+from spectralquant.cache.accounting import cache_stats
 from spectralquant.cache.binding import bind
+from spectralquant.cache.cache_passes import CachePasses
 from spectralquant.cache.compressing import BlockCompressor
-from spectralquant.cache.dropped import generate_frame
+from spectralquant.cache.group import CacheGroup, GroupTokens, codes
 from spectralquant.cache.layer import SpectralLayer
+from spectralquant.cache.making import CacheGroups, usable_tiers
 from spectralquant.cache.packets import fill_from_packets, pack_cache, pack_tensors
-from spectralquant.cache.passes import inside_a_module
 from spectralquant.cache.policy import make_policy
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reading import BlockReader
@@ -30,19 +30,19 @@ from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
 from spectralquant.cache.snapshot_file import restoring
 from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import CacheStats, Spent
-from spectralquant.cache.tiers.registry import kernel_backend, make_tiers
+from spectralquant.cache.tiers.base import Tier
+from spectralquant.cache.tiers.registry import kernel_backend
 from spectralquant.cache.uncompressed import RunReport
 from spectralquant.cache.view import LayerView
 from spectralquant.codec.block import BLOCK
-from spectralquant.codec.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
-from spectralquant.errors import InputError, UnsupportedModelError
+from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.wrappers import model_device, usable_model
 from spectralquant.surroundings import own_arithmetic
 
 
-class SpectralCache(Cache):
+class SpectralCache(CachePasses):
     """`model.generate(**inputs, past_key_values=SpectralCache(model, profile))`.
 
     Args:
@@ -108,7 +108,9 @@ class SpectralCache(Cache):
         step_scale = packet_float(step_scale)
         if profile is not None:
             profile.require_model(model)
-        policy = make_policy(tier, tuple(profile.tiers) if profile is not None else (), ages, max_bytes)
+        kinds = bind(model).geometry.groups
+        available = () if profile is None else usable_tiers(profile, kinds, window, (tier, *(ages or {})))
+        policy = make_policy(tier, available, ages, max_bytes)
         background = policy.reaches_cold if background is None else background
         self.options = {
             "tier": policy.first,
@@ -129,40 +131,16 @@ class SpectralCache(Cache):
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
-        super().__init__(layers=[SpectralLayer(self, i) for i in range(self.geometry.layers)])
+        where = {layer: (i, kind.window) for i, kind in enumerate(kinds) for layer in kind.layers}
+        super().__init__(layers=[SpectralLayer(self, i, *where[i]) for i in range(self.geometry.layers)])
         self.pool = pool or SpectralBufferPool("cpu" if host else model_device(model), pinned=host)
         self.reconstructor = AsyncReconstructor(threads, device=model_device(model))
-        drift = None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {}
         backend = kernel_backend(kernels, self.geometry, self.pool.device, select)
-        self.tiers = make_tiers(
-            model,
-            profile,
-            self.geometry,
-            self.pool,
-            self.reconstructor,
-            step_scale,
-            drift,
-            backend,
-            0 if select is None else INDEX_RANK,
-        )
-        keep_ids = "cold" in self.tiers and self.tiers["cold"].codec.features is not None
-        self.spent, self.in_forward, self.reads_views = Spent(), False, False
-        self.state = CacheState(self.binding, self.layers, keep_ids)
-        self.reader = BlockReader(self.state, self.tiers, working_set, self.spent)
-        self.compressor = BlockCompressor(
-            self.state,
-            self.tiers,
-            policy,
-            self.reader,
-            self.reconstructor,
-            self.spent,
-            window,
-            compress_from,
-            background,
-            lag,
-        )
+        self.spent, self.in_forward, self.reads_views, self.over_budget = Spent(), False, False, False
+        self.state = CacheState(self.binding, [GroupTokens.of(self, kind, codes(kind, window)) for kind in kinds])
         self.report = RunReport(policy.first != "exact", window, compress_from)
-        self.compressor.report = self.report
+        self.groups = CacheGroups.of(self, backend)
+        self.state.keep_ids = self.groups.predict
         self.binding.attach(self)
         weakref.finalize(self, self.report.end)
 
@@ -177,10 +155,10 @@ class SpectralCache(Cache):
         """
         batch, _, new, _ = key_states.shape
         if layer_idx == 0:
-            self._begin_forward(batch, new, key_states.device)
+            self.begin_forward(batch, new, key_states.device)
         heads = self.geometry.heads if self.wants_received else None
         self.layers[layer_idx].append(key_states, value_states, heads)
-        view = self.view(layer_idx)
+        view = self.view(layer_idx, new)
         if self.reads_views:
             return view, view
         if heads is not None:
@@ -188,79 +166,28 @@ class SpectralCache(Cache):
         self.spent.dense_reads += 1
         return view.dense()
 
-    def _begin_forward(self, batch: int, new: int, device: torch.device) -> None:
-        if self.state.rows and len(self.state.rows) != batch:
-            raise InputError(
-                f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
-            )
-        self.state.require_even()
-        if self.binding.pass_of(self) is None and inside_a_module():
-            raise UnsupportedModelError(
-                "This cache was called by another model object than it was made for, whose forward passes nothing watches, "
-                "so nothing would be compressed. Make the cache for the model that runs: SpectralCache(model, profile)."
-            )
-        if self.in_forward:
-            raise InputError(
-                "The last tokens given to update were never followed by end_forward(), so nothing would be compressed."
-            )
-        self.state.keep_as_it_is()
-        self.in_forward = True
-        self.state.begin(batch, new, device)
-        self.reader.begin_forward()
+    def view(self, layer: int, new: int = 0) -> LayerView:
+        """What attention reads of one layer, when the newest `new` tokens are its queries'."""
+        return LayerView(self, layer, new)
 
-    def view(self, layer: int) -> LayerView:
-        """What attention reads of one layer."""
-        return LayerView(self, layer)
+    def group_of(self, layer: int) -> CacheGroup:
+        """The group that a layer belongs to."""
+        return next(group for group in self.groups if layer in group.tokens.kind.layers)
 
-    @own_arithmetic()
-    def end_forward(self) -> None:
-        """Compress what has left the window; called when a forward pass has ended."""
-        self.in_forward = False
-        self.state.forget_kept()
-        self.reader.end_forward()
-        if self.state.rows and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
-            self.compressor.after_forward(lambda: held_bytes(self))
+    @property
+    def tiers(self) -> dict[str, Tier]:
+        """Tiers of the group of layers that reads furthest back."""
+        return self.groups[0].tiers
 
-    def abort_forward(self) -> None:
-        """Take back what a pass that failed has appended: the cache is as it was before."""
-        self.reads_views = False
-        if self.in_forward:
-            self.in_forward = False
-            self.state.restore_kept()
-            self.reader.end_forward()
+    @property
+    def reader(self) -> BlockReader:
+        """Reader of the group of layers that reads furthest back."""
+        return self.groups[0].reader
 
-    def begin_pass(self, reads_views: bool) -> None:
-        """A forward pass of the model was given this cache (see `PassWatch`). reads_views: through `SpectralAttention`."""
-        self.abort_forward()
-        self.reads_views = reads_views
-
-    def end_pass(self, output: Any, arguments: Mapping[str, Any]) -> None:
-        """That pass has ended with an output, or with an exception (None)."""
-        called, self.reads_views = self.in_forward, False
-        if output is None:
-            self.abort_forward()
-            return
-        if not called:
-            self.report.not_called(type(self.binding.model).__name__)
-            return
-        new = self.state.last_new
-        self.end_forward()
-        self.report.note_pass(new, self.get_seq_length(), self.coded_tokens)
-        logits = getattr(output, "logits", None)
-        every = torch.is_tensor(logits) and logits.dim() == 3 and logits.shape[1] == new
-        if self.coded_tokens and every and new == self.get_seq_length() and generate_frame() is None:
-            self.report.scored(new)
-
-    def recover(self) -> None:
-        """After Ctrl-C: take back what the interrupted pass has appended."""
-        if self.in_forward and (interrupted := self.binding.pass_of(self)) is not None and not interrupted.running:
-            interrupted.close()
-            self.abort_forward()
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens of each sequence that a layer holds."""
-        self.recover()
-        return super().get_seq_length(layer_idx)
+    @property
+    def compressor(self) -> BlockCompressor:
+        """Compressor of the group of layers that reads furthest back."""
+        return self.groups[0].compressor
 
     @property
     def wants_received(self) -> bool:
@@ -271,20 +198,27 @@ class SpectralCache(Cache):
 
     @own_arithmetic()
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the newest −`tokens_to_remove` tokens; a block that is cut becomes exact again, as it was decoded."""
+        """Remove the newest −`tokens_to_remove` tokens; a block that is cut becomes exact again, as it was decoded.
+
+        Sliding layers let go of tokens beyond their window; after `activate_past_recording` they do so here alone.
+
+        Raises:
+            InputError: more tokens than there are, or a sliding layer no longer holds what would be read next.
+        """
         if tokens_to_remove > 0:
             raise ValueError("crop takes a negative number of tokens to remove")
         self.recover()
-        if tokens_to_remove == 0 or not self.state.rows:
-            return
-        target = self.get_seq_length() + tokens_to_remove
-        if target < 0:
-            raise InputError(
-                f"crop({tokens_to_remove}) removes more tokens than the {self.get_seq_length()} there are."
-            )
-        self.compressor.forget_pending()
-        self.state.truncate(target, self.reader.whole)
-        self.reader.forget_unused()
+        if self.state.rows and tokens_to_remove:
+            self.state.require_croppable(-tokens_to_remove)
+            self.groups.forget_pending()
+            target = self.get_seq_length() + tokens_to_remove
+            self.state.truncate(target, [group.reader.whole for group in self.groups])
+        self.groups.forget_unread()
+
+    def activate_past_recording(self) -> None:
+        """Hold what sliding layers no longer read until the next `crop`, so that tokens can be taken back."""
+        for group in self.state.groups:
+            group.recording = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
@@ -298,9 +232,9 @@ class SpectralCache(Cache):
             indices = indices.nonzero().squeeze(1)
         self.recover()
         if self.state.rows:
-            self.compressor.settle()
+            self.groups.settle()
             self.state.select_rows(indices)
-            self.reader.forget_unused()
+            self.groups.forget_unused()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row `repeats` times."""
@@ -310,15 +244,15 @@ class SpectralCache(Cache):
     def reset(self) -> None:
         """Forget everything; pages go back to the pool."""
         self.in_forward = False
-        self.compressor.forget_pending()
+        self.groups.forget_pending()
         self.state.clear()
-        self.reader.end_forward()
-        self.reader.forget_unused()
+        self.groups.end_forward()
+        self.groups.forget_unused()
         self.report.restart()
 
     @property
     def coded_tokens(self) -> int:
-        """Tokens of each sequence that are in coded blocks."""
+        """Tokens of each sequence in coded blocks, of the layers that read furthest back."""
         return self.state.coded_tokens
 
     @property
@@ -329,7 +263,7 @@ class SpectralCache(Cache):
     def evict(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.recover()
-        return self.compressor.evict(blocks)
+        return self.groups.evict(blocks)
 
     # Packets, copies, files
 
@@ -337,7 +271,7 @@ class SpectralCache(Cache):
     def pack(self, *, exact: str = "auto") -> list[SpectralPacket]:
         """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`)."""
         self.recover()
-        self.compressor.settle()
+        self.groups.settle()
         self.report.kept = True
         return pack_cache(self, exact)
 

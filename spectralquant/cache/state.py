@@ -1,4 +1,4 @@
-"""`CacheState`: the tokens of a cache, row by row: coded blocks, exact layers, ids and positions."""
+"""`CacheState`: what a cache knows of its tokens: their ids and positions, and the groups of layers that hold them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectralquant.attention.rotary_tables import Places, Rotations
 from spectralquant.cache.binding import ModelBinding
-from spectralquant.cache.layer import SpectralLayer
+from spectralquant.cache.group import GroupTokens
 from spectralquant.cache.positions import TokenPositions
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
-from spectralquant.codec.block import BLOCK, SINKS
 from spectralquant.errors import InputError
+from spectralquant.sources.geometry import LayerGroup
 
 
 @dataclass
 class CacheState:
-    """Tokens in order: 4 sinks, coded blocks (`rows[b]`), recent tokens (in `layers`).
+    """groups: layers by how far back they read; the first reads furthest.
 
     ids: int32 `[B, T]`, or None where nothing needs them; an id of −1 was not seen (inputs_embeds, or the exact part of a
     packet). positions: where tokens stand.
@@ -27,10 +28,8 @@ class CacheState:
     """
 
     binding: ModelBinding
-    layers: list[SpectralLayer]
-    keep_ids: bool
-    rows: list[list[StoredBlock]] = field(default_factory=list)
-    coded_tokens: int = 0
+    groups: list[GroupTokens]
+    keep_ids: bool = False
     ids: Tensor | None = None
     positions: TokenPositions = field(default_factory=TokenPositions)
     last_new: int = 0
@@ -38,20 +37,18 @@ class CacheState:
 
     def keep_as_it_is(self) -> None:
         """Remember the tokens there are (by reference: tensors are replaced, never changed), for `restore_kept`."""
-        own = {name: getattr(self, name) for name in ("rows", "coded_tokens", "ids", "positions", "last_new")}
-        own |= {"rows": [list(row) for row in self.rows], "positions": self.positions.copy()}
-        self._kept = (own, [dict(vars(layer)) for layer in self.layers])
+        own = {"ids": self.ids, "positions": self.positions.copy(), "last_new": self.last_new}
+        self._kept = (own, [group.as_it_is() for group in self.groups])
 
     def restore_kept(self) -> None:
         """Go back to what `keep_as_it_is` remembered."""
         if self._kept is None:
             return
-        own, layers = self._kept
+        own, groups = self._kept
         for name, value in own.items():
             setattr(self, name, value)
-        for layer, attributes in zip(self.layers, layers, strict=True):
-            vars(layer).clear()
-            vars(layer).update(attributes)
+        for group, held in zip(self.groups, groups, strict=True):
+            group.go_back(held)
         self._kept = None
 
     def forget_kept(self) -> None:
@@ -64,27 +61,52 @@ class CacheState:
         Raises:
             InputError: it was interrupted in the middle of a change.
         """
-        if len({layer.get_seq_length() for layer in self.layers}) > 1:
+        if len({layer.get_seq_length() for group in self.groups for layer in group.layers}) > 1:
             raise InputError(
                 "This cache was interrupted while its blocks were being changed, and its layers do not hold the same "
                 "tokens any more. Call reset() on it, or use a new cache."
             )
 
+    def require_croppable(self, count: int) -> None:
+        """Refuse to remove the newest `count` tokens where what would be read next is not held any more.
+
+        Raises:
+            InputError: that, or more tokens than there are.
+        """
+        target = self.total - count
+        if target < 0:
+            raise InputError(f"crop({-count}) removes more tokens than the {self.total} there are.")
+        if why := next(filter(None, (group.uncroppable(target) for group in self.groups)), None):
+            raise InputError(
+                f"crop({-count}) cannot go back to {target} tokens: {why}. Call activate_past_recording() before tokens are "
+                "added that may be removed again, or keep a copy of the cache."
+            )
+
+    @property
+    def layers(self) -> list:
+        """Layers of the first group."""
+        return self.groups[0].layers
+
+    @property
+    def rows(self) -> list[list[StoredBlock]]:
+        """Blocks of the first group, sequence by sequence."""
+        return self.groups[0].rows
+
+    @property
+    def coded_tokens(self) -> int:
+        """Tokens per sequence that the first group holds in blocks."""
+        return self.groups[0].coded_tokens
+
     @property
     def total(self) -> int:
         """Tokens per sequence."""
-        return self.layers[0].get_seq_length()
-
-    @property
-    def coded_stop(self) -> int:
-        """One past the last coded token (0 before anything is coded)."""
-        return SINKS + self.coded_tokens if self.coded_tokens else 0
+        return self.groups[0].total
 
     def begin(self, batch: int, new: int, device: torch.device) -> None:
         """Note ids and positions of `new` tokens that a forward pass (or a direct `update`) is about to append."""
         past = self.total
-        if not self.rows:
-            self.rows = [[] for _ in range(batch)]
+        for group in self.groups:
+            group.rows = group.rows or [[] for _ in range(batch)]
         self.last_new = new
         ids, positions, frequencies = self.binding.take()
         self.positions.append(past, new, batch, positions, frequencies)
@@ -104,77 +126,44 @@ class CacheState:
         """Whether a cold tier can code tokens start … stop: one that predicts must have seen all their ids."""
         return not self.keep_ids or (self.ids is not None and not bool((self.ids[:, start:stop] < 0).any()))
 
-    def next_stop(self, coded_stop: int) -> int:
-        """Where the block that begins at `coded_stop` ends."""
-        return (coded_stop // BLOCK + 1) * BLOCK
+    def rotations(self, kind: LayerGroup, row: int, start: int, stop: int) -> Rotations:
+        """How tokens start … stop of one sequence are rotated in the layers of a group."""
+        return self.tables(kind, self.positions.places(row, start, stop))
 
-    def leaving(self, row: int, start: int, stop: int) -> LeavingBlock:
-        """A copy of recent tokens start … stop of one sequence."""
-        part = slice(start - self.coded_stop, stop - self.coded_stop)
-        keys = torch.stack([layer.keys[row, :, part] for layer in self.layers])
-        values = torch.stack([layer.values[row, :, part] for layer in self.layers])
-        received = None
-        if all(layer.received is not None for layer in self.layers):
-            received = (
-                torch.stack([layer.received[row, :, part] for layer in self.layers]).permute(2, 0, 1).contiguous()
-            )
-            received = None if bool(received.isnan().any()) else received
-        rotations = self.binding.tables(self.positions.places(row, start, stop))
+    def tables(self, kind: LayerGroup, places: Places) -> Rotations:
+        """Rotations of a group's layers at `places`."""
+        found = self.binding.tables(places)
+        return tuple(found[layer] for layer in kind.layers)
+
+    def leaving(self, group: GroupTokens, row: int, start: int, stop: int) -> LeavingBlock:
+        """A copy of recent tokens start … stop of one sequence, in one group's layers."""
+        keys, values, received = group.recent(row, start, stop)
+        rotations = self.rotations(group.kind, row, start, stop)
         return LeavingBlock(keys, values, start, rotations, received, *self.token_ids(row, start, stop))
 
-    def append_blocks(self, coded: list[list[StoredBlock]]) -> None:
-        """Replace the oldest recent tokens by their blocks (`coded[i][row]`)."""
-        tokens = sum(blocks[0].tokens for blocks in coded)
-        for blocks in coded:
-            for row, block in enumerate(blocks):
-                self.rows[row].append(block)
-        for layer in self.layers:
-            if not self.coded_tokens:
-                layer.take_sinks(SINKS)
-            layer.drop_oldest(tokens)
-        self.coded_tokens += tokens
-
-    def truncate(self, target: int, whole: Callable[[int, StoredBlock], tuple[Tensor, Tensor]]) -> None:
-        """Keep the oldest `target` tokens; a block that is cut becomes exact again, as `whole(row, block)` gives it."""
-        drop = self.total - target
-        for layer in self.layers:
-            layer.keep_newest_but(min(drop, layer.keys.shape[2]))
-        while self.coded_tokens and self.total > target:
-            last = self.rows[0][-1]
-            both = []
-            if last.start < target:
-                both = [whole(row, blocks[-1]) for row, blocks in enumerate(self.rows)]
-            for blocks in self.rows:
-                blocks.pop()
-            self.coded_tokens -= last.tokens
-            for index, layer in enumerate(self.layers if both else ()):
-                kept = [torch.stack([pair[i][index] for pair in both])[:, :, : target - last.start] for i in range(2)]
-                layer.give_back(*kept)
-        if not self.coded_tokens:
-            for layer in self.layers:
-                layer.merge_sinks()
-                layer.keep_newest_but(layer.keys.shape[2] - target)
+    def truncate(self, target: int, whole: list[Callable[[int, StoredBlock], tuple[Tensor, Tensor]]]) -> None:
+        """Keep the oldest `target` tokens; see `GroupTokens.truncate` (`whole` of each group)."""
+        for group, read in zip(self.groups, whole, strict=True):
+            group.truncate(target, read)
         if self.ids is not None:
             self.ids = self.ids[:, :target].clone()
         self.positions.truncate(target)
 
     def select_rows(self, index: Tensor) -> None:
         """Keep rows `index`, in that order; blocks are shared."""
-        for layer in self.layers:
-            layer.select_rows(index)
-        self.rows = [list(self.rows[i]) for i in index.tolist()]
+        for group in self.groups:
+            group.select_rows(index)
         if self.ids is not None:
             self.ids = self.ids.index_select(0, index.to(self.ids.device))
         self.positions.select_rows(index)
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self.rows, self.coded_tokens, self.ids, self.last_new = [], 0, None, 0
-        self.positions = TokenPositions()
-        for layer in self.layers:
-            layer.reset()
+        self.ids, self.positions, self.last_new = None, TokenPositions(), 0
+        for group in self.groups:
+            group.clear()
 
     def exact_tensors(self) -> list[Tensor]:
         """Sinks, recent tokens and what is kept about tokens."""
-        found = [t for layer in self.layers for t in layer.tensors()]
+        found = [t for group in self.groups for layer in group.layers for t in layer.tensors()]
         return found + ([] if self.ids is None else [self.ids]) + list(self.positions.tensors().values())

@@ -10,11 +10,27 @@ from spectralquant.cache.uncompressed import NotCompressed
 
 @dataclass(frozen=True)
 class TierStats:
-    """Blocks and tokens over all rows; bytes of their codes (pages that rows share are counted once)."""
+    """Blocks over all rows and groups of layers; tokens over all rows, of the group that reads furthest back; bytes of
+    their codes (pages that rows share are counted once).
+    """
 
     blocks: int
     tokens: int
     bytes: int
+
+
+@dataclass(frozen=True)
+class GroupStats:
+    """Layers that read equally far back: `window` tokens, or all (None). coded: whether their tokens are coded at all (not
+    where the window is no larger than what stays exact anyhow). Tokens over all rows; those before are let go.
+    """
+
+    layers: int
+    window: int | None
+    coded: bool
+    held_tokens: int
+    coded_tokens: int
+    coded_bytes: int
 
 
 @dataclass
@@ -35,9 +51,11 @@ class Spent:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """Bytes are measured from storages. fp16_bytes: what all tokens would take in float16.
+    """Bytes are measured from storages. fp16_bytes: what transformers' own cache of the model would take in float16, of
+    sliding layers their window alone. exact_tokens: over all rows, of the layers that read furthest back.
 
-    payload_ratio covers coded tokens and their codes, resident_ratio all tokens and every tensor that the cache holds.
+    payload_ratio covers coded tokens that can still be read and all codes, resident_ratio what transformers' own cache would
+    hold and every tensor that this one holds.
     not_compressed: why (part of) the tokens were not compressed, or not read from what was compressed, and how many.
     """
 
@@ -47,6 +65,7 @@ class CacheStats:
     exact_bytes: int
     exact_tokens: int
     tiers: dict[str, TierStats]
+    groups: tuple[GroupStats, ...]
     pool_bytes: int
     pool_fragmentation: float
     working_set_bytes: int

@@ -6,7 +6,7 @@ Header, index, sections. All integers little-endian.
 offset  size   field
 ======  =====  =======================================================================================
 0       4      magic ``SQKV``
-4       2      format version (1)
+4       2      format version: 1, or 2 where layers do not read equally far back
 6       2      L, layers
 8       2      Hk, key/value heads
 10      2      D, head dimension
@@ -14,24 +14,28 @@ offset  size   field
 16      4      block size in tokens, at most 1,024
 20      2      sinks: leading tokens kept exact
 22      1      dtype of exact sections: 0 float16, 1 bfloat16, 2 float32, 3 int8 with float16 scales
-23      1      reserved, 0
+23      1      version 2: g, number of groups of layers; version 1: 0
 24      4      n, number of sections
 28      4      step scale, float32: the calibrated base step was multiplied by it
 32      16     profile id: first half of the SHA-256 of the profile's tensor file
 48      8      length of the whole packet in bytes
-56      4      CRC-32 of bytes 0…55 and of the index
+56      4      CRC-32 of bytes 0…55, of the groups and of the index
 60      4      CRC-32 of bytes 0…59
-64      24·n   index, one entry a section, in token order:
-               offset u64, length u32, first token u32, tokens u16, kind u8 (0 coded, 1 exact), 0 u8, CRC-32 u32
+64      …      version 2 only: the groups, each a window u32 (tokens that a query reads at most, itself included; 0: all)
+               and ⌈L/8⌉ bytes with a bit for each layer that belongs to it (layer 0 is the lowest bit of the first)
+…       24·n   index, one entry a section, group after group, in token order:
+               offset u64, length u32, first token u32, tokens u16, kind u8 (0 coded, 1 exact), group u8 (version 1: 0),
+               CRC-32 u32
 …       …      the sections, one after the other, without gaps, up to the end
 ======  =====  =======================================================================================
 
-A coded section is a block of `codec.coded_block`. An exact section holds keys *after* RoPE, then values, each
-`[L, Hk, T, D]`; with int8 all codes come first and then all scales. Sections are found through the index, so any
-token block is decoded alone, also from a memory map. Every byte is under a checksum. Nothing is believed that the bytes
-there do not bear out: an exact section has the length that its tokens take, and whoever decodes coded ones first asks the
-profile's tables how few bytes their tokens can take (`SpectralCodec.least_bytes`), so what a reader allocates is bounded
-by the packet's own length.
+A group's sections begin with the oldest token that can still be read (or a few before) and go on to the last; in version 1
+there is one group of all layers, from token 0. A coded section is a block of `codec.coded_block`. An exact section holds
+keys *after* RoPE, then values, each `[L, Hk, T, D]` with the group's L layers; with int8 all codes come first and then all
+scales. Sections are found through the index, so any token block is decoded alone, also from a memory map. Every byte is
+under a checksum. Nothing is believed that the bytes there do not bear out: an exact section has the length that its tokens
+take, and whoever decodes coded ones first asks the profile's tables how few bytes their tokens can take
+(`SpectralCodec.least_bytes`), so what a reader allocates is bounded by the packet's own length.
 """
 
 from __future__ import annotations
@@ -52,12 +56,14 @@ from spectralquant.codec.coded_block import MAX_TOKENS
 from spectralquant.codec.exact import int8_decode, int8_encode
 from spectralquant.errors import InputError, PacketError
 from spectralquant.files import write_bytes
+from spectralquant.sources.geometry import LayerGroup
 
 MAGIC = b"SQKV"
-VERSION = 1
+VERSION, GROUPED = 1, 2
 HEADER = struct.Struct("<4sHHHHIIHBBIf16sQI")
 CHECK = struct.Struct("<I")
 HEADER_SIZE = HEADER.size + CHECK.size
+GROUP_WINDOW = struct.Struct("<I")
 INDEX_ENTRY = struct.Struct("<QIIHBBI")
 CODED, EXACT = 0, 1
 EXACT_DTYPES = ("float16", "bfloat16", "float32", "int8")
@@ -73,11 +79,12 @@ class Section:
     tokens: int
     kind: int
     crc: int
+    group: int = 0
 
 
 @dataclass(frozen=True)
 class PacketHeader:
-    """What a packet says about itself."""
+    """What a packet says about itself. groups: layers by how far back they read; empty: one group that reads all."""
 
     layers: int
     kv_heads: int
@@ -88,6 +95,16 @@ class PacketHeader:
     exact_dtype: str
     step_scale: float
     profile_id: bytes
+    groups: tuple[LayerGroup, ...] = ()
+
+    @property
+    def all_groups(self) -> tuple[LayerGroup, ...]:
+        """`groups`, or the one group of all layers."""
+        return self.groups or (LayerGroup(tuple(range(self.layers)), None),)
+
+    def fp16_bytes(self, tokens: int, group: int) -> int:
+        """Bytes of `tokens` tokens of a group's layers in float16."""
+        return 2 * 2 * tokens * len(self.all_groups[group].layers) * self.kv_heads * self.head_dim
 
 
 class SpectralPacket:
@@ -114,18 +131,20 @@ class SpectralPacket:
             return cls(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
 
     @classmethod
-    def build(cls, header: PacketHeader, sections: Sequence[tuple[int, int, int, bytes]]) -> SpectralPacket:
-        """Assemble a packet from (first token, tokens, kind, bytes), in token order."""
-        offset = HEADER_SIZE + INDEX_ENTRY.size * len(sections)
+    def build(cls, header: PacketHeader, *groups: Sequence[tuple[int, int, int, bytes]]) -> SpectralPacket:
+        """Assemble a packet from each group's (first token, tokens, kind, bytes), in token order."""
+        table = b"".join(_group_bytes(group, header.layers) for group in header.groups)
+        offset = HEADER_SIZE + len(table) + INDEX_ENTRY.size * sum(map(len, groups))
         entries, bodies = [], []
-        for start, tokens, kind, body in sections:
-            entries.append(INDEX_ENTRY.pack(offset, len(body), start, tokens, kind, 0, zlib.crc32(body)))
-            bodies.append(body)
-            offset += len(body)
-        index = b"".join(entries)
+        for number, sections in enumerate(groups):
+            for start, tokens, kind, body in sections:
+                entries.append(INDEX_ENTRY.pack(offset, len(body), start, tokens, kind, number, zlib.crc32(body)))
+                bodies.append(body)
+                offset += len(body)
+        index = table + b"".join(entries)
         head = HEADER.pack(
             MAGIC,
-            VERSION,
+            GROUPED if header.groups else VERSION,
             header.layers,
             header.kv_heads,
             header.head_dim,
@@ -133,8 +152,8 @@ class SpectralPacket:
             header.block,
             header.sinks,
             EXACT_DTYPES.index(header.exact_dtype),
-            0,
-            len(sections),
+            len(header.groups),
+            len(entries),
             header.step_scale,
             header.profile_id,
             offset,
@@ -156,7 +175,24 @@ class SpectralPacket:
 
     @property
     def coded_tokens(self) -> int:
-        return sum(s.tokens for s in self.sections if s.kind == CODED)
+        """Coded tokens of the layers that read furthest back."""
+        return sum(s.tokens for s in self.sections if s.kind == CODED and s.group == 0)
+
+    @property
+    def fp16_bytes(self) -> int:
+        """Bytes in float16 of what transformers' own cache keeps of these tokens."""
+        h = self.header
+        return sum(h.fp16_bytes(group.held(h.tokens), i) for i, group in enumerate(h.all_groups))
+
+    @property
+    def coded_fp16_bytes(self) -> int:
+        """Bytes in float16 of the coded tokens that can still be read."""
+        h, total = self.header, 0
+        for s in self.sections:
+            oldest = h.all_groups[s.group].first_read(h.tokens)
+            if s.kind == CODED and s.start + s.tokens > oldest:
+                total += h.fp16_bytes(s.start + s.tokens - max(s.start, oldest), s.group)
+        return total
 
     def body(self, section: Section) -> memoryview:
         """The bytes of a section.
@@ -173,9 +209,12 @@ class SpectralPacket:
         return body
 
     def exact(self, section: Section) -> tuple[Tensor, Tensor]:
-        """Keys (after RoPE) and values `[L, Hk, T, D]` of an exact section, in the stored dtype (float32 for int8)."""
+        """Keys (after RoPE) and values `[L, Hk, T, D]` (layers of its group) of an exact section, in the stored dtype
+        (float32 for int8).
+        """
         h = self.header
-        shape = (2, h.layers, h.kv_heads, section.tokens, h.head_dim)
+        layers = len(h.all_groups[section.group].layers)
+        shape = (2, layers, h.kv_heads, section.tokens, h.head_dim)
         body = self.body(section)
         if h.exact_dtype == "int8":
             count = int(np.prod(shape))
@@ -213,9 +252,9 @@ def exact_section(keys: Tensor, values: Tensor, exact_dtype: str) -> bytes:
     return both.to(getattr(torch, exact_dtype)).view(torch.uint8).numpy().tobytes()
 
 
-def exact_length(header: PacketHeader, tokens: int) -> int:
-    """Bytes that an exact section of `tokens` tokens must have."""
-    vectors = 2 * header.layers * header.kv_heads * tokens
+def exact_length(header: PacketHeader, tokens: int, layers: int) -> int:
+    """Bytes that an exact section of `tokens` tokens of `layers` layers must have."""
+    vectors = 2 * layers * header.kv_heads * tokens
     per_vector = {"float32": 4 * header.head_dim, "int8": header.head_dim + 2}.get(
         header.exact_dtype, 2 * header.head_dim
     )
@@ -230,40 +269,77 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
     if CHECK.unpack_from(data, HEADER.size)[0] != zlib.crc32(data[: HEADER.size]):
         raise PacketError("The packet's header is damaged (checksum). Fetch or make the packet again.")
     fields = HEADER.unpack_from(data)
-    version, layers, kv_heads, head_dim, tokens, block, sinks, dtype, reserved = fields[1:10]
+    version, layers, kv_heads, head_dim, tokens, block, sinks, dtype, parts = fields[1:10]
     count, scale, profile, length, crc = fields[10:]
-    if version != VERSION:
+    if version not in (VERSION, GROUPED):
         raise PacketError(
-            f"The packet has format version {version}; this program reads version {VERSION}. "
+            f"The packet has format version {version}; this program reads versions {VERSION} and {GROUPED}. "
             "Use the program that wrote it, or pack the prompt again."
         )
     if length != len(data):
         raise PacketError(f"The packet announces {length} bytes but has {len(data)}; it is truncated or has a tail.")
-    end = HEADER_SIZE + count * INDEX_ENTRY.size
+    start = HEADER_SIZE + (parts * _group_size(layers) if version == GROUPED else 0)
+    end = start + count * INDEX_ENTRY.size
     if end > length or dtype >= len(EXACT_DTYPES):
         raise PacketError("The packet's header contradicts its size.")
-    if not (layers and kv_heads and head_dim and block) or not 0 < scale < math.inf or reserved or sinks > tokens:
+    known = bool(parts) == (version == GROUPED)
+    if not (layers and kv_heads and head_dim and block and known) or not 0 < scale < math.inf or sinks > tokens:
         raise PacketError("The packet's header holds values that no packet has.")
     index = data[HEADER_SIZE:end]
     if zlib.crc32(index, zlib.crc32(data[: HEADER.size - CHECK.size])) != crc:
         raise PacketError("The packet's index is damaged (checksum). Fetch or make the packet again.")
-    header = PacketHeader(layers, kv_heads, head_dim, tokens, block, sinks, EXACT_DTYPES[dtype], scale, profile)
-    sections, at, token = [], end, 0
-    for entry in INDEX_ENTRY.iter_unpack(index):
-        section = Section(entry[0], entry[1], entry[2], entry[3], entry[4], entry[6])
-        if section.offset != at or section.start != token or section.kind not in (CODED, EXACT):
+    groups = _groups(data[HEADER_SIZE:start], layers) if version == GROUPED else ()
+    header = PacketHeader(layers, kv_heads, head_dim, tokens, block, sinks, EXACT_DTYPES[dtype], scale, profile, groups)
+    sections, at = [], end
+    for offset, size, first, covered, kind, group, checksum in INDEX_ENTRY.iter_unpack(data[start:end]):
+        section = Section(offset, size, first, covered, kind, checksum, group if version == GROUPED else 0)
+        if section.offset != at or section.kind not in (CODED, EXACT) or section.group >= len(header.all_groups):
             raise PacketError("The packet's index does not describe consecutive sections.")
         if section.kind == CODED and section.tokens > min(block, MAX_TOKENS):
             raise PacketError(f"A coded section announces {section.tokens} tokens, more than a block of {block}.")
-        if section.kind == EXACT and section.length != exact_length(header, section.tokens):
+        layers_there = len(header.all_groups[section.group].layers)
+        if section.kind == EXACT and section.length != exact_length(header, section.tokens, layers_there):
             raise PacketError(
                 f"An exact section of {section.tokens} tokens has {section.length} bytes, expected "
-                f"{exact_length(header, section.tokens)}."
+                f"{exact_length(header, section.tokens, layers_there)}."
             )
-        if not section.tokens or not section.length or entry[5]:
+        if not section.tokens or not section.length or (group and version != GROUPED):
             raise PacketError("The packet's index holds an empty section, or one of an unknown form.")
-        at, token = at + section.length, token + section.tokens
+        at += section.length
         sections.append(section)
-    if at != length or token != tokens:
+    if at != length or sections != sorted(sections, key=lambda s: s.group):
         raise PacketError("The packet's index does not cover the packet.")
+    for number, kind in enumerate(header.all_groups):
+        mine = [s for s in sections if s.group == number]
+        token = mine[0].start if mine else 0
+        if token > kind.first_read(tokens):
+            raise PacketError("The packet lacks tokens that would be read next.")
+        for section in mine:
+            if section.start != token:
+                raise PacketError("The packet's index does not describe consecutive sections.")
+            token += section.tokens
+        if token != tokens:
+            raise PacketError("The packet's index does not cover the packet.")
     return header, sections
+
+
+def _group_size(layers: int) -> int:
+    """Bytes of one group's entry."""
+    return GROUP_WINDOW.size + -(-layers // 8)
+
+
+def _group_bytes(group: LayerGroup, layers: int) -> bytes:
+    mask = sum(1 << layer for layer in group.layers)
+    return GROUP_WINDOW.pack(group.window or 0) + mask.to_bytes(-(-layers // 8), "little")
+
+
+def _groups(data: memoryview, layers: int) -> tuple[LayerGroup, ...]:
+    """The groups of a version 2 packet, which together hold every layer once."""
+    found, size = [], _group_size(layers)
+    for at in range(0, len(data), size):
+        mask = int.from_bytes(data[at + GROUP_WINDOW.size : at + size], "little")
+        window = GROUP_WINDOW.unpack_from(data, at)[0]
+        found.append(LayerGroup(tuple(i for i in range(mask.bit_length()) if mask >> i & 1), window or None))
+    if sorted(i for group in found for i in group.layers) != list(range(layers)):
+        raise PacketError("The packet's groups do not hold every layer once.")
+    return tuple(found)

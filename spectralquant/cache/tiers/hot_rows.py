@@ -38,7 +38,7 @@ class HotRowTier(PagedTier):
         self.page_bytes = matrices.layout.page_bytes
         heads = geometry.kv_heads
         self.layers = [matrices.part(layer * heads, heads) for layer in range(geometry.layers)]
-        self._table: tuple[tuple[weakref.ref[StoredBlock], ...], RowPages] | None = None  # of blocks that still live
+        self._table: tuple[int, list[weakref.ref[StoredBlock]], RowPages] | None = None
 
     def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
         """Quantize keys (as they are, after RoPE) and values of all layers; blocks of one length in one launch."""
@@ -55,22 +55,24 @@ class HotRowTier(PagedTier):
             spectral_compress(*both, self.matrices, base, where, backend=self.backend)
         return self.stored(run, lengths, pages)
 
-    def row_pages(self, layer: int, rows: Sequence[Sequence[StoredBlock]]) -> RowPages:
-        """The blocks of every sequence as the kernels take them; the table is built once for all layers."""
+    def row_pages(self, layer: int, rows: Sequence[Sequence[StoredBlock]], unread: int = 0) -> RowPages:
+        """The blocks of every sequence as the kernels take them, without the first `unread` tokens; the table is built
+        once for all layers.
+        """
         self.pool.used_on(self.pool.device)
         blocks = [block for row in rows for block in row]
-        held = () if self._table is None else self._table[0]
-        if len(held) != len(blocks) or any(ref() is not block for ref, block in zip(held, blocks, strict=True)):
+        if self._table is None or self._table[0] != unread or not same_objects(self._table[1], blocks):
             base = rows[0][0].payload.data
             address = base.data_ptr()
             offsets = [[b.payload.data.data_ptr() - address for b in row] for row in rows]
             device = self.matrices.device
-            first = torch.full((len(rows),), unused_slots(rows[0]), dtype=torch.int32, device=device)
-            tokens = torch.full((len(rows),), sum(b.tokens for b in rows[0]), dtype=torch.int32, device=device)
+            first = torch.full((len(rows),), unused_slots(rows[0]) + unread, dtype=torch.int32, device=device)
+            count = sum(b.tokens for b in rows[0]) - unread
+            tokens = torch.full((len(rows),), count, dtype=torch.int32, device=device)
             table = torch.tensor(offsets, dtype=torch.int64, device=device)
-            held = tuple(weakref.ref(block) for block in blocks)
-            self._table = (held, RowPages(base, table, first, tokens, self.matrices))
-        found = self._table[1]
+            pages = RowPages(base, table, first, tokens, self.matrices)
+            self._table = (unread, [weakref.ref(block) for block in blocks], pages)
+        found = self._table[2]
         return RowPages(found.storage, found.pages, found.first, found.tokens, self.layers[layer])
 
     def dense(
@@ -100,3 +102,8 @@ class HotRowTier(PagedTier):
         bands = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         page.data.copy_(bands_to_rows(bands, self.matrices, self.codec))
         return StoredBlock(self.name, start, tokens, page, self.page_bytes)
+
+
+def same_objects(references: Sequence[weakref.ref[StoredBlock]], blocks: Sequence[StoredBlock]) -> bool:
+    """Whether references and blocks are the same, one by one; a block that is gone is no other that took over its id."""
+    return len(references) == len(blocks) and all(r() is b for r, b in zip(references, blocks, strict=True))

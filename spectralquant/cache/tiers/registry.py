@@ -24,6 +24,8 @@ from spectralquant.codec.linear import row_matrices
 from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
+from spectralquant.profile_tensors import ColdTier as ColdTensors
+from spectralquant.profile_tensors import FixedTier
 from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.sources.weights import embedding_weight
 from spectralquant.sources.wrappers import model_device
@@ -34,7 +36,8 @@ from sqkernels.rows.runtime import interpreting
 def make_tiers(
     model: nn.Module,
     profile: CalibrationProfile | None,
-    geometry: CacheGeometry,
+    whole: CacheGeometry,
+    layers: tuple[int, ...],
     pool: SpectralBufferPool,
     reconstructor: AsyncReconstructor,
     step_scale: float,
@@ -42,24 +45,27 @@ def make_tiers(
     backend: str | None = None,
     index_rank: int = 0,
 ) -> dict[str, Tier]:
-    """`exact` and every tier of the profile; with `adaptive` (its options) the cold tier follows drifting text.
+    """`exact` and every tier of the profile for some layers of a model; with `adaptive` (its options) the cold tier follows
+    drifting text.
 
     backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot codes' index.
     """
-    device = model_device(model)
+    device, geometry = model_device(model), whole.part(layers)
     tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool, device)}
     codecs = {} if profile is None else profile.codecs
     held = len(codecs)
     for name in () if profile is None else profile.tiers:
-        key = (name, str(device), step_scale)
+        tensors = profile.tier_of(name, layers)
+        if tensors is None:
+            continue
+        key = (name, layers, str(device), step_scale)
         if key not in codecs:
-            codecs[key] = _codec(name, model, profile, geometry, step_scale)
+            codecs[key] = _codec(name, model, tensors, geometry, step_scale)
         codec = codecs[key]
         if name == "hot" and backend is not None:
-            rows = (f"hot rows, index {index_rank}", str(device), 1.0)
+            rows = (f"hot rows, index {index_rank}", layers, str(device), 1.0)
             if rows not in codecs:
-                layers = range(geometry.layers)
-                codecs[rows] = row_matrices(profile.tier("hot"), geometry, layers, device, index_rank)
+                codecs[rows] = row_matrices(tensors, geometry, range(geometry.layers), device, index_rank)
             tiers[name] = HotRowTier(codec, codecs[rows], geometry, pool, backend)
         elif name == "hot":
             tiers[name] = HotTier(codec, pool)
@@ -67,7 +73,9 @@ def make_tiers(
             tiers[name] = WarmTier(codec, pool)
         else:
             if adaptive is not None:
-                codec = AdaptiveRankCompressor(codec, profile.heads, profile.sidecar.tiers["cold"].step, **adaptive)
+                codec = AdaptiveRankCompressor(
+                    codec, profile.heads.part(layers), profile.sidecar.tiers["cold"].step, **adaptive
+                )
             tiers[name] = ColdTier(codec, reconstructor)
     if len(codecs) > held:
         finish_here(device)  # codecs are shared by caches, which may be read on other streams
@@ -101,9 +109,9 @@ def kernel_backend(
 
 
 def _codec(
-    name: str, model: nn.Module, profile: CalibrationProfile, geometry: CacheGeometry, step_scale: float
+    name: str, model: nn.Module, tier: ColdTensors | FixedTier, geometry: CacheGeometry, step_scale: float
 ) -> HotCodec | FixedRateCodec | SpectralCodec:
-    tier, device = profile.tier(name), model_device(model)
+    device = model_device(model)
     if name == "hot":
         return HotCodec(tier, geometry, device)
     if name == "warm":

@@ -51,7 +51,7 @@ def test_lossless_equals_uncompressed(architecture, mode):
     cache = SpectralCache(model)
     expected = run(model, DynamicCache(config=model.config), ids, **MODES[mode])
     assert torch.equal(run(model, cache, ids, **MODES[mode]), expected)
-    assert cache.stats().tiers["exact"].tokens >= 124
+    assert not cache.groups[0].tokens.coded or cache.stats().tiers["exact"].tokens >= 124
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -71,7 +71,8 @@ def test_short_prompts(architecture, tokens):
     cache = SpectralCache(model)
     expected = run(model, DynamicCache(config=model.config), ids, **options)
     assert torch.equal(run(model, cache, ids, **options), expected)
-    assert cache.stats().tiers["exact"].blocks, "decoding compresses too, not only prefill"
+    coded = cache.groups[0].tokens.coded
+    assert bool(cache.stats().tiers) == coded, "decoding compresses too, not only prefill"
 
 
 @pytest.mark.parametrize("tier", ["exact", "hot"])
