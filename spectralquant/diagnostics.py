@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from spectralquant.known_faults import TRANSFORMERS_FOR, dotted, faults_here, parse_version
+
 OK, WARN, FAIL = "ok", "warn", "fail"
-MIN_TORCH, MIN_TRANSFORMERS, MIN_TRITON = (2, 11), (5, 17), (3, 6)
+MIN_TORCH, MIN_TRANSFORMERS, MIN_TRITON = (2, 11), min(TRANSFORMERS_FOR.values()), (3, 6)
 NEED_GB = 3.0
 
 
@@ -29,22 +31,11 @@ class Check:
 
 def run_checks() -> Iterator[Check]:
     """All checks, one after the other (they take some seconds: torch is imported, a kernel is run)."""
-    checks: list[Callable[[], Check]] = [
-        _python,
-        lambda: _package("torch", MIN_TORCH),
-        lambda: _package("transformers", MIN_TRANSFORMERS),
-        _triton,
-        lambda: _package("constriction", (0, 4)),
-        _gpu,
-        _nvml,
-        _shadowing,
-        _hub_cache,
-        _builtin_model,
-        _disk,
-        _smoke,
-    ]
-    for check in checks:
-        yield check()
+    for name, check in CHECKS.items():
+        try:
+            yield check()
+        except Exception as error:  # a broken install raises anything; that is what this looks for
+            yield Check(name, FAIL, f"{type(error).__name__}: {error}", "Reinstall what this names.")
 
 
 def _python() -> Check:
@@ -56,12 +47,20 @@ def _package(name: str, least: tuple[int, ...]) -> Check:
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Check(name, FAIL, "not installed", f"pip install '{name}>={'.'.join(map(str, least))}'")
-    numbers = tuple(int(p) for p in found.split("+")[0].split(".")[: len(least)] if p.isdecimal())
-    if numbers < least:
-        wanted = ".".join(map(str, least))
-        return Check(name, FAIL, found, f"pip install --upgrade '{name}>={wanted}'")
+        return Check(name, FAIL, "not installed", f"pip install '{name}>={dotted(least)}'")
+    if parse_version(found) < least:
+        return Check(name, FAIL, found, f"pip install --upgrade '{name}>={dotted(least)}'")
     return Check(name, OK, found)
+
+
+def _known_faults() -> Check:
+    """Versions that work in general and give wrong results for some models."""
+    found = list(faults_here())
+    if not found:
+        sources = "; ".join(f"{source}: transformers {dotted(v)}" for source, v in TRANSFORMERS_FOR.items())
+        return Check("known faults", OK, f"none in these versions (oldest that work: {sources})")
+    said = "; ".join(f"{fault.package} {version}: {fault.what}" for fault, version in found)
+    return Check("known faults", WARN, said, "; ".join(fault.fix for fault, _ in found))
 
 
 def _triton() -> Check:
@@ -177,3 +176,20 @@ def _smoke() -> Check:
     return Check(
         "Triton smoke test", FAIL, last, "Reinstall triton; on a GPU machine check that gcc and the driver work."
     )
+
+
+CHECKS: dict[str, Callable[[], Check]] = {
+    "Python": _python,
+    "torch": lambda: _package("torch", MIN_TORCH),
+    "transformers": lambda: _package("transformers", MIN_TRANSFORMERS),
+    "triton": _triton,
+    "constriction": lambda: _package("constriction", (0, 4)),
+    "known faults": _known_faults,
+    "GPU": _gpu,
+    "NVML": _nvml,
+    "imports": _shadowing,
+    "hub cache": _hub_cache,
+    "built-in model": _builtin_model,
+    "disk": _disk,
+    "Triton smoke test": _smoke,
+}

@@ -38,6 +38,10 @@ class NotCompressedWarning(UserWarning):
     """A cache did not compress (part of) what it was given; the message says why, `SpectralCache.stats()` how much."""
 
 
+class SuspectModelWarning(UserWarning):
+    """The uncompressed model predicts a text hardly better than a unigram model, so figures measured with it mean little."""
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -58,6 +58,11 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
     return INTERNAL
 
 
+def warning_line(message: Warning | str, *_: object) -> str:
+    """A Python warning as one line."""
+    return f"sq: warning: {_printable(str(message))}\n"
+
+
 def _what_the_user_can_mend(error: BaseException) -> str | None:
     from spectralquant.errors import SpectralQuantError
 
@@ -104,13 +109,16 @@ def _place(error: BaseException) -> str:
 
 
 def _say(text: str) -> None:
-    """One line on stderr; control characters, which files may carry into messages, are shown, not sent."""
+    """One line on stderr; control characters, which files may carry into messages, are shown, not obeyed."""
     from rich.console import Console
     from rich.text import Text
 
-    line = " ".join(text.split())
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text("sq: ", style="bold red") + Text(line))
+    line = Text("sq: ", style="bold red") + Text(_printable(text))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ class Output:
         svg_file: str | None = None,
         quiet: bool = False,
     ) -> None:
+        if quiet:
+            warnings.simplefilter("ignore", UserWarning)  # what they say is in the results
         self.json_file, self.csv_file, self.svg_file, self.quiet = json_file, csv_file, svg_file, quiet
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self.console = Console(stderr=json_file == "-", width=width, soft_wrap=False, highlight=False, markup=False)

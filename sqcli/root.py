@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ from sqcli.commands import (
     unpack,
 )
 from sqcli.config import take_config
+from sqcli.ending import warning_line
 
 INTERRUPTED = 130
 
@@ -75,6 +77,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         InputError, and whatever else a command raises: `sqcli.ending` turns it into a line and an exit code.
     """
+    warnings.formatwarning = warning_line
     defaults = take_config(app, arguments)
     code = typer.main.get_command(app).main(arguments, prog_name="sq", standalone_mode=False, default_map=defaults)
     if code == INTERRUPTED:  # how the parser hands on a Ctrl-C

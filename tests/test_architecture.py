@@ -15,6 +15,7 @@ INSIDE = [
     {
         "checkout",
         "errors",
+        "known_faults",
         "files",
         "profile_tensors",
         "profile_schema",

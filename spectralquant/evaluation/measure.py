@@ -14,6 +14,7 @@ from spectralquant.codec.exact import exact_bytes
 from spectralquant.codec.packet import HEADER_SIZE
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.streaming import StreamTotals, stream_window
+from spectralquant.evaluation.unigram import hardly_better, perplexity, unigram_perplexity, warn_if_suspect
 from spectralquant.methods.base import AnyMethod
 from spectralquant.sources.geometry import CacheGeometry
 
@@ -24,12 +25,16 @@ CHANGE_FLOOR = 1e-7
 
 @dataclass(frozen=True)
 class Measurement:
-    """One method on n windows of one length. Per-window sums are kept, so comparisons can be paired."""
+    """One method on n windows of one length. Per-window sums are kept, so comparisons can be paired.
+
+    unigram_ppl: of the scored tokens, see `evaluation.unigram`.
+    """
 
     method: str
     options: dict[str, Any]
     exact_bits: int
     windows: list[StreamTotals]
+    unigram_ppl: float = math.nan
 
     def total(self, name: str) -> float:
         return sum(getattr(w, name) for w in self.windows)
@@ -41,12 +46,12 @@ class Measurement:
 
     @property
     def base_ppl(self) -> float:
-        return math.exp(self.total("exact_nll") / self.total("tokens"))
+        return perplexity(self.total("exact_nll") / self.total("tokens"))
 
     @property
     def delta_ppl(self) -> float:
         """Perplexity of the compressed model minus that of the exact one."""
-        return math.exp(self.total("nll") / self.total("tokens")) - self.base_ppl
+        return perplexity(self.total("nll") / self.total("tokens")) - self.base_ppl
 
     def payload_ratio(self, geometry: CacheGeometry) -> float:
         """fp16 bytes of coded tokens over the bytes of their code."""
@@ -92,6 +97,8 @@ class Measurement:
             "resident_ratio": None,
             "resident_bytes": round(self.held_bytes(geometry) / len(self.windows)),
             "base_ppl": self.base_ppl,
+            "unigram_ppl": self.unigram_ppl,
+            "suspect_model": hardly_better(self.base_ppl, self.unigram_ppl),
             "delta_ppl": self.delta_ppl,
             "delta_ppl_ci95": [low_ppl, high_ppl],
             "kl_nats": self.kl,
@@ -107,7 +114,7 @@ class Measurement:
 
 def _delta_ppl(windows: Sequence[StreamTotals]) -> float:
     n = sum(w.tokens for w in windows)
-    return math.exp(sum(w.nll for w in windows) / n) - math.exp(sum(w.exact_nll for w in windows) / n)
+    return perplexity(sum(w.nll for w in windows) / n) - perplexity(sum(w.exact_nll for w in windows) / n)
 
 
 def bootstrap_interval(
@@ -145,6 +152,8 @@ def measure(
 ) -> list[Measurement]:
     """Run all methods over `windows: [n, T]`, every one on the same tokens in the same batch.
 
+    Warns (`SuspectModelWarning`) where the uncompressed model is hardly better than a unigram model of the same text.
+
     Raises:
         SpectralQuantError: the window is too short for anything to be coded, or a method changed nothing.
     """
@@ -153,12 +162,15 @@ def measure(
             f"Windows of {windows.shape[1]} tokens are too short: the last 128 to 255 tokens stay exact, so hardly "
             f"anything would be coded. Use at least {MIN_EVALUATION_WINDOW}."
         )
-    out = [Measurement(m.name, m.options, m.exact_bits, []) for m in methods]
+    unigram_ppl = unigram_perplexity(windows[:, 1:])
+    out = [Measurement(m.name, m.options, m.exact_bits, [], unigram_ppl) for m in methods]
     for done, ids in enumerate(windows):
         progress(done, len(windows))
         for measurement, totals in zip(out, stream_window(model, geometry, ids, methods), strict=True):
             measurement.windows.append(totals)
     progress(len(windows), len(windows))
+    if out:
+        warn_if_suspect(out[0].base_ppl, unigram_ppl)
     for measurement in out:
         require_change(measurement)
     return out

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from spectralquant.errors import InputError, SourceError, UnsupportedModelError, did_you_mean
+from spectralquant.known_faults import gguf_fault
 from spectralquant.sources import builtin_model
 from spectralquant.sources.cache import NAME
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry, refuse_unsupported
@@ -155,6 +156,8 @@ def load_gguf(path: Path, *, dtype: str | torch.dtype) -> tuple[nn.Module, Any]:
             model = AutoModelForCausalLM.from_pretrained(path.parent, **options)
     except Exception as error:  # the gguf reader raises almost anything on damaged files
         raise SourceError(f"{path} cannot be read as a GGUF model ({_first_line(error)}). Check the file.") from error
+    if (fault := gguf_fault(model.config.model_type)) is not None:
+        raise SourceError(f"{path} is not used: {fault}")
     return model, tokenizer
 
 

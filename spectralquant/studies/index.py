@@ -19,6 +19,7 @@ from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.codec.block import BLOCK, SINKS
 from spectralquant.codec.linear import INDEX_RANK, row_matrices
 from spectralquant.errors import InputError
+from spectralquant.evaluation.unigram import perplexity, unigram_perplexity, warn_if_suspect
 from spectralquant.profile import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results import results_file
@@ -84,7 +85,10 @@ def index_study(
             sums[2] += float(-exact.gather(1, target[:, None]).sum())
             sums[3] += float((mine.argmax(-1) == exact.argmax(-1)).sum())
     count = study.scored * len(windows)
+    unigram_ppl = unigram_perplexity(windows[:, -study.scored :])
     rows = [_row(loaded, layers, study, share, totals[share], count) for share in study.shares]
+    rows = [row | {"unigram_ppl": unigram_ppl} for row in rows]
+    warn_if_suspect(rows[0]["base_ppl"], unigram_ppl)
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
@@ -101,7 +105,7 @@ def index_study(
 def _row(
     loaded: LoadedModel, layers: list[RowMatrices], study: IndexStudy, share: float, sums: list[float], count: int
 ) -> dict[str, Any]:
-    base = math.exp(sums[2] / count)
+    base = perplexity(sums[2] / count)
     dense = 4 * loaded.geometry.layers * loaded.geometry.kv_heads * loaded.geometry.head_dim
     codes = sum(sum(m.layout.row_bytes) for m in layers)
     return {
@@ -111,7 +115,7 @@ def _row(
         "context": study.context,
         "n_tokens": count,
         "base_ppl": base,
-        "delta_ppl": math.exp(sums[1] / count) - base,
+        "delta_ppl": perplexity(sums[1] / count) - base,
         "kl_nats": sums[0] / count,
         "top1": sums[3] / count,
         "index_share_of_fp16": sum(m.kv_heads * m.layout.index_bytes for m in layers) / dense,

@@ -15,7 +15,7 @@ def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from spectralquant.diagnostics import FAIL, run_checks
+    from spectralquant.diagnostics import CHECKS, FAIL, run_checks
     from spectralquant.provenance import provenance
     from spectralquant.results import results_file
     from sqcli.output import Output
@@ -28,7 +28,7 @@ def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
     rows = []
     with output.progress() as bar:
         for done, check in enumerate(run_checks()):
-            bar("checking", done + 1, 12)
+            bar("checking", done + 1, len(CHECKS))
             rows.append({"check": check.name, "status": check.status, "found": check.found, "fix": check.fix})
             fix = (f"\n→ {check.fix}", "dim") if check.fix else ""
             table.add_row(Text(check.status, style=colours[check.status]), check.name, Text.assemble(check.found, fix))
