@@ -1,12 +1,13 @@
 """How each attention layer rotates its keys, judged where it happens.
 
-The model runs twice on the same tokens, at two positions. Then every attention layer alone runs again on the hidden
-states of the first pass with the positions of the second, so that a layer's two keys differ by their rotation and by
-nothing else: rounding in the layers below does not add up, whatever the depth and the dtype.
+The model runs twice on the same tokens, at two positions. In the second pass every attention layer is given the hidden
+states that it saw in the first, so that a layer's two keys differ by their rotation and by nothing else: rounding in the
+layers below does not add up, whatever the depth and the dtype.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.wrappers import model_device
 
 TOKENS, OFFSET = 12, 5
-Inputs = dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
 
 
 @torch.no_grad()
@@ -32,49 +32,40 @@ def rotary_probe(model: nn.Module) -> tuple[list[AttentionCall], list[AttentionC
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, text_config(model).vocab_size, (1, TOKENS), generator=generator).to(model_device(model))
+    hidden: list[Tensor] = []
+    first = _calls(model, ids, 0, lambda x: hidden.append(x) or x)
+    seen = iter(hidden)
+    return first, _calls(model, ids, OFFSET, lambda _: next(seen))
+
+
+def _calls(model: nn.Module, ids: Tensor, offset: int, replace: Callable[[Tensor], Tensor]) -> list[AttentionCall]:
+    """The attention calls of a pass in which `replace(hidden states)` goes into every attention layer."""
     calls: list[AttentionCall] = []
-    here, there = (_inputs(model, ids, offset, calls) for offset in (0, OFFSET))
-    first = calls[: len(calls) // 2]
-    calls.clear()
-    with AttentionTap(model, calls.append):
-        for call in first:
-            args, kwargs = there[call.module]
-            hidden = here[call.module]
-            if "hidden_states" in kwargs:
-                kwargs = {**kwargs, "hidden_states": hidden[1]["hidden_states"]}
-            else:
-                args = (hidden[0][0], *args[1:])
-            call.module(*args, **kwargs)
-    return first, list(calls)
-
-
-def _inputs(model: nn.Module, ids: Tensor, offset: int, calls: list[AttentionCall]) -> Inputs:
-    """What every attention module was called with; its attention calls are added to `calls`."""
-    inputs: Inputs = {}
     positions = torch.arange(offset, offset + ids.shape[1], device=ids.device)[None]
-    handles = [
-        module.register_forward_pre_hook(lambda m, a, k: inputs.update({m: (a, k)}), with_kwargs=True)
-        for module in attention_modules(model)
-    ]
-    before = len(calls)
+
+    def give(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        if "hidden_states" in kwargs:
+            return args, {**kwargs, "hidden_states": replace(kwargs["hidden_states"])}
+        return (replace(args[0]), *args[1:]), kwargs
 
     def observe(call: AttentionCall) -> None:
         if not call.shared:
             calls.append(call)
 
     does, way_out = f"cannot be run on {TOKENS} tokens at given positions", "Use a decoder-only language model."
+    handles = [module.register_forward_pre_hook(give, with_kwargs=True) for module in attention_modules(model)]
     try:
         with architecture_errors(model, does, way_out), AttentionTap(model, observe):
             model(input_ids=ids, position_ids=positions, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    if len(calls) == before:
+    if not calls:
         raise UnsupportedModelError(
             f"No attention layer of {type(model).__name__} calls transformers' attention interface, so its keys and "
             "values cannot be observed. Use a model class that supports `set_attn_implementation`."
         )
-    return inputs
+    return calls
 
 
 def rotary_layout(first: AttentionCall, second: AttentionCall) -> RotaryLayout | None:

@@ -16,6 +16,7 @@ from spectralquant.cache.state import CacheState
 from spectralquant.cache.stats import Spent
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, Tier
 from spectralquant.cache.uncompressed import RunReport
+from spectralquant.surroundings import own_arithmetic
 
 BACKGROUND_QUERIES = 16
 RUN_BLOCKS = 8
@@ -64,6 +65,7 @@ class BlockCompressor:
         self._apply_ages()
         self.reader.forget_unused()
 
+    @own_arithmetic()
     def settle(self) -> None:
         """Finish background work, so that rows and blocks may change."""
         if self._pending:
@@ -74,6 +76,7 @@ class BlockCompressor:
         """Drop background work whose tokens are about to be removed."""
         self._pending.clear()
 
+    @own_arithmetic()
     def encode(self, block: LeavingBlock, tier: str) -> StoredBlock:
         """Code a block.
 
@@ -127,6 +130,7 @@ class BlockCompressor:
             runs = [self.tiers[tier].encode_run(self.state.leaving(self.group, r, *whole), lengths) for r in rows]
         return [list(blocks) for blocks in zip(*runs, strict=True)]
 
+    @own_arithmetic()
     def demote(self, index: int, tier: str) -> bool:
         """Code block `index` of every sequence again, in another tier; whether that tier could take it."""
         first = self.group.rows[0][index]
@@ -151,6 +155,7 @@ class BlockCompressor:
         ids = self.state.token_ids(row, block.start, block.stop)
         return LeavingBlock(keys, values, block.start, rotations, None, *ids)
 
+    @own_arithmetic()
     def evict(self, blocks: int) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.settle()

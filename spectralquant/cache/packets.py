@@ -22,6 +22,7 @@ from spectralquant.codec.block import BLOCK, SINKS
 from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
 from spectralquant.errors import InputError, PacketError
 from spectralquant.sources.fit import require_positions
+from spectralquant.surroundings import own_arithmetic
 
 if TYPE_CHECKING:
     from spectralquant.cache.group import CacheGroup
@@ -32,6 +33,7 @@ LAYER_PARTS = ("sink_keys", "sink_values", "keys", "values")
 Sections = list[tuple[int, int, int, bytes]]
 
 
+@own_arithmetic()
 def pack_cache(cache: SpectralCache, exact: str) -> list[SpectralPacket]:
     """See `SpectralCache.pack`. Hot and warm blocks are coded again as cold ones; without a cold tier they are kept as
     decoded, in the dtype of the exact sections.
@@ -119,6 +121,7 @@ def _as_one_prompt(cache: SpectralCache) -> Tensor:
     return agreed
 
 
+@own_arithmetic()
 def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, token_ids: Tensor | None) -> SpectralPacket:
     """See `SpectralCache.compress`.
 
@@ -193,6 +196,7 @@ def _cold_bytes(group: CacheGroup, row: int, block: StoredBlock) -> bytes:
     return codec.encode(group.compressor.decoded(row, block).plain())
 
 
+@own_arithmetic()
 def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | str | Path]) -> None:
     """See `SpectralCache.unpack`.
 

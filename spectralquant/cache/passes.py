@@ -36,11 +36,12 @@ def inside_a_module() -> bool:
 
 
 class Hook:
-    """A forward (pre-)hook that a copy or a pickle of the model does not take along."""
+    """A forward (pre-)hook that a copy or a pickle of the model does not take along, and that is never compiled."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
 
+    @torch.compiler.disable
     def __call__(self, *args: Any) -> Any:
         return self.function(*args)
 

@@ -19,6 +19,7 @@ from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import write_bytes
 from spectralquant.profile import CalibrationProfile
+from spectralquant.surroundings import own_arithmetic
 
 if TYPE_CHECKING:
     from spectralquant.cache.group import CacheGroup
@@ -67,6 +68,7 @@ class CacheSnapshot:
         return cls(checked_facts(path, meta, tensors), tensors)
 
 
+@own_arithmetic()
 def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheSnapshot:
     """Freeze a cache; background work is finished first."""
     cache.recover()
@@ -116,6 +118,7 @@ def _group_facts(group: CacheGroup, number: int, tensors: dict[str, Tensor], sha
     }
 
 
+@own_arithmetic()
 def restore(
     kind: type[SpectralCache],
     snapshot: CacheSnapshot,

@@ -196,7 +196,6 @@ class SpectralCache(CachePasses):
 
     # What generate calls
 
-    @own_arithmetic()
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the newest −`tokens_to_remove` tokens; a block that is cut becomes exact again, as it was decoded.
 
@@ -224,7 +223,6 @@ class SpectralCache(CachePasses):
         """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
         self.batch_select_indices(beam_idx)
 
-    @own_arithmetic()
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep rows `indices` (integers or a boolean mask), in that order."""
         indices = torch.as_tensor(indices)
@@ -240,7 +238,6 @@ class SpectralCache(CachePasses):
         """Repeat every row `repeats` times."""
         self.batch_select_indices(torch.arange(len(self.state.rows)).repeat_interleave(repeats))
 
-    @own_arithmetic()
     def reset(self) -> None:
         """Forget everything; pages go back to the pool."""
         self.in_forward = False
@@ -259,7 +256,6 @@ class SpectralCache(CachePasses):
     def batch_size(self) -> int:
         return len(self.state.rows)
 
-    @own_arithmetic()
     def evict(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.recover()
@@ -267,7 +263,6 @@ class SpectralCache(CachePasses):
 
     # Packets, copies, files
 
-    @own_arithmetic()
     def pack(self, *, exact: str = "auto") -> list[SpectralPacket]:
         """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`)."""
         self.recover()
@@ -275,7 +270,6 @@ class SpectralCache(CachePasses):
         self.report.kept = True
         return pack_cache(self, exact)
 
-    @own_arithmetic()
     def compress(self, keys: Tensor, values: Tensor | None = None, token_ids: Tensor | None = None) -> SpectralPacket:
         """A packet of one tensor `keys: [L, Hk, T, D]` (after RoPE at positions 0 … T − 1), with values where given.
 
@@ -285,7 +279,6 @@ class SpectralCache(CachePasses):
         return pack_tensors(self, keys, values, token_ids)
 
     @classmethod
-    @own_arithmetic()
     def unpack(
         cls,
         model: nn.Module,
@@ -300,13 +293,11 @@ class SpectralCache(CachePasses):
         fill_from_packets(cache, several)
         return cache
 
-    @own_arithmetic()
     def save(self, path: str | Path) -> None:
         """Write the cache as it is (every tier's codes unchanged), atomically."""
         take_snapshot(self).save(path)
 
     @classmethod
-    @own_arithmetic()
     def load(cls, path: str | Path, model: nn.Module, profile: CalibrationProfile | None = None) -> SpectralCache:
         """Read what `save` wrote.
 
@@ -317,11 +308,9 @@ class SpectralCache(CachePasses):
         with restoring(path):
             return restore(cls, snapshot, model, profile)
 
-    @own_arithmetic()
     def __reduce__(self):
         return _unpickle, (type(self), take_snapshot(self), self.profile)
 
-    @own_arithmetic()
     def __deepcopy__(self, memo: dict[int, Any]) -> SpectralCache:
         """A copy that shares profile, model, pool and the blocks, which never change."""
         snapshot = take_snapshot(self, share_blocks=True)
@@ -338,7 +327,6 @@ class SpectralCache(CachePasses):
     def take_own_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `own_tensors` gave."""
 
-    @own_arithmetic()
     def stats(self) -> CacheStats:
         """What the cache holds now, measured, what it has spent, and what it did not compress.
 
@@ -352,6 +340,5 @@ class SpectralCache(CachePasses):
 SpectralKVCache = SpectralCache
 
 
-@own_arithmetic()
 def _unpickle(kind: type[SpectralCache], snapshot: CacheSnapshot, profile: CalibrationProfile | None) -> SpectralCache:
     return restore(kind, snapshot, None, profile)

@@ -16,6 +16,7 @@ from spectralquant.cache.positions import TokenPositions
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.errors import InputError
 from spectralquant.sources.geometry import LayerGroup
+from spectralquant.surroundings import own_arithmetic
 
 
 @dataclass
@@ -141,6 +142,7 @@ class CacheState:
         rotations = self.rotations(group.kind, row, start, stop)
         return LeavingBlock(keys, values, start, rotations, received, *self.token_ids(row, start, stop))
 
+    @own_arithmetic()
     def truncate(self, target: int, whole: list[Callable[[int, StoredBlock], tuple[Tensor, Tensor]]]) -> None:
         """Keep the oldest `target` tokens; see `GroupTokens.truncate` (`whole` of each group)."""
         for group, read in zip(self.groups, whole, strict=True):
@@ -149,6 +151,7 @@ class CacheState:
             self.ids = self.ids[:, :target].clone()
         self.positions.truncate(target)
 
+    @own_arithmetic()
     def select_rows(self, index: Tensor) -> None:
         """Keep rows `index`, in that order; blocks are shared."""
         for group in self.groups:
