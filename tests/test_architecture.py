@@ -81,3 +81,9 @@ def test_every_public_name_imports():
         assert getattr(spectralquant, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         spectralquant.nothing  # noqa: B018
+
+
+def test_test_modules_have_names_of_their_own():
+    """pytest imports them by their bare names: two of one name stop the whole run."""
+    names = [p.name for p in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
