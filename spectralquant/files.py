@@ -44,6 +44,31 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def require_writable(path: str | os.PathLike[str], option: str) -> None:
+    """Refuse an output path before any work is done for it.
+
+    Raises:
+        InputError: a folder, in a folder that cannot be made or written, or with a name that no file can have.
+    """
+    path = Path(path).expanduser()
+    folder = path.parent
+    try:
+        if path.is_dir():
+            raise InputError(f"{option} {path} is a folder. Give a file name.")
+        path.exists()  # a name that is too long raises here
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise InputError(f"{option} {path} cannot be written: {folder} is not a folder.")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{option} {path} cannot be written: {reason}. Choose another path.") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -12,7 +12,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from spectralquant.errors import InputError, ProfileError
-from spectralquant.files import write_bytes, write_text
+from spectralquant.files import atomic_path, write_text
 from spectralquant.profile_checks import check_tensors
 from spectralquant.profile_schema import ProfileSidecar
 from spectralquant.profile_tensors import TIERS, ColdTier, FixedTier, HeadSpectra, fixed_part, flatten, unflatten
@@ -139,11 +139,12 @@ class CalibrationProfile:
         return data
 
     def save(self, path: str | Path) -> Path:
-        """Write `path`.safetensors and `path`.json, each to a temporary name and renamed; returns the JSON path."""
+        """Write `path`.safetensors and `path`.json to temporary names, then rename both; returns the JSON path."""
         stem = profile_stem(path)
-        write_bytes(stem.with_name(stem.name + ".safetensors"), self.seal())
         sidecar = stem.with_name(stem.name + ".json")
-        write_text(sidecar, self.sidecar.model_dump_json(indent=2) + "\n")
+        with atomic_path(stem.with_name(stem.name + ".safetensors")) as tensors:
+            tensors.write_bytes(self.seal())
+            write_text(sidecar, self.sidecar.model_dump_json(indent=2) + "\n")
         self.path = stem
         return sidecar
 

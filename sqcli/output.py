@@ -7,18 +7,21 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from spectralquant.files import require_writable
 
 SVG_WIDTH = 96
 PIPED_WIDTH = 80
 
 
 class Output:
-    """One command's output. With `--json -` stdout carries JSON alone. Text from files is shown as it is: `[x]` is no markup."""
+    """One command's output; its files, and those in `writes` by option, are tested before any work. With `--json -` stdout carries JSON alone. Text from files is shown as it is: `[x]` is no markup."""
 
     def __init__(
         self,
@@ -27,10 +30,15 @@ class Output:
         csv_file: str | None = None,
         svg_file: str | None = None,
         quiet: bool = False,
+        writes: Mapping[str, Path | None] | None = None,
     ) -> None:
         if quiet:
             warnings.simplefilter("ignore", UserWarning)  # what they say is in the results
         self.json_file, self.csv_file, self.svg_file, self.quiet = json_file, csv_file, svg_file, quiet
+        files = {"--json": None if json_file == "-" else json_file, "--csv": csv_file, "--svg": svg_file}
+        for option, path in (files | dict(writes or {})).items():
+            if path is not None:
+                require_writable(path, option)
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self.console = Console(stderr=json_file == "-", width=width, soft_wrap=False, highlight=False, markup=False)
         self.errors = Console(stderr=True, highlight=False, markup=False)

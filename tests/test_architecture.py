@@ -14,6 +14,7 @@ LAYERS = {"sqkernels": 0, "spectralquant": 1, "sqcli": 2}
 INSIDE = [
     {
         "checkout",
+        "claims",
         "errors",
         "known_faults",
         "files",

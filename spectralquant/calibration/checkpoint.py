@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,40 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from spectralquant.errors import InputError
-from spectralquant.files import write_bytes, write_json
+from spectralquant.files import read_json, write_bytes, write_json
 
 EVERY = 25
 
 
 class Checkpoint:
-    """A folder beside the profile with the sums after k steps. `fingerprint` describes the run they belong to."""
+    """A folder beside the profile with the sums after k steps. `fingerprint` describes the run they belong to; mine: the
+    folder is of this run."""
 
     def __init__(self, stem: Path, fingerprint: dict[str, Any]) -> None:
         self.folder = stem.with_name(stem.name + ".partial")
         self.fingerprint = fingerprint
+        self.mine = False
 
     def begin(self) -> None:
         """Note that a run has started, so that it can be resumed even if killed before its first checkpoint."""
         self._note(0, None)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Around writing: an error of it says what stays on the disk.
+
+        Raises:
+            InputError: the disk is full, or a folder cannot be written.
+        """
+        try:
+            yield
+        except InputError as error:
+            if not self.mine or not self.folder.is_dir():
+                raise
+            raise InputError(
+                f"{error} What is finished stays in {self.folder}: the same command with --resume goes on from there; delete "
+                "that folder to give the attempt up."
+            ) from error
 
     def save(self, step: int, state: dict[str, Tensor]) -> None:
         """Store the sums after `step` steps; the previous checkpoint is replaced only when this one is complete."""
@@ -35,6 +55,7 @@ class Checkpoint:
         self._note(step, name)
 
     def _note(self, step: int, file: str | None) -> None:
+        self.mine = True
         write_json(self.folder / "state.json", {"step": step, "file": file, "fingerprint": self.fingerprint})
         for old in self.folder.glob("sums-*.safetensors"):
             if old.name != file:
@@ -50,13 +71,14 @@ class Checkpoint:
         if not file.is_file():
             raise InputError(f"There is nothing to resume in {self.folder}. Run without --resume.")
         try:
-            state = json.loads(file.read_text(encoding="utf-8"))
+            state = read_json(file, "The checkpoint")
             found = state["fingerprint"]
             differing = [k for k, v in self.fingerprint.items() if found.get(k) != v]
             if not differing:
                 sums = {} if state["file"] is None else load_file(self.folder / state["file"])
+                self.mine = True
                 return int(state["step"]), sums
-        except (ValueError, KeyError, OSError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise InputError(f"The checkpoint in {self.folder} is damaged ({error}). Run without --resume.") from error
         details = ", ".join(f"{k} was {found.get(k)!r} and is {self.fingerprint[k]!r}" for k in differing)
         raise InputError(

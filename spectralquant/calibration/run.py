@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from spectralquant.calibration.samples import SampleWindow, keep_sample, sample_
 from spectralquant.calibration.solve import solve_cold, solve_fixed
 from spectralquant.calibration.spectrum import FrequencyAnalyzer
 from spectralquant.calibration.sums import CalibrationSums
+from spectralquant.claims import claimed
 from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
@@ -73,7 +75,8 @@ def calibrate_model(
     loaded = replace(loaded, model=usable_model(loaded.model))
     if settings.metric == "fisher":
         require_gradients(loaded.model)
-    with own_run(loaded.model):
+    claim = contextlib.nullcontext() if out is None else claimed(out, "--out")
+    with claim, own_run(loaded.model):
         return CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress).execute()
 
 
@@ -135,6 +138,11 @@ class CalibrationRun:
         }
 
     def execute(self) -> CalibrationProfile:
+        """All stages; an error says what stays on the disk."""
+        with contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.kept():
+            return self._execute()
+
+    def _execute(self) -> CalibrationProfile:
         with self._stage("capture"):
             sums, samples = self.first_pass()
         cold = None

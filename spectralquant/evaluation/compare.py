@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from spectralquant.errors import SpectralQuantError
+from spectralquant.errors import InputError, SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.needle import needle_retrieval
-from spectralquant.files import write_json
+from spectralquant.files import read_json, write_json
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import MethodSpec
 from spectralquant.provenance import device_facts, provenance
@@ -139,8 +139,19 @@ class Comparison:
     def _load(self) -> dict[str, list[dict[str, Any]]]:
         if self.partial is None or not self.partial.is_file():
             return {}
-        held = json.loads(self.partial.read_text(encoding="utf-8"))
-        return held["done"] if held["identity"] == self._identity_json() else {}
+        held = read_json(self.partial, "The unfinished comparison")
+        try:
+            found, done = held["identity"], dict(held["done"])
+            differing = [k for k, v in self._identity_json().items() if found.get(k) != v]
+            whole = all(isinstance(r, dict) and "method" in r for rows in done.values() for r in rows)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.partial} is damaged ({error}). Delete it, or run without --resume.") from error
+        if differing or not whole:
+            raise InputError(
+                f"{self.partial} belongs to another comparison ({', '.join(differing) or 'its rows'} differ). Use the same "
+                "options, or run without --resume."
+            )
+        return done
 
     def _save(self, done: dict[str, list[dict[str, Any]]]) -> None:
         if self.partial is not None:

@@ -15,7 +15,7 @@ def calibrate(
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
     steps: Annotated[int, typer.Option(help="Batches of text, forward and backward.")] = 100,
-    window: Annotated[int, typer.Option(help="Tokens per step.")] = 512,
+    window: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 512,
     target: Annotated[
         list[str] | None,
         typer.Option(help="ratio=33, bits=2, dppl=0.18 or kl=0.01; for one of several tiers warm:ratio=8."),
@@ -29,8 +29,8 @@ def calibrate(
     profile_budget: Annotated[
         str | None, typer.Option(help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit.")
     ] = None,
-    held_out: Annotated[int, typer.Option(help="Held-out windows to solve on, and as many to report on.")] = 2,
-    held_out_window: Annotated[int, typer.Option(help="Tokens per held-out window.")] = 1024,
+    held_out: Annotated[int, typer.Option(min=1, help="Held-out windows to solve on, and as many to report on.")] = 2,
+    held_out_window: Annotated[int, typer.Option(min=1, help="Tokens per held-out window.")] = 1024,
     held_out_data: Annotated[
         list[str] | None, typer.Option(help="Other text for the held-out windows, as --data.")
     ] = None,
@@ -74,6 +74,7 @@ def calibrate(
     stem = out or Path("profiles") / _default_name(model, data)
 
     from spectralquant.calibration.run import calibrate_model
+    from spectralquant.claims import claimed
     from spectralquant.sources.mix import tokenize_sources
     from spectralquant.sources.models import load_model
     from spectralquant.sources.text import open_sources, text_name
@@ -82,6 +83,8 @@ def calibrate(
     from sqcli.results import calibration_result
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    with claimed(stem, "--out"):
+        pass  # a run that writes there is refused before the model is loaded; calibrate_model claims it for itself
     sources = open_sources(data, offline=offline, report=output.note)
     extra = open_sources(held_out_data, offline=offline, report=output.note) if held_out_data else None
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def compare(
     context: Annotated[str, typer.Option(help="Tokens per window; several as 2048,8192.")] = "2048",
     windows: Annotated[int, typer.Option(min=1, help="Windows of the first length; others score as many tokens.")] = 24,
     calibration_windows: Annotated[
-        int, typer.Option(help="Windows of 2048 tokens from the start that rivals may calibrate on.")
+        int, typer.Option(min=0, help="Windows of 2048 tokens from the start that rivals may calibrate on.")
     ] = 16,
     match: Annotated[str | None, typer.Option(help="Compare bytes at equal quality: kl=0.01.")] = None,
     needle: Annotated[int, typer.Option(min=0, help="Needle trials per method (0: none).")] = 20,
@@ -51,6 +52,7 @@ def compare(
     from spectralquant.errors import InputError
     from spectralquant.evaluation.match import parse_match
     from spectralquant.methods.registry import REGISTRY, check, parse
+    from sqcli.loading import load_for
     from sqcli.output import Output
 
     level = None if match is None else parse_match(match)
@@ -66,23 +68,22 @@ def compare(
     given = {text.partition(":")[0] for text in names}
     always = [name for name in ("none", "spectral") if name not in given]
     groups = [parse(name) for name in always] + groups
+    from spectralquant.claims import claimed
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison
     from spectralquant.methods.context import MethodContext
     from spectralquant.profile import CalibrationProfile
     from spectralquant.sources.mix import tokenize_sources
-    from spectralquant.sources.models import load_model
     from spectralquant.sources.text import open_sources, text_name
     from sqcli.render.compare import comparison_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
     if not profile.with_name(profile.name + ".json").is_file() and profile == DEFAULT_PROFILE:
         raise InputError(
             "There is no profiles/demo yet. Run `make demo`, or `sq calibrate --out PROFILE` and --profile PROFILE."
         )
     loaded_profile = CalibrationProfile.load(profile)
     sources = open_sources(data, offline=offline, report=output.note)
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
-    loaded_profile.require_model(loaded.model, loaded.name)
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
     if "spectral" not in given:
         place = always.index("spectral")
         groups[place] = [spec for spec in groups[place] if spec.options.get("tier", "cold") in loaded_profile.tiers]
@@ -96,7 +97,7 @@ def compare(
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
     protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
     partial = None if json in (None, "-") else Path(json).with_suffix(".partial.json")
-    with output.progress() as bar:
+    with contextlib.nullcontext() if partial is None else claimed(json, "--json"), output.progress() as bar:
         result = Comparison(holder, scored, protocol, text_name(sources), partial, bar).run(groups, resume=resume)
     result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
     if level is not None:

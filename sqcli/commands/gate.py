@@ -27,7 +27,7 @@ def gate(
         str | None,
         typer.Option(help="Time this install and another in turn: a virtual environment, a Python, or a checkout."),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds of --against, a sample a side each.")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of --against, a sample a side each.")] = 20,
     limits: Annotated[Path | None, typer.Option(help="TOML file that changes how far metrics may move.")] = None,
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="Show what changes, then write the baseline anew.")
@@ -74,7 +74,8 @@ def gate(
         raise InputError("--update-baseline needs --baseline FILE to write, and --run or --current to take it from.")
     if baseline is None and against is None and save is None:
         raise InputError("--baseline FILE is missing: what should be compared with? (--save FILE measures only.)")
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    writes = {"--save": save, "--junit": junit, "--markdown": markdown, "--baseline": baseline if update_baseline else None}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes=writes)
     rules = read_limits(limits) if limits else Limits()
     before = read_results(baseline) if baseline and (not update_baseline or baseline.is_file()) else None
     if before is not None:

@@ -48,14 +48,13 @@ def generate(
     from spectralquant.profile import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results import results_file
-    from spectralquant.sources.models import load_model
+    from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.render.cache import cache_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     loaded_profile = None if profile is None else CalibrationProfile.load(profile)
-    name = model or (loaded_profile.sidecar.model.name if loaded_profile else "builtin:smollm2-135m")
-    loaded = load_model(name, device=device, dtype=dtype, offline=offline, report=output.note)
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
     from spectralquant.cache.generation import GenerationOptions, generate_text
 
     options = GenerationOptions(tier, new_tokens, limit, parse_size(working_set, "--working-set"), chunk, sample, seed)

@@ -16,7 +16,7 @@ def pack(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this text file.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Cut the prompt after this many tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Cut the prompt after this many tokens.")] = None,
     exact: Annotated[
         str, typer.Option(help="Sinks and recent window: auto (model dtype), float16, float32 or int8.")
     ] = "auto",
@@ -58,15 +58,13 @@ def pack(
     from spectralquant.profile import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results import results_file
-    from spectralquant.sources.models import load_model
+    from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.render.packet import packet_row, packet_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
     loaded_profile = CalibrationProfile.load(profile)
-    loaded = load_model(
-        model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline, report=output.note
-    )
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
     ids = torch.tensor([loaded.tokenizer(prompt, verbose=False).input_ids[:max_tokens]])
     start = time.perf_counter()
     with output.progress() as bar:

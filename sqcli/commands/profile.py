@@ -33,10 +33,10 @@ def profile(
         str | None,
         typer.Option(help="Some of spectral_decode, spectral_index_decode, spectral_reconstruct, spectral_compress."),
     ] = None,
-    bits: Annotated[int, typer.Option(help="Bits a component of the codes: 2, 3, 4 or 8.")] = 4,
-    index_rank: Annotated[int, typer.Option(help="Components of the index, 4 bits each.")] = 16,
-    share: Annotated[float, typer.Option(help="Part of the coded tokens that the index selects.")] = 0.1,
-    window: Annotated[int, typer.Option(help="Recent tokens that stay exact.")] = 128,
+    bits: Annotated[int, typer.Option(min=1, help="Bits a component of the codes: 2, 3, 4 or 8.")] = 4,
+    index_rank: Annotated[int, typer.Option(min=1, help="Components of the index, 4 bits each.")] = 16,
+    share: Annotated[float, typer.Option(min=0, max=1, help="Part of the coded tokens that the index selects.")] = 0.1,
+    window: Annotated[int, typer.Option(min=1, help="Recent tokens that stay exact.")] = 128,
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Also whole decode steps of a model with random weights.")
     ] = False,
@@ -76,7 +76,7 @@ def profile(
 
     if shape is not None and model is not None:
         raise InputError("--shape and --model both name a shape; give one of them.")
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
     if stored is not None:
         _show(stored, context, batch, output, html)
         return

@@ -24,7 +24,7 @@ def report(
     from sqcli.render.page import write_page
     from sqcli.render.report import report_page
 
-    output = Output(quiet=quiet)
+    output = Output(quiet=quiet, writes={"--out": out})
     results = [(path.stem, read_results(path)) for path in runs]
     with reading(", ".join(map(str, runs))):
         page = report_page(results)

@@ -12,8 +12,8 @@ from sqcli.options import Csv, Json, Quiet, Svg
 
 def show(
     profile: Annotated[Path, typer.Argument(help="Profile path, with or without .json.")],
-    layer: Annotated[int | None, typer.Option(help="Show this layer's heads.")] = None,
-    head: Annotated[int | None, typer.Option(help="Show this head (needs --layer).")] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="Show this layer's heads.")] = None,
+    head: Annotated[int | None, typer.Option(min=0, help="Show this head (needs --layer).")] = None,
     diff: Annotated[Path | None, typer.Option(help="A second profile to compare with.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the same as one self-contained page.")] = None,
     json: Json = None,
@@ -35,7 +35,7 @@ def show(
 
     if head is not None and layer is None:
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
     one = ProfileView.load(profile)
     other = None if diff is None else ProfileView.load(diff)
     if other is not None:

@@ -45,14 +45,14 @@ def study(
     profile: Annotated[
         Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Calibration windows.")] = 100,
-    window: Annotated[int, typer.Option(help="Tokens per window.")] = 2048,
-    windows: Annotated[int, typer.Option(help="Scored windows, taken from the end of the text.")] = 24,
+    steps: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 100,
+    window: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 2048,
+    windows: Annotated[int, typer.Option(min=1, help="Scored windows, taken from the end of the text.")] = 24,
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Models of `shapes`, once each. Default: 8B, 7B, and the 70B shape with four layers."),
     ] = None,
-    train_seconds: Annotated[float, typer.Option(help="Training time of `second-model`.")] = 75.0,
+    train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
     device: Device = "auto",
     dtype: Dtype = "float32",
     offline: Offline = False,
@@ -82,7 +82,7 @@ def study(
     from sqcli.output import Output
     from sqcli.render.study import study_view
 
-    output = Output(quiet=quiet)
+    output = Output(quiet=quiet, writes={"--out": out})
     if name == "shapes":
         _shapes(shape, (steps, window), device, dtype, _one_text(data), out, output)
         return

@@ -15,7 +15,7 @@ def unpack(
     profile: Annotated[Path, typer.Option("--profile", "-p", help="The profile that packed it.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write keys and values as safetensors.")] = None,
     then: Annotated[str | None, typer.Option(help="Go on with this text and generate.")] = None,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate after --then.")] = 40,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after --then.")] = 40,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -36,17 +36,15 @@ def unpack(
     from spectralquant.profile import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results import results_file
-    from spectralquant.sources.models import load_model
+    from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.render.packet import packet_row, packet_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
     loaded_profile = CalibrationProfile.load(profile)
     opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
-    loaded = load_model(
-        model or loaded_profile.sidecar.model.name, device=device, dtype=dtype, offline=offline, report=output.note
-    )
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
     start = time.perf_counter()
     with output.progress() as bar:
         cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))

@@ -1,0 +1,30 @@
+"""Loading a model for a profile: a foreign one is refused before its weights are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spectralquant.profile import CalibrationProfile
+    from spectralquant.sources.models import LoadedModel
+    from sqcli.output import Output
+
+
+def load_for(
+    profile: CalibrationProfile | None, spec: str | None, device: str, dtype: str, offline: bool, output: Output
+) -> LoadedModel:
+    """The model `spec` (default: the profile's own), which must be the profile's where there is one.
+
+    Raises:
+        ProfileError: another model's profile. SourceError, UnsupportedModelError: see `load_model`.
+    """
+    from spectralquant.sources.foreign import refuse_foreign_model
+    from spectralquant.sources.models import load_model
+
+    name = spec or (profile.sidecar.model.name if profile is not None else "builtin:smollm2-135m")
+    if profile is not None:
+        refuse_foreign_model(profile.sidecar.model, name, offline=offline)
+    loaded = load_model(name, device=device, dtype=dtype, offline=offline, report=output.note)
+    if profile is not None:
+        profile.require_model(loaded.model, loaded.name)
+    return loaded
