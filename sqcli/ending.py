@@ -30,6 +30,7 @@ SURROUNDINGS = {
     ]
     if hasattr(errno, name)
 }
+_warned: set[str] = set()
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -59,7 +60,11 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
 
 
 def warning_line(message: Warning | str, *_: object) -> str:
-    """A Python warning as one line."""
+    """A Python warning as one line; one that differs from an earlier one in its figures alone is left out."""
+    kind = "".join(c for c in str(message) if not c.isdigit() and c not in ".,")
+    if kind in _warned:
+        return ""
+    _warned.add(kind)
     return f"sq: warning: {_printable(str(message))}\n"
 
 

@@ -21,13 +21,18 @@ def longest_context(model: nn.Module) -> int | None:
 
 
 def position_limit(model: nn.Module) -> int | None:
-    """Tokens that the model can read at all, or None where nothing limits them.
+    """Tokens that the model can read at all, or None where nothing limits them; see `position_limit_of`."""
+    return position_limit_of(text_config(model))
+
+
+def position_limit_of(config: Any) -> int | None:
+    """Tokens that a model of this configuration of a text decoder can read at all, or None where nothing limits them.
 
     A stretched length that the configuration names counts (yarn: factor times the original length). Dynamic NTK scaling
     stretches with the text.
     """
-    longest = longest_context(model)
-    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    longest = getattr(config, "max_position_embeddings", None) or None
+    rope = getattr(config, "rope_parameters", None) or {}
     for part in [r for r in rope.values() if isinstance(r, dict)] or [rope]:
         if part.get("rope_type") == "dynamic":
             return None

@@ -132,14 +132,32 @@ def profile_device(
 
 
 def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any]:
-    """Roofline predictions for a device that is not here; nothing in them is measured."""
+    """Roofline predictions for a device that is not here; nothing in them is measured.
+
+    Raises:
+        InputError: a context and batch whose cache does not fit into that device's memory by any method.
+    """
     request.check()
     matrices = random_matrices(request.shape, request.settings, "cpu")
+    _require_memory(request, matrices, model)
     roof = Roof.nominal(model)
     rows = predicted_rows(roof, request.shape, matrices, request.settings, request.batches, request.contexts)
     extra = {"roof": asdict(roof), "telemetry": None, "crossover": [], "end_to_end": []}
     facts = {"device": None, "device_model": model.name}
     return _results(request, matrices, rows, model.memory, facts, True, extra)
+
+
+def _require_memory(request: ProfileRequest, matrices: RowMatrices, model: DeviceModel) -> None:
+    for context in request.contexts:
+        for batch in request.batches:
+            rows = memory_rows(request.shape, matrices, request.settings, batch, context, model.memory)
+            least = min(rows, key=lambda row: row["bytes"])
+            if least["bytes"] > model.memory:
+                raise InputError(
+                    f"--context {context} with --batch {batch} does not fit into memory: the smallest cache ({least['method']}) "
+                    f"takes {least['bytes'] / 1e9:,.0f} GB, and {model.name} has {model.memory / 1e9:.0f} GB. Use a smaller "
+                    "batch or context."
+                )
 
 
 def _end_to_end(

@@ -74,7 +74,12 @@ def gate(
         raise InputError("--update-baseline needs --baseline FILE to write, and --run or --current to take it from.")
     if baseline is None and against is None and save is None:
         raise InputError("--baseline FILE is missing: what should be compared with? (--save FILE measures only.)")
-    writes = {"--save": save, "--junit": junit, "--markdown": markdown, "--baseline": baseline if update_baseline else None}
+    writes = {
+        "--save": save,
+        "--junit": junit,
+        "--markdown": markdown,
+        "--baseline": baseline if update_baseline else None,
+    }
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes=writes)
     rules = read_limits(limits) if limits else Limits()
     before = read_results(baseline) if baseline and (not update_baseline or baseline.is_file()) else None

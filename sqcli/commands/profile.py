@@ -66,11 +66,12 @@ def profile(
 
     Example: [bold]sq profile --context 32768 --batch 1,8 --shape llama-3.1-8b --html speed.html[/bold]
     """
+    from spectralquant.attention.decoder import position_limit_of
     from spectralquant.errors import InputError
     from spectralquant.profiling.devices import parse_device
     from spectralquant.profiling.inputs import CodeSettings
     from spectralquant.profiling.run import KERNELS, ProfileRequest, predict_device, profile_device
-    from spectralquant.sources.models import pick_device
+    from spectralquant.sources.models import load_config, pick_device
     from spectralquant.sources.shapes import parse_shape, shape_of_model
     from sqcli.output import Output
 
@@ -90,6 +91,13 @@ def profile(
         flex=flex,
         seed=seed,
     )
+    if model is not None:
+        limit = position_limit_of(load_config(model, offline=offline).get_text_config())
+        if limit is not None and max(request.contexts) > limit:
+            raise InputError(
+                f"--context {max(request.contexts):,} is beyond the {limit:,} positions of {model} (max_position_embeddings). "
+                "Use a shorter one, or --shape for a shape without that limit."
+            )
     where = pick_device(device)
     if device_model is not None or where.type != "cuda":
         chosen = parse_device(device_model or "h100")

@@ -11,6 +11,7 @@ import typer
 from sqcli.options import DEFAULT_DATA, Data, Device, Dtype, Model, Offline, Quiet
 
 if TYPE_CHECKING:
+    from spectralquant.profile import CalibrationProfile
     from spectralquant.sources.mix import MixedText
     from spectralquant.sources.models import LoadedModel
     from spectralquant.sources.text import TextSource
@@ -29,6 +30,7 @@ STUDIES = (
     "gate",
     "shapes",
 )
+WITH_PROFILE = ("packet", "cache", "index")
 TWO_TEXTS = ("domains", "adaptive")
 DEFAULT_OTHER = ("builtin:stdlib",)
 READ_TOKENS = 4_000_000
@@ -76,7 +78,7 @@ def study(
 
     if name not in STUDIES:
         raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
-    if name in ("packet", "cache", "index") and profile is None:
+    if name in WITH_PROFILE and profile is None:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from spectralquant.sources.text import open_sources
     from sqcli.output import Output
@@ -116,19 +118,21 @@ def _on_model(
     offline: bool,
     output: Output,
 ) -> dict[str, Any]:
+    from spectralquant.profile import CalibrationProfile
     from spectralquant.sources.mix import tokenize_sources
-    from spectralquant.sources.models import load_model
     from spectralquant.sources.text import text_name
+    from sqcli.loading import load_for
 
     steps, window, windows = sizes
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+    calibrated = CalibrationProfile.load(profile) if name in WITH_PROFILE else None
+    loaded = load_for(calibrated, model, device, dtype, offline, output)
     text, data = _text(loaded.tokenizer, sources, window, output)
     other, other_data = None, ""
     if other_sources:
         need = 2 * (steps + windows) * window
         other = tokenize_sources(loaded.tokenizer, other_sources, need, window=window, report=output.note)
         other_data = text_name(other_sources)
-    result = _measure(name, loaded, text, data, other, other_data, profile, sizes, output)
+    result = _measure(name, loaded, text, data, other, other_data, calibrated, sizes, output)
     _record(result, text, other)
     return result
 
@@ -145,7 +149,7 @@ def _measure(
     data: str,
     other: MixedText | None,
     other_data: str,
-    profile: Path | None,
+    profile: CalibrationProfile | None,
     sizes: tuple[int, int, int],
     output: Output,
 ) -> dict[str, Any]:
@@ -156,25 +160,22 @@ def _measure(
 
             return cold_study(loaded, text, ColdStudy(steps=steps, window=window, windows=windows), data, bar)
         if name == "packet":
-            from spectralquant.profile import CalibrationProfile
             from spectralquant.studies.packet import packet_study
 
-            return packet_study(loaded, CalibrationProfile.load(profile), text, window, bar)
+            return packet_study(loaded, profile, text, window, bar)
         if name == "index":
-            from spectralquant.profile import CalibrationProfile
             from spectralquant.studies.index import IndexStudy, index_study
 
             study = IndexStudy(context=4 * window, scored=2 * window, windows=windows)
-            return index_study(loaded, CalibrationProfile.load(profile), text, data, study, bar)
+            return index_study(loaded, profile, text, data, study, bar)
         if name == "tiers":
             from spectralquant.studies.tiers import TierStudy, tier_study
 
             return tier_study(loaded, text, TierStudy(steps=steps, window=window, windows=windows), data, bar)
         if name == "cache":
-            from spectralquant.profile import CalibrationProfile
             from spectralquant.studies.cache import cache_study
 
-            return cache_study(loaded, CalibrationProfile.load(profile), text, 4 * window, 2 * window, bar)
+            return cache_study(loaded, profile, text, 4 * window, 2 * window, bar)
         if name == "adaptive":
             from spectralquant.studies.adaptive import adaptive_study
 
