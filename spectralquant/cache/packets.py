@@ -13,11 +13,11 @@ from torch import Tensor
 from spectralquant.cache.lazy import LazyLoader
 from spectralquant.cache.packet_layout import require_blocks, require_room
 from spectralquant.cache.positions import TokenPositions
-from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
+from spectralquant.cache.prompt import DTYPE_NAMES, RUN_BLOCKS, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tiers.cold import payload_bytes
 from spectralquant.codec.adaptive import AdaptiveRankCompressor
-from spectralquant.codec.block import BLOCK, SINKS
+from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
 from spectralquant.errors import InputError, PacketError
 from spectralquant.sources.fit import require_positions
@@ -140,12 +140,17 @@ def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, toke
     sections.append((0, head, EXACT, exact_section(keys[:, :, :head], values[:, :, :head], exact)))
     starts = [head, *range(BLOCK, total, BLOCK)] if total > head else []
     places = cache.binding.tables.prompt(total)
-    for start in starts:
+
+    def block_at(start: int) -> KVBlock:
         stop = min(total, (start // BLOCK + 1) * BLOCK)
         rotations = cache.binding.tables(places.part(slice(start, stop)))
         seen = (None, -1) if token_ids is None else (token_ids[start:stop], int(token_ids[start - 1]))
-        block = LeavingBlock(keys[:, :, start:stop], values[:, :, start:stop], start, rotations, None, *seen)
-        sections.append((start, stop - start, CODED, codec.encode(block.plain())))
+        return LeavingBlock(keys[:, :, start:stop], values[:, :, start:stop], start, rotations, None, *seen).plain()
+
+    for done in range(0, len(starts), RUN_BLOCKS):
+        blocks = [block_at(start) for start in starts[done : done + RUN_BLOCKS]]
+        coded = codec.encode_run(blocks)
+        sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
     header = PacketHeader(
         g.layers, g.kv_heads, g.head_dim, total, BLOCK, head, exact, codec.step_scale, cache.profile.id
     )

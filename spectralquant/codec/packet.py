@@ -6,7 +6,7 @@ Header, index, sections. All integers little-endian.
 offset  size   field
 ======  =====  =======================================================================================
 0       4      magic ``SQKV``
-4       2      format version (1)
+4       2      format version (2; version 1, whose coded sections are other blocks, is read too)
 6       2      L, layers
 8       2      Hk, key/value heads
 10      2      D, head dimension
@@ -26,7 +26,8 @@ offset  size   field
 …       …      the sections, one after the other, without gaps, up to the end
 ======  =====  =======================================================================================
 
-A coded section is a block of `codec.coded_block`. An exact section holds keys *after* RoPE, then values, each
+A coded section is a block of `codec.rans_block`, a raw one of `codec.coded_block`, or one taken over from a packet of
+version 1. An exact section holds keys *after* RoPE, then values, each
 `[L, Hk, T, D]`; with int8 all codes come first and then all scales. Sections are found through the index, so any
 token block is decoded alone, also from a memory map. Every byte is under a checksum. Nothing is believed that the bytes
 there do not bear out: an exact section has the length that its tokens take, and whoever decodes coded ones first asks the
@@ -54,7 +55,8 @@ from spectralquant.errors import InputError, PacketError
 from spectralquant.files import write_bytes
 
 MAGIC = b"SQKV"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
 HEADER = struct.Struct("<4sHHHHIIHBBIf16sQI")
 CHECK = struct.Struct("<I")
 HEADER_SIZE = HEADER.size + CHECK.size
@@ -232,9 +234,9 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
     fields = HEADER.unpack_from(data)
     version, layers, kv_heads, head_dim, tokens, block, sinks, dtype, reserved = fields[1:10]
     count, scale, profile, length, crc = fields[10:]
-    if version != VERSION:
+    if version not in READABLE:
         raise PacketError(
-            f"The packet has format version {version}; this program reads version {VERSION}. "
+            f"The packet has format version {version}; this program reads versions {READABLE[0]} to {READABLE[-1]}. "
             "Use the program that wrote it, or pack the prompt again."
         )
     if length != len(data):
