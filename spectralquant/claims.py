@@ -33,7 +33,9 @@ def claimed(path: str | Path, option: str) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         file.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"{option} {path} cannot be locked: {error.strerror or error}. Choose another folder.") from error
+        raise InputError(
+            f"{option} {path} cannot be locked: {error.strerror or error}. Choose another folder."
+        ) from error
     try:
         yield
     finally:

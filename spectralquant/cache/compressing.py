@@ -119,10 +119,10 @@ class BlockCompressor:
     def _encode_run(self, ranges: Sequence[tuple[int, int]]) -> list[list[StoredBlock]]:
         """Blocks of every sequence for consecutive ranges, a few at once so that a long prompt is not copied whole.
 
-        A cold block may have to go to another tier, which is decided block by block.
+        Where a cold block has to go to another tier, that is decided block by block.
         """
         tier, rows = self.policy.first, range(len(self.group.rows))
-        if tier == "cold":
+        if tier == "cold" and not all(self.state.cold_ready(*each) for each in ranges):
             return [[self.encode(self.state.leaving(self.group, r, *each), tier) for r in rows] for each in ranges]
         lengths = [stop - start for start, stop in ranges]
         with torch.no_grad():

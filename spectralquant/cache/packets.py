@@ -14,11 +14,11 @@ from torch import Tensor
 from spectralquant.cache.lazy import LazyLoader
 from spectralquant.cache.packet_layout import require_blocks, require_room
 from spectralquant.cache.positions import TokenPositions
-from spectralquant.cache.prompt import DTYPE_NAMES, require_packet
+from spectralquant.cache.prompt import DTYPE_NAMES, RUN_BLOCKS, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tiers.cold import payload_bytes
 from spectralquant.codec.adaptive import AdaptiveRankCompressor
-from spectralquant.codec.block import BLOCK, SINKS
+from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
 from spectralquant.errors import InputError, PacketError
 from spectralquant.sources.fit import require_positions
@@ -176,13 +176,20 @@ def _tensor_sections(
     start = first // BLOCK * BLOCK
     head = 0 if start else min(SINKS, total)
     places = cache.binding.tables.prompt(total)
-    sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
-    while (at := max(start, head)) < total:
-        stop = start = min(total, (at // BLOCK + 1) * BLOCK)
+
+    def block_at(at: int) -> KVBlock:
+        stop = min(total, (at // BLOCK + 1) * BLOCK)
         rotations = cache.state.tables(kind, places.part(slice(at, stop)))
         seen = (None, -1) if token_ids is None else (token_ids[at:stop], int(token_ids[at - 1]))
-        block = LeavingBlock(keys[:, :, at:stop], values[:, :, at:stop], at, rotations, None, *seen)
-        sections.append((at, stop - at, CODED, codec.encode(block.plain())))
+        return LeavingBlock(keys[:, :, at:stop], values[:, :, at:stop], at, rotations, None, *seen).plain()
+
+    sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
+    begin = max(start, head)
+    starts = [begin, *range((begin // BLOCK + 1) * BLOCK, total, BLOCK)] if begin < total else []
+    for done in range(0, len(starts), RUN_BLOCKS):
+        blocks = [block_at(at) for at in starts[done : done + RUN_BLOCKS]]
+        coded = codec.encode_run(blocks)
+        sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
     return sections
 
 

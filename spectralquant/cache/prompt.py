@@ -19,11 +19,13 @@ from spectralquant.cache.binding import bind
 from spectralquant.cache.packet_layout import require_room
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.block_rotary import rotate_keys
+from spectralquant.codec.coded_block import announced_tokens
 from spectralquant.codec.packet import (
     CODED,
     EXACT,
     EXACT_DTYPES,
     PacketHeader,
+    Section,
     SpectralPacket,
     exact_section,
     packet_float,
@@ -40,6 +42,7 @@ from spectralquant.sources.wrappers import model_device, runs_model
 from spectralquant.streams import as_caller
 
 Progress = Callable[[int, int], None]
+RUN_BLOCKS = 16
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -120,19 +123,23 @@ def _pack_one(
     sections.append((0, head, EXACT, exact_section(keys[:, :, :head], values[:, :, :head], exact)))
     starts = [first] if first < last else []
     starts += list(range(BLOCK, last, BLOCK)) if starts else []
-    for done, start in enumerate(starts):
+    for done in range(0, len(starts), RUN_BLOCKS):
         progress(done, len(starts))
-        stop = min(last, (start // BLOCK + 1) * BLOCK)
-        part = slice(start, stop)
-        block = KVBlock(
-            keys=_unrotated(keys[:, :, part], rotations, part),
-            values=values[:, :, part].permute(2, 0, 1, 3).float(),
-            start=start,
-            received=attention[part],
-            token_ids=ids[part],
-            previous_id=int(ids[start - 1]),
-        )
-        sections.append((start, stop - start, CODED, codec.encode(block)))
+        blocks = []
+        for start in starts[done : done + RUN_BLOCKS]:
+            part = slice(start, min(last, (start // BLOCK + 1) * BLOCK))
+            blocks.append(
+                KVBlock(
+                    keys=_unrotated(keys[:, :, part], rotations, part),
+                    values=values[:, :, part].permute(2, 0, 1, 3).float(),
+                    start=start,
+                    received=attention[part],
+                    token_ids=ids[part],
+                    previous_id=int(ids[start - 1]),
+                )
+            )
+        coded = codec.encode_run(blocks)
+        sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
     progress(len(starts), len(starts))
     if last < total:
         sections.append((last, total - last, EXACT, exact_section(keys[:, :, last:], values[:, :, last:], exact)))
@@ -200,27 +207,47 @@ def unpack_cache(
     tables = bind(model).tables
     rotations = tables(tables.prompt(h.tokens))
 
-    def place(index: int) -> None:
-        section = packet.sections[index]
-        part = slice(section.start, section.start + section.tokens)
-        if section.kind == EXACT:
-            k, v = packet.exact(section)
-        else:
-            plain, v = codec.decode(packet.body(section))
-            if len(plain) != section.tokens:
-                raise PacketError(f"A block announced {section.tokens} tokens and holds {len(plain)}.")
-            mine = tuple(None if r is None else r.part(part) for r in rotations)
-            k, v = rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
-        keys[:, 0, :, part] = k.to(keys)
-        values[:, 0, :, part] = v.to(values)
+    def place(first: int, k: Tensor, v: Tensor) -> None:
+        keys[:, 0, :, first : first + k.shape[2]] = k.to(keys)
+        values[:, 0, :, first : first + v.shape[2]] = v.to(values)
 
+    def decode(run: Sequence[Section]) -> int:
+        first = run[0].start
+        if run[0].kind == EXACT:
+            place(first, *packet.exact(run[0]))
+            return len(run)
+        for coded in codec.coefficients_run([_checked(packet, s) for s in run]):
+            plain, v = codec.decode_coefficients(coded)
+            mine = tuple(None if r is None else r.part(slice(first, first + coded.tokens)) for r in rotations)
+            place(first, rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
+            first += coded.tokens
+        return len(run)
+
+    done = 0
     with ThreadPoolExecutor(threads) as pool:
-        for done, _ in enumerate(pool.map(as_caller(place, model_device(model)), range(len(packet.sections)))):
-            progress(done + 1, len(packet.sections))
+        for count in pool.map(as_caller(decode, model_device(model)), _runs(packet.sections)):
+            done += count
+            progress(done, len(packet.sections))
     cache = DynamicCache()
     for layer in range(h.layers):
         cache.update(keys[layer], values[layer], layer)
     return cache
+
+
+def _runs(sections: Sequence[Section]) -> list[list[Section]]:
+    """Exact sections alone, coded ones a few at a time."""
+    out: list[list[Section]] = []
+    for section in sections:
+        more = out and section.kind == out[-1][0].kind == CODED and len(out[-1]) < RUN_BLOCKS
+        out[-1].append(section) if more else out.append([section])
+    return out
+
+
+def _checked(packet: SpectralPacket, section: Section) -> memoryview:
+    data = packet.body(section)
+    if announced_tokens(data) != section.tokens:
+        raise PacketError(f"A block announced {section.tokens} tokens and holds {announced_tokens(data)}.")
+    return data
 
 
 @torch.no_grad()

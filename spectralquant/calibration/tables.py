@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectralquant.codec.entropy import ALPHABET, ESCAPE, SPAN
 from spectralquant.codec.importance import CLASSES, NEUTRAL
+from spectralquant.codec.symbols import ALPHABET, ESCAPE, SPAN
 
 TABLES = 192
 ITERATIONS = 4

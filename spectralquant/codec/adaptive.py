@@ -11,6 +11,7 @@ basis generation it was coded. Source of the enhancement-layer idea: scalable co
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import constriction
@@ -19,7 +20,9 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.spectral import BlockCoefficients, Enhancement, SpectralCodec
+from spectralquant.codec.coded_block import announced_tokens
+from spectralquant.codec.coefficients import BlockCoefficients, Enhancement, joined
+from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
 from spectralquant.profile_tensors import HeadSpectra
 from spectralquant.streams import OneAtATime, use_here
@@ -246,9 +249,21 @@ class AdaptiveRankCompressor:
         """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`; see `SpectralCodec.decode`."""
         return self.base.decode_coefficients(self.coefficients(data))
 
-    def token_features(self, coded: BlockCoefficients) -> Tensor | None:
-        """See `SpectralCodec.token_features`."""
-        return self.base.token_features(coded)
+    def encode_run(self, blocks: Sequence[KVBlock]) -> list[bytes]:
+        """`encode`, one after the other: each may change the bases of the next."""
+        return [self.encode(block) for block in blocks]
+
+    def announced(self, data: bytes | memoryview) -> int:
+        """See `SpectralCodec.announced`."""
+        data = memoryview(data)
+        if self.is_enhanced(data) and len(data) >= HEADER.size:
+            heads = HEADER.unpack_from(data)[2]
+            data = data[HEADER.size + heads * (2 + self.geometry.head_dim) :]
+        return announced_tokens(data)
+
+    def coefficients_run(self, blocks: Sequence[bytes | memoryview]) -> list[BlockCoefficients]:
+        """See `SpectralCodec.coefficients_run`."""
+        return joined([self.coefficients(data) for data in blocks], self.base.features)
 
     def layer(self, coded: BlockCoefficients, layer: int) -> tuple[Tensor, Tensor]:
         """See `SpectralCodec.layer`."""

@@ -1,4 +1,4 @@
-"""Bytes of one coded block.
+"""Bytes of one coded block: raw ones, and coded ones of packets of format version 1 (version 2: `codec.rans_block`).
 
 ======  =====  ==================================================================
 offset  size   field (little-endian)
@@ -29,6 +29,7 @@ from spectralquant.errors import PacketError
 
 SPECTRAL, RAW16, RAW32, ADAPTIVE = 0, 1, 2, 3
 HEADER = struct.Struct("<BBHII")
+TOKENS = struct.Struct("<H")
 RAW_DTYPES = {RAW16: np.dtype("<f2"), RAW32: np.dtype("<f4")}
 MAX_TOKENS = 1024
 
@@ -59,6 +60,17 @@ def join(parts: BlockParts) -> bytes:
     if parts.raw is not None:
         return head + ids + parts.raw.astype(RAW_DTYPES[parts.mode]).tobytes()
     return head + ids + parts.words.astype("<u4").tobytes() + parts.escapes.astype("<i4").tobytes()
+
+
+def announced_tokens(data: bytes | memoryview) -> int:
+    """T as a block of any mode announces it.
+
+    Raises:
+        PacketError: the block is shorter than that.
+    """
+    if len(data) < 4:
+        raise PacketError(f"A block of {len(data)} bytes is shorter than its header.")
+    return TOKENS.unpack_from(data, 2)[0]
 
 
 def split(data: bytes | memoryview, scalars_per_token: int) -> BlockParts:

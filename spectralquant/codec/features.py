@@ -8,10 +8,48 @@ and values recomputed from token ids" of method.md section 7, taken to all layer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 MAX_DIMS = 768
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Features of T tokens that share rows `[U + 1, d]`: each token's own and its predecessor's (the last row: zeros)."""
+
+    rows: Tensor
+    own: Tensor
+    before: Tensor
+
+    def part(self, first: int, last: int) -> TokenRows:
+        """Of tokens first … last."""
+        return TokenRows(self.rows, self.own[first:last], self.before[first:last])
+
+    def times(self, matrix: Tensor) -> TokenProducts:
+        """Features `[T, 2·d]` @ matrix `[2·d, C]`, computed in the matrix's dtype."""
+        dims = self.rows.shape[1]
+        rows = self.rows.to(matrix.dtype)
+        return TokenProducts(rows @ matrix[:dims], rows @ matrix[dims:], self.own, self.before)
+
+
+@dataclass(frozen=True)
+class TokenProducts:
+    """Products of `TokenRows` with a matrix, `[U + 1, C]` for tokens themselves and as predecessors."""
+
+    as_own: Tensor
+    as_before: Tensor
+    own: Tensor
+    before: Tensor
+
+    def add_to(self, out: Tensor, first: int = 0, sign: int = 1) -> Tensor:
+        """`out: [n, C]`, with those of n tokens from `first` on added or subtracted in place."""
+        some = slice(first, first + len(out))
+        out.add_(self.as_own.index_select(0, self.own[some]), alpha=sign)
+        return out.add_(self.as_before.index_select(0, self.before[some]), alpha=sign)
 
 
 class TokenFeatures:
@@ -36,6 +74,20 @@ class TokenFeatures:
         if previous_id >= 0:
             before[:1] = self._embed(ids.new_tensor([previous_id]))
         return torch.cat([own, before], dim=1)
+
+    def rows(self, blocks: Sequence[tuple[int, Tensor]]) -> TokenRows:
+        """The same features for blocks of (id before, ids `[T]`); on a CPU ids that come again share a row."""
+        device = self.embedding.device
+        parts = [torch.cat([torch.tensor([before]), ids.cpu()]) for before, ids in blocks]
+        ids = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+        unique, place = ids.unique(return_inverse=True)
+        unknown = torch.where(ids >= 0, place, len(unique))
+        first = torch.zeros(len(ids), dtype=torch.bool)
+        first[torch.tensor([0, *(len(p) for p in parts[:-1])]).cumsum(0)[: len(parts)]] = True
+        own = torch.nonzero(~first).squeeze(1)
+        rows = self._embed(unique.to(device))
+        rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+        return TokenRows(rows, unknown[own].to(device), unknown[own - 1].to(device))
 
     def _embed(self, ids: Tensor) -> Tensor:
         rows = self.embedding[ids.clamp_min(0)].float() * (ids >= 0)[:, None]

@@ -6,7 +6,7 @@ Header, index, sections. All integers little-endian.
 offset  size   field
 ======  =====  =======================================================================================
 0       4      magic ``SQKV``
-4       2      format version: 1, or 2 where layers do not read equally far back
+4       2      format version (2; version 1, whose coded sections are other blocks, is read too)
 6       2      L, layers
 8       2      Hk, key/value heads
 10      2      D, head dimension
@@ -14,28 +14,29 @@ offset  size   field
 16      4      block size in tokens, at most 1,024
 20      2      sinks: leading tokens kept exact
 22      1      dtype of exact sections: 0 float16, 1 bfloat16, 2 float32, 3 int8 with float16 scales
-23      1      version 2: g, number of groups of layers; version 1: 0
+23      1      g, number of groups of layers; 0: one group of all layers
 24      4      n, number of sections
 28      4      step scale, float32: the calibrated base step was multiplied by it
 32      16     profile id: first half of the SHA-256 of the profile's tensor file
 48      8      length of the whole packet in bytes
 56      4      CRC-32 of bytes 0…55, of the groups and of the index
 60      4      CRC-32 of bytes 0…59
-64      …      version 2 only: the groups, each a window u32 (tokens that a query reads at most, itself included; 0: all)
+64      …      the groups, each a window u32 (tokens that a query reads at most, itself included; 0: all)
                and ⌈L/8⌉ bytes with a bit for each layer that belongs to it (layer 0 is the lowest bit of the first)
 …       24·n   index, one entry a section, group after group, in token order:
-               offset u64, length u32, first token u32, tokens u16, kind u8 (0 coded, 1 exact), group u8 (version 1: 0),
+               offset u64, length u32, first token u32, tokens u16, kind u8 (0 coded, 1 exact), group u8,
                CRC-32 u32
 …       …      the sections, one after the other, without gaps, up to the end
 ======  =====  =======================================================================================
 
-A group's sections begin with the oldest token that can still be read (or a few before) and go on to the last; in version 1
-there is one group of all layers, from token 0. A coded section is a block of `codec.coded_block`. An exact section holds
-keys *after* RoPE, then values, each `[L, Hk, T, D]` with the group's L layers; with int8 all codes come first and then all
-scales. Sections are found through the index, so any token block is decoded alone, also from a memory map. Every byte is
-under a checksum. Nothing is believed that the bytes there do not bear out: an exact section has the length that its tokens
-take, and whoever decodes coded ones first asks the profile's tables how few bytes their tokens can take
-(`SpectralCodec.least_bytes`), so what a reader allocates is bounded by the packet's own length.
+A group's sections begin with the oldest token that can still be read (or a few before) and go on to the last; without
+groups there is one of all layers, from token 0. A coded section is a block of `codec.rans_block`, a raw one of
+`codec.coded_block`, or one taken over from a packet of version 1. An exact section holds keys *after* RoPE, then values,
+each `[L, Hk, T, D]` with the group's L layers; with int8 all codes come first and then all scales. Sections are found
+through the index, so any token block is decoded alone, also from a memory map. Every byte is under a checksum. Nothing is
+believed that the bytes there do not bear out: an exact section has the length that its tokens take, and whoever decodes
+coded ones first asks the profile's tables how few bytes their tokens can take (`SpectralCodec.least_bytes`), so what a
+reader allocates is bounded by the packet's own length.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ from spectralquant.files import write_bytes
 from spectralquant.sources.geometry import LayerGroup
 
 MAGIC = b"SQKV"
-VERSION, GROUPED = 1, 2
+VERSION = 2
+READABLE = (1, 2)
 HEADER = struct.Struct("<4sHHHHIIHBBIf16sQI")
 CHECK = struct.Struct("<I")
 HEADER_SIZE = HEADER.size + CHECK.size
@@ -144,7 +146,7 @@ class SpectralPacket:
         index = table + b"".join(entries)
         head = HEADER.pack(
             MAGIC,
-            GROUPED if header.groups else VERSION,
+            VERSION,
             header.layers,
             header.kv_heads,
             header.head_dim,
@@ -271,28 +273,28 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
     fields = HEADER.unpack_from(data)
     version, layers, kv_heads, head_dim, tokens, block, sinks, dtype, parts = fields[1:10]
     count, scale, profile, length, crc = fields[10:]
-    if version not in (VERSION, GROUPED):
+    if version not in READABLE:
         raise PacketError(
-            f"The packet has format version {version}; this program reads versions {VERSION} and {GROUPED}. "
+            f"The packet has format version {version}; this program reads versions {READABLE[0]} to {READABLE[-1]}. "
             "Use the program that wrote it, or pack the prompt again."
         )
     if length != len(data):
         raise PacketError(f"The packet announces {length} bytes but has {len(data)}; it is truncated or has a tail.")
-    start = HEADER_SIZE + (parts * _group_size(layers) if version == GROUPED else 0)
+    start = HEADER_SIZE + parts * _group_size(layers)
     end = start + count * INDEX_ENTRY.size
     if end > length or dtype >= len(EXACT_DTYPES):
         raise PacketError("The packet's header contradicts its size.")
-    known = bool(parts) == (version == GROUPED)
+    known = version > 1 or not parts
     if not (layers and kv_heads and head_dim and block and known) or not 0 < scale < math.inf or sinks > tokens:
         raise PacketError("The packet's header holds values that no packet has.")
     index = data[HEADER_SIZE:end]
     if zlib.crc32(index, zlib.crc32(data[: HEADER.size - CHECK.size])) != crc:
         raise PacketError("The packet's index is damaged (checksum). Fetch or make the packet again.")
-    groups = _groups(data[HEADER_SIZE:start], layers) if version == GROUPED else ()
+    groups = _groups(data[HEADER_SIZE:start], layers) if parts else ()
     header = PacketHeader(layers, kv_heads, head_dim, tokens, block, sinks, EXACT_DTYPES[dtype], scale, profile, groups)
     sections, at = [], end
     for offset, size, first, covered, kind, group, checksum in INDEX_ENTRY.iter_unpack(data[start:end]):
-        section = Section(offset, size, first, covered, kind, checksum, group if version == GROUPED else 0)
+        section = Section(offset, size, first, covered, kind, checksum, group)
         if section.offset != at or section.kind not in (CODED, EXACT) or section.group >= len(header.all_groups):
             raise PacketError("The packet's index does not describe consecutive sections.")
         if section.kind == CODED and section.tokens > min(block, MAX_TOKENS):
@@ -303,7 +305,7 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
                 f"An exact section of {section.tokens} tokens has {section.length} bytes, expected "
                 f"{exact_length(header, section.tokens, layers_there)}."
             )
-        if not section.tokens or not section.length or (group and version != GROUPED):
+        if not section.tokens or not section.length:
             raise PacketError("The packet's index holds an empty section, or one of an unknown form.")
         at += section.length
         sections.append(section)
@@ -334,7 +336,7 @@ def _group_bytes(group: LayerGroup, layers: int) -> bytes:
 
 
 def _groups(data: memoryview, layers: int) -> tuple[LayerGroup, ...]:
-    """The groups of a version 2 packet, which together hold every layer once."""
+    """The groups of a packet, which together hold every layer once."""
     found, size = [], _group_size(layers)
     for at in range(0, len(data), size):
         mask = int.from_bytes(data[at + GROUP_WINDOW.size : at + size], "little")

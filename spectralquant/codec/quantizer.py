@@ -18,19 +18,17 @@ class SpectralQuantizer:
     def __init__(self, centroid: Tensor) -> None:
         self.centroid = centroid
 
-    def quantize(self, y: Tensor, step: Tensor) -> Tensor:
-        """Symbols int32 `[T, R]` of `y: [T, R]`; `step: [T]` in the units of y.
+    def quantize(self, y: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """Symbols int32 `[T, R]` of `y: [T, R]`, and whether a token can be coded; `step: [T]` in the units of y.
 
-        Raises:
-            OverflowError: a coefficient is not finite or its symbol exceeds 2^30 (the block is then stored raw).
+        It cannot where a coefficient is not finite or its symbol exceeds 2^30 (its block is then stored raw).
         """
         scaled = (y / step[:, None]).round_()
-        if not bool((scaled.abs() < LIMIT).all()):
-            raise OverflowError("coefficients outside the coder's range")
-        return scaled.to(torch.int32)
+        good = (scaled.abs() < LIMIT).all(1)
+        return scaled.to(torch.int32), good
 
     def dequantize(self, symbols: Tensor, step: Tensor) -> Tensor:
-        """Coefficients `[T, R]` of symbols."""
+        """Coefficients float32 `[T, R]` of symbols."""
         y = symbols.float()
         y = torch.where(symbols.abs() == 1, y * self.centroid, y)
-        return y * step[:, None]
+        return y.mul_(step[:, None])

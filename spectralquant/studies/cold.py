@@ -184,9 +184,9 @@ def bytes_over_entropy(loaded: LoadedModel, ids: torch.Tensor, method: SpectralC
     total = {"bytes": 0.0, "entropy_bytes": 0.0, "id_bytes": 0.0}
 
     def on_block(_: int, block: KVBlock, encoded: Any) -> None:
-        symbols, classes = method.codec.symbols(block)
+        run = method.codec.quantized([block])
         total["bytes"] += encoded.nbytes
-        total["entropy_bytes"] += method.codec.coder.ideal_bits(symbols, classes) / 8
+        total["entropy_bytes"] += method.codec.coder.ideal_bits(run.symbols, run.classes) / 8
         total["id_bytes"] += 2 * (block.tokens + 1)
 
     stream_window(loaded.model, loaded.geometry, ids, [method], on_block)

@@ -46,8 +46,10 @@ JITFunction.run = compile_only
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
 
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for  # noqa: E402
+from test_entropy import draw  # noqa: E402
 
 from sqkernels.dense_decode.launch import launch as dense  # noqa: E402
+from sqkernels.entropy import ops as entropy  # noqa: E402
 from sqkernels.rows import runtime  # noqa: E402
 from sqkernels.spectral_compress.ops import compress  # noqa: E402
 from sqkernels.spectral_decode.ops import decode  # noqa: E402
@@ -75,6 +77,15 @@ def main() -> None:
         compress(block, block, matrices, pages.storage, torch.zeros(1, dtype=torch.int64))
         cache = torch.zeros(2, kv, 64, dim, dtype=torch.bfloat16)
         dense(query, cache, cache, 0.1)
+    for shifted in (False, True):
+        for lanes in (32, 7):
+            table, contexts, tables, symbols, initial = draw([(32, lanes, 2)], 24, 1, shifted)
+            counts = torch.zeros(len(table), dtype=torch.int64)
+            states = torch.zeros(table.lanes, dtype=torch.uint32)
+            words = torch.zeros(0, dtype=torch.uint16)
+            entropy.decode(words, counts, states, counts, table, contexts, tables, torch.int16)
+            entropy.encode(symbols, initial, table, contexts, tables)
+        entropy.escape_positions(symbols, table, contexts, tables)
 
 
 if __name__ == "__main__":

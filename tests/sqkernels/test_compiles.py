@@ -18,6 +18,10 @@ KERNELS = {
     "compress_kernel",
     "split_kernel",
     "merge_kernel",
+    "rans_decode_kernel",
+    "rans_encode_kernel",
+    "rans_escape_kernel",
+    "rans_words_kernel",
 }
 
 

@@ -1,26 +1,38 @@
 """`cold`: entropy-coded blocks over all layers, in memory or in a memory-mapped packet; decoded when read.
 
-Entropy decoding runs once a block and forward pass (ahead of use, on the reconstructor's threads); each layer then
-multiplies only with its own columns of the basis, so dense keys and values of all layers never exist together.
+Entropy decoding runs once a block and forward pass, some blocks at once (ahead of use, on the reconstructor's threads);
+each layer then multiplies only with its own columns of the basis, so dense keys and values of all layers never exist
+together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.lazy import LazySection
-from spectralquant.cache.reconstructor import AsyncReconstructor
-from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each, whole_from_layers
+from spectralquant.cache.reconstructor import AsyncReconstructor, Task
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
+from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.coded_block import MAX_TOKENS
-from spectralquant.codec.spectral import BlockCoefficients, SpectralCodec
+from spectralquant.codec.coefficients import BlockCoefficients, halved
+from spectralquant.codec.products import product_dtype
+from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import PacketError
 
-CHUNK_BLOCKS = 8
+CHUNK_BLOCKS = 16
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a block's coefficients are: the chunk it is decoded with, and its first token there."""
+
+    chunk: Task
+    first: int
 
 
 class ColdTier:
@@ -28,7 +40,7 @@ class ColdTier:
 
     name = "cold"
 
-    def __init__(self, codec: SpectralCodec, reconstructor: AsyncReconstructor) -> None:
+    def __init__(self, codec: SpectralCodec | AdaptiveRankCompressor, reconstructor: AsyncReconstructor) -> None:
         self.codec, self.reconstructor = codec, reconstructor
 
     def encode(self, block: LeavingBlock) -> StoredBlock:
@@ -37,13 +49,18 @@ class ColdTier:
 
     def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
         """See `Tier.encode_run`."""
-        return encode_each(self, run, lengths)
+        parts = [run.part(first, last) for first, last in block_ranges(lengths)]
+        coded = self.codec.encode_run([p.plain() for p in parts])
+        return [self.from_bytes(data, p.start, p.tokens) for data, p in zip(coded, parts, strict=True)]
 
     def prefetch(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> None:
         """Start entropy decoding of blocks that a forward pass is going to read."""
-        for block in blocks:
-            if block not in scratch.decoded:
-                scratch.decoded[block] = self.reconstructor.submit(self._coefficients, block)
+        for chunk in _chunks([b for b in blocks if b not in scratch.decoded]):
+            task = self.reconstructor.submit(self._coefficients, chunk)
+            first = 0
+            for block in chunk:
+                scratch.decoded[block] = _Place(task, first)
+                first += block.tokens
 
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
@@ -51,27 +68,17 @@ class ColdTier:
         """See `Tier.dense`."""
         self.prefetch(blocks, scratch)
         g = self.codec.geometry
-        parts = []
-        for at in range(0, len(blocks), CHUNK_BLOCKS):
-            for coded in self._chunk(blocks[at : at + CHUNK_BLOCKS], scratch):
-                parts.append(self.codec.layer(coded, layer))
+        parts = [self.codec.layer(coded, layer) for coded in _wanted(blocks, scratch)]
         keys, values = (torch.cat([p[i] for p in parts]).view(-1, g.kv_heads, g.head_dim) for i in range(2))
         return scratch.rotate(keys, places, layer), values
 
-    def _chunk(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> list[BlockCoefficients]:
-        key = ("chunk", *blocks)
-        if key not in scratch.decoded:
-            tasks = [scratch.decoded[b] or self.reconstructor.submit(self._coefficients, b) for b in blocks]
-            scratch.decoded[key] = joined_coefficients([task.result() for task in tasks])
-            for block in blocks:
-                scratch.decoded[block] = None  # its chunk has it; another chunk (after a crop) decodes it again
-        return scratch.decoded[key]
-
-    def _coefficients(self, block: StoredBlock) -> BlockCoefficients:
-        coded = self.codec.coefficients(payload_bytes(block))
-        if coded.tokens != block.tokens:
-            raise PacketError(f"A block announced {block.tokens} tokens and holds {coded.tokens}.")
-        return halved(coded)
+    def _coefficients(self, blocks: Sequence[StoredBlock]) -> list[BlockCoefficients]:
+        data = [payload_bytes(block) for block in blocks]
+        for block, part in zip(blocks, data, strict=True):
+            if self.codec.announced(part) != block.tokens:
+                raise PacketError(f"A block of {block.tokens} tokens holds {self.codec.announced(part)}.")
+        dtype = product_dtype(self.codec.device)
+        return [halved(coded, dtype) for coded in self.codec.coefficients_run(data)]
 
     def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
@@ -99,28 +106,32 @@ def payload_bytes(block: StoredBlock) -> bytes | memoryview:
     return block.payload.read() if isinstance(block.payload, LazySection) else block.payload
 
 
-def halved(coded: BlockCoefficients) -> BlockCoefficients:
-    """Coefficients in half precision while they wait: far below the quantizer's error, and half the memory."""
-    if coded.y is None or max(float(y.abs().max()) for y in coded.y if y.numel()) > 60_000:
-        return coded
-    return replace(coded, y=tuple(y.half() for y in coded.y))
+def _chunks(blocks: Sequence[StoredBlock]) -> Iterator[list[StoredBlock]]:
+    """Consecutive blocks, as many as are decoded at once."""
+    chunk: list[StoredBlock] = []
+    for block in blocks:
+        if chunk and (len(chunk) == CHUNK_BLOCKS or chunk[-1].stop != block.start):
+            yield chunk
+            chunk = []
+        chunk.append(block)
+    if chunk:
+        yield chunk
 
 
-def joined_coefficients(parts: Sequence[BlockCoefficients]) -> list[BlockCoefficients]:
-    """Consecutive coded blocks as one, so that a layer is one product; raw blocks stay alone."""
-    out: list[BlockCoefficients] = []
-    run: list[BlockCoefficients] = []
-    for part in (*parts, None):
-        if part is not None and part.raw is None:
-            run.append(part)
-            continue
-        if run:
-            y = tuple(torch.cat([p.y[i] for p in run]) for i in range(2))
-            ids = None if run[0].ids is None else torch.cat([p.ids for p in run])
-            tokens = [p.tokens for p in run]
-            extra = tuple(replace(e, first=sum(tokens[:i])) for i, p in enumerate(run) for e in p.extra)
-            out.append(BlockCoefficients(sum(tokens), y, None, ids, run[0].previous_id, None, extra))
-            run = []
-        if part is not None:
-            out.append(part)
-    return out
+def _wanted(blocks: Sequence[StoredBlock], scratch: ReadScratch) -> Iterator[BlockCoefficients]:
+    """Coefficients of the blocks, in order, with as few parts as their chunks allow."""
+    spans: list[tuple[Task, int, int]] = []
+    for block in blocks:
+        place = scratch.decoded[block]
+        end = place.first + block.tokens
+        if spans and spans[-1][0] is place.chunk and spans[-1][2] == place.first:
+            spans[-1] = (place.chunk, spans[-1][1], end)
+        else:
+            spans.append((place.chunk, place.first, end))
+    for task, first, last in spans:
+        at = 0
+        for coded in task.result():
+            begin, end = max(first, at), min(last, at + coded.tokens)
+            if begin < end:
+                yield coded.part(begin - at, end - at)
+            at += coded.tokens

@@ -61,8 +61,8 @@ def test_prefetched_blocks_are_complete_when_attention_reads_them(monkeypatch):
     expected = read(model, filled(model, profile, "cold"), NEXT[:, :1])
     halved, here, slept = cold_tier.halved, threading.get_ident(), []
 
-    def late(coded):
-        found = halved(coded)
+    def late(coded, dtype):
+        found = halved(coded, dtype)
         if threading.get_ident() == here:
             return found
         slept.append(1)

@@ -6,6 +6,7 @@ import resource
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hostile_for_tests import KINDS, bomb, material, run
@@ -16,9 +17,11 @@ from spectralquant.cache.prompt import unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.packet import SpectralPacket
+from spectralquant.codec.rans_block import RansParts, join
 from spectralquant.errors import InputError, PacketError, ProfileError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.profile_view import ProfileView
+from sqkernels.entropy import BlockShape
 
 CORPUS = Path(__file__).resolve().parents[2] / "corpus"
 
@@ -60,8 +63,11 @@ def test_a_block_that_announces_more_than_its_words_can_code_is_refused_before_i
     codec = cache.tiers["cold"].codec
     with pytest.raises(PacketError, match="announces 1024 tokens"):
         codec.decode(bytes([0, 2, 0, 4, *bytes(8)]) + bytes(2 * 1025))
+    shape = BlockShape(1024, 1, 1)
+    none = np.zeros(0, np.uint8)
+    parts = RansParts(shape, 0, np.zeros((1, 2), np.int64), 0, None, None, np.ones(1, np.uint32), none, none)
     with pytest.raises(PacketError, match="announces 1024 tokens"):
-        cache.tiers["cold"].codec.coder.decode(torch.zeros(0).numpy(), torch.zeros(0).numpy(), 1024)
+        codec.decode(join(parts))
 
 
 @settings(max_examples=30, deadline=None)

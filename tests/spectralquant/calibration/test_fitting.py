@@ -7,7 +7,7 @@ from spectralquant.calibration.bits import CHOICES, MaskGenerator
 from spectralquant.calibration.codebooks import fit_codebooks
 from spectralquant.calibration.importance import fit_importance
 from spectralquant.calibration.tables import cluster_tables, code_length, symbol_histogram
-from spectralquant.codec.entropy import ALPHABET, ESCAPE
+from spectralquant.codec.symbols import ALPHABET, ESCAPE
 from spectralquant.errors import InputError
 
 
