@@ -38,6 +38,10 @@ class NotCompressedWarning(UserWarning):
     """A cache did not compress (part of) what it was given; the message says why, `SpectralCache.stats()` how much."""
 
 
+class RepeatedPromptWarning(UserWarning):
+    """`generate` was given a prompt that its cache holds already, so its tokens are read twice."""
+
+
 class SuspectModelWarning(UserWarning):
     """The uncompressed model predicts a text hardly better than a unigram model, so figures measured with it mean little."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spectralquant.cache.binding import ModelBinding
     from spectralquant.cache.making import CacheGroups
     from spectralquant.cache.policy import TierPolicy
+    from spectralquant.cache.repeated import PromptWatch
     from spectralquant.cache.state import CacheState
     from spectralquant.cache.uncompressed import RunReport
 
@@ -30,6 +31,7 @@ class CachePasses(Cache):
     groups: CacheGroups
     policy: TierPolicy
     report: RunReport
+    watch: PromptWatch
     options: dict[str, Any]
     in_forward: bool
     reads_views: bool
@@ -47,6 +49,7 @@ class CachePasses(Cache):
                 f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
             )
         self.state.require_even()
+        self.watch.look(self.state.total)
         if self.binding.pass_of(self) is None and inside_a_module():
             raise UnsupportedModelError(
                 "This cache was called by another model object than it was made for, whose forward passes nothing watches, "

@@ -17,6 +17,7 @@ from spectralquant.attention.observe import attention_received
 from spectralquant.attention.tap import AttentionCall, AttentionTap
 from spectralquant.cache.binding import bind
 from spectralquant.cache.packet_layout import require_room
+from spectralquant.cache.repeated import UnpackedCache
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.block_rotary import rotate_keys
 from spectralquant.codec.coded_block import announced_tokens
@@ -192,6 +193,9 @@ def unpack_cache(
 ) -> DynamicCache:
     """Decode a packet into a `DynamicCache` in the model's dtype, ready for `generate` to continue.
 
+    `generate` takes the packed prompt's tokens and at least one more; given exactly the packed prompt it would feed it a
+    second time, of which `RepeatedPromptWarning` tells: call `cache.crop(-1)` first.
+
     Raises:
         PacketError: damaged, or written with another profile. ProfileError: the profile is for another model.
         InputError: more tokens than the model has positions.
@@ -228,7 +232,7 @@ def unpack_cache(
         for count in pool.map(as_caller(decode, model_device(model)), _runs(packet.sections)):
             done += count
             progress(done, len(packet.sections))
-    cache = DynamicCache()
+    cache = UnpackedCache()
     for layer in range(h.layers):
         cache.update(keys[layer], values[layer], layer)
     return cache

@@ -26,6 +26,7 @@ from spectralquant.cache.policy import make_policy
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reading import BlockReader
 from spectralquant.cache.reconstructor import AsyncReconstructor
+from spectralquant.cache.repeated import PromptWatch
 from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
 from spectralquant.cache.snapshot_file import restoring
 from spectralquant.cache.state import CacheState
@@ -138,6 +139,7 @@ class SpectralCache(CachePasses):
         backend = kernel_backend(kernels, self.geometry, self.pool.device, select)
         self.spent, self.in_forward, self.reads_views, self.over_budget = Spent(), False, False, False
         self.state = CacheState(self.binding, [GroupTokens.of(self, kind, codes(kind, window)) for kind in kinds])
+        self.watch = PromptWatch()
         self.report = RunReport(policy.first != "exact", window, compress_from)
         self.groups = CacheGroups.of(self, backend)
         self.state.keep_ids = self.groups.predict

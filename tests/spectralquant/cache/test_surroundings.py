@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from spectralquant.cache.prompt import pack_prompt, unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
-from tests.conftest import profile_of
+from tests.conftest import profile_of, random_model
 
 TIERS = ("exact", "hot", "warm", "cold")
 
@@ -170,3 +170,25 @@ def test_packets_are_the_same_bytes_in_all_surroundings(llama, ids, name):
         assert torch.equal(one, loaded.model(input_ids=ids[:, :1], past_key_values=copy).logits)
     profile.codecs.clear()
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_training_model_keeps_its_mode_and_its_dropout(ids, tier):
+    model, profile = random_model(attention_dropout=0.3).train(), profile_of("llama")[1]
+    model.model.layers[0].eval()
+    modes = [m.training for m in model.modules()]
+    cache = SpectralCache(model, profile, tier=tier, background=False)
+    assert [m.training for m in model.modules()] == modes
+    plain = random_model()
+    steady = SpectralCache(plain, profile, tier=tier, background=False)
+    with torch.no_grad():
+        for part in (ids[:, :600], ids[:, 600:608]):
+            dropped = model(input_ids=part, past_key_values=cache).logits
+            kept = plain(input_ids=part, past_key_values=steady).logits
+    assert not close(dropped, kept, 0.02)
+    model.eval()
+    again = SpectralCache(model, profile, tier=tier, background=False)
+    with torch.no_grad():
+        for part in (ids[:, :600], ids[:, 600:608]):
+            found = model(input_ids=part, past_key_values=again).logits
+    assert torch.equal(found, kept)
