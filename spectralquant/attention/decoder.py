@@ -55,6 +55,11 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
         UnsupportedModelError: none is found.
     """
     found = _attention(text_decoder(model))
+    if not found and any("Attention" in type(m).__name__ for m in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has attention layers that are not numbered as transformers' caches need them, so their "
+            "keys and values cannot be followed. Use a model class of transformers' current interface."
+        )
     if not found:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no softmax attention layers with a key/value cache (state-space, linear or "

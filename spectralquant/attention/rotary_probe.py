@@ -34,6 +34,7 @@ def rotary_probe(model: nn.Module) -> tuple[list[AttentionCall], list[AttentionC
     ids = torch.randint(0, text_config(model).vocab_size, (1, TOKENS), generator=generator).to(model_device(model))
     hidden: list[Tensor] = []
     first = _calls(model, ids, 0, lambda x: hidden.append(x) or x)
+    _require_causal(model, first)
     seen = iter(hidden)
     return first, _calls(model, ids, OFFSET, lambda _: next(seen))
 
@@ -66,6 +67,21 @@ def _calls(model: nn.Module, ids: Tensor, offset: int, replace: Callable[[Tensor
             "values cannot be observed. Use a model class that supports `set_attn_implementation`."
         )
     return calls
+
+
+def _require_causal(model: nn.Module, calls: list[AttentionCall]) -> None:
+    """Refuse attention that reads later tokens: what is cached of a token would change with every new one."""
+    for call in calls:
+        if call.mask is None:
+            own = call.options.get("is_causal")
+            forward = not (getattr(call.module, "is_causal", True) if own is None else own)
+        else:
+            forward = bool(call.allowed().triu(1).any())
+        if forward:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} reads later tokens (layer {call.layer} is not causal), so its keys and values are "
+                "not final when they are cached. Use a decoder (an encoder with a language model head needs is_decoder=True)."
+            )
 
 
 def rotary_layout(first: AttentionCall, second: AttentionCall) -> RotaryLayout | None:

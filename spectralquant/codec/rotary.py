@@ -20,10 +20,12 @@ class RotaryLayout:
 
     pairs: which coordinates turn together: (i, i + F) for "halves" (Llama), (2i, 2i + 1) for "neighbours" (Cohere).
     table: how the model's cos and sin hold the F angles: twice in a row ("halves"), each doubled ("neighbours"), "once".
+    backwards: the second coordinate turns to the first (nanochat), not the first to the second.
     """
 
     pairs: str = HALVES
     table: str = HALVES
+    backwards: bool = False
 
     def angles(self, table: Tensor) -> Tensor:
         """The F columns of a model's cos or sin `[..., n]`."""
@@ -32,7 +34,12 @@ class RotaryLayout:
         return table[..., : table.shape[-1] // 2] if self.table == HALVES else table[..., ::2]
 
 
-LAYOUTS = tuple(RotaryLayout(pairs, table) for table in (HALVES, NEIGHBOURS, ONCE) for pairs in (HALVES, NEIGHBOURS))
+LAYOUTS = tuple(
+    RotaryLayout(pairs, table, backwards)
+    for backwards in (False, True)
+    for table in (HALVES, NEIGHBOURS, ONCE)
+    for pairs in (HALVES, NEIGHBOURS)
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class Rotation:
     @classmethod
     def of(cls, cos: Tensor, sin: Tensor, layout: RotaryLayout) -> Rotation:
         """From a model's own tables `[T, n]`."""
-        return cls(*(layout.angles(x).float().contiguous() for x in (cos, sin)), layout.pairs)
+        cos, sin = (layout.angles(x).float().contiguous() for x in (cos, sin))
+        return cls(cos, -sin if layout.backwards else sin, layout.pairs)
 
     def part(self, tokens: slice | Tensor) -> Rotation:
         """Some of the tokens."""

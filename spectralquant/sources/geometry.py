@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from spectralquant.attention.rotary_probe import rotary_layout, rotary_probe
+from spectralquant.attention.rotary_tables import RotaryTables
 from spectralquant.codec.rotary import RotaryLayout
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.sources.layer_probe import probe_layers
@@ -120,14 +121,14 @@ def probe_geometry(model: nn.Module) -> CacheGeometry:
             shape; a rotary embedding that cannot be inverted.
     """
     refuse_unsupported(model)
-    facts = probe_layers(model)
     calls, moved = rotary_probe(model)
     shapes = {(c.query.shape[1], c.key.shape[1], c.key.shape[3], c.value.shape[3]) for c in calls}
     if len(shapes) != 1 or any(d != v for _, _, d, v in shapes):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has layers of different key/value shapes {sorted(shapes)} "
-            "(query heads, kv heads, key dim, value dim); the codec needs one shape for all layers."
+            f"{type(model).__name__} has key/value shapes {sorted(shapes)} (query heads, kv heads, key dim, value dim); the "
+            "codec needs one shape for all layers, and keys and values of one dimension."
         )
+    facts = probe_layers(model)
     if [c.layer for c in calls] != list(facts.owners):
         raise UnsupportedModelError(
             f"{type(model).__name__} adds keys and values of layers {list(facts.owners)} to its cache, and its attention "
@@ -142,4 +143,7 @@ def probe_geometry(model: nn.Module) -> CacheGeometry:
         )
     layout = layouts.pop() if layouts else RotaryLayout()
     windows = facts.windows if any(facts.windows) else ()
-    return CacheGeometry(len(calls), heads, kv_heads, head_dim, tuple(x is not None for x in found), windows, layout)
+    rotary = tuple(x is not None for x in found)
+    geometry = CacheGeometry(len(calls), heads, kv_heads, head_dim, rotary, windows, layout)
+    RotaryTables(model, geometry)  # refuses what could be calibrated and not be read again
+    return geometry

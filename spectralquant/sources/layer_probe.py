@@ -87,11 +87,9 @@ def probe_layers(model: nn.Module) -> LayerFacts:
     one = torch.zeros(1, 1, dtype=torch.int64, device=device)
     last, given = attention_modules(model)[-1], []
     handle = last.register_forward_pre_hook(lambda m, a, k: given.extend((*a, *k.values())), with_kwargs=True)
-    does = (
-        "changes the keys and values that a cache returns, or asks for more of a cache than transformers' interface has"
-    )
+    does = "does not run on a spectral cache"
     try:
-        way_out = "Use a model that hands them to attention as they are."
+        way_out = "A model must hand to attention, as it is, what its cache returns, and ask nothing else of the cache."
         with architecture_errors(model, does, way_out), AttentionTap(model, observe):
             model(input_ids=one, position_ids=one, use_cache=True, **with_cache(model, cache))
     finally:
