@@ -141,12 +141,16 @@ def _hub_cache() -> Check:
 
 
 def _builtin_model() -> Check:
-    from spectralquant.sources.cache import NAME, cache_folder
+    from spectralquant.sources.builtin.folder import cached_folder, is_cached
+    from spectralquant.sources.builtin.table import BUILTIN_MODELS, DEFAULT_MODEL
 
-    folder = cache_folder() / "models" / NAME
-    if (folder / "config.json").is_file():
-        return Check("built-in model", OK, str(folder))
-    return Check("built-in model", WARN, "not fetched yet", "The first calibration fetches it (93 MB).")
+    there = [name for name, model in BUILTIN_MODELS.items() if is_cached(model)]
+    if DEFAULT_MODEL in there:
+        return Check(
+            "built-in models", OK, f"{', '.join(there)} in {cached_folder(BUILTIN_MODELS[DEFAULT_MODEL]).parent}"
+        )
+    size = BUILTIN_MODELS[DEFAULT_MODEL].megabytes
+    return Check("built-in models", WARN, "not fetched yet", f"The first calibration fetches one ({size} MB).")
 
 
 def _disk() -> Check:

@@ -16,6 +16,7 @@ from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.forward import with_cache
 from spectralquant.sources.models import LoadedModel
+from spectralquant.sources.tokens import prompt_ids
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def generate_text(
     Raises:
         InputError: an empty prompt, or one that leaves no room before the model's last position.
     """
-    ids = loaded.tokenizer(prompt, return_tensors="pt").input_ids.to(loaded.device)
+    ids = torch.tensor([prompt_ids(loaded.tokenizer, prompt)], dtype=torch.int64, device=loaded.device)
     if ids.shape[1] == 0:
         raise InputError("The prompt has no tokens.")
     require_known_ids(loaded.model, ids)

@@ -17,6 +17,7 @@ from torch import Tensor
 from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.methods.base import AnyMethod
+from spectralquant.sources.bos import bos_token
 from spectralquant.sources.models import LoadedModel
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
@@ -52,7 +53,7 @@ def needle_prompt(tokenizer: Any, context: int, depth: float, key: str) -> tuple
     """Token ids int64 `[≤ context]` of filler, needle at `depth`, filler, question and key; and the key's length."""
     encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
     needle, question, answer = encode(NEEDLE.format(key=key)), encode(QUESTION), encode(" " + key)
-    bos = [tokenizer.bos_token_id] if tokenizer("a").input_ids[0] == tokenizer.bos_token_id else []
+    bos = [] if (first := bos_token(tokenizer)) is None else [first]
     room = context - len(needle) - len(question) - len(answer) - len(bos)
     if room < 64:
         raise InputError(f"A context of {context} tokens is too short for needle retrieval; use at least 256.")

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import platformdirs
 
-NAME = "smollm2-135m"
-
 
 def cache_folder() -> Path:
     """`$SPECTRALQUANT_CACHE`, else the user cache folder of the platform."""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import SourceError
+from spectralquant.sources.bos import bos_token
 from spectralquant.sources.documents.report import Report, warn
 from spectralquant.sources.text import TextSource
-from spectralquant.sources.tokens import SourceShare, TokenText, bos_token, tokenize, tokens_sha256
+from spectralquant.sources.tokens import SourceShare, TokenText, tokenize, tokens_sha256
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,18 @@ from transformers import (
 
 from spectralquant.errors import InputError, SourceError, UnsupportedModelError, did_you_mean
 from spectralquant.known_faults import gguf_fault
-from spectralquant.sources import builtin_model
-from spectralquant.sources.cache import NAME
+from spectralquant.sources.bos import begin_with_bos
+from spectralquant.sources.builtin.folder import builtin_folder
+from spectralquant.sources.builtin.table import BUILTIN_MODELS
+from spectralquant.sources.builtin.table import PREFIX as BUILTIN
 from spectralquant.sources.geometry import CacheGeometry, probe_geometry, refuse_unsupported
+from spectralquant.sources.gguf_header import gguf_metadata
 from spectralquant.sources.random_model import PREFIX, random_config, random_model
 from spectralquant.sources.shapes import parse_shape
 from spectralquant.sources.wrappers import model_device
 
-BUILTIN = {f"builtin:{NAME}": builtin_model.builtin_model_folder}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NEED_BOS = "gemma"
 AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText)
 
 
@@ -101,15 +104,11 @@ def load_model(
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
     with _quiet_transformers():
-        if spec.startswith("builtin:"):
-            if spec not in BUILTIN:
-                raise SourceError(
-                    f"There is no built-in model {spec!r}; there is {', '.join(BUILTIN)}.{did_you_mean(spec, BUILTIN)}"
-                )
-            model, tokenizer = _load_folder(BUILTIN[spec](offline=offline, report=report), kind, local=True)
+        if spec.startswith(BUILTIN):
+            model, tokenizer = _load_folder(builtin_folder(spec, offline=offline, report=report), kind, local=True)
         elif spec.startswith(PREFIX):
             model, tokenizer = random_model(spec, kind, target)
-        elif spec.endswith(".gguf"):
+        elif spec.lower().endswith(".gguf"):
             if not Path(spec).is_file():
                 raise SourceError(f"There is no GGUF file {spec}. Check the path.")
             model, tokenizer = load_gguf(Path(spec), dtype=kind)
@@ -118,7 +117,7 @@ def load_model(
         elif spec.startswith((".", "/", "~")) or spec.count("/") > 1 or not spec.strip():
             raise SourceError(
                 f"There is no model folder {spec!r}. Pass a folder with config.json and safetensors, "
-                f"a .gguf file, a hub id (owner/name), or {', '.join(BUILTIN)}."
+                f"a .gguf file, a hub id (owner/name), or {', '.join(BUILTIN_MODELS)}."
             )
         else:
             model, tokenizer = _load_hub(spec, kind, offline)
@@ -136,7 +135,7 @@ def load_config(spec: str, *, offline: bool = False) -> Any:
         return random_config(parse_shape(spec.removeprefix(PREFIX)))
     with _quiet_transformers():
         try:
-            folder = BUILTIN[spec](offline=offline) if spec in BUILTIN else spec
+            folder = builtin_folder(spec, offline=offline) if spec.startswith(BUILTIN) else spec
             return AutoConfig.from_pretrained(folder, local_files_only=offline or Path(folder).is_dir())
         except SourceError:
             raise
@@ -145,7 +144,14 @@ def load_config(spec: str, *, offline: bool = False) -> Any:
 
 
 def load_gguf(path: Path, *, dtype: str | torch.dtype) -> tuple[nn.Module, Any]:
-    """Load a GGUF file with its weights dequantized to `dtype`."""
+    """Load a GGUF file with its weights dequantized to `dtype`.
+
+    Raises:
+        SourceError: damaged, or of an architecture that this transformers reads wrongly.
+    """
+    header = gguf_metadata(path)
+    if (fault := gguf_fault(str(header.get("general.architecture")))) is not None:
+        raise SourceError(f"{path} is not used: {fault}")
     options: dict[str, Any] = {"gguf_file": path.name, "dtype": dtype}
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -156,8 +162,8 @@ def load_gguf(path: Path, *, dtype: str | torch.dtype) -> tuple[nn.Module, Any]:
             model = AutoModelForCausalLM.from_pretrained(path.parent, **options)
     except Exception as error:  # the gguf reader raises almost anything on damaged files
         raise SourceError(f"{path} cannot be read as a GGUF model ({_first_line(error)}). Check the file.") from error
-    if (fault := gguf_fault(model.config.model_type)) is not None:
-        raise SourceError(f"{path} is not used: {fault}")
+    if header.get("tokenizer.ggml.add_bos_token"):
+        begin_with_bos(tokenizer, header.get("tokenizer.ggml.bos_token_id"), str(path))
     return model, tokenizer
 
 
@@ -176,6 +182,8 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, *, local: bool) -> tupl
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, … for bad folders
         raise SourceError(f"Model {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
     refuse_unsupported(model)
+    if config.model_type.startswith(NEED_BOS):
+        begin_with_bos(tokenizer, tokenizer.bos_token_id, str(folder))
     return model, tokenizer
 
 
@@ -201,7 +209,7 @@ def _load_hub(name: str, dtype: torch.dtype, offline: bool) -> tuple[nn.Module, 
     except SourceError as error:
         raise SourceError(
             f"{error} Check the hub id, the network (or drop --offline), and your access to the model; "
-            f"a local folder or {', '.join(BUILTIN)} needs no hub.{did_you_mean(name, BUILTIN)}"
+            f"a local folder or {', '.join(BUILTIN_MODELS)} needs no hub.{did_you_mean(name, BUILTIN_MODELS)}"
         ) from error
 
 

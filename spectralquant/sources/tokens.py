@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import InputError, SourceError
+from spectralquant.sources.bos import bos_token
 from spectralquant.sources.documents.columns import RowReader
 from spectralquant.sources.documents.conversation import Conversation
 from spectralquant.sources.documents.pieces import PIECE, Continuation, in_pieces
@@ -106,10 +107,11 @@ def tokenize(tokenizer: Any, documents: Iterable[str], at_least: int | None = No
     return TokenText(torch.from_numpy(np.concatenate(parts).astype(np.int64)), bos_token(tokenizer))
 
 
-def bos_token(tokenizer: Any) -> int | None:
-    """The token that the tokenizer puts before every text, or None."""
-    first = tokenizer("a").input_ids[:1]
-    return first[0] if first and first[0] == tokenizer.bos_token_id else None
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt, with the special tokens that the tokenizer adds; a BOS that is written out is not doubled."""
+    ids = tokenizer(prompt, verbose=False).input_ids
+    bos = bos_token(tokenizer)
+    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
 def _rendered(tokenizer: Any, document: str, refused: dict[str, int]) -> str:

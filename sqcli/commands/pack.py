@@ -58,6 +58,7 @@ def pack(
     from spectralquant.profile import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results import results_file
+    from spectralquant.sources.tokens import prompt_ids
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.render.packet import packet_row, packet_view
@@ -65,7 +66,7 @@ def pack(
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
     loaded_profile = CalibrationProfile.load(profile)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output)
-    ids = torch.tensor([loaded.tokenizer(prompt, verbose=False).input_ids[:max_tokens]])
+    ids = torch.tensor([prompt_ids(loaded.tokenizer, prompt)[:max_tokens]])
     start = time.perf_counter()
     with output.progress() as bar:
         packet = pack_prompt(

@@ -252,11 +252,12 @@ def _second_model(
 ) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from spectralquant.sources.builtin_model import builtin_model_folder
+    from spectralquant.sources.builtin.folder import builtin_folder
+    from spectralquant.sources.builtin.table import DEFAULT_MODEL
     from spectralquant.sources.models import pick_device
     from spectralquant.studies.second_model import second_model_study
 
-    tokenizer = AutoTokenizer.from_pretrained(builtin_model_folder(offline=offline, report=output.note))
+    tokenizer = AutoTokenizer.from_pretrained(builtin_folder(DEFAULT_MODEL, offline=offline, report=output.note))
     text, data = _text(tokenizer, sources, 1024, output)
     with output.progress() as bar:
         result = second_model_study(tokenizer, text, data, pick_device(device), train_seconds, bar)

@@ -47,7 +47,7 @@ def test_costs_are_measured_in_processes_of_their_own(builtin, tmp_path):
     )
     profile = calibrate_model(builtin, text, settings, out=tmp_path / "p")
     profile = replace(profile, path=tmp_path / "p")
-    rows = cache_study(builtin, profile, text, "builtin:pydoc", 1024, 512, lambda *_: None)["rows"]
+    rows = cache_study(builtin, profile, text, 1024, 512, lambda *_: None)["rows"]
     assert [r["tier"] for r in rows] == ["none", "hot"]
     assert all(r["peak_memory_bytes"] > 0 for r in rows)
     assert rows[1]["resident_ratio"] > 1

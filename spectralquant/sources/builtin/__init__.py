@@ -1,0 +1,1 @@
+"""Models that come from the Python package index: no model hub is needed."""
