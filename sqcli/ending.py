@@ -30,7 +30,7 @@ SURROUNDINGS = {
     ]
     if hasattr(errno, name)
 }
-_warned: set[str] = set()
+_warned: set[type[Warning]] = set()
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
@@ -59,12 +59,12 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
     return INTERNAL
 
 
-def warning_line(message: Warning | str, *_: object) -> str:
-    """A Python warning as one line; one that differs from an earlier one in its figures alone is left out."""
-    kind = "".join(c for c in str(message) if not c.isdigit() and c not in ".,")
-    if kind in _warned:
-        return ""
-    _warned.add(kind)
+def warning_line(message: Warning | str, category: type[Warning], *_: object) -> str:
+    """A Python warning as one line. That a model is suspect is said once a run, though every measurement finds it."""
+    if category.__name__ == "SuspectModelWarning":
+        if category in _warned:
+            return ""
+        _warned.add(category)
     return f"sq: warning: {_printable(str(message))}\n"
 
 
