@@ -46,7 +46,7 @@ JITFunction.run = compile_only
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
 
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for  # noqa: E402
-from test_entropy import draw  # noqa: E402
+from test_rans import draw  # noqa: E402
 
 from sqkernels.dense_decode.launch import launch as dense  # noqa: E402
 from sqkernels.entropy import ops as entropy  # noqa: E402
