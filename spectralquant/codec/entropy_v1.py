@@ -7,12 +7,15 @@ first. Values beyond ±15 take the escape symbol and travel as plain integers. O
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
-import constriction
 import numpy as np
 
 from spectralquant.codec.symbols import ESCAPE, SHIFT_GROUP, SHIFTS, SPAN, groups
 from spectralquant.errors import PacketError
+
+if TYPE_CHECKING:
+    import constriction
 
 SHIFT_PROBABILITIES = np.array([0.5 ** abs(i - len(SHIFTS) // 2) for i in range(len(SHIFTS))])
 
@@ -53,6 +56,8 @@ class EntropyReaderV1:
         Raises:
             PacketError: the words or escapes do not belong to these tables.
         """
+        import constriction
+
         if len(words) < self.least_words(tokens):
             raise PacketError(
                 f"A block announces {tokens} tokens, but {len(words)} words cannot code that many with this profile's tables."
@@ -112,5 +117,7 @@ class EntropyReaderV1:
 
 def categorical(probabilities: Array) -> constriction.stream.model.Categorical:
     """A table as the library rounds it."""
+    import constriction
+
     row = np.ascontiguousarray(probabilities, dtype=np.float64)
     return constriction.stream.model.Categorical(row / row.sum(), perfect=False)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,13 @@ from torch import Tensor
 
 from spectralquant.codec.block import BLOCK
 from spectralquant.codec.entropy import EntropyCoder
+from spectralquant.codec.packet import CODED, SpectralPacket
+from spectralquant.codec.rans_block import MODES, split
+from spectralquant.codec.symbols import SHIFTS
+from spectralquant.errors import InputError
+
+if TYPE_CHECKING:
+    from spectralquant.codec.spectral import SpectralCodec
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,20 @@ class SymbolSample:
     source: str
 
     @classmethod
-    def of_blocks(cls, codec, blocks: Sequence, source: str) -> SymbolSample:
-        """Symbols of `KVBlock`s under a `SpectralCodec`."""
-        run = codec.quantized(blocks)
-        symbols = run.symbols.clamp(-32767, 32767).to(torch.int16).cpu()
+    def of_packet(cls, codec: SpectralCodec, packet: SpectralPacket, source: str) -> SymbolSample:
+        """Symbols of a packet's coded blocks, under the codec that wrote it.
+
+        Raises:
+            InputError: it has none.
+        """
+        data = [bytes(packet.body(s)) for s in packet.sections if s.kind == CODED]
+        blocks = [d for d in data if d[0] in MODES]
+        if not blocks:
+            raise InputError("The packet has no coded blocks. Use a longer text (--window).")
+        found = codec.coder.decode([split(d, codec.coder.ranks, len(SHIFTS)) for d in blocks])
+        symbols = found.symbols.clamp(-32767, 32767).to(torch.int16).cpu()
         tier = codec.tier
-        return cls(tier.tables, tier.key_choice, tier.value_choice, symbols, run.classes.cpu(), source)
+        return cls(tier.tables, tier.key_choice, tier.value_choice, symbols, found.classes.cpu(), source)
 
     def save(self, path: str | Path) -> None:
         """As compressed numpy arrays."""

@@ -29,8 +29,9 @@ STUDIES = (
     "kernels",
     "gate",
     "shapes",
+    "coder",
 )
-WITH_PROFILE = ("packet", "cache", "index")
+WITH_PROFILE = ("packet", "cache", "index", "coder")
 TWO_TEXTS = ("domains", "adaptive")
 DEFAULT_OTHER = ("builtin:stdlib",)
 READ_TOKENS = 4_000_000
@@ -69,7 +70,8 @@ def study(
     text that turns from prose to code. index: quality when a part of the hot codes is read, by the share selected.
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
     models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
-    exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384.
+    exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
+    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -176,6 +178,10 @@ def _measure(
             from spectralquant.studies.cache import cache_study
 
             return cache_study(loaded, profile, text, 4 * window, 2 * window, bar)
+        if name == "coder":
+            from spectralquant.studies.coder_model import coder_study_of_model
+
+            return coder_study_of_model(loaded, profile, text, window, data, bar)
         if name == "adaptive":
             from spectralquant.studies.adaptive import adaptive_study
 

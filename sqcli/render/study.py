@@ -21,6 +21,8 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
         return [error_rates(result)]
     if result["kind"] == "spectralquant.index":
         return [index_quality(result["rows"])]
+    if result["kind"] == "spectralquant.coder":
+        return [coder_speed(result)]
     if result["kind"] == "spectralquant.shapes":
         models = dict.fromkeys(r["model"] for r in result["rows"])
         return [model_steps(m, [r for r in result["rows"] if r["model"] == m]) for m in models]
@@ -183,3 +185,19 @@ def method_label(row: dict[str, Any]) -> str:
     if options.get("exact_bits") == 8:
         parts.append("int8 window")
     return " ".join(parts)
+
+
+def coder_speed(result: dict[str, Any]) -> Table:
+    """Sizes and speed of the entropy coder and of general compressors on the same symbols."""
+    checks = result["checks"]
+    title = f"\n{checks['blocks']:,} random blocks: {checks['bytes_differ']} with other bytes, {checks['wrong_on_cpu']} wrong on the CPU, {checks['wrong_on_device']} on the device"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    for name in ("shape", "coder", "tokens", "bytes", "encode GB/s", "decode GB/s"):
+        table.add_column(name, justify="left" if name in ("shape", "coder") else "right")
+    for r in result["rows"]:
+        label = r["coder"] if "warps" not in r else f"{r['coder']}, {r['warps']} warps"
+        tokens = f"{r['context']:,}" + (f" × {r['batch']}" if r["batch"] > 1 else "")
+        table.add_row(
+            r["model"], label, tokens, f"{r['bytes']:,}", f"{r['encode_gb_s']:.2f}", f"{r['decode_gb_s']:.2f}"
+        )
+    return table
