@@ -69,7 +69,10 @@ class CalibrationOptions(_Part):
 
 
 class TierSummary(_Part):
-    """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured)."""
+    """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured).
+
+    without_bits: layers or heads of a fixed-rate tier whose keys or values are dropped, and read as their mean.
+    """
 
     target: str
     step: float | None = None
@@ -81,6 +84,7 @@ class TierSummary(_Part):
     importance_r2_key: float | None = None
     importance_r2_value: float | None = None
     centroids: str | None = None
+    without_bits: list[str] = []
     measured: dict[str, Any] | None = None
 
 

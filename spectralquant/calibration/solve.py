@@ -25,6 +25,7 @@ from spectralquant.methods.base import Method
 from spectralquant.methods.spectral import SpectralCold, SpectralFixed
 from spectralquant.profile_schema import TierSummary
 from spectralquant.profile_tensors import ColdTier, FixedTier
+from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.weights import embedding_weight
 
@@ -98,6 +99,11 @@ def solve_fixed(
     tier = fitter.fit(bits)
     width = loaded.geometry.width
     total_bits = int(tier.key_bits.long().sum() + tier.value_bits.long().sum())
+    if not total_bits:
+        raise InputError(
+            f"--target {target}: {bits:g} bits for each of a token's {2 * width:,} scalars are too few for a single component "
+            f"of the {name} tier. Ask for more bits (a lower ratio), or use the cold tier."
+        )
     measured = _measure_one(loaded, method(bits), report, progress, f"{name} tier: held-out measurement")
     kept = [
         float(getattr(tier, kind).variance.sum()) / float(fitter.weights[i].sum())
@@ -110,9 +116,22 @@ def solve_fixed(
         alive_value=len(tier.value_bits) / width,
         captured_energy_key=kept[0],
         captured_energy_value=kept[1],
+        without_bits=without_bits(tier, loaded.geometry),
         measured=_stable_row(measured, loaded, report),
     )
     return tier, summary
+
+
+def without_bits(tier: FixedTier, geometry: CacheGeometry) -> list[str]:
+    """Layers (or heads) whose keys or values got no bits: they read as their mean."""
+    found = []
+    for kind in ("key", "value"):
+        ranks = getattr(tier, kind).ranks
+        heads = len(ranks) // geometry.layers
+        for group in torch.nonzero(ranks == 0).flatten().tolist():
+            layer, head = divmod(group, heads)
+            found.append(f"{kind}s of layer {layer}" + (f" head {head}" if heads > 1 else ""))
+    return found
 
 
 def cold_method(

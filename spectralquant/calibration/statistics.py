@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MAX_TILE = 1024
+LEAST_METRIC = 1e-4
 
 
 class SymmetricSum:
@@ -37,6 +38,10 @@ class SymmetricSum:
         parts = [x[:, a:b] for a, b in zip(self.edges, self.edges[1:], strict=False)]
         for (i, j), tile in self.tiles.items():
             tile.addmm_(parts[i].T, parts[j])
+
+    def diagonal(self) -> Tensor:
+        """The diagonal `[p]`."""
+        return torch.cat([self.tiles[i, i].diagonal() for i in range(len(self.edges) - 1)])
 
     def merge(self, other: SymmetricSum) -> None:
         """Add another sum of the same width."""
@@ -69,6 +74,7 @@ class SpanMoments:
         self.second = [SymmetricSum(span, device) for _ in range(width // span)]
         self.metric = [SymmetricSum(span, device) for _ in range(width // span)]
         self.head_metric: Tensor | None = None
+        self.least_metric = 0.0
 
     def add(self, x: Tensor, metric_rows: Tensor | None) -> None:
         """Add tokens `x: [T, P]`; `metric_rows: [T', P]` are the rows whose Gram matrix is the metric, or None."""
@@ -109,15 +115,29 @@ class SpanMoments:
         per_span = self.span // self.head_metric.shape[-1]
         return torch.block_diag(*self.head_metric[i * per_span : (i + 1) * per_span])
 
+    @property
+    def mean_metric(self) -> float:
+        """The metric's mean diagonal entry per token: what an error of 1 in one coordinate costs on average."""
+        if self.head_metric is not None:
+            return self.head_metric.diagonal(dim1=-2, dim2=-1).mean().item()
+        return sum(m.diagonal().sum(dtype=torch.float64).item() for m in self.metric) / (self.width * self.count)
+
     def groups(self, span: int, *, metric: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Coordinates, covariance and metric (or None) of consecutive groups of `span` ≤ `self.span` coordinates."""
+        """Coordinates, covariance and metric (or None) of consecutive groups of `span` ≤ `self.span` coordinates.
+
+        A group that costs nothing (a layer that nothing reads) is given `least_metric`: not 0, where no basis could be
+        told from another, and far from 1, which would make it dearer than all others.
+        """
         for i in range(self.width // self.span):
             covariance = self.covariance(i)
             matrix = self.metric_matrix(i) if metric else None
             for at in range(0, self.span, span):
                 part = slice(at, at + span)
                 start = i * self.span + at
-                yield slice(start, start + span), covariance[part, part], None if matrix is None else matrix[part, part]
+                own = None if matrix is None else matrix[part, part]
+                if own is not None and own.diagonal().mean().item() < self.least_metric:
+                    own = own + self.least_metric * torch.eye(span, dtype=own.dtype, device=own.device)
+                yield slice(start, start + span), covariance[part, part], own
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """Named tensors for a checkpoint."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from spectralquant.attention.decoder import attention_modules
 from spectralquant.calibration.capture import CapturedStep
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.statistics import EntropySum, FeatureMoments, SpanMoments
+from spectralquant.calibration.statistics import LEAST_METRIC, EntropySum, FeatureMoments, SpanMoments
 from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures
-from spectralquant.errors import UnsupportedModelError
+from spectralquant.errors import InputError, UnsupportedModelError
 from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.sources.weights import module_weight
 from spectralquant.sources.wrappers import model_device
@@ -65,14 +67,28 @@ class CalibrationSums:
         self.entropy.add(step.entropy)
 
     def finish(self) -> None:
-        """Set the attention metric, which is a block per head (method.md section 2), from its sums."""
-        if self.query_grams is None:
+        """Set the attention metric, which is a block per head (method.md section 2), and what a group costs at least.
+
+        Raises:
+            InputError: nothing costs anything, so that there is nothing to weigh errors with.
+        """
+        if self.query_grams is not None:
+            tokens = self.moments[0].count
+            self.moments[0].head_metric = self.query_grams[0] / tokens
+            self.moments[1].head_metric = self.output_gram
+            if self.rotated is not None:
+                self.rotated.head_metric = self.query_grams[1] / tokens
+        if self.settings.metric == "energy":
             return
-        tokens = self.moments[0].count
-        self.moments[0].head_metric = self.query_grams[0] / tokens
-        self.moments[1].head_metric = self.output_gram
-        if self.rotated is not None:
-            self.rotated.head_metric = self.query_grams[1] / tokens
+        overall = sum(moment.mean_metric for moment in self.moments) / len(self.moments)
+        if not (math.isfinite(overall) and overall > 0):
+            raise InputError(
+                f"--metric {self.settings.metric}: the loss does not depend on keys and values (their mean squared gradient "
+                f"is {overall:g}), so there is nothing to weigh errors with. Use --metric energy, --dtype float32, or "
+                "another text."
+            )
+        for moment in (*self.moments, *((self.rotated,) if self.rotated is not None else ())):
+            moment.least_metric = LEAST_METRIC * overall
 
     def state(self) -> dict[str, Tensor]:
         """Named tensors for a checkpoint."""

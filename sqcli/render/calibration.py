@@ -88,7 +88,15 @@ def tier_table(profile: CalibrationProfile) -> Table:
         "weighted energy captured, K / V",
         lambda t: f"{100 * t.captured_energy_key:.2f} % / {100 * t.captured_energy_value:.2f} %",
     )
+    if any(side.tiers[n].without_bits for n in names):
+        row("without bits (read as their mean)", lambda t: _some(t.without_bits))
     return table
+
+
+def _some(names: list[str]) -> str:
+    if len(names) < 3:
+        return ", ".join(names) or "none"
+    return f"{names[0]} and {len(names) - 1} more"
 
 
 def footer(profile: CalibrationProfile, stem: Path) -> Text:
