@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,18 @@ from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import atomic_path, write_text
 from spectralquant.profile_checks import check_tensors
 from spectralquant.profile_schema import ProfileSidecar
-from spectralquant.profile_tensors import TIERS, ColdTier, FixedTier, HeadSpectra, fixed_part, flatten, unflatten
+from spectralquant.profile_tensors import (
+    TIERS,
+    ColdTier,
+    FixedTier,
+    HeadSpectra,
+    SplitTier,
+    flatten,
+    tier_part,
+    unflatten,
+)
 from spectralquant.sidecar import check_tensor_file, load_sidecar, profile_stem
-from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.geometry import CacheGeometry, LayerGroup
 from spectralquant.sources.identity import difference, weights_sha256
 from spectralquant.sources.wrappers import usable_model
 
@@ -50,7 +60,7 @@ class CalibrationProfile:
 
     sidecar: ProfileSidecar
     heads: HeadSpectra
-    tiers: dict[str, ColdTier | FixedTier]
+    tiers: dict[str, ColdTier | FixedTier | SplitTier]
     path: Path | None = None
     codecs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -67,7 +77,7 @@ class CalibrationProfile:
         """16 bytes that packets name: the first half of the SHA-256 of the tensor file."""
         return bytes.fromhex(self.sidecar.tensors_sha256)[:16]
 
-    def tier(self, name: str) -> ColdTier | FixedTier:
+    def tier(self, name: str) -> ColdTier | FixedTier | SplitTier:
         """A tier by name.
 
         Raises:
@@ -80,15 +90,29 @@ class CalibrationProfile:
         return self.tiers[name]
 
     def tier_of(self, name: str, layers: tuple[int, ...]) -> ColdTier | FixedTier | None:
-        """A tier's tensors for some layers of the model; None where its basis mixes them with other layers.
+        """A tier's tensors for some layers of the model (see `tier_part`).
 
         Raises:
             ProfileError: see `tier`.
         """
-        tier, g = self.tier(name), self.geometry
-        if layers == tuple(range(g.layers)):
-            return tier
-        return fixed_part(tier, g.layer_width, layers) if isinstance(tier, FixedTier) else None
+        return tier_part(self.tier(name), layers, self.geometry)
+
+    def parts(self, name: str, groups: Sequence[LayerGroup]) -> dict[tuple[int, ...], ColdTier | FixedTier]:
+        """A tier's tensors for each group of layers.
+
+        Raises:
+            ProfileError: the profile lacks the tier, or its bases mix layers of several groups.
+        """
+        found = {group.layers: self.tier_of(name, group.layers) for group in groups}
+        missing = next((group for group in groups if found[group.layers] is None), None)
+        if missing is not None:
+            reads = "all tokens" if missing.window is None else f"{missing.window:,} tokens at most"
+            raise ProfileError(
+                f"This profile's {name} tier does not code layers {_ranges(missing.layers)}, which read {reads}, apart from "
+                "the others, so tokens that some layers never read again could not be let go. Calibrate again: profiles of "
+                "today keep such layers apart."
+            )
+        return found
 
     def head(self, layer: int, head: int, kind: str = "key") -> SpectralHead:
         """One head's basis, spectrum, rank, bits and entropy.
@@ -168,6 +192,17 @@ class CalibrationProfile:
         heads = unflatten("heads", HeadSpectra, tensors)
         check_tensors(sidecar.model, heads, tiers, str(file))
         return cls(sidecar, heads, tiers, stem)
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Numbers as people write them: 0 to 4, 6."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def profile_bytes(heads: HeadSpectra, tiers: dict[str, Any]) -> bytes:

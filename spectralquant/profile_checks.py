@@ -8,24 +8,27 @@ from torch import Tensor
 from spectralquant.errors import ProfileError
 from spectralquant.profile_schema import ModelIdentity
 from spectralquant.profile_shapes import head_shapes
-from spectralquant.profile_tensors import ColdTier, FixedTier, HeadSpectra, StoredBasis, flatten
+from spectralquant.profile_tensors import ColdTier, FixedTier, HeadSpectra, SplitTier, StoredBasis, flatten
 
 CLASSES, SYMBOLS, MOST_TABLES = 9, 32, 256
 HOT_BITS = (2, 4, 8)
 
 
-def check_tensors(model: ModelIdentity, heads: HeadSpectra, tiers: dict[str, ColdTier | FixedTier], where: str) -> None:
+def check_tensors(
+    model: ModelIdentity, heads: HeadSpectra, tiers: dict[str, ColdTier | FixedTier | SplitTier], where: str
+) -> None:
     """Raise `ProfileError`, naming the tensor, unless all fit the model and each other."""
     for name, shape in head_shapes(model).items():
         _require(where, f"heads.{name}", getattr(heads, name), shape)
-    width, layer = model.layers * model.kv_heads * model.head_dim, model.kv_heads * model.head_dim
-    for name, tier in tiers.items():
-        for kind in ("key", "value"):
-            _check_basis(where, f"{name}.{kind}", getattr(tier, kind), width)
-        if isinstance(tier, ColdTier):
-            _check_cold(where, tier, model)
-        else:
-            _check_fixed(where, name, tier, layer, model.head_dim)
+    layer = model.kv_heads * model.head_dim
+    for name, whole in tiers.items():
+        for layers, tier in _parts(where, name, whole, model.layers):
+            for kind in ("key", "value"):
+                _check_basis(where, f"{name}.{kind}", getattr(tier, kind), layers * layer)
+            if isinstance(tier, ColdTier):
+                _check_cold(where, tier, layers * model.heads)
+            else:
+                _check_fixed(where, name, tier, layer, model.head_dim)
     parts = {"heads": heads, **tiers}
     for name, tensor in ((n, t) for part, held in parts.items() for n, t in flatten(part, held).items()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -52,7 +55,19 @@ def _check_basis(where: str, name: str, basis: StoredBasis, width: int) -> None:
         raise _wrong(where, f"{name}.ranks", "does not add up to the basis")
 
 
-def _check_cold(where: str, tier: ColdTier, model: ModelIdentity) -> None:
+def _parts(
+    where: str, name: str, tier: ColdTier | FixedTier | SplitTier, layers: int
+) -> list[tuple[int, ColdTier | FixedTier]]:
+    """A tier's parts, each with the number of layers that it codes."""
+    if not isinstance(tier, SplitTier):
+        return [(layers, tier)]
+    named = [layer for part in tier.layers for layer in part]
+    if len(set(named)) < len(named) or not all(tier.layers) or not all(0 <= layer < layers for layer in named):
+        raise _wrong(where, name, "does not name each layer once")
+    return list(zip(map(len, tier.layers), tier.parts, strict=True))
+
+
+def _check_cold(where: str, tier: ColdTier, heads: int) -> None:
     tables = tier.tables.shape[0] if tier.tables.dim() else -1
     _require(where, "cold.tables", tier.tables, (tables, SYMBOLS))
     _require(where, "cold.class_tables", tier.class_tables, (2, CLASSES))
@@ -68,7 +83,7 @@ def _check_cold(where: str, tier: ColdTier, model: ModelIdentity) -> None:
         _require(where, f"cold.{kind}_choice", choice, (CLASSES, rank), torch.uint8)
         if choice.numel() and int(choice.max()) >= tables:
             raise _wrong(where, f"cold.{kind}_choice", "names a table that is not there")
-    _require(where, "cold.importance_weight", tier.importance_weight, (model.layers * model.heads + 2, 2))
+    _require(where, "cold.importance_weight", tier.importance_weight, (heads + 2, 2))
     _require(where, "cold.importance_bias", tier.importance_bias, (2,))
     if tier.embedding_projection.dim() != 2 or not tier.embedding_projection.is_floating_point():
         raise _wrong(where, "cold.embedding_projection", "is no matrix")

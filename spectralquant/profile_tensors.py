@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import ProfileError
+from spectralquant.sources.geometry import CacheGeometry
 
 KINDS = ("key", "value")
 
@@ -71,6 +72,16 @@ class FixedTier:
 
 
 @dataclass(frozen=True)
+class SplitTier:
+    """A tier of a model whose layers do not read equally far back: `parts[i]` codes `layers[i]` alone. Layers that are never
+    coded (their window is no larger than what stays exact) are in none.
+    """
+
+    layers: tuple[tuple[int, ...], ...]
+    parts: tuple[ColdTier, ...] | tuple[FixedTier, ...]
+
+
+@dataclass(frozen=True)
 class HeadSpectra:
     """Per-head spectra, for `SpectralHead`, the rank tables (method.md section 2) and `AdaptiveRankCompressor`.
 
@@ -93,6 +104,11 @@ class HeadSpectra:
         return HeadSpectra(**{k: t.index_select(0 if k == "entropy" else 1, index) for k, t in picked.items()})
 
 
+def layer_columns(layers: Sequence[int], layer_width: int) -> Tensor:
+    """Coordinates of some layers, in their order."""
+    return torch.cat([torch.arange(i * layer_width, (i + 1) * layer_width) for i in layers])
+
+
 def fixed_part(tier: FixedTier, layer_width: int, layers: Sequence[int]) -> FixedTier:
     """A fixed-rate tier's tensors for some layers; its bases lie within a layer each."""
     parts = {}
@@ -101,7 +117,7 @@ def fixed_part(tier: FixedTier, layer_width: int, layers: Sequence[int]) -> Fixe
         per_layer = layer_width // basis.analysis.shape[1]
         spans = torch.cat([torch.arange(i * per_layer, (i + 1) * per_layer) for i in layers])
         rows = _picked(basis.ranks, spans)
-        columns = torch.cat([torch.arange(i * layer_width, (i + 1) * layer_width) for i in layers])
+        columns = layer_columns(layers, layer_width)
         by_row = {name: getattr(basis, name)[rows] for name in ("analysis", "synthesis", "gain", "back", "variance")}
         parts[kind] = StoredBasis(
             **by_row, mean=basis.mean[columns], ranks=basis.ranks[spans], predictor=basis.predictor[:, columns]
@@ -122,9 +138,23 @@ def _picked(sizes: Tensor, which: Tensor) -> Tensor:
 TIERS = {"cold": ColdTier, "warm": FixedTier, "hot": FixedTier}
 
 
+def tier_part(tier: ColdTier | FixedTier | SplitTier, layers: Sequence[int], geometry: CacheGeometry):
+    """A tier's tensors for some layers of the model, or None where its bases mix them with others or leave them out."""
+    if isinstance(tier, SplitTier):
+        found = [part for own, part in zip(tier.layers, tier.parts, strict=True) if own == tuple(layers)]
+        return found[0] if found else None
+    if tuple(layers) == tuple(range(geometry.layers)):
+        return tier
+    return fixed_part(tier, geometry.layer_width, layers) if isinstance(tier, FixedTier) else None
+
+
 def flatten(prefix: str, part: object) -> dict[str, Tensor]:
     """Named tensors of a (nested) dataclass of tensors."""
     out: dict[str, Tensor] = {}
+    if isinstance(part, SplitTier):
+        for i, (layers, each) in enumerate(zip(part.layers, part.parts, strict=True)):
+            out |= {f"{prefix}.{i}.layers": torch.tensor(layers), **flatten(f"{prefix}.{i}", each)}
+        return out
     for f in fields(part):
         value = getattr(part, f.name)
         if isinstance(value, Tensor):
@@ -140,6 +170,13 @@ def unflatten(prefix: str, kind: type, tensors: dict[str, Tensor]):
     Raises:
         ProfileError: a tensor is missing.
     """
+    if f"{prefix}.0.layers" in tensors:
+        count = sum(name.startswith(prefix) and name.endswith(".layers") for name in tensors)
+        layers = [tensors.get(f"{prefix}.{i}.layers") for i in range(count)]
+        if any(each is None or each.dtype != torch.int64 or each.dim() != 1 for each in layers):
+            raise ProfileError(f"The profile's tensor file does not say which layers {prefix!r} codes: it is damaged.")
+        parts = tuple(unflatten(f"{prefix}.{i}", kind, tensors) for i in range(count))
+        return SplitTier(tuple(tuple(each.tolist()) for each in layers), parts)
     values = {}
     for f in fields(kind):
         name = f"{prefix}.{f.name}"

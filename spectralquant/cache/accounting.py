@@ -31,11 +31,11 @@ def held_bytes(cache: SpectralCache) -> int:
     return exact_bytes(cache) + coded + bases + cache.groups.working_bytes
 
 
-def readable_coded_bytes(group: GroupTokens) -> int:
-    """fp16 bytes, over all sequences, of the coded tokens that these layers can still read."""
+def _readable_bytes(group: GroupTokens, tier: str) -> int:
+    """fp16 bytes, over all sequences, of the tokens of a tier that these layers can still read."""
     oldest = group.kind.first_read(group.total)
-    tokens = sum(b.stop - max(b.start, oldest) for row in group.rows for b in row if b.stop > oldest)
-    return tokens * group.geometry.fp16_bytes_per_token
+    mine = [b for row in group.rows for b in row if b.tier == tier and b.stop > oldest]
+    return sum(b.stop - max(b.start, oldest) for b in mine) * group.geometry.fp16_bytes_per_token
 
 
 def _group_stats(group: GroupTokens) -> GroupStats:
@@ -59,6 +59,7 @@ def cache_stats(cache: SpectralCache) -> CacheStats:
             sum(b.tier == name for b in every),
             sum(b.tokens for row in first.rows for b in row if b.tier == name),
             sum(b.nbytes for b in distinct if b.tier == name),
+            sum(_readable_bytes(group, name) for group in groups),
         )
         for name in dict.fromkeys(b.tier for b in every)
     }
@@ -81,7 +82,7 @@ def cache_stats(cache: SpectralCache) -> CacheStats:
         pool_fragmentation=pool.fragmentation,
         working_set_bytes=cache.groups.working_bytes,
         resident_bytes=resident,
-        payload_ratio=sum(readable_coded_bytes(group) for group in groups) / coded if coded else None,
+        payload_ratio=sum(t.fp16_bytes for t in tiers.values()) / coded if coded else None,
         resident_ratio=fp16 / resident if resident else None,
         spent=cache.spent,
         reconstructor_failure=None if failure is None else repr(failure),

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from spectralquant.cache.tiers.base import Tier
 
 
-def codes(kind: LayerGroup, window: int) -> bool:
-    """Whether blocks of such layers are worth coding where `window` to `window + 127` recent tokens stay exact anyhow."""
-    return kind.window is None or kind.window > window + BLOCK
-
-
 @dataclass
 class GroupTokens:
     """Tokens in order: 4 sinks (while first is 0), coded blocks (`rows[b]`), recent tokens (in `layers`).
@@ -46,8 +41,9 @@ class GroupTokens:
     recording: bool = False
 
     @classmethod
-    def of(cls, cache: SpectralCache, kind: LayerGroup, coded: bool) -> GroupTokens:
+    def of(cls, cache: SpectralCache, kind: LayerGroup) -> GroupTokens:
         """A group of a new cache's layers."""
+        coded = kind.reads_beyond(cache.options["window"] + BLOCK)
         return cls(kind, cache.geometry.part(kind.layers), [cache.layers[i] for i in kind.layers], coded)
 
     @property
@@ -181,3 +177,16 @@ class CacheGroup:
     tiers: dict[str, Tier]
     reader: BlockReader
     compressor: BlockCompressor
+
+
+def narrow_windows(groups: Sequence[GroupTokens]) -> tuple[str | None, bool]:
+    """What is to be said of layers that are not coded, or None; and whether these are all layers."""
+    exact = [group for group in groups if not group.coded]
+    if not exact:
+        return None, False
+    count, window = sum(len(group.layers) for group in exact), max(group.kind.window for group in exact)
+    text = (
+        f"{count} of {sum(len(group.layers) for group in groups)} layers read {window:,} tokens at most, no more than a cache "
+        "keeps exact: they hold their window as it is, which is what transformers' own cache does."
+    )
+    return text, len(exact) == len(groups)

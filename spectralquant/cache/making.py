@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from spectralquant.cache.compressing import BlockCompressor
-from spectralquant.cache.group import CacheGroup, GroupTokens, codes
+from spectralquant.cache.group import CacheGroup, GroupTokens
 from spectralquant.cache.reading import BlockReader
 from spectralquant.cache.tiers.registry import make_tiers
+from spectralquant.codec.block import BLOCK
 from spectralquant.codec.linear import INDEX_RANK
-from spectralquant.errors import ProfileError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.geometry import LayerGroup
 
@@ -26,20 +26,11 @@ def usable_tiers(
     Raises:
         ProfileError: one of `wanted` cannot, because its basis mixes layers of different windows.
     """
-    coded = [kind for kind in kinds if codes(kind, window)]
-    usable = [name for name in profile.tiers if all(profile.tier_of(name, kind.layers) is not None for kind in coded)]
-    mixed = [name for name in wanted if name in profile.tiers and name not in usable]
-    if mixed:
-        raise ProfileError(
-            f"This profile's {mixed[0]} tier codes all layers as one, but this model's layers read {_reads(kinds)}: tokens "
-            "that some layers never read again could not be let go. Calibrate again; profiles of today keep them apart."
-        )
-    return tuple(usable)
-
-
-def _reads(kinds: Sequence[LayerGroup]) -> str:
-    words = ["all tokens" if kind.window is None else f"{kind.window:,} tokens" for kind in kinds]
-    return " or ".join(words)
+    coded = [kind for kind in kinds if kind.reads_beyond(window + BLOCK)]
+    for name in wanted:
+        if name in profile.tiers:
+            profile.parts(name, coded)
+    return tuple(n for n in profile.tiers if all(profile.tier_of(n, kind.layers) is not None for kind in coded))
 
 
 class CacheGroups(list[CacheGroup]):

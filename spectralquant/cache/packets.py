@@ -19,7 +19,7 @@ from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tiers.cold import payload_bytes
 from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.block import BLOCK, SINKS, KVBlock
-from spectralquant.codec.packet import CODED, EXACT, EXACT_DTYPES, PacketHeader, SpectralPacket, exact_section
+from spectralquant.codec.packet import CODED, EXACT_DTYPES, PacketHeader, Sections, SpectralPacket, exact_sections
 from spectralquant.errors import InputError, PacketError
 from spectralquant.sources.fit import require_positions
 from spectralquant.surroundings import own_arithmetic
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from spectralquant.cache.group import CacheGroup
     from spectralquant.cache.spectral_cache import SpectralCache
 
-EXACT_TOKENS = 16_384
 LAYER_PARTS = ("sink_keys", "sink_values", "keys", "values")
-Sections = list[tuple[int, int, int, bytes]]
 
 
 @own_arithmetic()
@@ -86,16 +84,6 @@ def _group_sections(cache: SpectralCache, group: CacheGroup, row: int, exact: st
         both = (x.to(tokens.layers[0].dtype) for x in group.reader.whole(row, block))
         sections += exact_sections(block.start, *both, exact)
     return sections + exact_sections(tokens.recent_from, held[2], held[3], exact)
-
-
-def exact_sections(start: int, keys: Tensor, values: Tensor, exact: str) -> Sections:
-    """Exact sections of keys (after RoPE) and values `[L, Hk, T, D]`, as many as a section's length asks for."""
-    found: Sections = []
-    for at in range(0, keys.shape[2], EXACT_TOKENS):
-        part = slice(at, at + EXACT_TOKENS)
-        body = exact_section(keys[:, :, part], values[:, :, part], exact)
-        found.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
-    return found
 
 
 def _as_one_prompt(cache: SpectralCache) -> Tensor:

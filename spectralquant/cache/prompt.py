@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -28,7 +28,7 @@ from spectralquant.codec.packet import (
     PacketHeader,
     Section,
     SpectralPacket,
-    exact_section,
+    exact_sections,
     packet_float,
 )
 from spectralquant.codec.rotary import Rotation, undo_rope
@@ -37,6 +37,7 @@ from spectralquant.errors import InputError, PacketError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.forward import with_cache
+from spectralquant.sources.geometry import LayerGroup
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.weights import embedding_weight
 from spectralquant.sources.wrappers import model_device, runs_model
@@ -47,19 +48,27 @@ RUN_BLOCKS = 16
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
-def profile_codec(
-    model: nn.Module, profile: CalibrationProfile, *, step_scale: float = 1.0, adaptive: bool = False
-) -> SpectralCodec:
-    """The cold-tier codec of a profile for a model.
+def profile_codecs(
+    model: nn.Module,
+    profile: CalibrationProfile,
+    groups: Sequence[LayerGroup],
+    *,
+    step_scale: float = 1.0,
+    adaptive: bool = False,
+) -> list[SpectralCodec]:
+    """The cold-tier codec of a profile for each group of a model's layers.
 
     Raises:
-        ProfileError: the profile belongs to another model, or has no cold tier. InputError: a step scale that a packet
-            cannot carry.
+        ProfileError: the profile belongs to another model, has no cold tier, or one that mixes layers of several groups.
+        InputError: a step scale that a packet cannot carry.
     """
     profile.require_model(model)
     embedding, device = embedding_weight(model), model_device(model)
-    scale = packet_float(step_scale)
-    return SpectralCodec(profile.tier("cold"), profile.geometry, embedding, device, scale, adaptive)
+    scale, geometry = packet_float(step_scale), bind(model).geometry
+    return [
+        SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive)
+        for layers, tier in profile.parts("cold", groups).items()
+    ]
 
 
 @torch.no_grad()
@@ -77,7 +86,8 @@ def pack_prompt(
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
-    The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`.
+    The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`. Of layers with a
+    sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
 
     Raises:
         InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
@@ -85,7 +95,9 @@ def pack_prompt(
     exact = DTYPE_NAMES[model.dtype] if exact == "auto" else exact
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
-    codec = profile_codec(model, profile, step_scale=step_scale, adaptive=adaptive)
+    coded = [group for group in bind(model).geometry.groups if group.reads_beyond(2 * BLOCK)]
+    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive=adaptive)
+    by_group = dict(zip(coded, codecs, strict=True))
     packets = []
     for row, ids in enumerate(input_ids):
         if attention_mask is not None:
@@ -94,15 +106,21 @@ def pack_prompt(
             raise InputError("A prompt is empty; at least one token is needed.")
         require_known_ids(model, ids)
         require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
-        packets.append(_pack_one(model, profile, codec, ids, exact, progress))
+        packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress))
     return packets
 
 
 def _pack_one(
-    model: nn.Module, profile: CalibrationProfile, codec: SpectralCodec, ids: Tensor, exact: str, progress: Progress
+    model: nn.Module,
+    profile: CalibrationProfile,
+    codecs: Mapping[LayerGroup, SpectralCodec],
+    ids: Tensor,
+    exact: str,
+    step_scale: float,
+    progress: Progress,
 ) -> SpectralPacket:
     binding = bind(model)
-    geometry = binding.geometry
+    geometry, total = binding.geometry, len(ids)
     seen: list[tuple[Tensor, Tensor, Tensor, Rotation | None]] = []
 
     def observe(call: AttentionCall) -> None:
@@ -114,40 +132,45 @@ def _pack_one(
     binding.tables.forget_lengths()
     with AttentionTap(model, observe):
         model(input_ids=ids[None].to(model_device(model)), use_cache=False, logits_to_keep=1)
-    total = len(ids)
-    keys, values, received = (torch.stack([layer[i] for layer in seen]) for i in range(3))
-    attention = received.permute(2, 0, 1)
-    rotations = tuple(layer[3] for layer in seen)
-    first, last = coded_range(total)
-    sections: list[tuple[int, int, int, bytes]] = []
-    head = min(first, total)
-    sections.append((0, head, EXACT, exact_section(keys[:, :, :head], values[:, :, :head], exact)))
-    starts = [first] if first < last else []
-    starts += list(range(BLOCK, last, BLOCK)) if starts else []
-    for done in range(0, len(starts), RUN_BLOCKS):
-        progress(done, len(starts))
-        blocks = []
-        for start in starts[done : done + RUN_BLOCKS]:
-            part = slice(start, min(last, (start // BLOCK + 1) * BLOCK))
-            blocks.append(
-                KVBlock(
-                    keys=_unrotated(keys[:, :, part], rotations, part),
+    work = {group: coded_blocks(group, total) if group in codecs else [] for group in geometry.groups}
+    steps, done = sum(map(len, work.values())), 0
+    parts: list[list[tuple[int, int, int, bytes]]] = []
+    for group, ranges in work.items():
+        mine = [seen[layer] for layer in group.layers]
+        keys, values, received = (torch.stack([layer[i] for layer in mine]) for i in range(3))
+        first = ranges[0][0] if ranges else total
+        last = ranges[-1][1] if ranges else group.first_read(total)
+        head = first if first == SINKS else 0
+        sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
+        for at in range(0, len(ranges), RUN_BLOCKS):
+            progress(done, steps)
+            blocks = []
+            for start, stop in ranges[at : at + RUN_BLOCKS]:
+                part = slice(start, stop)
+                block = KVBlock(
+                    keys=_unrotated(keys[:, :, part], [layer[3] for layer in mine], part),
                     values=values[:, :, part].permute(2, 0, 1, 3).float(),
                     start=start,
-                    received=attention[part],
+                    received=received.permute(2, 0, 1)[part],
                     token_ids=ids[part],
                     previous_id=int(ids[start - 1]),
                 )
-            )
-        coded = codec.encode_run(blocks)
-        sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
-    progress(len(starts), len(starts))
-    if last < total:
-        sections.append((last, total - last, EXACT, exact_section(keys[:, :, last:], values[:, :, last:], exact)))
-    header = PacketHeader(
-        geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, head, exact, codec.step_scale, profile.id
-    )
-    return SpectralPacket.build(header, sections)
+                blocks.append(block)
+            coded, done = codecs[group].encode_run(blocks), done + len(blocks)
+            sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
+        parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
+    progress(steps, steps)
+    shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, min(SINKS, total))
+    groups = geometry.groups if any(geometry.windows) else ()
+    return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)
+
+
+def coded_blocks(group: LayerGroup, total: int) -> list[tuple[int, int]]:
+    """Ranges of the coded blocks of a prompt: whole blocks but the last, sinks and what is never read again left out."""
+    first, last = coded_range(total)
+    first = max(first, group.first_read(total) // BLOCK * BLOCK)
+    starts = [first, *range((first // BLOCK + 1) * BLOCK, last, BLOCK)] if first < last else []
+    return [(start, min(last, (start // BLOCK + 1) * BLOCK)) for start in starts]
 
 
 def coded_range(total: int) -> tuple[int, int]:
@@ -201,29 +224,42 @@ def unpack_cache(
         InputError: more tokens than the model has positions.
     """
     require_packet(profile, packet)
-    codec = profile_codec(model, profile, step_scale=packet.header.step_scale)
-    require_room(packet, 0, codec)
-    h = packet.header
+    h, binding = packet.header, bind(model)
+    if h.groups and h.groups != binding.geometry.groups:
+        raise PacketError("The packet's layers read other windows than this model's. Use the model that packed it.")
+    numbers = sorted({s.group for s in packet.sections if s.kind == CODED})
+    kinds = [h.all_groups[number] for number in numbers]
+    codecs = dict(zip(numbers, profile_codecs(model, profile, kinds, step_scale=h.step_scale), strict=True))
+    for number, codec in codecs.items():
+        require_room(packet, number, codec)
     require_positions(model, h.tokens, "The packet", "It belongs to another model.")
-    shape = (h.layers, 1, h.kv_heads, h.tokens, h.head_dim)
-    keys = torch.empty(shape, dtype=model.dtype, device=model_device(model))
-    values = torch.empty_like(keys)
-    tables = bind(model).tables
-    rotations = tables(tables.prompt(h.tokens))
+    starts = [min(s.start for s in packet.sections if s.group == i) for i in range(len(h.all_groups))]
+    held = [
+        torch.empty(
+            (2, len(kind.layers), 1, h.kv_heads, h.tokens - start, h.head_dim),
+            dtype=model.dtype,
+            device=model_device(model),
+        )
+        for kind, start in zip(h.all_groups, starts, strict=True)
+    ]
+    rotations = binding.tables(binding.tables.prompt(h.tokens))
 
-    def place(first: int, k: Tensor, v: Tensor) -> None:
-        keys[:, 0, :, first : first + k.shape[2]] = k.to(keys)
-        values[:, 0, :, first : first + v.shape[2]] = v.to(values)
+    def place(group: int, first: int, k: Tensor, v: Tensor) -> None:
+        part = slice(first - starts[group], first - starts[group] + k.shape[2])
+        for which, x in enumerate((k, v)):
+            held[group][which, :, 0, :, part] = x.to(held[group])
 
     def decode(run: Sequence[Section]) -> int:
-        first = run[0].start
+        first, group = run[0].start, run[0].group
         if run[0].kind == EXACT:
-            place(first, *packet.exact(run[0]))
+            place(group, first, *packet.exact(run[0]))
             return len(run)
+        codec, layers = codecs[group], h.all_groups[group].layers
         for coded in codec.coefficients_run([_checked(packet, s) for s in run]):
             plain, v = codec.decode_coefficients(coded)
-            mine = tuple(None if r is None else r.part(slice(first, first + coded.tokens)) for r in rotations)
-            place(first, rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
+            part = slice(first, first + coded.tokens)
+            mine = tuple(None if rotations[i] is None else rotations[i].part(part) for i in layers)
+            place(group, first, rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
             first += coded.tokens
         return len(run)
 
@@ -232,9 +268,11 @@ def unpack_cache(
         for count in pool.map(as_caller(decode, model_device(model)), _runs(packet.sections)):
             done += count
             progress(done, len(packet.sections))
-    cache = UnpackedCache()
+    cache = UnpackedCache(config=model.config)
+    where = {layer: (i, at) for i, kind in enumerate(h.all_groups) for at, layer in enumerate(kind.layers)}
     for layer in range(h.layers):
-        cache.update(keys[layer], values[layer], layer)
+        group, at = where[layer]
+        fill_layer(cache, layer, held[group][0, at], held[group][1, at], h.tokens)
     return cache
 
 
@@ -242,7 +280,8 @@ def _runs(sections: Sequence[Section]) -> list[list[Section]]:
     """Exact sections alone, coded ones a few at a time."""
     out: list[list[Section]] = []
     for section in sections:
-        more = out and section.kind == out[-1][0].kind == CODED and len(out[-1]) < RUN_BLOCKS
+        alike = out and (section.kind, section.group) == (out[-1][0].kind, out[-1][0].group)
+        more = alike and section.kind == CODED and len(out[-1]) < RUN_BLOCKS
         out[-1].append(section) if more else out.append([section])
     return out
 
@@ -252,6 +291,13 @@ def _checked(packet: SpectralPacket, section: Section) -> memoryview:
     if announced_tokens(data) != section.tokens:
         raise PacketError(f"A block announced {section.tokens} tokens and holds {announced_tokens(data)}.")
     return data
+
+
+def fill_layer(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor, tokens: int) -> None:
+    """Put the newest of `tokens` tokens `[B, Hk, n, D]` into a layer of transformers' own cache, which has seen them all."""
+    cache.update(keys, values, layer)
+    if getattr(cache.layers[layer], "is_sliding", False):
+        cache.layers[layer].cumulative_length = tokens
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from spectralquant.cache.accounting import cache_stats
 from spectralquant.cache.binding import bind
 from spectralquant.cache.cache_passes import CachePasses
 from spectralquant.cache.compressing import BlockCompressor
-from spectralquant.cache.group import CacheGroup, GroupTokens, codes
+from spectralquant.cache.group import CacheGroup, GroupTokens, narrow_windows
 from spectralquant.cache.layer import SpectralLayer
 from spectralquant.cache.making import CacheGroups, usable_tiers
 from spectralquant.cache.packets import fill_from_packets, pack_cache, pack_tensors
@@ -138,9 +138,9 @@ class SpectralCache(CachePasses):
         self.reconstructor = AsyncReconstructor(threads, device=model_device(model))
         backend = kernel_backend(kernels, self.geometry, self.pool.device, select)
         self.spent, self.in_forward, self.reads_views, self.over_budget = Spent(), False, False, False
-        self.state = CacheState(self.binding, [GroupTokens.of(self, kind, codes(kind, window)) for kind in kinds])
+        self.state = CacheState(self.binding, [GroupTokens.of(self, kind) for kind in kinds])
         self.watch = PromptWatch()
-        self.report = RunReport(policy.first != "exact", window, compress_from)
+        self.report = RunReport(policy.first != "exact", window, compress_from, *narrow_windows(self.state.groups))
         self.groups = CacheGroups.of(self, backend)
         self.state.keep_ids = self.groups.predict
         self.binding.attach(self)

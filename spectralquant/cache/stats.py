@@ -11,12 +11,13 @@ from spectralquant.cache.uncompressed import NotCompressed
 @dataclass(frozen=True)
 class TierStats:
     """Blocks over all rows and groups of layers; tokens over all rows, of the group that reads furthest back; bytes of
-    their codes (pages that rows share are counted once).
+    their codes (pages that rows share are counted once); fp16_bytes of what can still be read of them.
     """
 
     blocks: int
     tokens: int
     bytes: int
+    fp16_bytes: int
 
 
 @dataclass(frozen=True)

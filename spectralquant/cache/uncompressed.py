@@ -26,13 +26,16 @@ class NotCompressed:
 class RunReport:
     """Counts of one cache's run; they outlive the cache, so that its end can be told of.
 
-    compresses: whether the cache was asked to (any tier but exact). passes: forward passes that called it; longest: most
+    compresses: whether the cache was asked to (any tier but exact). narrow: what is to be said of sliding layers that stay
+    exact, all_narrow: they are all layers. passes: forward passes that called it; longest: most
     tokens of one. kept: it was packed, saved or copied, so that what it compressed has a use.
     """
 
     compresses: bool
     window: int
     compress_from: int
+    narrow: str | None = None
+    all_narrow: bool = False
     passes: int = 0
     longest: int = 0
     total: int = 0
@@ -95,6 +98,8 @@ class RunReport:
     def reasons(self) -> list[NotCompressed]:
         """Every reason so far, those that only the end of a run shows included."""
         found = dict(self.found)
+        if self.narrow is not None and self.compresses and self.passes and not self.all_narrow:
+            found["narrow_windows"] = NotCompressed("narrow_windows", self.total, self.narrow)
         end = self._end() if self.compresses else None
         if end is not None:
             found.setdefault(end.reason, end)
@@ -103,10 +108,13 @@ class RunReport:
     def end(self) -> None:
         """The run is over, as far as is known: warn of what has not been warned of."""
         for each in self.reasons():
-            if each.reason not in ("never_used", "below_compress_from", "unread"):
+            partly = each.reason == "narrow_windows" and not self.all_narrow
+            if each.reason not in ("never_used", "below_compress_from", "unread") and not partly:
                 self._tell(each)
 
     def _end(self) -> NotCompressed | None:
+        if self.all_narrow and self.passes:
+            return NotCompressed("narrow_windows", self.total, f"Nothing was compressed: {self.narrow}")
         if self.coded:
             if self.passes == 1 and not self.kept:
                 text = "Everything was computed from exact keys and values so far: no pass has read compressed ones."

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from spectralquant.calibration.cold import ColdFitter, ColdReport
+from spectralquant.calibration.split import SplitColdFitter, parts_of
 from spectralquant.errors import InputError
 from spectralquant.profile_tensors import ColdTier, flatten
 
@@ -20,7 +21,7 @@ from spectralquant.profile_tensors import ColdTier, flatten
 class BudgetChoice:
     """The fitter to go on with, and what it was judged by: span width, predictor, cost in bits per token."""
 
-    fitter: ColdFitter
+    fitter: ColdFitter | SplitColdFitter
     span: int
     predict: bool
     cost: float
@@ -32,7 +33,11 @@ def tier_bytes(tier: ColdTier) -> int:
 
 
 def fit_to_budget(
-    make: Callable[[int, bool], ColdFitter], spans: list[int], predict: bool, budget: int, ratio: float
+    make: Callable[[int, bool], ColdFitter | SplitColdFitter],
+    spans: list[int],
+    predict: bool,
+    budget: int,
+    ratio: float,
 ) -> BudgetChoice:
     """Choose span, predictor and rank limit for a profile of at most `budget` bytes at payload ratio `ratio`.
 
@@ -49,7 +54,7 @@ def fit_to_budget(
             step = fitter.step_for_ratio(ratio)
             tier, report = fitter.fit(step, stride=4)
             size = tier_bytes(tier)
-            rank = len(tier.key_centroid) + len(tier.value_centroid)
+            rank = sum(len(part.key_centroid) + len(part.value_centroid) for part in parts_of(tier))
             per_component = 4 * span + 3 * 4 + 4 + 9
             fixed = size - rank * per_component
             limit = (budget - fixed) // per_component

@@ -138,20 +138,8 @@ class ColdFitter:
 
     def step_for_ratio(self, ratio: float) -> float:
         """The base step at which the fitted tables predict this payload ratio."""
-        scalars = 2 * self.geometry.width
-        step = self.allocator.step_for_bits(16 / ratio, scalars)
-        history: list[tuple[float, float]] = []
-        for _ in range(SEARCH_STEPS):
-            found = self.fit(step, stride=SEARCH_STRIDE)[1].predicted_ratio
-            history.append((math.log(step), math.log(found)))
-            if abs(math.log(found / ratio)) < SEARCH_TOLERANCE:
-                break
-            slope = 1.0
-            if len(history) > 1 and history[-1][0] != history[-2][0]:
-                slope = (history[-1][1] - history[-2][1]) / (history[-1][0] - history[-2][0])
-                slope = min(max(slope, 0.3), 3.0)
-            step *= math.exp(max(-1.5, min(1.5, math.log(ratio / found) / slope)))
-        return step
+        start = self.allocator.step_for_bits(16 / ratio, 2 * self.geometry.width)
+        return search_step(lambda step, stride: self.fit(step, stride)[1].predicted_ratio, ratio, start)
 
     def fit(self, step: float, stride: int = 1) -> tuple[ColdTier, ColdReport]:
         """The complete tier at base step `step` and what its tables predict on every `stride`-th sample token."""
@@ -263,3 +251,19 @@ class ColdFitter:
         per_block = coded_block.HEADER.size + 24 + 2 + 2
         ids = 0.0 if self.features is None else (2.0 if len(self.features.embedding) < 0xFFFF else 4.0)
         return ids + per_block / self.block
+
+
+def search_step(predicted: Callable[[float, int], float], ratio: float, step: float) -> float:
+    """The step at which `predicted(step, stride)` gives `ratio`, from a first guess."""
+    history: list[tuple[float, float]] = []
+    for _ in range(SEARCH_STEPS):
+        found = predicted(step, SEARCH_STRIDE)
+        history.append((math.log(step), math.log(found)))
+        if abs(math.log(found / ratio)) < SEARCH_TOLERANCE:
+            break
+        slope = 1.0
+        if len(history) > 1 and history[-1][0] != history[-2][0]:
+            slope = (history[-1][1] - history[-2][1]) / (history[-1][0] - history[-2][0])
+            slope = min(max(slope, 0.3), 3.0)
+        step *= math.exp(max(-1.5, min(1.5, math.log(ratio / found) / slope)))
+    return step

@@ -89,6 +89,14 @@ class CalibrationSettings:
             )
         return int(self.span) * geometry.layer_width
 
+    def group_spans(self, geometry: CacheGeometry) -> list[int]:
+        """`span_width` of each group of layers; of those that are never coded, a layer's."""
+        coded = geometry.coded_groups(2 * BLOCK)
+        return [
+            self.span_width(geometry.part(group.layers)) if group in coded else geometry.layer_width
+            for group in geometry.groups
+        ]
+
 
 def parse_targets(texts: list[str], tiers: tuple[str, ...]) -> dict[str, Target]:
     """`ratio=33` for the (first) calibrated tier, or `warm:ratio=8` for a named one.

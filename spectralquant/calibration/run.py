@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.samples import SampleWindow, keep_sample, sample_indices
 from spectralquant.calibration.solve import solve_cold, solve_fixed
 from spectralquant.calibration.spectrum import FrequencyAnalyzer
+from spectralquant.calibration.split import SplitColdFitter, SplitFixedFitter
 from spectralquant.calibration.sums import CalibrationSums
 from spectralquant.claims import claimed
-from spectralquant.codec.block import SINKS
+from spectralquant.codec.block import BLOCK, SINKS
 from spectralquant.codec.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
 from spectralquant.profile import CalibrationProfile
@@ -38,6 +40,7 @@ from spectralquant.profile_schema import (
     TextShare,
     TierSummary,
 )
+from spectralquant.profile_tensors import layer_columns
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.identity import model_identity
@@ -108,7 +111,11 @@ class CalibrationRun:
         )
         for windows in (self.windows, self.held_out):
             require_known_ids(loaded.model, windows)
-        self.span = settings.span_width(self.geometry)
+        coded = self.geometry.coded_groups(2 * BLOCK)
+        self.split = [group.layers for group in coded] if len(self.geometry.groups) > 1 else []
+        self.far = any(group.reads_beyond(2 * BLOCK) for group in coded)
+        self.spans = [settings.span_width(self.geometry.part(group.layers)) for group in coded]
+        self.span = max(self.spans)
         self.identity = model_identity(loaded.name, loaded.model, self.geometry)
         self.features = None
         if settings.predict == "tokens" and "cold" in settings.tiers:
@@ -130,6 +137,7 @@ class CalibrationRun:
             "window": s.window,
             "metric": s.metric,
             "span": self.span,
+            "windows": list(self.geometry.windows),
             "predict": s.predict,
             "block": s.block,
             "tiers": sorted(s.tiers),
@@ -199,20 +207,34 @@ class CalibrationRun:
             captured_energy_value=found.captured_energy[1],
         )
 
-    def fixed_fitter(self, name: str, sums: CalibrationSums, samples: list[SampleWindow]) -> FixedFitter:
+    def fixed_fitter(
+        self, name: str, sums: CalibrationSums, samples: list[SampleWindow]
+    ) -> FixedFitter | SplitFixedFitter:
         """Bases of the warm or hot tier, ready to be fitted at any number of bits."""
-        hot = name == "hot"
+        hot, layer_width = name == "hot", self.geometry.layer_width
         moments = [sums.rotated, sums.moments[1]] if hot else sums.moments
-        width = self.geometry.head_dim if hot else self.geometry.layer_width
+        width = self.geometry.head_dim if hot else layer_width
         use_metric = self.settings.metric != "energy"
-        return FixedFitter(moments, (width, width), samples, use_metric=use_metric, rotated=hot)
+        if not self.split:
+            return FixedFitter(moments, (width, width), samples, use_metric=use_metric, rotated=hot)
+        fitters = [
+            FixedFitter(
+                [m.part(layers, layer_width) for m in moments],
+                (width, width),
+                [sample.part(layers, layer_width) for sample in samples],
+                use_metric=use_metric,
+                rotated=hot,
+            )
+            for layers in self.split
+        ]
+        return SplitFixedFitter(self.split, fitters)
 
-    def cold_fitter(self, sums: CalibrationSums, samples: list[SampleWindow]) -> ColdFitter:
+    def cold_fitter(self, sums: CalibrationSums, samples: list[SampleWindow]) -> ColdFitter | SplitColdFitter:
         """Bases of the cold tier, ready to be fitted at any step; cut to the profile budget where one is set."""
         predict = self.features is not None
         if self.settings.profile_budget is None:
             return self._fitter(sums, samples, self.span, predict)
-        layers = self.span // self.geometry.layer_width
+        layers = math.gcd(*self.spans) // self.geometry.layer_width
         spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]
         heads = (
             2
@@ -228,18 +250,27 @@ class CalibrationRun:
         self.features = self.features if choice.predict else None
         return choice.fitter
 
-    def _fitter(self, sums: CalibrationSums, samples: list[SampleWindow], span: int, predict: bool) -> ColdFitter:
-        return ColdFitter(
-            self.geometry,
-            sums.moments,
-            samples,
-            self.settings.block,
-            use_metric=self.settings.metric != "energy",
-            features=self.features,
-            feature_moments=sums.features if predict else None,
-            span=span,
-            progress=lambda text: self.progress(text, 0, 1),
-        )
+    def _fitter(
+        self, sums: CalibrationSums, samples: list[SampleWindow], span: int, predict: bool
+    ) -> ColdFitter | SplitColdFitter:
+        common = {
+            "use_metric": self.settings.metric != "energy",
+            "features": self.features,
+            "progress": lambda text: self.progress(text, 0, 1),
+        }
+        features, block, width = sums.features if predict else None, self.settings.block, self.geometry.layer_width
+        if not self.split:
+            return ColdFitter(
+                self.geometry, sums.moments, samples, block, feature_moments=features, span=span, **common
+            )
+        fitters = []
+        for layers in self.split:
+            moments = [m.part(layers, width) for m in sums.moments]
+            some = [sample.part(layers, width) for sample in samples]
+            own = None if features is None else features.part(layer_columns(layers, width))
+            spans = {"span": min(span, moments[0].span), "feature_moments": own}
+            fitters.append(ColdFitter(self.geometry.part(layers), moments, some, block, **spans, **common))
+        return SplitColdFitter(self.geometry, self.split, fitters)
 
     def first_pass(self) -> tuple[CalibrationSums, list[SampleWindow]]:
         sums = CalibrationSums(self.loaded.model, self.geometry, self.span, self.features, self.settings)
@@ -285,7 +316,7 @@ class CalibrationRun:
             self.windows[index],
             backward=self.settings.metric == "fisher",
             received_block=self.settings.block if sample else None,
-            far_block=self.settings.block,
+            far_block=self.settings.block if self.far else None,
             offset=self._offset(index),
         )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spectralquant.calibration.capture import CapturedStep
 from spectralquant.codec.block import SINKS
+from spectralquant.profile_tensors import layer_columns
 
 SAMPLE_WINDOWS = 16
 
@@ -33,6 +35,14 @@ class SampleWindow:
     far: Tensor
     block: Tensor
     keys_rotated: Tensor | None
+
+    def part(self, layers: Sequence[int], layer_width: int) -> SampleWindow:
+        """The same tokens in some of the layers."""
+        columns = layer_columns(layers, layer_width)
+        pick = lambda x: None if x is None else x[:, columns]  # noqa: E731
+        names = ("keys", "values", "key_grads", "value_grads", "keys_rotated")
+        received = None if self.received is None else self.received[:, list(layers)]
+        return replace(self, **{name: pick(getattr(self, name)) for name in names}, received=received)
 
 
 def sample_indices(steps: int) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,18 +15,16 @@ from torch import Tensor
 
 from spectralquant.calibration.cold import ColdFitter
 from spectralquant.calibration.fixed import FixedFitter
+from spectralquant.calibration.split import SplitColdFitter, SplitFixedFitter, parts_of, replaced
 from spectralquant.calibration.targets import Target
-from spectralquant.codec.fixed import FixedRateCodec
-from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError
 from spectralquant.evaluation.measure import Measurement, measure
 from spectralquant.methods.base import Method
-from spectralquant.methods.spectral import SpectralCold, SpectralFixed
+from spectralquant.methods.spectral import tier_method
 from spectralquant.profile_schema import TierSummary
-from spectralquant.profile_tensors import ColdTier, FixedTier
+from spectralquant.profile_tensors import ColdTier, FixedTier, SplitTier
 from spectralquant.sources.geometry import CacheGeometry
 from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.weights import embedding_weight
 
 Progress = Callable[[str, int, int], None]
 MAX_TRIALS = 7
@@ -36,8 +33,8 @@ CENTROID_TOKENS = 640
 
 
 def solve_cold(
-    fitter: ColdFitter, loaded: LoadedModel, target: Target, held_out: Tensor, progress: Progress
-) -> tuple[ColdTier, TierSummary]:
+    fitter: ColdFitter | SplitColdFitter, loaded: LoadedModel, target: Target, held_out: Tensor, progress: Progress
+) -> tuple[ColdTier | SplitTier, TierSummary]:
     """Find the step for the target, choose centroids by held-out KL, measure the result."""
     search, report = held_out.chunk(2)
 
@@ -83,22 +80,27 @@ def solve_cold(
 
 
 def solve_fixed(
-    fitter: FixedFitter, name: str, loaded: LoadedModel, target: Target, held_out: Tensor, progress: Progress
-) -> tuple[FixedTier, TierSummary]:
+    fitter: FixedFitter | SplitFixedFitter,
+    name: str,
+    loaded: LoadedModel,
+    target: Target,
+    held_out: Tensor,
+    progress: Progress,
+) -> tuple[FixedTier | SplitTier, TierSummary]:
     """Find the bits for the target and measure the result."""
     search, report = held_out.chunk(2)
 
     def method(bits: float) -> Method:
-        codec = FixedRateCodec(fitter.fit(bits), loaded.geometry, loaded.device, rotated=name == "hot")
-        return SpectralFixed(codec)
+        return tier_method(fitter.fit(bits), loaded, rotated=name == "hot")
 
     bits = target.bits or 16 / _ratio_for_quality(
         lambda r: _measure_one(loaded, method(16 / r), search, progress, f"solving for {target}"), target, 6.0
     )
     progress(f"{name} tier: bits and codebooks", 0, 1)
     tier = fitter.fit(bits)
-    width = loaded.geometry.width
-    total_bits = int(tier.key_bits.long().sum() + tier.value_bits.long().sum())
+    parts = parts_of(tier)
+    width = sum(len(part.key.mean) for part in parts)
+    total_bits = int(sum(part.key_bits.long().sum() + part.value_bits.long().sum() for part in parts))
     if not total_bits:
         raise InputError(
             f"--target {target}: {bits:g} bits for each of a token's {2 * width:,} scalars are too few for a single component "
@@ -106,14 +108,14 @@ def solve_fixed(
         )
     measured = _measure_one(loaded, method(bits), report, progress, f"{name} tier: held-out measurement")
     kept = [
-        float(getattr(tier, kind).variance.sum()) / float(fitter.weights[i].sum())
+        sum(float(getattr(part, kind).variance.sum()) for part in parts) / float(fitter.weights[i].sum())
         for i, kind in enumerate(("key", "value"))
     ]
     summary = TierSummary(
         target=str(target),
         predicted_ratio=16 * 2 * width / total_bits,
-        alive_key=len(tier.key_bits) / width,
-        alive_value=len(tier.value_bits) / width,
+        alive_key=sum(len(part.key_bits) for part in parts) / width,
+        alive_value=sum(len(part.value_bits) for part in parts) / width,
         captured_energy_key=kept[0],
         captured_energy_value=kept[1],
         without_bits=without_bits(tier, loaded.geometry),
@@ -122,25 +124,25 @@ def solve_fixed(
     return tier, summary
 
 
-def without_bits(tier: FixedTier, geometry: CacheGeometry) -> list[str]:
+def without_bits(tier: FixedTier | SplitTier, geometry: CacheGeometry) -> list[str]:
     """Layers (or heads) whose keys or values got no bits: they read as their mean."""
     found = []
-    for kind in ("key", "value"):
-        ranks = getattr(tier, kind).ranks
-        heads = len(ranks) // geometry.layers
-        for group in torch.nonzero(ranks == 0).flatten().tolist():
-            layer, head = divmod(group, heads)
-            found.append(f"{kind}s of layer {layer}" + (f" head {head}" if heads > 1 else ""))
+    for i, part in enumerate(parts_of(tier)):
+        layers = tier.layers[i] if isinstance(tier, SplitTier) else range(geometry.layers)
+        for kind in ("key", "value"):
+            ranks = getattr(part, kind).ranks
+            heads = len(ranks) // len(layers)
+            for group in torch.nonzero(ranks == 0).flatten().tolist():
+                place, head = divmod(group, heads)
+                found.append(f"{kind}s of layer {layers[place]}" + (f" head {head}" if heads > 1 else ""))
     return found
 
 
 def cold_method(
-    tier: ColdTier, loaded: LoadedModel, exact_bits: int = 16, *, adaptive: bool = False, **options: Any
-) -> SpectralCold:
+    tier: ColdTier | SplitTier, loaded: LoadedModel, exact_bits: int = 16, *, adaptive: bool = False, **options: Any
+) -> Method:
     """A cold tier as a method for the harness; `options` are shown in its result rows."""
-    embedding = embedding_weight(loaded.model)
-    codec = SpectralCodec(tier, loaded.geometry, embedding, loaded.device, adaptive=adaptive)
-    return SpectralCold(codec, exact_bits, **options)
+    return tier_method(tier, loaded, exact_bits, adaptive=adaptive, **options)
 
 
 def _measure_one(loaded: LoadedModel, method: Method, windows: Tensor, progress: Progress, stage: str) -> Measurement:
@@ -184,14 +186,20 @@ def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, st
     return best
 
 
-def choose_centroids(tier: ColdTier, loaded: LoadedModel, windows: Tensor, progress: Progress) -> tuple[ColdTier, str]:
+def choose_centroids(
+    tier: ColdTier | SplitTier, loaded: LoadedModel, windows: Tensor, progress: Progress
+) -> tuple[ColdTier | SplitTier, str]:
     """Use centroid reconstruction for keys and for values where held-out KL says so (method.md section 3)."""
-    plain = {"key_centroid": torch.ones_like(tier.key_centroid), "value_centroid": torch.ones_like(tier.value_centroid)}
+
+    def without(*kinds: str) -> ColdTier | SplitTier:
+        names = [f"{kind}_centroid" for kind in kinds]
+        return replaced(tier, lambda part: {name: torch.ones_like(getattr(part, name)) for name in names})
+
     options = {
         "keys and values": tier,
-        "keys": replace(tier, value_centroid=plain["value_centroid"]),
-        "values": replace(tier, key_centroid=plain["key_centroid"]),
-        "none": replace(tier, **plain),
+        "keys": without("value"),
+        "values": without("key"),
+        "none": without("key", "value"),
     }
     methods = [cold_method(t, loaded) for t in options.values()]
     stage = "choosing centroids"

@@ -6,11 +6,14 @@ run goes on from its last checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from spectralquant.profile_tensors import layer_columns
 
 MAX_TILE = 1024
 LEAST_METRIC = 1e-4
@@ -157,6 +160,121 @@ class SpanMoments:
                 for (a, b), tile in one.tiles.items():
                     tile.copy_(state[f"{prefix}.{name}.{i}.{a}.{b}"])
 
+    def part(self, layers: Sequence[int], layer_width: int) -> SpanMoments:
+        """The moments of some layers; spans must lie within layers, or all layers be asked for in order."""
+        if len(layers) * layer_width == self.width:
+            return self
+        per_layer = layer_width // self.span
+        found = copy.copy(self)
+        picked = [layer * per_layer + i for layer in layers for i in range(per_layer)]
+        found.width = len(layers) * layer_width
+        found.sum = torch.cat([self.sum[i * self.span : (i + 1) * self.span] for i in picked])
+        found.second, found.metric = [self.second[i] for i in picked], [self.metric[i] for i in picked]
+        if self.head_metric is not None:
+            found.head_metric = self.head_metric[_heads(layers, self.head_metric, self.width // layer_width)]
+        return found
+
+
+def _heads(layers: Sequence[int], head_metric: Tensor, total_layers: int) -> Tensor:
+    """Indices of the heads of some layers."""
+    per_layer = len(head_metric) // total_layers
+    return torch.cat([torch.arange(i * per_layer, (i + 1) * per_layer) for i in layers])
+
+
+class GroupedMoments:
+    """Moments of layers that fall into groups, spans never crossing from one to another; the interface of `SpanMoments`.
+
+    layers: of each group; spans: each group's span width.
+    """
+
+    def __init__(
+        self,
+        layer_width: int,
+        layers: Sequence[Sequence[int]],
+        spans: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.layer_width, self.layers, self.device = layer_width, [tuple(part) for part in layers], device
+        self.parts = [SpanMoments(len(p) * layer_width, s, device) for p, s in zip(layers, spans, strict=True)]
+        self.columns = [layer_columns(part, layer_width).to(device) for part in layers]
+        self.width = sum(part.width for part in self.parts)
+
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return self.parts[0].count
+
+    @property
+    def sum(self) -> Tensor:
+        """Σx `[P]`, float64, in layer order."""
+        total = torch.zeros(self.width, dtype=torch.float64, device=self.device)
+        for columns, part in zip(self.columns, self.parts, strict=True):
+            total[columns] = part.sum
+        return total
+
+    @property
+    def mean(self) -> Tensor:
+        """μ `[P]`, float64, in layer order."""
+        return self.sum / self.count
+
+    @property
+    def head_metric(self) -> Tensor | None:
+        """See `SpanMoments.metric_matrix`."""
+        return self.parts[0].head_metric
+
+    @head_metric.setter
+    def head_metric(self, value: Tensor) -> None:
+        for layers, part in zip(self.layers, self.parts, strict=True):
+            part.head_metric = value[_heads(layers, value, self.width // self.layer_width)]
+
+    @property
+    def mean_metric(self) -> float:
+        """See `SpanMoments.mean_metric`."""
+        return sum(part.mean_metric * part.width for part in self.parts) / self.width
+
+    @property
+    def least_metric(self) -> float:
+        """See `SpanMoments.groups`."""
+        return self.parts[0].least_metric
+
+    @least_metric.setter
+    def least_metric(self, value: float) -> None:
+        for part in self.parts:
+            part.least_metric = value
+
+    def add(self, x: Tensor, metric_rows: Tensor | None) -> None:
+        """See `SpanMoments.add`."""
+        for columns, part in zip(self.columns, self.parts, strict=True):
+            part.add(x[:, columns], None if metric_rows is None else metric_rows[:, columns])
+
+    def merge(self, other: GroupedMoments) -> None:
+        """See `SpanMoments.merge`."""
+        for mine, theirs in zip(self.parts, other.parts, strict=True):
+            mine.merge(theirs)
+
+    def groups(self, span: int, *, metric: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """See `SpanMoments.groups`, for spans within a layer, in layer order."""
+        found = []
+        for layers, part in zip(self.layers, self.parts, strict=True):
+            for place, covariance, matrix in part.groups(span, metric=metric):
+                layer, offset = divmod(place.start, self.layer_width)
+                start = layers[layer] * self.layer_width + offset
+                found.append((slice(start, start + span), covariance, matrix))
+        yield from sorted(found, key=lambda each: each[0].start)
+
+    def part(self, layers: Sequence[int], layer_width: int) -> SpanMoments:
+        """The moments of one of the groups."""
+        return self.parts[self.layers.index(tuple(layers))]
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        return {k: t for i, part in enumerate(self.parts) for k, t in part.state(f"{prefix}.{i}").items()}
+
+    def load_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        for i, part in enumerate(self.parts):
+            part.load_state(f"{prefix}.{i}", state)
+
 
 @dataclass
 class EntropySum:
@@ -198,6 +316,14 @@ class FeatureMoments:
         half = self.cross.shape[1] // 2
         self.cross[:, :half].addmm_(features.T, targets[0])
         self.cross[:, half:].addmm_(features.T, targets[1])
+
+    def part(self, columns: Tensor) -> FeatureMoments:
+        """The sums for some of the P coordinates."""
+        half = self.cross.shape[1] // 2
+        columns = columns.to(self.cross.device)
+        found = copy.copy(self)
+        found.cross = self.cross[:, torch.cat([columns, columns + half])]
+        return found
 
     def merge(self, other: FeatureMoments) -> None:
         """Add the sums of another run."""

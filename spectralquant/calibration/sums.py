@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from spectralquant.attention.decoder import attention_modules
 from spectralquant.calibration.capture import CapturedStep
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.statistics import LEAST_METRIC, EntropySum, FeatureMoments, SpanMoments
+from spectralquant.calibration.statistics import (
+    LEAST_METRIC,
+    EntropySum,
+    FeatureMoments,
+    GroupedMoments,
+    SpanMoments,
+)
 from spectralquant.codec.block import SINKS
 from spectralquant.codec.features import TokenFeatures
 from spectralquant.errors import InputError, UnsupportedModelError
@@ -32,7 +38,7 @@ class CalibrationSums:
     ) -> None:
         self.geometry, self.settings, self.extractor = geometry, settings, features
         device, width = model_device(model), geometry.width
-        self.moments = [SpanMoments(width, span, device) for _ in range(2)]
+        self.moments = [_moments(geometry, span, settings, device) for _ in range(2)]
         self.rotated = SpanMoments(width, geometry.head_dim, device) if "hot" in settings.tiers else None
         self.entropy = EntropySum(torch.zeros(geometry.layers, geometry.heads, dtype=torch.float64, device=device))
         self.features = None
@@ -116,9 +122,19 @@ class CalibrationSums:
         for mine, theirs in zip(self.query_grams or (), other.query_grams or (), strict=True):
             mine += theirs
 
-    def _parts(self) -> dict[str, SpanMoments | FeatureMoments]:
+    def _parts(self) -> dict[str, SpanMoments | GroupedMoments | FeatureMoments]:
         parts = {"key": self.moments[0], "value": self.moments[1], "rotated": self.rotated, "features": self.features}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def _moments(
+    geometry: CacheGeometry, span: int, settings: CalibrationSettings, device: torch.device
+) -> SpanMoments | GroupedMoments:
+    """Sums over spans of `span` coordinates; of layers that do not read equally far back, group by group."""
+    if len(geometry.groups) == 1:
+        return SpanMoments(geometry.width, span, device)
+    layers = [group.layers for group in geometry.groups]
+    return GroupedMoments(geometry.layer_width, layers, settings.group_spans(geometry), device)
 
 
 def output_projection_gram(model: nn.Module, geometry: CacheGeometry) -> Tensor:

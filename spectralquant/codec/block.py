@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -30,6 +31,19 @@ class KVBlock:
     token_ids: Tensor | None = None
     previous_id: int = -1
     rotations: tuple[Rotation | None, ...] = ()
+
+    def of_layers(self, layers: Sequence[int]) -> KVBlock:
+        """The same tokens in some of the layers."""
+        if tuple(layers) == tuple(range(self.keys.shape[1])):
+            return self
+        index = list(layers)
+        return replace(
+            self,
+            keys=self.keys[:, index],
+            values=self.values[:, index],
+            received=None if self.received is None else self.received[:, index],
+            rotations=tuple(self.rotations[i] for i in index) if self.rotations else (),
+        )
 
     @property
     def tokens(self) -> int:

@@ -68,6 +68,8 @@ HEADER_SIZE = HEADER.size + CHECK.size
 GROUP_WINDOW = struct.Struct("<I")
 INDEX_ENTRY = struct.Struct("<QIIHBBI")
 CODED, EXACT = 0, 1
+EXACT_TOKENS = 16_384
+Sections = list[tuple[int, int, int, bytes]]
 EXACT_DTYPES = ("float16", "bfloat16", "float32", "int8")
 
 
@@ -252,6 +254,16 @@ def exact_section(keys: Tensor, values: Tensor, exact_dtype: str) -> bytes:
         codes, scales = int8_encode(both)
         return codes.numpy().tobytes() + scales.numpy().tobytes()
     return both.to(getattr(torch, exact_dtype)).view(torch.uint8).numpy().tobytes()
+
+
+def exact_sections(start: int, keys: Tensor, values: Tensor, exact_dtype: str) -> Sections:
+    """Exact sections of keys (after RoPE) and values `[L, Hk, T, D]`, as many as a section's length asks for."""
+    found: Sections = []
+    for at in range(0, keys.shape[2], EXACT_TOKENS):
+        part = slice(at, at + EXACT_TOKENS)
+        body = exact_section(keys[:, :, part], values[:, :, part], exact_dtype)
+        found.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
+    return found
 
 
 def exact_length(header: PacketHeader, tokens: int, layers: int) -> int:

@@ -54,9 +54,9 @@ class Measurement:
         return perplexity(self.total("nll") / self.total("tokens")) - self.base_ppl
 
     def payload_ratio(self, geometry: CacheGeometry) -> float:
-        """fp16 bytes of coded tokens over the bytes of their code."""
-        coded = self.total("coded_bytes") + self._header_bytes
-        return self.total("coded_tokens") * geometry.fp16_bytes_per_token / max(1, coded)
+        """fp16 bytes of coded tokens that can still be read over the bytes of codes; 1 where there are none."""
+        coded = self.total("coded_fp16_bytes")
+        return coded / (self.total("coded_bytes") + self._header_bytes) if coded else 1.0
 
     @property
     def _header_bytes(self) -> int:
@@ -64,14 +64,13 @@ class Measurement:
         return HEADER_SIZE * len(self.windows)
 
     def whole_cache_ratio(self, geometry: CacheGeometry) -> float:
-        """fp16 bytes of all tokens over all bytes held for them at the end of a window, sinks and recent included."""
-        everything = (self.total("exact_tokens") + self.total("coded_tokens")) * geometry.fp16_bytes_per_token
-        return everything / self.held_bytes(geometry)
+        """fp16 bytes of transformers' own cache over all bytes held at the end of a window, sinks and recent included."""
+        return self.total("fp16_bytes") / self.held_bytes(geometry)
 
     def held_bytes(self, geometry: CacheGeometry) -> float:
         """Bytes held at the end of all windows together: codes, headers, sinks and recent tokens."""
-        vectors = 2 * geometry.layers * geometry.kv_heads
-        exact = exact_bytes(int(self.total("exact_tokens")), vectors, geometry.head_dim, self.exact_bits)
+        vectors = int(self.total("fp16_bytes") - self.total("coded_fp16_bytes")) // (2 * geometry.head_dim)
+        exact = exact_bytes(1, vectors, geometry.head_dim, self.exact_bits)
         return self.total("coded_bytes") + self._header_bytes + exact
 
     def interval(self, function: Callable[[list[StreamTotals]], float], seed: int = 0) -> tuple[float, float]:
@@ -106,6 +105,7 @@ class Measurement:
             "top1": self.total("top1") / scored,
             "coded_tokens": int(self.total("coded_tokens")),
             "coded_bytes": int(self.total("coded_bytes")),
+            "fp16_bytes": round(self.total("fp16_bytes") / len(self.windows)),
             "encode_s": 1000 * self.total("encode_s") / coded,
             "decode_s": 1000 * self.total("decode_s") / coded,
             "time_unit": "seconds per 1,000 coded tokens",

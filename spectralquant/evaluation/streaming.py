@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +19,13 @@ from spectralquant.codec.block import BLOCK, SINKS, KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_keys
 from spectralquant.codec.exact import int8_round_trip
 from spectralquant.codec.rotary import Rotation
+from spectralquant.evaluation.totals import CodedRange, KeptRange, StreamTotals
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
 from spectralquant.methods.eviction import AttentionHistory
+from spectralquant.methods.grouped import part_of
 from spectralquant.sources.fit import require_known_ids, require_positions
-from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.geometry import CacheGeometry, LayerGroup
 from spectralquant.sources.wrappers import model_device, runs_model
-
-
-@dataclass
-class StreamTotals:
-    """What one method did to one window. Sums over scored tokens; nats; bytes; seconds."""
-
-    tokens: int = 0
-    nll: float = 0.0
-    exact_nll: float = 0.0
-    kl: float = 0.0
-    top1: int = 0
-    coded_tokens: int = 0
-    coded_bytes: int = 0
-    exact_tokens: int = 0
-    encode_s: float = 0.0
-    decode_s: float = 0.0
-    change: float = 0.0
-    answered: bool = True
-    exact_answered: bool = True
 
 
 class _Streams:
@@ -53,7 +35,7 @@ class _Streams:
         length, device = len(ids), ids.device
         shape = (geometry.layers, streams, geometry.kv_heads, length, geometry.head_dim)
         self.ids = ids
-        self.geometry = geometry
+        self.geometry, self.coded = geometry, geometry.coded_groups(2 * BLOCK)
         self.keys = torch.zeros(shape, device=device)
         self.values = torch.zeros(shape, device=device)
         self.received = torch.zeros(geometry.layers, streams, geometry.heads, length, device=device)
@@ -133,17 +115,28 @@ class _Streams:
             part = buffer[:, stream, :, start:stop]
             buffer[:, stream, :, start:stop] = int8_round_trip(part)
 
-    def replace_some(self, stream: int, start: int, kept: Tensor, block: KVBlock, keys: Tensor, values: Tensor) -> None:
+    def replace_some(
+        self,
+        stream: int,
+        layers: Sequence[int],
+        start: int,
+        kept: Tensor,
+        block: KVBlock,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
         """`replace` for the `kept` tokens of a block alone."""
         index = start + torch.nonzero(kept).squeeze(1)
-        self.keys[:, stream, :, index] = rotate_block_keys(block, keys).permute(1, 2, 0, 3)
-        self.values[:, stream, :, index] = values.permute(1, 2, 0, 3)
+        both = (rotate_block_keys(block, keys).permute(1, 2, 0, 3), values.permute(1, 2, 0, 3))
+        for buffer, new in zip((self.keys, self.values), both, strict=True):
+            for layer, rows in zip(layers, new, strict=True):
+                buffer[layer, stream][:, index] = rows
 
-    def replace(self, stream: int, block: KVBlock, keys: Tensor, values: Tensor) -> None:
-        """Overwrite a block by its decoded keys (before RoPE) and values, both `[T, L, Hk, D]`."""
+    def replace(self, stream: int, layers: Sequence[int], block: KVBlock, keys: Tensor, values: Tensor) -> None:
+        """Overwrite some layers of a block by decoded keys (before RoPE) and values, both `[T, L, Hk, D]`."""
         part = slice(block.start, block.start + block.tokens)
-        self.keys[:, stream, :, part] = rotate_block_keys(block, keys).permute(1, 2, 0, 3)
-        self.values[:, stream, :, part] = values.permute(1, 2, 0, 3)
+        self.keys[list(layers), stream, :, part] = rotate_block_keys(block, keys).permute(1, 2, 0, 3)
+        self.values[list(layers), stream, :, part] = values.permute(1, 2, 0, 3)
 
 
 @torch.no_grad()
@@ -189,6 +182,8 @@ def stream_window(
                 for index, method in enumerate(methods):
                     act = _evict if is_evicting(method) else _compress
                     act(streams, index, method, first, start, totals[index], on_block)
+    for total in totals:
+        total.close(geometry, len(ids))
     return totals
 
 
@@ -207,29 +202,28 @@ def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor, answer_f
         total.exact_answered &= bool((exact.argmax(-1) == targets)[answer_from:].all())
 
 
+OnBlock = Callable[[int, KVBlock, EncodedBlock], None]
+
+
 def _compress(
-    streams: _Streams,
-    index: int,
-    method: Method,
-    start: int,
-    stop: int,
-    total: StreamTotals,
-    on_block: Callable[[int, KVBlock, EncodedBlock], None] | None,
+    streams: _Streams, index: int, method: Method, start: int, stop: int, total: StreamTotals, on_block: OnBlock | None
 ) -> None:
-    block = streams.block(index + 1, start, stop)
-    begin = _now(block.keys.device)
-    encoded = method.encode(block)
-    middle = _now(block.keys.device)
-    keys, values = method.decode(encoded)
-    total.decode_s += _now(block.keys.device) - middle
-    total.encode_s += middle - begin
-    total.coded_tokens += block.tokens
-    total.exact_tokens -= block.tokens
-    total.coded_bytes += encoded.nbytes
-    total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
-    streams.replace(index + 1, block, keys, values)
-    if on_block is not None:
-        on_block(index, block, encoded)
+    whole = streams.block(index + 1, start, stop)
+    for group in streams.coded:
+        block, part = whole.of_layers(group.layers), part_of(method, group.layers)
+        begin = _now(block.keys.device)
+        encoded = part.encode(block)
+        middle = _now(block.keys.device)
+        keys, values = part.decode(encoded)
+        total.decode_s += _now(block.keys.device) - middle
+        total.encode_s += middle - begin
+        total.codes.append(CodedRange(group, start, stop, encoded.nbytes))
+        total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
+        streams.replace(index + 1, group.layers, block, keys, values)
+        if on_block is not None:
+            on_block(index, block, encoded)
+    total.coded_tokens += stop - start
+    total.exact_tokens -= stop - start
 
 
 def _evict(
@@ -239,21 +233,39 @@ def _evict(
     start: int,
     stop: int,
     total: StreamTotals,
-    on_block: Callable[[int, KVBlock, EncodedBlock], None] | None,
+    on_block: OnBlock | None,
 ) -> None:
-    """Let a method choose among all tokens that have left the window; what it drops is never read again."""
-    stream = index + 1
-    begin = _now(streams.keys.device)
-    history = streams.watch.of(stream, SINKS, stop)
-    before = streams.keep[:, stream, :, SINKS:stop]
-    kept, coded = method.evict(history, before, start - SINKS, lambda: streams.block(stream, start, stop))
-    total.encode_s += _now(streams.keys.device) - begin
-    total.change += float((before & ~kept).sum())
-    streams.keep[:, stream, :, SINKS:stop] = kept
+    """Let a method choose, in each group of layers, among all tokens that have left the window and can still be read; what
+    it drops is never read again.
+    """
     total.coded_tokens += stop - start
     total.exact_tokens -= stop - start
+    for group in streams.coded:
+        first = min(start, max(SINKS, group.first_read(streams.watch.seen)))
+        part = part_of(method, group.layers)
+        _evict_group(streams, index, part, group, (first, start, stop), total, on_block)
+
+
+def _evict_group(
+    streams: _Streams,
+    index: int,
+    method: EvictingMethod,
+    group: LayerGroup,
+    where: tuple[int, int, int],
+    total: StreamTotals,
+    on_block: OnBlock | None,
+) -> None:
+    stream, layers, (first, start, stop) = index + 1, list(group.layers), where
+    begin = _now(streams.keys.device)
+    history = streams.watch.of(stream, first, stop).of_layers(layers)
+    before = streams.keep[layers, stream, :, first:stop]
+    block = lambda: streams.block(stream, start, stop).of_layers(layers)  # noqa: E731
+    kept, coded = method.evict(history, before, start - first, block)
+    total.encode_s += _now(streams.keys.device) - begin
+    total.change += float((before & ~kept).sum())
+    streams.keep[layers, stream, :, first:stop] = kept
     if coded is None:
-        total.coded_bytes = method.held_bytes(kept, streams.geometry.head_dim)
+        total.keeps[group] = KeptRange(group, first, kept, method)
         return
     begin = _now(streams.keys.device)
     block, encoded, decode = coded()
@@ -261,9 +273,9 @@ def _evict(
     keys, values = decode()
     total.decode_s += _now(streams.keys.device) - middle
     total.encode_s += middle - begin
-    total.coded_bytes += encoded.nbytes
+    total.codes.append(CodedRange(group, start, stop, encoded.nbytes))
     total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
-    streams.replace_some(stream, start, kept[0, 0, start - SINKS :], block, keys, values)
+    streams.replace_some(stream, layers, start, kept[0, 0, start - first :], block, keys, values)
     if on_block is not None:
         on_block(index, block, encoded)
 

@@ -13,6 +13,7 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.methods.base import Method
 from spectralquant.methods.eviction import HistoryView
 from spectralquant.methods.evictor import Evictor
+from spectralquant.methods.grouped import part_of
 
 
 class Composed:
@@ -28,6 +29,10 @@ class Composed:
         self.evictor, self.codec = evictor, codec
         self.name = f"{evictor.name}+{codec.name}"
         self.options: dict[str, Any] = {**codec.options, **evictor.options}
+
+    def for_layers(self, layers: tuple[int, ...]) -> Composed:
+        """The same choice with a group's codec."""
+        return Composed(self.evictor, part_of(self.codec, layers))
 
     def evict(self, history: HistoryView, kept: Tensor, first_new: int, block: Callable[[], KVBlock]):
         """See `EvictingMethod.evict`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from spectralquant.errors import InputError
 from spectralquant.methods.kvtc import Pca
 from spectralquant.profile import CalibrationProfile
+from spectralquant.profile_tensors import layer_columns
 from spectralquant.sources.models import LoadedModel
 
 PCA_SAMPLES = 2048
@@ -37,13 +38,23 @@ class MethodContext:
             raise InputError(f"{method} needs a calibrated profile: --profile PROFILE (make one with `sq calibrate`).")
         return self.profile
 
-    @functools.cached_property
-    def pca(self) -> tuple[Pca, Pca]:
-        """Plain PCA of keys before RoPE and of values over all layers, from the calibration windows.
+    def pca(self, layers: tuple[int, ...]) -> tuple[Pca, Pca]:
+        """Plain PCA of keys before RoPE and of values over some layers, from the calibration windows.
 
         Raises:
             InputError: no calibration text.
         """
+        columns = layer_columns(layers, self.loaded.geometry.layer_width).to(self.loaded.device)
+        out = []
+        for mean, covariance, sample in self._moments:
+            some = covariance if len(columns) == len(mean) else covariance[columns][:, columns]
+            basis = torch.linalg.eigh(some)[1].flip(1).T.contiguous()
+            out.append(Pca(mean[columns], basis, (sample[:, columns] - mean[columns]) @ basis.T))
+        return out[0], out[1]
+
+    @functools.cached_property
+    def _moments(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Mean, covariance and sample rows of keys before RoPE and of values over all layers."""
         from spectralquant.attention.kv_capture import capture_keys_values
 
         if self.windows is None or not len(self.windows):
@@ -64,7 +75,5 @@ class MethodContext:
         out = []
         for (total, gram), sample in zip(sums, rows, strict=True):
             mean = (total / count).float()
-            covariance = gram / count - torch.outer(mean, mean)
-            basis = torch.linalg.eigh(covariance)[1].flip(1).T.contiguous()
-            out.append(Pca(mean, basis, (torch.cat(sample)[:PCA_SAMPLES] - mean) @ basis.T))
-        return out[0], out[1]
+            out.append((mean, gram / count - torch.outer(mean, mean), torch.cat(sample)[:PCA_SAMPLES]))
+        return out

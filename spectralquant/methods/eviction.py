@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,11 @@ class HistoryView:
     latest: Tensor
     hits: Tensor
     age: Tensor
+
+    def of_layers(self, layers: Sequence[int]) -> HistoryView:
+        """The same tokens in some of the layers."""
+        index = list(layers)
+        return HistoryView(self.accumulated[index], self.latest[index], self.hits[index], self.age)
 
 
 class AttentionHistory:

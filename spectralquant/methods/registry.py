@@ -15,6 +15,7 @@ from spectralquant.methods.composed import Composed
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.evictor import Evictor
 from spectralquant.methods.fp8 import Fp8
+from spectralquant.methods.grouped import grouped
 from spectralquant.methods.h2o import H2O
 from spectralquant.methods.heavy_hitter import HeavyHitter
 from spectralquant.methods.hf_quantized import HfQuantized
@@ -94,7 +95,10 @@ REGISTRY: dict[str, MethodEntry] = {
         "arXiv 2511.01815",
         {"ratio": float},
         ({"ratio": 8.0}, {"ratio": 16.0}, {"ratio": 32.0}),
-        lambda context, **options: Kvtc(context.pca, _shape(context), **options),
+        lambda context, **options: grouped(
+            context.loaded.geometry,
+            lambda layers, g: Kvtc(context.pca(layers), (g.layers, g.kv_heads, g.head_dim), **options),
+        ),
     ),
     "fp8": MethodEntry("8-bit floating point", "arXiv 2209.05433", {}, ({},), _plain(Fp8)),
     "hf_quantized": MethodEntry(
@@ -115,11 +119,6 @@ STANDALONE: dict[str, Callable[..., AnyMethod]] = {
     "hf_quantized": HfQuantized,
     "turboquant": lambda **options: TurboQuant(8, **options),
 }
-
-
-def _shape(context: MethodContext) -> tuple[int, int, int]:
-    g = context.loaded.geometry
-    return g.layers, g.kv_heads, g.head_dim
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,12 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.codec.fixed import FixedBlock, FixedRateCodec
 from spectralquant.codec.packet import INDEX_ENTRY
 from spectralquant.codec.spectral import SpectralCodec
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, ProfileError
 from spectralquant.methods.context import MethodContext
+from spectralquant.methods.grouped import GroupedMethod, grouped
+from spectralquant.profile_tensors import ColdTier, FixedTier, SplitTier, tier_part
+from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.weights import embedding_weight
 
 
@@ -61,7 +65,7 @@ class SpectralFixed:
 
 def spectral_from_profile(
     context: MethodContext, tier: str = "cold", step_scale: float = 1.0, exact_bits: int = 16, adaptive: bool = False
-) -> SpectralCold | SpectralFixed:
+) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier of the context's profile.
 
     Raises:
@@ -75,11 +79,43 @@ def spectral_from_profile(
         raise InputError(f"spectral: step_scale={step_scale:g} is outside 0.05 to 20.")
     if exact_bits not in (8, 16):
         raise InputError(f"spectral: exact_bits={exact_bits} is not one of 8, 16.")
+    if tier != "cold" and (step_scale != 1.0 or adaptive):
+        raise InputError(f"spectral: step_scale and adaptive belong to the cold tier, not to {tier}.")
     if tier != "cold":
-        if step_scale != 1.0 or adaptive:
-            raise InputError(f"spectral: step_scale and adaptive belong to the cold tier, not to {tier}.")
-        return SpectralFixed(FixedRateCodec(profile.tier(tier), loaded.geometry, loaded.device, rotated=tier == "hot"))
-    embedding = embedding_weight(loaded.model)
-    codec = SpectralCodec(profile.tier("cold"), loaded.geometry, embedding, loaded.device, step_scale, adaptive)
+        return tier_method(profile.tier(tier), loaded, rotated=tier == "hot")
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
-    return SpectralCold(codec, exact_bits, **options)
+    return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive=adaptive, **options)
+
+
+def tier_method(
+    tier: ColdTier | FixedTier | SplitTier,
+    loaded: LoadedModel,
+    exact_bits: int = 16,
+    *,
+    rotated: bool = False,
+    step: float = 1.0,
+    adaptive: bool = False,
+    **options: Any,
+) -> SpectralCold | SpectralFixed | GroupedMethod:
+    """A tier as a method for the harness, group by group where layers do not read equally far back.
+
+    rotated: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows.
+
+    Raises:
+        ProfileError: its bases mix layers of several groups.
+    """
+    embedding = embedding_weight(loaded.model)
+
+    def build(layers: tuple[int, ...], geometry: CacheGeometry) -> SpectralCold | SpectralFixed:
+        tensors = tier_part(tier, layers, loaded.geometry)
+        if tensors is None:
+            raise ProfileError(
+                "This tier codes layers as one that do not read equally far back. Calibrate again: profiles of today keep "
+                "such layers apart."
+            )
+        if isinstance(tensors, FixedTier):
+            return SpectralFixed(FixedRateCodec(tensors, geometry, loaded.device, rotated=rotated), **options)
+        codec = SpectralCodec(tensors, geometry, embedding, loaded.device, step, adaptive)
+        return SpectralCold(codec, exact_bits, **options)
+
+    return grouped(loaded.geometry, build)

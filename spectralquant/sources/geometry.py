@@ -30,6 +30,10 @@ class LayerGroup:
         """The oldest of `tokens` tokens that the next one can read; those before it are never read again."""
         return 0 if self.window is None else max(0, tokens - self.window + 1)
 
+    def reads_beyond(self, recent: int) -> bool:
+        """Whether more than `recent` tokens can be read: where all that is read stays exact, there is nothing to code."""
+        return self.window is None or self.window > recent
+
     def held(self, tokens: int) -> int:
         """How many of `tokens` tokens can still be read: what transformers' own cache keeps of them."""
         return tokens - self.first_read(tokens)
@@ -81,6 +85,10 @@ class CacheGeometry:
         windows = self.windows or (None,) * self.layers
         kinds = sorted(set(windows), key=lambda w: (w is not None, -(w or 0)))
         return tuple(LayerGroup(tuple(i for i, w in enumerate(windows) if w == kind), kind) for kind in kinds)
+
+    def coded_groups(self, recent: int) -> tuple[LayerGroup, ...]:
+        """Groups worth coding where up to `recent` tokens stay exact; where that is none, all of them."""
+        return tuple(group for group in self.groups if group.reads_beyond(recent)) or self.groups
 
     def part(self, layers: Sequence[int]) -> CacheGeometry:
         """The geometry of some of the layers, numbered from 0."""

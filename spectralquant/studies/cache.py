@@ -170,8 +170,7 @@ def _memory(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Te
             token = loaded.model(input_ids=token, **with_cache(loaded.model, cache)).logits[:, -1:].argmax(-1)
     row: dict[str, Any] = {"memory_context": ids.shape[1], "peak_memory_bytes": watch.stop()}
     row["memory_kind"] = "CUDA allocator peak" if loaded.device.type == "cuda" else "resident set of the process"
-    per_token = loaded.geometry.fp16_bytes_per_token
-    row["fp16_bytes"] = per_token * cache.get_seq_length()
+    row["fp16_bytes"] = loaded.geometry.fp16_bytes(cache.get_seq_length())
     row["cache_dtype"] = str(loaded.model.dtype).removeprefix("torch.")
     if isinstance(cache, SpectralCache):
         stats = cache.stats()

@@ -42,15 +42,14 @@ def packet_study(
     times = {name: values[1:] for name, values in times.items()}
     row = {name: statistics.median(values) for name, values in times.items()}
     row |= {f"{name}_range": [min(values), max(values)] for name, values in times.items()}
-    h = packet.header
     row |= {
         "context": context,
         "runs": RUNS,
         "bytes": packet.nbytes,
         "coded_tokens": packet.coded_tokens,
         "coded_bytes": packet.coded_bytes,
-        "payload_ratio": packet.coded_tokens * loaded.geometry.fp16_bytes_per_token / packet.coded_bytes,
-        "whole_cache_ratio": h.tokens * loaded.geometry.fp16_bytes_per_token / packet.nbytes,
+        "payload_ratio": packet.coded_fp16_bytes / packet.coded_bytes,
+        "whole_cache_ratio": packet.fp16_bytes / packet.nbytes,
         "unpack_over_prefill": row["unpack_s"] / row["prefill_s"],
     }
     return results_file(

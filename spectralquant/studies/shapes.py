@@ -243,7 +243,7 @@ def _pack(loaded: LoadedModel, profile: CalibrationProfile, prompt: Tensor) -> R
         out = loaded.model(input_ids=prompt[:, -1:], **with_cache(loaded.model, cache), use_cache=True)
     if not bool(out.logits.isfinite().all()):
         return {"ok": False, "error": "logits after unpacking are not finite"}
-    ratio = packet.coded_tokens * loaded.geometry.fp16_bytes_per_token / packet.coded_bytes
+    ratio = packet.coded_fp16_bytes / packet.coded_bytes
     return {"pack_s": packed, "bytes": packet.nbytes, "payload_ratio": ratio}
 
 

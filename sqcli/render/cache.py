@@ -18,16 +18,16 @@ def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
     table = Table(title=f"Cache of {stats.tokens:,} tokens{rows} after {seconds:.1f} s", title_justify="left", box=None)
     for name in ("", "tokens", "blocks", "bytes", "fp16 bytes / bytes"):
         table.add_column(name, justify="right" if name else "left")
-    per_token = stats.fp16_bytes / max(1, stats.tokens * stats.rows)
+    exact = stats.fp16_bytes - sum(tier.fp16_bytes for tier in stats.tiers.values())
     table.add_row(
         "exact (sinks, window)",
         f"{stats.exact_tokens:,}",
         "",
         f"{stats.exact_bytes:,}",
-        f"{stats.exact_tokens * per_token / max(1, stats.exact_bytes):.2f}",
+        f"{exact / max(1, stats.exact_bytes):.2f}",
     )
     for name, tier in stats.tiers.items():
-        ratio = f"{tier.tokens * per_token / tier.bytes:.2f}"
+        ratio = f"{tier.fp16_bytes / tier.bytes:.2f}"
         table.add_row(name, f"{tier.tokens:,}", f"{tier.blocks:,}", f"{tier.bytes:,}", ratio)
     if stats.working_set_bytes:
         table.add_row("decoded (working set)", "", "", f"{stats.working_set_bytes:,}", "")
@@ -44,6 +44,12 @@ def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
         f"{spent.dense_reads:,} dense"
     )
     table.caption_justify = "left"
+    for group in stats.groups:
+        if group.window is not None:
+            held = "stay exact" if not group.coded else "are coded within it"
+            caption.append(
+                f"\n{group.layers} layers read {group.window:,} tokens at most: older ones are let go, and they {held}"
+            )
     if stats.reconstructor_failure:
         caption.append(f"\nworker lost: {stats.reconstructor_failure}; went on synchronously", "red")
     if stats.over_budget:

@@ -16,20 +16,21 @@ if TYPE_CHECKING:
 def packet_row(packet: SpectralPacket) -> dict[str, Any]:
     """Sizes and ratios of a packet, all from its real bytes."""
     h = packet.header
-    per_token = 2 * 2 * h.layers * h.kv_heads * h.head_dim
     coded = packet.coded_tokens
+    held = sum(s.tokens for s in packet.sections if s.group == 0)
     return {
         "tokens": h.tokens,
         "coded_tokens": coded,
-        "exact_tokens": h.tokens - coded,
+        "exact_tokens": held - coded,
         "bytes": packet.nbytes,
         "coded_bytes": packet.coded_bytes,
         "exact_dtype": h.exact_dtype,
         "step_scale": h.step_scale,
         "profile_id": h.profile_id.hex(),
-        "fp16_bytes": per_token * h.tokens,
-        "payload_ratio": per_token * coded / packet.coded_bytes if coded else None,
-        "whole_cache_ratio": per_token * h.tokens / packet.nbytes,
+        "windows": [group.window for group in h.all_groups],
+        "fp16_bytes": packet.fp16_bytes,
+        "payload_ratio": packet.coded_fp16_bytes / packet.coded_bytes if packet.coded_fp16_bytes else None,
+        "whole_cache_ratio": packet.fp16_bytes / packet.nbytes,
     }
 
 
@@ -39,9 +40,12 @@ def packet_view(packet: SpectralPacket, title: str) -> RenderableType:
     h = packet.header
     table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("model shape", f"{h.layers} layers × {h.kv_heads} KV heads × {h.head_dim}")
+    for group in h.groups:
+        window = "all tokens" if group.window is None else f"{group.window:,} tokens at most"
+        table.add_row(f"{len(group.layers)} layers", f"read {window}")
     table.add_row("coded tokens", f"{r['coded_tokens']:,} in {r['coded_bytes']:,} bytes")
     table.add_row("exact tokens", f"{r['exact_tokens']:,} ({h.sinks} sinks, the rest recent) as {h.exact_dtype}")
-    table.add_row("fp16 cache", f"{r['fp16_bytes']:,} bytes")
+    table.add_row("fp16 cache", f"{r['fp16_bytes']:,} bytes (transformers' own)")
     table.add_row("packet", f"{r['bytes']:,} bytes in {len(packet.sections)} sections")
     if r["payload_ratio"] is not None:
         table.add_row("payload ratio", _bold(f"{r['payload_ratio']:.1f}", "  (coded tokens, headers in)"))

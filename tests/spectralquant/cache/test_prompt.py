@@ -109,12 +109,12 @@ def test_padded_batches_give_the_packets_of_their_rows(small, profile):
 
 
 def test_blocks_decode_alone_from_a_memory_map(small, profile, tmp_path):
-    from spectralquant.cache.prompt import profile_codec
+    from spectralquant.cache.prompt import profile_codecs
 
     pack_prompt(small.model, profile, ids(600))[0].save(tmp_path / "p.sqkv")
     packet = SpectralPacket.open(tmp_path / "p.sqkv")
     coded = [s for s in packet.sections if s.kind == CODED]
-    keys, values = profile_codec(small.model, profile).decode(packet.body(coded[2]))
+    keys, values = profile_codecs(small.model, profile, small.geometry.groups)[0].decode(packet.body(coded[2]))
     assert keys.shape[0] == coded[2].tokens == 128 and bool(torch.isfinite(values).all())
 
 
@@ -138,11 +138,11 @@ def test_foreign_profiles_models_and_empty_prompts_are_refused(small, profile):
 
 
 def test_damaged_block_bytes_raise_packet_errors(small, profile):
-    from spectralquant.cache.prompt import profile_codec
+    from spectralquant.cache.prompt import profile_codecs
 
     packet = pack_prompt(small.model, profile, ids(300))[0]
     body = bytes(packet.body(next(s for s in packet.sections if s.kind == CODED)))
-    codec = profile_codec(small.model, profile)
+    codec = profile_codecs(small.model, profile, small.geometry.groups)[0]
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         damaged = bytearray(body)

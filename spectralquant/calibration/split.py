@@ -1,0 +1,110 @@
+"""Tiers of models whose layers do not read equally far back: each group of layers is fitted and coded on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectralquant.calibration.cold import ColdFitter, ColdReport, search_step
+from spectralquant.calibration.fixed import FixedFitter
+from spectralquant.profile_tensors import ColdTier, SplitTier
+from spectralquant.sources.geometry import CacheGeometry
+
+
+@dataclass
+class SplitColdFitter:
+    """Cold fitters of groups of layers at one step: errors cost the same in all of them (method.md section 2)."""
+
+    geometry: CacheGeometry
+    layers: list[tuple[int, ...]]
+    fitters: list[ColdFitter]
+
+    @property
+    def features(self) -> Any:
+        """The token predictor's features, or None."""
+        return self.fitters[0].features
+
+    @property
+    def variance(self) -> list[Tensor]:
+        """Variances of all components of keys and of values."""
+        return [torch.cat([f.variance[kind] for f in self.fitters]) for kind in range(2)]
+
+    def kept(self, kind: int, step: float) -> Tensor:
+        """See `ColdFitter.kept`; indices into `variance`."""
+        found, at = [], 0
+        for fitter in self.fitters:
+            found.append(fitter.kept(kind, step) + at)
+            at += len(fitter.variance[kind])
+        return torch.cat(found)
+
+    def limit_rank(self, step: float, count: int) -> None:
+        """See `ColdFitter.limit_rank`."""
+        variance = torch.cat([v[self.kept(kind, step)] for kind, v in enumerate(self.variance)])
+        level = variance.sort(descending=True).values[min(count, len(variance)) - 1]
+        for fitter in self.fitters:
+            fitter.allowed = [v >= level for v in fitter.variance]
+
+    def step_for_ratio(self, ratio: float) -> float:
+        """See `ColdFitter.step_for_ratio`."""
+        scalars = sum(2 * f.geometry.width for f in self.fitters)
+        starts = [f.allocator.step_for_bits(16 / ratio, 2 * f.geometry.width) for f in self.fitters]
+        weights = [2 * f.geometry.width / scalars for f in self.fitters]
+        start = sum(s * w for s, w in zip(starts, weights, strict=True))
+        return search_step(lambda step, stride: self.fit(step, stride)[1].predicted_ratio, ratio, start)
+
+    def fit(self, step: float, stride: int = 1) -> tuple[SplitTier, ColdReport]:
+        """See `ColdFitter.fit`; the report is of all groups together, a token being coded in each."""
+        both = [fitter.fit(step, stride) for fitter in self.fitters]
+        tier = SplitTier(tuple(self.layers), tuple(tier for tier, _ in both))
+        reports = [report for _, report in both]
+        widths = [f.geometry.width for f in self.fitters]
+        mean = lambda values: sum(v * w for v, w in zip(values, widths, strict=True)) / sum(widths)  # noqa: E731
+        bits = sum(r.bits_per_token for r in reports)
+        fp16 = sum(f.geometry.fp16_bytes_per_token for f in self.fitters)
+        pairs = lambda name: tuple(mean([getattr(r, name)[i] for r in reports]) for i in range(2))  # noqa: E731
+        report = ColdReport(
+            step=step,
+            bits_per_token=bits,
+            predicted_ratio=8 * fp16 / bits,
+            alive_key=mean([r.alive_key for r in reports]),
+            alive_value=mean([r.alive_value for r in reports]),
+            importance_r2=pairs("importance_r2"),
+            captured_energy=pairs("captured_energy"),
+            overhead_bytes=sum(r.overhead_bytes for r in reports),
+        )
+        return tier, report
+
+
+@dataclass
+class SplitFixedFitter:
+    """Fixed-rate fitters of groups of layers, each of which meets the target alone: how many tokens a group holds depends on
+    the context.
+    """
+
+    layers: list[tuple[int, ...]]
+    fitters: list[FixedFitter]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Variances of all components of keys and of values."""
+        return [torch.cat([f.weights[kind] for f in self.fitters]) for kind in range(2)]
+
+    def fit(self, bits_per_scalar: float) -> SplitTier:
+        """See `FixedFitter.fit`."""
+        return SplitTier(tuple(self.layers), tuple(f.fit(bits_per_scalar) for f in self.fitters))
+
+
+def replaced(tier: ColdTier | SplitTier, change: Callable[[ColdTier], dict[str, Tensor]]) -> ColdTier | SplitTier:
+    """A cold tier with some tensors of every part replaced."""
+    if isinstance(tier, SplitTier):
+        return replace(tier, parts=tuple(replaced(part, change) for part in tier.parts))
+    return replace(tier, **change(tier))
+
+
+def parts_of(tier: Any) -> Sequence[Any]:
+    """A tier's parts: itself where all layers are one."""
+    return tier.parts if isinstance(tier, SplitTier) else (tier,)

@@ -1,0 +1,75 @@
+"""`StreamTotals`: what one method did to one window, and what it holds of it in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from spectralquant.codec.block import SINKS
+from spectralquant.methods.base import EvictingMethod
+from spectralquant.sources.geometry import CacheGeometry, LayerGroup
+
+
+@dataclass(frozen=True)
+class CodedRange:
+    """Tokens start … stop that a group of layers holds as one code."""
+
+    group: LayerGroup
+    start: int
+    stop: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class KeptRange:
+    """What an evicting method holds of tokens start … of a group: bool `[L, Hk, n]`."""
+
+    group: LayerGroup
+    start: int
+    kept: Tensor
+    method: EvictingMethod
+
+
+@dataclass
+class StreamTotals:
+    """What one method did to one window. Sums over scored tokens; nats; bytes; seconds.
+
+    coded_tokens, exact_tokens: of the layers that read furthest back. Bytes are those held when the window has been read:
+    fp16_bytes by transformers' own cache in float16 (of sliding layers their window alone), coded_fp16_bytes its share for
+    tokens that the method coded, coded_bytes what the method takes for those, tokens that nothing will read again let go.
+    """
+
+    tokens: int = 0
+    nll: float = 0.0
+    exact_nll: float = 0.0
+    kl: float = 0.0
+    top1: int = 0
+    coded_tokens: int = 0
+    exact_tokens: int = 0
+    fp16_bytes: int = 0
+    coded_fp16_bytes: int = 0
+    coded_bytes: int = 0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+    change: float = 0.0
+    answered: bool = True
+    exact_answered: bool = True
+    codes: list[CodedRange] = field(default_factory=list, repr=False)
+    keeps: dict[LayerGroup, KeptRange] = field(default_factory=dict, repr=False)
+
+    def close(self, geometry: CacheGeometry, total: int) -> None:
+        """Count what is held of a window of `total` tokens."""
+        per_layer = geometry.fp16_bytes_per_token // geometry.layers
+        self.fp16_bytes = geometry.fp16_bytes(total)
+        for code in self.codes:
+            readable = code.stop - max(code.start, code.group.first_read(total))
+            if readable > 0:
+                self.coded_bytes += code.nbytes
+                self.coded_fp16_bytes += readable * len(code.group.layers) * per_layer
+        for held in self.keeps.values():
+            oldest = max(SINKS, held.group.first_read(total))
+            kept = held.kept[..., max(0, oldest - held.start) :]
+            self.coded_bytes += held.method.held_bytes(kept, geometry.head_dim)
+            self.coded_fp16_bytes += kept.shape[-1] * len(held.group.layers) * per_layer
+        self.codes, self.keeps = [], {}
