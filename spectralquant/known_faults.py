@@ -10,6 +10,7 @@ TRANSFORMERS_FOR = {
     "built-in model, folders and hub ids": (5, 17),
     "GGUF files": (5, 17),
     "GGUF files of Gemma models": (5, 18),
+    "builtin:gemma3-270m": (5, 23),
 }
 
 
@@ -79,4 +80,16 @@ def gguf_fault(model_type: str) -> str | None:
     return (
         f"transformers {found} reads GGUF files of {model_type} models wrongly (their tokenizer comes out broken). "
         f"pip install --upgrade 'transformers>={dotted(least)}', or use the model in safetensors form."
+    )
+
+
+def builtin_fault(spec: str) -> str | None:
+    """Why the installed transformers cannot be trusted with the built-in model `builtin:NAME`, or None."""
+    least = TRANSFORMERS_FOR.get(spec, TRANSFORMERS_FOR["GGUF files"])
+    found = importlib.metadata.version("transformers")
+    if parse_version(found) >= least:
+        return None
+    return (
+        f"it needs transformers {dotted(least)} or newer for its tokenizer, and this is {found}. "
+        f"pip install --upgrade 'transformers>={dotted(least)}'"
     )

@@ -182,7 +182,7 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, *, local: bool) -> tupl
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, … for bad folders
         raise SourceError(f"Model {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
     refuse_unsupported(model)
-    if config.model_type.startswith(NEED_BOS):
+    if config.model_type.startswith(NEED_BOS) and tokenizer.bos_token_id is not None:
         begin_with_bos(tokenizer, tokenizer.bos_token_id, str(folder))
     return model, tokenizer
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from spectralquant.errors import SourceError, did_you_mean
 from spectralquant.files import write_text
-from spectralquant.known_faults import gguf_fault
+from spectralquant.known_faults import builtin_fault
 from spectralquant.sources.builtin.fetch import fetch_gguf
 from spectralquant.sources.builtin.table import BUILTIN_MODELS, BuiltinModel
 from spectralquant.sources.cache import cache_folder
@@ -35,7 +35,7 @@ def builtin_folder(spec: str, *, offline: bool = False, report: Report = lambda 
         known = ", ".join(BUILTIN_MODELS)
         raise SourceError(f"There is no built-in model {spec!r}; there is {known}.{did_you_mean(spec, BUILTIN_MODELS)}")
     model = BUILTIN_MODELS[spec]
-    if (fault := gguf_fault(model.architecture)) is not None:
+    if (fault := builtin_fault(spec)) is not None:
         raise SourceError(f"{spec} is not used: {fault}")
     target = cached_folder(model)
     if is_cached(model):

