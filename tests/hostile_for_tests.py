@@ -296,9 +296,10 @@ def sealed_packet(data: bytes) -> bytes:
         return data
     out = bytearray(data)
     fields = list(HEADER.unpack_from(out))
-    end = HEADER_SIZE + INDEX_ENTRY.size * fields[10]
+    start = HEADER_SIZE + fields[9] * (4 + -(-fields[2] // 8))
+    end = start + INDEX_ENTRY.size * fields[10]
     if end <= len(out):
-        for at in range(HEADER_SIZE, end, INDEX_ENTRY.size):
+        for at in range(start, end, INDEX_ENTRY.size):
             offset, length = struct.unpack_from("<QI", out, at)
             if length <= len(out):
                 struct.pack_into("<I", out, at + INDEX_ENTRY.size - 4, zlib.crc32(out[offset : offset + length]))

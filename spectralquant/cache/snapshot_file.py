@@ -57,8 +57,8 @@ def restoring(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except SpectralQuantError:
-        raise
+    except SpectralQuantError as error:
+        raise type(error)(f"{path} cannot be used: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise InputError(

@@ -27,6 +27,7 @@ from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.reading import BlockReader
 from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.cache.repeated import PromptWatch
+from spectralquant.cache.restored import require_options, require_whole
 from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
 from spectralquant.cache.snapshot_file import restoring
 from spectralquant.cache.state import CacheState
@@ -308,7 +309,10 @@ class SpectralCache(CachePasses):
         """
         snapshot = CacheSnapshot.load(path)
         with restoring(path):
-            return restore(cls, snapshot, model, profile)
+            require_options(snapshot.facts["options"])
+            cache = restore(cls, snapshot, model, profile)
+            require_whole(cache)
+        return cache
 
     def __reduce__(self):
         return _unpickle, (type(self), take_snapshot(self), self.profile)
