@@ -140,7 +140,8 @@ class SpectralCache(CachePasses):
         self.spent, self.in_forward, self.reads_views, self.over_budget = Spent(), False, False, False
         self.state = CacheState(self.binding, [GroupTokens.of(self, kind, codes(kind, window)) for kind in kinds])
         self.watch = PromptWatch()
-        self.report = RunReport(policy.first != "exact", window, compress_from)
+        can_code = any(group.coded for group in self.state.groups)
+        self.report = RunReport(policy.first != "exact", window, compress_from, can_code)
         self.groups = CacheGroups.of(self, backend)
         self.state.keep_ids = self.groups.predict
         self.binding.attach(self)
