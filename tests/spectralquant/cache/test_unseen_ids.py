@@ -35,7 +35,7 @@ def cold_only(profile):
     return made
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 @pytest.mark.parametrize("background", [False, True])
 def test_embeddings_of_tokens_are_coded_like_their_ids(architecture, background):
     loaded, profile = profile_of(architecture)
