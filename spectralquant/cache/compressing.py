@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +21,10 @@ from spectralquant.surroundings import own_arithmetic
 
 BACKGROUND_QUERIES = 16
 RUN_BLOCKS = 8
+NO_IDS = (
+    "their token ids were not seen (soft prompts, or other input embeddings) and no ids predict them, so the cold tier "
+    "would lose part of them. A profile with a warm tier, or one calibrated with --predict none, compresses them"
+)
 
 
 @dataclass
@@ -43,6 +48,7 @@ class BlockCompressor:
     lag: int
     report: RunReport
     _pending: dict[int, list[Task]] = field(default_factory=dict)
+    _not_cold: weakref.WeakSet[StoredBlock] = field(default_factory=weakref.WeakSet)
 
     def after_forward(self) -> None:
         """Let go of what is never read again, code what is due, then apply ages."""
@@ -80,13 +86,23 @@ class BlockCompressor:
     def encode(self, block: LeavingBlock, tier: str) -> StoredBlock:
         """Code a block.
 
-        A cold tier that predicts from token ids cannot code tokens whose ids were not seen (inputs_embeds, the exact part
-        of a packet): its bases hold only what the prediction leaves. Such a block goes to the next tier up instead.
+        A cold tier that predicts from token ids needs some for tokens whose ids were not seen (inputs_embeds, the exact
+        part of a packet), and finds ones that predict them. Where none do (soft prompts), its bases hold only part of the
+        block, which goes to the next tier up instead.
         """
-        if tier == "cold" and not self.state.cold_ready(block.start, block.start + block.tokens):
-            tier = next(name for name in ("warm", "hot", "exact") if name in self.tiers)
         with torch.no_grad():
+            if tier == "cold" and not self.state.cold_ready(block.start, block.start + block.tokens):
+                ready = self.tiers["cold"].with_ids(block)
+                if ready is None:
+                    tier = self._above_cold()
+                    self.report.other_tier(block.start, block.tokens, "cold", tier, NO_IDS)
+                block = block if ready is None else ready
             return self.tiers[tier].encode(block)
+
+    def _above_cold(self) -> str:
+        """The tier of a block that cold cannot take; rows that are read in place must all be hot."""
+        names = ("warm", "hot", "exact") if len(self.group.rows) == 1 else ("warm", "exact")
+        return next(name for name in names if name in self.tiers)
 
     def _due(self, lag: int) -> list[tuple[int, int]]:
         """Ranges of tokens whose time to be coded has come."""
@@ -133,8 +149,7 @@ class BlockCompressor:
     @own_arithmetic()
     def demote(self, index: int, tier: str) -> bool:
         """Code block `index` of every sequence again, in another tier; whether that tier could take it."""
-        first = self.group.rows[0][index]
-        if tier == "cold" and not self.state.cold_ready(first.start, first.stop):
+        if any(blocks[index] in self._not_cold for blocks in self.group.rows) and tier == "cold":
             return False
         begin = time.perf_counter()
         made: dict[StoredBlock, StoredBlock] = {}
@@ -142,7 +157,11 @@ class BlockCompressor:
             block = blocks[index]
             if block not in made:
                 made[block] = self.encode(self.decoded(row, block), tier)
-            blocks[index] = made[block]
+            if made[block].tier != tier:
+                self._not_cold.add(block)
+                return False
+        for blocks in self.group.rows:
+            blocks[index] = made[blocks[index]]
             self.spent.demotions += 1
         self.reader.forget_unused()
         self.spent.compress_s += time.perf_counter() - begin

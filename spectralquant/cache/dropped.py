@@ -32,9 +32,6 @@ def take_back(
     cache = _given_to_generate(caches)
     if cache is None:
         return None, {}
-    if kwargs.get("use_cache") is False:
-        cache.report.dropped("generate was called with use_cache=False, so the cache it was given is not used")
-        return None, {}
     if not _whole_sequence(kwargs):
         cache.report.dropped(
             f"{type(module).__name__} dropped the cache that generate was given and goes on with one of its own, which "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.cache.stats import CacheStats
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, NotCompressedWarning
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.fit import require_known_ids, require_positions
 from spectralquant.sources.forward import with_cache
@@ -81,16 +82,18 @@ def generate_text(
     torch.manual_seed(options.seed)
     begin = time.perf_counter()
     pad = loaded.tokenizer.pad_token_id
-    made = loaded.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        **with_cache(loaded.model, cache),
-        max_new_tokens=options.new_tokens,
-        do_sample=options.sample,
-        prefill_chunk_size=options.chunk,
-        pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad,
-        streamer=_Count(progress, options.new_tokens),
-    )[0, ids.shape[1] :]
-    seconds = time.perf_counter() - begin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotCompressedWarning)  # the reasons are in stats
+        made = loaded.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **with_cache(loaded.model, cache),
+            max_new_tokens=options.new_tokens,
+            do_sample=options.sample,
+            prefill_chunk_size=options.chunk,
+            pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad,
+            streamer=_Count(progress, options.new_tokens),
+        )[0, ids.shape[1] :]
+        seconds, stats = time.perf_counter() - begin, cache.stats()
     text = loaded.tokenizer.decode(made, skip_special_tokens=True)
-    return Generated(text, ids.shape[1], len(made), seconds, cache.stats())
+    return Generated(text, ids.shape[1], len(made), seconds, stats)

@@ -73,13 +73,13 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
 
 def _group_sections(cache: SpectralCache, group: CacheGroup, row: int, exact: str, agreed: Tensor) -> Sections:
     """Sections of what one sequence holds in one group of layers; a block is coded where `agreed` (see below) allows it."""
-    state, tokens = cache.state, group.tokens
+    tokens = group.tokens
     held = [torch.stack([getattr(layer, n)[row] for layer in tokens.layers]) for n in LAYER_PARTS]
     sections = exact_sections(0, held[0], held[1], exact)
     for block in tokens.rows[row]:
-        cold = "cold" in group.tiers and (block.tier == "cold" or state.cold_ready(block.start, block.stop))
-        if cold and bool(agreed[block.start : block.stop].all()):
-            sections.append((block.start, block.tokens, CODED, _cold_bytes(group, row, block)))
+        data = _cold_bytes(cache, group, row, block) if bool(agreed[block.start : block.stop].all()) else None
+        if data is not None:
+            sections.append((block.start, block.tokens, CODED, data))
             continue
         both = (x.to(tokens.layers[0].dtype) for x in group.reader.whole(row, block))
         sections += exact_sections(block.start, *both, exact)
@@ -181,14 +181,19 @@ def _tensor_sections(
     return sections
 
 
-def _cold_bytes(group: CacheGroup, row: int, block: StoredBlock) -> bytes:
-    """A block as a packet holds it: as it is, or coded again where only this cache could read it."""
-    tier = group.tiers["cold"]
+def _cold_bytes(cache: SpectralCache, group: CacheGroup, row: int, block: StoredBlock) -> bytes | None:
+    """A block as a packet holds it: as it is, or coded again where only this cache could read it; None: not at all."""
+    tier = group.tiers.get("cold")
+    if tier is None:
+        return None
     adaptive = isinstance(tier.codec, AdaptiveRankCompressor)
     if block.tier == "cold" and not (adaptive and tier.codec.is_enhanced(payload_bytes(block))):
         return tier.to_bytes(block)
+    decoded: LeavingBlock | None = group.compressor.decoded(row, block)
+    if not cache.state.cold_ready(block.start, block.stop):
+        decoded = tier.with_ids(decoded)
     codec = tier.codec.base if adaptive else tier.codec
-    return codec.encode(group.compressor.decoded(row, block).plain())
+    return None if decoded is None else codec.encode(decoded.plain())
 
 
 @own_arithmetic()

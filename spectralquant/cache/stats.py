@@ -80,4 +80,4 @@ class CacheStats:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
-        return asdict(self)
+        return {**asdict(self), "not_compressed": [asdict(each) for each in self.not_compressed]}

@@ -42,6 +42,7 @@ class RunReport:
     coded: int = 0
     kept: bool = False
     found: dict[str, NotCompressed] = field(default_factory=dict)
+    _elsewhere: dict[int, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
 
     def note_pass(self, new: int, total: int, coded: int) -> None:
@@ -57,6 +58,8 @@ class RunReport:
         """The cache was emptied: what follows is another run."""
         self.passes = self.longest = self.total = self.coded = 0
         self.kept = False
+        self._elsewhere.clear()
+        self.found.clear()
 
     def dropped(self, why: str) -> None:
         """The cache was given to a run that goes on without it."""
@@ -83,17 +86,12 @@ class RunReport:
             tell=True,
         )
 
-    def other_tier(self, tokens: int, wanted: str, taken: str, why: str) -> None:
-        """A block went to a tier above the one that was asked for."""
-        held = self.found.get("other_tier")
-        tokens += 0 if held is None else held.tokens
-        self._add(
-            "other_tier", tokens, f"{tokens:,} tokens are held in tier {taken}, not {wanted}: {why}.", tell=held is None
-        )
-
-    def shared_layers(self, tokens: int, why: str) -> None:
-        """Part of the model's layers is not compressed."""
-        self._add("shared_layers", tokens, why, tell=True)
+    def other_tier(self, start: int, tokens: int, wanted: str, taken: str, why: str) -> None:
+        """The block that begins at token `start` went to a tier above the one that was asked for."""
+        self._elsewhere[start] = tokens
+        count = sum(self._elsewhere.values())
+        message = f"{count:,} tokens are held in tier {taken}, not {wanted}: {why}."
+        self._add("other_tier", count, message, tell=True)
 
     def reasons(self) -> list[NotCompressed]:
         """Every reason so far, those that only the end of a run shows included."""
@@ -125,6 +123,12 @@ class RunReport:
         if self.total < self.compress_from:
             text = f"Nothing was compressed: sequences of fewer than {self.compress_from:,} tokens are left alone."
             return NotCompressed("below_compress_from", self.total, text)
+        if not self.can_code:
+            text = (
+                "Nothing was compressed: every layer of this model reads a sliding window that is no larger than what a cache "
+                "keeps exact. What they can never read again is let go."
+            )
+            return NotCompressed("sliding_windows", self.total, text)
         least = self.window + BLOCK
         text = (
             f"Nothing was compressed: the sequence stayed within the {SINKS} first and the {self.window:,} to "

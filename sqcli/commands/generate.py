@@ -50,7 +50,7 @@ def generate(
     from spectralquant.results import results_file
     from sqcli.loading import load_for
     from sqcli.output import Output
-    from sqcli.render.cache import cache_view
+    from sqcli.render.cache import cache_view, not_compressed_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     loaded_profile = None if profile is None else CalibrationProfile.load(profile)
@@ -60,7 +60,7 @@ def generate(
     options = GenerationOptions(tier, new_tokens, limit, parse_size(working_set, "--working-set"), chunk, sample, seed)
     with output.progress() as bar:
         made = generate_text(loaded, loaded_profile, prompt, options, bar)
-    output.show(made.text, cache_view(made.stats, made.seconds))
+    output.show(made.text, cache_view(made.stats, made.seconds), *not_compressed_view(made.stats))
     row = {
         "model": loaded.name,
         "tier": tier,

@@ -56,3 +56,8 @@ def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
         caption.append("\nover the memory budget with every block in the lowest tier", "red")
     table.caption = caption
     return table
+
+
+def not_compressed_view(stats: CacheStats) -> list[RenderableType]:
+    """A line for each reason why something was not compressed."""
+    return [Text(each.message, style="yellow") for each in stats.not_compressed]

@@ -22,6 +22,7 @@ from spectralquant.codec.coded_block import MAX_TOKENS
 from spectralquant.codec.coefficients import BlockCoefficients, halved
 from spectralquant.codec.products import product_dtype
 from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.codec.token_guess import TokenGuess
 from spectralquant.errors import PacketError
 
 CHUNK_BLOCKS = 16
@@ -40,12 +41,26 @@ class ColdTier:
 
     name = "cold"
 
-    def __init__(self, codec: SpectralCodec | AdaptiveRankCompressor, reconstructor: AsyncReconstructor) -> None:
-        self.codec, self.reconstructor = codec, reconstructor
+    def __init__(
+        self,
+        codec: SpectralCodec | AdaptiveRankCompressor,
+        reconstructor: AsyncReconstructor,
+        guess: TokenGuess | None = None,
+    ) -> None:
+        self.codec, self.reconstructor, self.guess = codec, reconstructor, guess
 
     def encode(self, block: LeavingBlock) -> StoredBlock:
         """Transform, quantize and entropy code the block."""
         return self.from_bytes(self.codec.encode(block.plain()), block.start, block.tokens)
+
+    def with_ids(self, block: LeavingBlock) -> LeavingBlock | None:
+        """The block with ids for tokens whose ids were not seen, or None where no ids predict it well (soft prompts)."""
+        if self.guess is None:  # no predictor, which would need ids
+            return block
+        plain = block.plain()
+        ids = self.guess.ids(plain)
+        fits = self.guess.fits(replace(plain, token_ids=ids))
+        return replace(block, token_ids=ids) if fits else None
 
     def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
         """See `Tier.encode_run`."""

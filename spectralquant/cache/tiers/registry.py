@@ -22,6 +22,7 @@ from spectralquant.codec.fixed import FixedRateCodec
 from spectralquant.codec.hot import HotCodec
 from spectralquant.codec.linear import row_matrices
 from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.codec.token_guess import TokenGuess
 from spectralquant.errors import InputError
 from spectralquant.profile import CalibrationProfile
 from spectralquant.profile_tensors import ColdTier as ColdTensors
@@ -72,11 +73,15 @@ def make_tiers(
         elif name == "warm":
             tiers[name] = WarmTier(codec, pool)
         else:
+            guess = None
+            if codec.features is not None:
+                new = TokenGuess(codec, profile.heads.part(layers), profile.sidecar.tiers["cold"].step)
+                guess = codecs.setdefault(("token guess", layers, str(device), step_scale), new)
             if adaptive is not None:
                 codec = AdaptiveRankCompressor(
                     codec, profile.heads.part(layers), profile.sidecar.tiers["cold"].step, **adaptive
                 )
-            tiers[name] = ColdTier(codec, reconstructor)
+            tiers[name] = ColdTier(codec, reconstructor, guess)
     if len(codecs) > held:
         finish_here(device)  # codecs are shared by caches, which may be read on other streams
     return tiers

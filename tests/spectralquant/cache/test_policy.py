@@ -81,8 +81,7 @@ def test_a_packed_cache_equals_a_packed_prompt_and_goes_on(tmp_path):
         for c in (cache, again):
             loaded.model(input_ids=ids(300, 4), past_key_values=c)
     held = again.stats().tiers
-    assert held["cold"].tokens == 508, "ids of the exact part are not in a packet, so its blocks stay out of this tier"
-    assert sum(t.tokens for t in held.values()) == cache.stats().tiers["cold"].tokens
+    assert held["cold"].tokens == cache.stats().tiers["cold"].tokens == 764
     damaged = bytearray(mine.data)
     section = next(s for s in mine.sections if s.kind == CODED)
     damaged[section.offset + 40] ^= 1
@@ -113,23 +112,6 @@ def test_one_tensor_alone():
         cache.compress(keys[0])
     with pytest.raises(InputError, match="token_ids"):
         cache.compress(keys)
-
-
-def test_tokens_whose_ids_are_unknown_stay_out_of_a_predicting_tier():
-    loaded, profile = profile_of("llama")
-    cache = SpectralCache(loaded.model, profile, tier="cold", background=False, max_bytes=1)
-    embeds = loaded.model.get_input_embeddings()(ids(500))
-    with torch.no_grad(), pytest.warns(UserWarning, match="over max_bytes"):
-        loaded.model(inputs_embeds=embeds, past_key_values=cache)
-        before = cache.tiers["warm"].to_bytes(cache.state.rows[0][0])
-        for i in range(3):
-            loaded.model(input_ids=ids(1, i), past_key_values=cache)
-    assert cache.tiers["warm"].to_bytes(cache.state.rows[0][0]) == before, "never coded again and again"
-    assert cache.stats().spent.demotions == 0
-    assert set(cache.stats().tiers) == {"warm"}
-    again = SpectralCache.unpack(loaded.model, profile, cache.pack())
-    assert set(again.stats().tiers) == set()
-    assert again.get_seq_length() == 503
 
 
 def test_padded_sequences_are_not_packed():
