@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectralquant.cache.prompt import pack_prompt, profile_codec
+from spectralquant.cache.prompt import pack_prompt, profile_codecs
 from spectralquant.profile import CalibrationProfile
 from spectralquant.sources.models import LoadedModel
 from spectralquant.sources.shapes import ModelShape
@@ -19,7 +19,7 @@ def sample_of_model(
     """Symbols of the last `window` tokens of a text."""
     packet = pack_prompt(loaded.model, profile, text.windows(window)[-1:].to(loaded.device))[0]
     source = f"{loaded.name}, profile {profile.sidecar.tensors_sha256[:12]}, last {window} tokens of {text_name}"
-    return SymbolSample.of_packet(profile_codec(loaded.model, profile), packet, source)
+    return SymbolSample.of_packet(profile_codecs(loaded.model, profile, loaded.geometry.groups)[0], packet, source)
 
 
 def coder_study_of_model(
