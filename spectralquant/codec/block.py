@@ -7,10 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from spectralquant.codec.rotary import Rotation
-
-BLOCK = 128
-SINKS = 4
+from spectralquant.rotary import Rotation
 
 
 @dataclass(frozen=True)

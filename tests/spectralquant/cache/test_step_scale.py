@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spectralquant as sq
-from spectralquant.cache.prompt import profile_codecs
+from spectralquant.cache.persist.prompt import profile_codecs
 from spectralquant.codec.packet import packet_float
 from spectralquant.errors import InputError, PacketError
 from tests.conftest import profile_of
@@ -27,7 +27,11 @@ def llama():
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_packet_opens_with_the_scale_it_was_made_with(llama, scale, tmp_path):
     packet = sq.pack_prompt(*llama, IDS, step_scale=scale)[0]
-    assert packet.header.step_scale == packet_float(scale) == profile_codecs(*llama, llama[1].geometry.groups, step_scale=scale)[0].step_scale
+    assert (
+        packet.header.step_scale
+        == packet_float(scale)
+        == profile_codecs(*llama, llama[1].geometry.groups, step_scale=scale)[0].step_scale
+    )
     packet.save(tmp_path / "p.sqkv")
     for source in (packet, tmp_path / "p.sqkv"):
         for wanted in (scale, packet.header.step_scale):

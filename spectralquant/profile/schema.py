@@ -1,0 +1,83 @@
+"""The JSON sidecar of a profile, checked on load because it comes from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from spectralquant.models.schema import ModelIdentity
+
+SCHEMA_VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextShare(_Part):
+    """What one of several texts gave to the calibration: its weight in the mix, its tokens and their SHA-256."""
+
+    source: str
+    weight: float
+    tokens: int
+    sha256: str
+
+
+class TextIdentity(_Part):
+    """Which text a profile was calibrated on. tokens and sha256: of the windows; sources: the texts that they hold."""
+
+    source: str
+    sha256: str
+    tokens: int
+    window: int
+    sources: list[TextShare] = []
+
+
+class CalibrationOptions(_Part):
+    """How it was calibrated."""
+
+    steps: int
+    metric: str
+    span: str
+    span_width: int
+    solver: str
+    block: int
+    sinks: int
+    predict: str
+    labels: str
+    seed: int
+
+
+class TierSummary(_Part):
+    """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured).
+
+    without_bits: layers or heads of a fixed-rate tier whose keys or values are dropped, and read as their mean.
+    """
+
+    target: str
+    step: float | None = None
+    predicted_ratio: float
+    alive_key: float
+    alive_value: float
+    captured_energy_key: float
+    captured_energy_value: float
+    importance_r2_key: float | None = None
+    importance_r2_value: float | None = None
+    centroids: str | None = None
+    without_bits: list[str] = []
+    measured: dict[str, Any] | None = None
+
+
+class ProfileSidecar(_Part):
+    """The whole sidecar. `run` holds what may differ between two equal runs: times, versions, paths."""
+
+    schema_version: int
+    kind: str = "spectralquant.profile"
+    tensors_sha256: str
+    tensor_bytes: int
+    model: ModelIdentity
+    text: TextIdentity
+    calibration: CalibrationOptions
+    tiers: dict[str, TierSummary]
+    run: dict[str, Any]
