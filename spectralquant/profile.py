@@ -26,7 +26,7 @@ from spectralquant.profile_tensors import (
     tier_part,
     unflatten,
 )
-from spectralquant.sidecar import check_tensor_file, load_sidecar, profile_stem
+from spectralquant.sidecar import check_tensor_file, load_sidecar, profile_stem, sealed_sidecar
 from spectralquant.sources.geometry import CacheGeometry, LayerGroup
 from spectralquant.sources.identity import difference, weights_sha256
 from spectralquant.sources.wrappers import usable_model
@@ -168,7 +168,7 @@ class CalibrationProfile:
         sidecar = stem.with_name(stem.name + ".json")
         with atomic_path(stem.with_name(stem.name + ".safetensors")) as tensors:
             tensors.write_bytes(self.seal())
-            write_text(sidecar, self.sidecar.model_dump_json(indent=2) + "\n")
+            write_text(sidecar, sealed_sidecar(self.sidecar))
         self.path = stem
         return sidecar
 
