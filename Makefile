@@ -33,7 +33,7 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 readme: setup
-	$(VENV)/bin/python -m sqcli.render.readme
+	$(VENV)/bin/python -m research.readme.write
 
 # Out-of-bounds accesses and races of the kernels, on a GPU with NVIDIA's compute-sanitizer; a finding ends with 99.
 sanitize:

@@ -10,8 +10,8 @@ from typing import Any
 
 _EXPORTS = {
     "calibrate": "spectralquant.calibration.api",
-    "CalibrationProfile": "spectralquant.profile",
-    "SpectralHead": "spectralquant.profile",
+    "CalibrationProfile": "spectralquant.profile.model",
+    "SpectralHead": "spectralquant.profile.model",
     "CalibrationSettings": "spectralquant.calibration.options",
     "Ratio": "spectralquant.calibration.targets",
     "Bits": "spectralquant.calibration.targets",
@@ -21,13 +21,13 @@ _EXPORTS = {
     "SpectralCache": "spectralquant.cache.spectral_cache",
     "SpectralKVCache": "spectralquant.cache.spectral_cache",
     "SpectralBufferPool": "spectralquant.cache.pool",
-    "svd_reconstruct_attention": "spectralquant.cache.reconstruct_attention",
+    "svd_reconstruct_attention": "spectralquant.cache.read.reconstruct_attention",
     "NotCompressedWarning": "spectralquant.errors",
     "bind": "spectralquant.cache.binding",
-    "pack_prompt": "spectralquant.cache.prompt",
-    "unpack_cache": "spectralquant.cache.prompt",
-    "load_model": "spectralquant.sources.models",
-    "load_text": "spectralquant.sources.text",
+    "pack_prompt": "spectralquant.cache.persist.prompt",
+    "unpack_cache": "spectralquant.cache.persist.prompt",
+    "load_model": "spectralquant.models.load",
+    "load_text": "spectralquant.text.read",
 }
 __all__ = sorted(_EXPORTS)
 

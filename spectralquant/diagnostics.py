@@ -141,8 +141,8 @@ def _hub_cache() -> Check:
 
 
 def _builtin_model() -> Check:
-    from spectralquant.sources.builtin.folder import cached_folder, is_cached
-    from spectralquant.sources.builtin.table import BUILTIN_MODELS, DEFAULT_MODEL
+    from spectralquant.models.builtin.folder import cached_folder, is_cached
+    from spectralquant.models.builtin.table import BUILTIN_MODELS, DEFAULT_MODEL
 
     there = [name for name, model in BUILTIN_MODELS.items() if is_cached(model)]
     if DEFAULT_MODEL in there:
@@ -154,7 +154,7 @@ def _builtin_model() -> Check:
 
 
 def _disk() -> Check:
-    from spectralquant.sources.cache import cache_folder
+    from spectralquant.models.folders import cache_folder
 
     folder = cache_folder()
     while not folder.exists():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from spectralquant.profile import CalibrationProfile
-    from spectralquant.sources.models import LoadedModel
+    from spectralquant.models.load import LoadedModel
+    from spectralquant.profile.model import CalibrationProfile
     from sqcli.output import Output
 
 
@@ -18,8 +18,8 @@ def load_for(
     Raises:
         ProfileError: another model's profile. SourceError, UnsupportedModelError: see `load_model`.
     """
-    from spectralquant.sources.foreign import refuse_foreign_model
-    from spectralquant.sources.models import load_model
+    from spectralquant.models.foreign import refuse_foreign_model
+    from spectralquant.models.load import load_model
 
     name = spec or (profile.sidecar.model.name if profile is not None else "builtin:smollm2-135m")
     if profile is not None:

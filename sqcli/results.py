@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spectralquant.provenance import provenance
-from spectralquant.results import results_file
+from spectralquant.results.files import results_file
 
 if TYPE_CHECKING:
-    from spectralquant.profile import CalibrationProfile
-    from spectralquant.profile_view import ProfileView
+    from spectralquant.profile.model import CalibrationProfile
+    from spectralquant.profile.view import ProfileView
 
 
 def calibration_result(profile: CalibrationProfile) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
-from spectralquant.profile import CalibrationProfile
-from spectralquant.sources.geometry import probe_geometry
-from spectralquant.sources.models import LoadedModel, load_model
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.models.load import LoadedModel, load_model
+from spectralquant.models.probe import probe_geometry
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 SMALL = {
     "hidden_size": 64,

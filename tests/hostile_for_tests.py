@@ -23,19 +23,19 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from spectralquant.cache.prompt import pack_prompt, unpack_cache
-from spectralquant.cache.snapshot_file import content_sha256
+from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
+from spectralquant.cache.persist.snapshot_file import content_sha256
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.codec.packet import CHECK, HEADER, HEADER_SIZE, INDEX_ENTRY, SpectralPacket
 from spectralquant.errors import InputError, PacketError, ProfileError, UnsupportedModelError
-from spectralquant.profile import CalibrationProfile
-from spectralquant.profile_view import ProfileView
-from spectralquant.sources.geometry import probe_geometry
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.probe import probe_geometry
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.profile.view import ProfileView
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 OWN = (PacketError, ProfileError, InputError, UnsupportedModelError)
 KINDS = ("packet", "snapshot", "profile", "raw packet", "raw snapshot", "raw profile")
@@ -95,7 +95,7 @@ class Material:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        from spectralquant.sources.random_model import ByT5Tokenizer
+        from spectralquant.models.random_model import ByT5Tokenizer
 
         config = LlamaConfig(
             vocab_size=384,
@@ -325,7 +325,11 @@ def sealed_profile(edits: bytes) -> tuple[bytes, bytes]:
     m = material()
     tensors, rest = sealed_tensors(m.tensors, edits)
     sidecar = json.loads(m.sidecar)
-    sidecar |= {"tensors_sha256": hashlib.sha256(tensors).hexdigest(), "tensor_bytes": len(tensors), "sidecar_sha256": ""}
+    sidecar |= {
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+        "tensor_bytes": len(tensors),
+        "sidecar_sha256": "",
+    }
     return json.dumps(edited_json(sidecar, rest)).encode("utf-8", "surrogatepass"), tensors
 
 

@@ -6,12 +6,12 @@ import functools
 
 import torch
 
-from spectralquant.calibration.tables import cluster_tables, symbol_histogram
+from spectralquant.calibration.cold.tables import cluster_tables, symbol_histogram
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.rotary import Rotation
-from spectralquant.codec.spectral import SpectralCodec
-from spectralquant.profile_tensors import ColdTier, StoredBasis, empty
-from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.codec.cold.spectral import SpectralCodec
+from spectralquant.geometry import CacheGeometry
+from spectralquant.profile.tensors import ColdTier, StoredBasis, empty
+from spectralquant.rotary import Rotation
 
 GEOMETRY = CacheGeometry(layers=2, heads=4, kv_heads=2, head_dim=16, rotary=(True, False))
 RANK = 40

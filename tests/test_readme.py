@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sqcli.render import notes
-from sqcli.render.readme import BLOCKS, NOTES, PAGES, render
+from research.readme import notes
+from research.readme.write import BLOCKS, NOTES, PAGES, render
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

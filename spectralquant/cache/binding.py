@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from spectralquant.attention.decoder import attention_modules, rotary_modules, text_decoder
-from spectralquant.attention.implementation import decoder_configs
-from spectralquant.attention.rotary_tables import RotaryTables
-from spectralquant.cache.passes import ForwardPass, Hook, PassWatch
-from spectralquant.sources.geometry import CacheGeometry, probe_geometry
-from spectralquant.sources.identity import weights_sha256
-from spectralquant.sources.wrappers import model_device, usable_model
+from spectralquant.cache.passes.watch import ForwardPass, Hook, PassWatch
+from spectralquant.geometry import CacheGeometry
+from spectralquant.hooks.decoder import attention_modules, rotary_modules, text_decoder
+from spectralquant.hooks.implementation import decoder_configs
+from spectralquant.hooks.rotary_tables import RotaryTables
+from spectralquant.hooks.wrappers import model_device, usable_model
+from spectralquant.models.identity import weights_sha256
+from spectralquant.models.probe import probe_geometry
 from spectralquant.surroundings import own_run
 
 if TYPE_CHECKING:

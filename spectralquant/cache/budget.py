@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from spectralquant.cache.accounting import held_bytes
+from spectralquant.cache.report.accounting import held_bytes
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache

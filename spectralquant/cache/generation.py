@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from spectralquant.cache.report.stats import CacheStats
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.cache.stats import CacheStats
 from spectralquant.errors import InputError, NotCompressedWarning
-from spectralquant.profile import CalibrationProfile
-from spectralquant.sources.fit import require_known_ids, require_positions
-from spectralquant.sources.forward import with_cache
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.tokens import prompt_ids
+from spectralquant.models.forward import with_cache
+from spectralquant.models.limits import require_known_ids, require_positions
+from spectralquant.models.load import LoadedModel
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.text.tokens import prompt_ids
 
 
 @dataclass(frozen=True)

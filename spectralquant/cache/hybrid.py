@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectralquant.attention.segments import DenseSegment, Segment
-from spectralquant.attention.tap import AttentionCall
+from spectralquant.cache.read.segments import DenseSegment, Segment
+from spectralquant.cache.read.view import LayerView
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.cache.view import LayerView
 from spectralquant.errors import InputError
-from spectralquant.profile import CalibrationProfile
-from spectralquant.results import read_results
+from spectralquant.hooks.tap import AttentionCall
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.files import read_results
 
 DEFAULT_CROSSOVER = 2048
 

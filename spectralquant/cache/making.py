@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from spectralquant.cache.compressing import BlockCompressor
-from spectralquant.cache.group import CacheGroup, GroupTokens
-from spectralquant.cache.reading import BlockReader
+from spectralquant.cache.compress.compressor import BlockCompressor
+from spectralquant.cache.read.reader import BlockReader
 from spectralquant.cache.tiers.registry import make_tiers
-from spectralquant.codec.block import BLOCK
-from spectralquant.codec.linear import INDEX_RANK
-from spectralquant.profile import CalibrationProfile
-from spectralquant.sources.geometry import LayerGroup
+from spectralquant.cache.tokens.group import CacheGroup, GroupTokens
+from spectralquant.codec.hot.linear import INDEX_RANK
+from spectralquant.geometry import BLOCK, LayerGroup
+from spectralquant.profile.model import CalibrationProfile
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache

@@ -14,33 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectralquant.cache.accounting import cache_stats
 from spectralquant.cache.binding import bind
-from spectralquant.cache.cache_passes import CachePasses
-from spectralquant.cache.compressing import BlockCompressor
-from spectralquant.cache.group import CacheGroup, GroupTokens, narrow_windows
-from spectralquant.cache.layer import SpectralLayer
+from spectralquant.cache.compress.compressor import BlockCompressor
+from spectralquant.cache.compress.reconstructor import AsyncReconstructor
 from spectralquant.cache.making import CacheGroups, usable_tiers
-from spectralquant.cache.packets import fill_from_packets, pack_cache, pack_tensors
+from spectralquant.cache.passes.cache_passes import CachePasses
+from spectralquant.cache.passes.repeated import PromptWatch
+from spectralquant.cache.persist.packets import fill_from_packets, pack_cache, pack_tensors
+from spectralquant.cache.persist.restored import require_options, require_whole
+from spectralquant.cache.persist.snapshot import CacheSnapshot, restore, take_snapshot
+from spectralquant.cache.persist.snapshot_file import restoring
 from spectralquant.cache.policy import make_policy
 from spectralquant.cache.pool import SpectralBufferPool
-from spectralquant.cache.reading import BlockReader
-from spectralquant.cache.reconstructor import AsyncReconstructor
-from spectralquant.cache.repeated import PromptWatch
-from spectralquant.cache.restored import require_options, require_whole
-from spectralquant.cache.snapshot import CacheSnapshot, restore, take_snapshot
-from spectralquant.cache.snapshot_file import restoring
-from spectralquant.cache.state import CacheState
-from spectralquant.cache.stats import CacheStats, Spent
+from spectralquant.cache.read.reader import BlockReader
+from spectralquant.cache.read.view import LayerView
+from spectralquant.cache.report.accounting import cache_stats
+from spectralquant.cache.report.stats import CacheStats, Spent
+from spectralquant.cache.report.uncompressed import RunReport
 from spectralquant.cache.tiers.base import Tier
 from spectralquant.cache.tiers.registry import kernel_backend
-from spectralquant.cache.uncompressed import RunReport
-from spectralquant.cache.view import LayerView
-from spectralquant.codec.block import BLOCK
+from spectralquant.cache.tokens.group import CacheGroup, GroupTokens, narrow_windows
+from spectralquant.cache.tokens.layer import SpectralLayer
+from spectralquant.cache.tokens.state import CacheState
 from spectralquant.codec.packet import SpectralPacket, packet_float
 from spectralquant.errors import InputError
-from spectralquant.profile import CalibrationProfile
-from spectralquant.sources.wrappers import model_device, usable_model
+from spectralquant.geometry import BLOCK
+from spectralquant.hooks.wrappers import model_device, usable_model
+from spectralquant.profile.model import CalibrationProfile
 from spectralquant.surroundings import own_arithmetic
 
 

@@ -11,11 +11,11 @@ from torch import nn
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import Target, parse_target
-from spectralquant.profile import CalibrationProfile
-from spectralquant.sources.geometry import probe_geometry
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.tokens import tokenize
-from spectralquant.sources.wrappers import usable_model
+from spectralquant.hooks.wrappers import usable_model
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.probe import probe_geometry
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.text.tokens import tokenize
 
 
 def calibrate(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from spectralquant.calibration.targets import Target, parse_target
-from spectralquant.codec.block import BLOCK
 from spectralquant.errors import InputError, did_you_mean
-from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.geometry import BLOCK, CacheGeometry
 
 METRICS = ("fisher", "attention", "energy")
 TIERS = ("cold", "warm", "hot")

@@ -14,25 +14,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralquant.attention.decoder import longest_context
-from spectralquant.calibration.budget import fit_to_budget
-from spectralquant.calibration.capture import CapturedStep, capture_step, require_gradients
+from spectralquant.calibration.basis.heads import head_spectra
+from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer
+from spectralquant.calibration.capture.samples import SampleWindow, keep_sample, sample_indices
+from spectralquant.calibration.capture.step import CapturedStep, capture_step, require_gradients
 from spectralquant.calibration.checkpoint import EVERY, Checkpoint
-from spectralquant.calibration.cold import ColdFitter, ColdReport
-from spectralquant.calibration.fixed import FixedFitter
-from spectralquant.calibration.heads import head_spectra
+from spectralquant.calibration.cold.budget import fit_to_budget
+from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
+from spectralquant.calibration.fixed.fit import FixedFitter
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.samples import SampleWindow, keep_sample, sample_indices
 from spectralquant.calibration.solve import solve_cold, solve_fixed
-from spectralquant.calibration.spectrum import FrequencyAnalyzer
 from spectralquant.calibration.split import SplitColdFitter, SplitFixedFitter
 from spectralquant.calibration.sums import CalibrationSums
 from spectralquant.claims import claimed
-from spectralquant.codec.block import BLOCK, SINKS
-from spectralquant.codec.features import TokenFeatures, embedding_projection
+from spectralquant.codec.cold.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
-from spectralquant.profile import CalibrationProfile
-from spectralquant.profile_schema import (
+from spectralquant.geometry import BLOCK, SINKS
+from spectralquant.hooks.decoder import longest_context
+from spectralquant.hooks.wrappers import usable_model
+from spectralquant.models.identity import model_identity
+from spectralquant.models.limits import require_known_ids, require_positions
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.weights import embedding_weight
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.profile.schema import (
     SCHEMA_VERSION,
     CalibrationOptions,
     ProfileSidecar,
@@ -40,15 +45,10 @@ from spectralquant.profile_schema import (
     TextShare,
     TierSummary,
 )
-from spectralquant.profile_tensors import layer_columns
+from spectralquant.profile.tensors import layer_columns
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
-from spectralquant.sources.fit import require_known_ids, require_positions
-from spectralquant.sources.identity import model_identity
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.tokens import TokenText, tokens_sha256
-from spectralquant.sources.weights import embedding_weight
-from spectralquant.sources.wrappers import usable_model
 from spectralquant.surroundings import own_run
+from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 KEEP_SAMPLES_BYTES = 2 << 30
@@ -332,7 +332,7 @@ class CalibrationRun:
 
     def _water_level(self, sums: CalibrationSums) -> float:
         """Without a cold tier: the step at which per-head Gaussian components would take two bits a scalar."""
-        from spectralquant.calibration.rank import RankAllocator
+        from spectralquant.calibration.basis.rank import RankAllocator
 
         level = head_spectra(
             self.geometry, sums.moments, sums.entropy.mean, 1.0, use_metric=self.settings.metric != "energy"

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralquant.calibration.cold import ColdFitter
-from spectralquant.calibration.fixed import FixedFitter
+from spectralquant.calibration.cold.fit import ColdFitter
+from spectralquant.calibration.fixed.fit import FixedFitter
 from spectralquant.calibration.split import SplitColdFitter, SplitFixedFitter, parts_of, replaced
 from spectralquant.calibration.targets import Target
 from spectralquant.errors import InputError
 from spectralquant.evaluation.measure import Measurement, measure
+from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.base import Method
 from spectralquant.methods.spectral import tier_method
-from spectralquant.profile_schema import TierSummary
-from spectralquant.profile_tensors import ColdTier, FixedTier, SplitTier
-from spectralquant.sources.geometry import CacheGeometry
-from spectralquant.sources.models import LoadedModel
+from spectralquant.models.load import LoadedModel
+from spectralquant.profile.schema import TierSummary
+from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier
 
 Progress = Callable[[str, int, int], None]
 MAX_TRIALS = 7

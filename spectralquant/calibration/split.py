@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralquant.calibration.cold import ColdFitter, ColdReport, search_step
-from spectralquant.calibration.fixed import FixedFitter
-from spectralquant.profile_tensors import ColdTier, SplitTier
-from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.calibration.cold.fit import ColdFitter, ColdReport, search_step
+from spectralquant.calibration.fixed.fit import FixedFitter
+from spectralquant.geometry import CacheGeometry
+from spectralquant.profile.tensors import ColdTier, SplitTier
 
 
 @dataclass

@@ -7,22 +7,21 @@ import math
 import torch
 from torch import Tensor, nn
 
-from spectralquant.attention.decoder import attention_modules
-from spectralquant.calibration.capture import CapturedStep
-from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.statistics import (
+from spectralquant.calibration.capture.statistics import (
     LEAST_METRIC,
     EntropySum,
     FeatureMoments,
     GroupedMoments,
     SpanMoments,
 )
-from spectralquant.codec.block import SINKS
-from spectralquant.codec.features import TokenFeatures
+from spectralquant.calibration.capture.step import CapturedStep
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.codec.cold.features import TokenFeatures
 from spectralquant.errors import InputError, UnsupportedModelError
-from spectralquant.sources.geometry import CacheGeometry
-from spectralquant.sources.weights import module_weight
-from spectralquant.sources.wrappers import model_device
+from spectralquant.geometry import SINKS, CacheGeometry
+from spectralquant.hooks.decoder import attention_modules
+from spectralquant.hooks.wrappers import model_device
+from spectralquant.models.weights import module_weight
 
 
 class CalibrationSums:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from spectralquant.codec.rotary import Rotation
+from spectralquant.rotary import Rotation
 
 BLOCK = 128
 SINKS = 4

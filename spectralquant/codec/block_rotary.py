@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spectralquant.codec.rotary import Rotation, apply_rope, undo_rope
+from spectralquant.rotary import Rotation, apply_rope, undo_rope
 
 
 class RotaryBlock(Protocol):

@@ -53,11 +53,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectralquant.codec.coded_block import MAX_TOKENS
+from spectralquant.codec.cold.coded_block import MAX_TOKENS
 from spectralquant.codec.exact import int8_decode, int8_encode
 from spectralquant.errors import InputError, PacketError
 from spectralquant.files import write_bytes
-from spectralquant.sources.geometry import LayerGroup
+from spectralquant.geometry import LayerGroup
 
 MAGIC = b"SQKV"
 VERSION = 2

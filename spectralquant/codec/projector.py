@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from spectralquant.codec.features import TokenProducts, TokenRows
+from spectralquant.codec.cold.features import TokenProducts, TokenRows
 from spectralquant.codec.products import product
-from spectralquant.profile_tensors import StoredBasis
+from spectralquant.profile.tensors import StoredBasis
 
 EXACT_VARIANCE = 64.0
 SLICE_SCALARS = 1 << 20

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import RotaryBlock, rotate_block_keys, unrotate_block_keys
-from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.turboquant import TurboCodes, TurboQuantizer
 from spectralquant.errors import InputError, PacketError
 

@@ -20,11 +20,11 @@ from spectralquant.evaluation.needle import needle_retrieval
 from spectralquant.files import read_json, write_json
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import MethodSpec
+from spectralquant.models.identity import weights_sha256
+from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.provenance import device_facts, provenance
-from spectralquant.results import results_file
-from spectralquant.sources.fit import require_known_ids, require_positions
-from spectralquant.sources.identity import weights_sha256
-from spectralquant.sources.tokens import tokens_sha256
+from spectralquant.results.files import results_file
+from spectralquant.text.tokens import tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 

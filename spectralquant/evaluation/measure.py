@@ -15,8 +15,8 @@ from spectralquant.codec.packet import HEADER_SIZE
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.streaming import StreamTotals, stream_window
 from spectralquant.evaluation.unigram import hardly_better, perplexity, unigram_perplexity, warn_if_suspect
+from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.base import AnyMethod
-from spectralquant.sources.geometry import CacheGeometry
 
 MIN_EVALUATION_WINDOW = 3 * 128
 BOOTSTRAP = 2000

@@ -17,8 +17,8 @@ from torch import Tensor
 from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.methods.base import AnyMethod
-from spectralquant.sources.bos import bos_token
-from spectralquant.sources.models import LoadedModel
+from spectralquant.models.load import LoadedModel
+from spectralquant.text.bos import bos_token
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key. "

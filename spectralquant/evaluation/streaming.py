@@ -14,18 +14,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from spectralquant.attention.tap import AttentionCall, AttentionTap
-from spectralquant.codec.block import BLOCK, SINKS, KVBlock
+from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_keys
 from spectralquant.codec.exact import int8_round_trip
-from spectralquant.codec.rotary import Rotation
 from spectralquant.evaluation.totals import CodedRange, KeptRange, StreamTotals
+from spectralquant.geometry import BLOCK, SINKS, CacheGeometry, LayerGroup
+from spectralquant.hooks.tap import AttentionCall, AttentionTap
+from spectralquant.hooks.wrappers import model_device, runs_model
 from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
-from spectralquant.methods.eviction import AttentionHistory
+from spectralquant.methods.eviction.history import AttentionHistory
 from spectralquant.methods.grouped import part_of
-from spectralquant.sources.fit import require_known_ids, require_positions
-from spectralquant.sources.geometry import CacheGeometry, LayerGroup
-from spectralquant.sources.wrappers import model_device, runs_model
+from spectralquant.models.limits import require_known_ids, require_positions
+from spectralquant.rotary import Rotation
 
 
 class _Streams:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from spectralquant.codec.block import SINKS
+from spectralquant.geometry import SINKS, CacheGeometry, LayerGroup
 from spectralquant.methods.base import EvictingMethod
-from spectralquant.sources.geometry import CacheGeometry, LayerGroup
 
 
 @dataclass(frozen=True)

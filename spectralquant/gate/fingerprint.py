@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectralquant.results import RESULTS_SCHEMA
+from spectralquant.results.files import RESULTS_SCHEMA
 
 FIELDS = ("schema", "kind", "suite", "model_hash", "data_hash", "dtype", "device", "shape", "settings")
 

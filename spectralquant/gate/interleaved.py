@@ -15,7 +15,7 @@ from typing import Any
 from spectralquant.errors import InputError
 from spectralquant.gate.statistics import ENOUGH_SAMPLES, LEAST_SAMPLES
 from spectralquant.provenance import provenance
-from spectralquant.results import results_file
+from spectralquant.results.files import results_file
 
 Progress = Callable[[str, int, int], None]
 WORKER = "spectralquant.gate.suites.timing"

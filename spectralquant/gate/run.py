@@ -16,7 +16,7 @@ from spectralquant.gate.metrics import metrics_of
 from spectralquant.gate.suites import SUITES
 from spectralquant.gate.verdict import INCONCLUSIVE, NEW, Verdict, decide, exit_code, verdict_rows
 from spectralquant.provenance import provenance
-from spectralquant.results import results_file
+from spectralquant.results.files import results_file
 
 Progress = Callable[[str, int, int], None]
 
@@ -87,13 +87,13 @@ def run_suite(
         raise InputError(f"There is no suite {name!r}; there are {', '.join(SUITES)}.{did_you_mean(name, SUITES)}")
     if name == "gpu":
         from spectralquant.gate.suites.gpu import gpu_suite
-        from spectralquant.sources.models import pick_device
+        from spectralquant.models.load import pick_device
 
         return gpu_suite(pick_device(device), progress)
     from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite
-    from spectralquant.sources.mix import tokenize_sources
-    from spectralquant.sources.models import load_model
-    from spectralquant.sources.text import open_sources, text_name
+    from spectralquant.models.load import load_model
+    from spectralquant.text.mix import tokenize_sources
+    from spectralquant.text.read import open_sources, text_name
 
     sources = open_sources(data, offline=offline, report=report)
     loaded = load_model(model, device="cpu", dtype="float32", offline=offline)

@@ -9,7 +9,7 @@ import numpy as np
 
 from spectralquant.gate.verdict import timing_verdict
 from spectralquant.provenance import provenance
-from spectralquant.results import results_file
+from spectralquant.results.files import results_file
 
 SKEW_SHAPE = 4.0
 CHANGES = (0.0, 0.10)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
-from spectralquant.methods.eviction import HistoryView
+from spectralquant.methods.eviction.history import HistoryView
 
 
 class EncodedBlock(Protocol):

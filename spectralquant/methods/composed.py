@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
 from spectralquant.methods.base import Method
-from spectralquant.methods.eviction import HistoryView
-from spectralquant.methods.evictor import Evictor
+from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.eviction.history import HistoryView
 from spectralquant.methods.grouped import part_of
 
 

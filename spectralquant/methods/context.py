@@ -11,9 +11,9 @@ from torch import Tensor
 
 from spectralquant.errors import InputError
 from spectralquant.methods.kvtc import Pca
-from spectralquant.profile import CalibrationProfile
-from spectralquant.profile_tensors import layer_columns
-from spectralquant.sources.models import LoadedModel
+from spectralquant.models.load import LoadedModel
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.profile.tensors import layer_columns
 
 PCA_SAMPLES = 2048
 
@@ -55,7 +55,7 @@ class MethodContext:
     @functools.cached_property
     def _moments(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Mean, covariance and sample rows of keys before RoPE and of values over all layers."""
-        from spectralquant.attention.kv_capture import capture_keys_values
+        from spectralquant.hooks.kv_capture import capture_keys_values
 
         if self.windows is None or not len(self.windows):
             raise InputError("kvtc fits a PCA on calibration text; give text with windows before the scored ones.")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from spectralquant.codec.block import BLOCK
+from spectralquant.geometry import BLOCK, CacheGeometry
 from spectralquant.methods.base import AnyMethod, Method
-from spectralquant.sources.geometry import CacheGeometry
 
 Layers = tuple[int, ...]
 

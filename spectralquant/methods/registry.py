@@ -13,19 +13,19 @@ from spectralquant.errors import InputError, did_you_mean
 from spectralquant.methods.base import AnyMethod
 from spectralquant.methods.composed import Composed
 from spectralquant.methods.context import MethodContext
-from spectralquant.methods.evictor import Evictor
+from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.eviction.h2o import H2O
+from spectralquant.methods.eviction.heavy_hitter import HeavyHitter
+from spectralquant.methods.eviction.scissorhands import Scissorhands
+from spectralquant.methods.eviction.snapkv import SnapKV
+from spectralquant.methods.eviction.streaming_llm import StreamingLLM
 from spectralquant.methods.fp8 import Fp8
 from spectralquant.methods.grouped import grouped
-from spectralquant.methods.h2o import H2O
-from spectralquant.methods.heavy_hitter import HeavyHitter
 from spectralquant.methods.hf_quantized import HfQuantized
 from spectralquant.methods.kivi import Kivi
 from spectralquant.methods.kvtc import Kvtc
 from spectralquant.methods.none import Uncompressed
-from spectralquant.methods.scissorhands import Scissorhands
-from spectralquant.methods.snapkv import SnapKV
 from spectralquant.methods.spectral import spectral_from_profile
-from spectralquant.methods.streaming_llm import StreamingLLM
 from spectralquant.methods.turboquant import TurboQuant
 
 Build = Callable[..., AnyMethod]

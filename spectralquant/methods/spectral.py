@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.fixed import FixedBlock, FixedRateCodec
+from spectralquant.codec.cold.spectral import SpectralCodec
+from spectralquant.codec.fixed.codec import FixedBlock, FixedRateCodec
 from spectralquant.codec.packet import INDEX_ENTRY
-from spectralquant.codec.spectral import SpectralCodec
 from spectralquant.errors import InputError, ProfileError
+from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.grouped import GroupedMethod, grouped
-from spectralquant.profile_tensors import ColdTier, FixedTier, SplitTier, tier_part
-from spectralquant.sources.geometry import CacheGeometry
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.weights import embedding_weight
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.weights import embedding_weight
+from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier, tier_part
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,12 @@ def calibrate(
 
     from spectralquant.calibration.run import calibrate_model
     from spectralquant.claims import claimed
-    from spectralquant.sources.mix import tokenize_sources
-    from spectralquant.sources.models import load_model
-    from spectralquant.sources.text import open_sources, text_name
+    from spectralquant.models.load import load_model
+    from spectralquant.text.mix import tokenize_sources
+    from spectralquant.text.read import open_sources, text_name
     from sqcli.output import Output
-    from sqcli.render.calibration import calibration_view
     from sqcli.results import calibration_result
+    from sqcli.terminal.calibration import calibration_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     with claimed(stem, "--out"):
@@ -102,7 +102,7 @@ def calibrate(
 
 
 def _default_name(model: str, data: Sequence[str]) -> str:
-    from spectralquant.sources.text import parse_weight
+    from spectralquant.text.read import parse_weight
 
     clean = lambda text: "".join(c if c.isalnum() or c in "-." else "-" for c in text.rsplit("/", 1)[-1])  # noqa: E731
     texts = "-".join(clean(parse_weight(text)[0].split(":", 1)[-1]) for text in data)

@@ -71,10 +71,10 @@ def compare(
     from spectralquant.claims import claimed
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison
     from spectralquant.methods.context import MethodContext
-    from spectralquant.profile import CalibrationProfile
-    from spectralquant.sources.mix import tokenize_sources
-    from spectralquant.sources.text import open_sources, text_name
-    from sqcli.render.compare import comparison_view
+    from spectralquant.profile.model import CalibrationProfile
+    from spectralquant.text.mix import tokenize_sources
+    from spectralquant.text.read import open_sources, text_name
+    from sqcli.terminal.compare import comparison_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
     if not profile.with_name(profile.name + ".json").is_file() and profile == DEFAULT_PROFILE:
@@ -106,8 +106,8 @@ def compare(
         result["matched"] = matched(result["rows"], level)
     output.show(*comparison_view(result, level))
     if html is not None:
-        from sqcli.render.page import write_page
-        from sqcli.render.report import report_page
+        from sqcli.html.page import write_page
+        from sqcli.html.report import report_page
 
         write_page(html, report_page([("compare", result)]))
         output.note(f"Wrote {html}")
@@ -131,7 +131,7 @@ def _lengths(text: str) -> list[int]:
 def _scored(text, profile, lengths: list[int], count: int):
     """The last windows of the text, none of which the profile was calibrated on."""
     from spectralquant.errors import InputError
-    from spectralquant.sources.tokens import tokens_sha256
+    from spectralquant.text.tokens import tokens_sha256
 
     side = profile.sidecar.text
     seen = text.seen(side.sources)

@@ -17,7 +17,7 @@ def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
 
     from spectralquant.diagnostics import CHECKS, FAIL, run_checks
     from spectralquant.provenance import provenance
-    from spectralquant.results import results_file
+    from spectralquant.results.files import results_file
     from sqcli.output import Output
 
     output = Output(json_file=json, svg_file=svg, quiet=quiet)

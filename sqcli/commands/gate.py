@@ -62,7 +62,7 @@ def gate(
     from spectralquant.gate.limits import Limits, read_limits
     from spectralquant.gate.metrics import metrics_of
     from spectralquant.gate.run import judge, run_suite, write_baseline
-    from spectralquant.results import read_results
+    from spectralquant.results.files import read_results
     from sqcli.output import Output
 
     given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
@@ -113,7 +113,7 @@ def gate(
 
 def _report(outcome: Outcome, output: Output, junit: Path | None, markdown: Path | None, json: str | None) -> None:
     from spectralquant.files import write_text
-    from sqcli.render import gate as render
+    from sqcli.terminal import gate as render
 
     output.show(*render.gate_view(outcome, every=not output.quiet))
     output.finish(outcome.result(), title="sq gate")

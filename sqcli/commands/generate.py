@@ -36,7 +36,7 @@ def generate(
     """
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size
-    from spectralquant.sources.documents.encoding import read_text_file
+    from spectralquant.text.documents.encoding import read_text_file
 
     if (prompt is None) == (file is None):
         raise InputError('Give one prompt: as an argument, "…", or with --file FILE.')
@@ -45,12 +45,12 @@ def generate(
     if file is not None:
         prompt = read_text_file(file)
     limit = None if budget is None else parse_size(budget, "--budget")
-    from spectralquant.profile import CalibrationProfile
+    from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
-    from spectralquant.results import results_file
+    from spectralquant.results.files import results_file
     from sqcli.loading import load_for
     from sqcli.output import Output
-    from sqcli.render.cache import cache_view, not_compressed_view
+    from sqcli.terminal.cache import cache_view, not_compressed_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     loaded_profile = None if profile is None else CalibrationProfile.load(profile)

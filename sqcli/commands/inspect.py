@@ -20,20 +20,20 @@ def inspect(
 
     Example: [bold]sq inspect manual.sqkv[/bold]
     """
+    from spectralquant.profile.sidecar import profile_stem
     from spectralquant.provenance import provenance
-    from spectralquant.results import results_file
-    from spectralquant.sidecar import profile_stem
+    from spectralquant.results.files import results_file
     from sqcli.output import Output
 
     output = Output(json_file=json, svg_file=svg, quiet=quiet)
     if file.suffix in {".json", ".safetensors"} or profile_stem(file).with_name(file.name + ".json").is_file():
-        from spectralquant.profile import CalibrationProfile
-        from sqcli.render.packet import profile_contents
+        from spectralquant.profile.model import CalibrationProfile
+        from sqcli.terminal.packet import profile_contents
 
         rows, view = profile_contents(CalibrationProfile.load(file))
     else:
         from spectralquant.codec.packet import SpectralPacket
-        from sqcli.render.packet import packet_row, packet_view
+        from sqcli.terminal.packet import packet_row, packet_view
 
         packet = SpectralPacket.open(file)
         for section in packet.sections:

@@ -39,7 +39,7 @@ def pack(
     Example: [bold]sq pack --profile profiles/demo --file manual.txt --out manual.sqkv[/bold]
     """
     from spectralquant.errors import InputError
-    from spectralquant.sources.documents.encoding import read_text_file
+    from spectralquant.text.documents.encoding import read_text_file
 
     if (prompt is None) == (file is None):
         raise InputError("Give either a prompt or --file, as in sq pack --file manual.txt.")
@@ -54,14 +54,14 @@ def pack(
 
     import torch
 
-    from spectralquant.cache.prompt import pack_prompt
-    from spectralquant.profile import CalibrationProfile
+    from spectralquant.cache.persist.prompt import pack_prompt
+    from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
-    from spectralquant.results import results_file
-    from spectralquant.sources.tokens import prompt_ids
+    from spectralquant.results.files import results_file
+    from spectralquant.text.tokens import prompt_ids
     from sqcli.loading import load_for
     from sqcli.output import Output
-    from sqcli.render.packet import packet_row, packet_view
+    from sqcli.terminal.packet import packet_row, packet_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
     loaded_profile = CalibrationProfile.load(profile)

@@ -10,7 +10,7 @@ import typer
 from sqcli.options import Csv, Device, Json, Offline, Quiet, Seed, Svg
 
 if TYPE_CHECKING:
-    from spectralquant.profiling.run import ProfileRequest
+    from spectralquant.bench.run import ProfileRequest
     from sqcli.output import Output
 
 
@@ -66,13 +66,13 @@ def profile(
 
     Example: [bold]sq profile --context 32768 --batch 1,8 --shape llama-3.1-8b --html speed.html[/bold]
     """
-    from spectralquant.attention.decoder import position_limit_of
+    from spectralquant.bench.device.devices import parse_device
+    from spectralquant.bench.inputs import CodeSettings
+    from spectralquant.bench.run import KERNELS, ProfileRequest, predict_device, profile_device
     from spectralquant.errors import InputError
-    from spectralquant.profiling.devices import parse_device
-    from spectralquant.profiling.inputs import CodeSettings
-    from spectralquant.profiling.run import KERNELS, ProfileRequest, predict_device, profile_device
-    from spectralquant.sources.models import load_config, pick_device
-    from spectralquant.sources.shapes import parse_shape, shape_of_model
+    from spectralquant.hooks.decoder import position_limit_of
+    from spectralquant.models.load import load_config, pick_device
+    from spectralquant.models.shapes import parse_shape, shape_of_model
     from sqcli.output import Output
 
     if shape is not None and model is not None:
@@ -112,9 +112,9 @@ def profile(
 
 
 def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
-    from sqcli.render.page import write_page
-    from sqcli.render.report import report_page
-    from sqcli.render.speed import speed_view
+    from sqcli.html.page import write_page
+    from sqcli.html.report import report_page
+    from sqcli.terminal.speed import speed_view
 
     output.show(*speed_view(result))
     output.finish(result, title="sq profile")
@@ -126,7 +126,7 @@ def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
 def _show(stored: Path, context: str | None, batch: str | None, output: Output, html: Path | None) -> None:
     """A stored profile again, some contexts and batches of it."""
     from spectralquant.errors import InputError
-    from spectralquant.results import read_results, reading
+    from spectralquant.results.files import read_results, reading
 
     result = read_results(stored)
     if result["kind"] != "spectralquant.profile":

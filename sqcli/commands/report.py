@@ -19,10 +19,10 @@ def report(
 
     Example: [bold]sq report profiles/results/compare-smollm2-wikitext2.json --out report.html[/bold]
     """
-    from spectralquant.results import read_results, reading
+    from spectralquant.results.files import read_results, reading
+    from sqcli.html.page import write_page
+    from sqcli.html.report import report_page
     from sqcli.output import Output
-    from sqcli.render.page import write_page
-    from sqcli.render.report import report_page
 
     output = Output(quiet=quiet, writes={"--out": out})
     results = [(path.stem, read_results(path)) for path in runs]

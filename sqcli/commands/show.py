@@ -26,12 +26,12 @@ def show(
     Example: [bold]sq show profiles/demo --layer 12 --head 1[/bold]
     """
     from spectralquant.errors import InputError
-    from spectralquant.profile_view import ProfileView
+    from spectralquant.profile.view import ProfileView
+    from sqcli.html.page import write_page
+    from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
-    from sqcli.render.page import write_page
-    from sqcli.render.profile import diff_view, head_view, layer_view, profile_view
-    from sqcli.render.profile_page import profile_page
     from sqcli.results import show_result
+    from sqcli.terminal.profile import diff_view, head_view, layer_view, profile_view
 
     if head is not None and layer is None:
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")

@@ -11,10 +11,10 @@ import typer
 from sqcli.options import DEFAULT_DATA, Data, Device, Dtype, Model, Offline, Quiet
 
 if TYPE_CHECKING:
-    from spectralquant.profile import CalibrationProfile
-    from spectralquant.sources.mix import MixedText
-    from spectralquant.sources.models import LoadedModel
-    from spectralquant.sources.text import TextSource
+    from spectralquant.models.load import LoadedModel
+    from spectralquant.profile.model import CalibrationProfile
+    from spectralquant.text.mix import MixedText
+    from spectralquant.text.read import TextSource
     from sqcli.output import Output
 
 STUDIES = (
@@ -82,9 +82,9 @@ def study(
         raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
     if name in WITH_PROFILE and profile is None:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
-    from spectralquant.sources.text import open_sources
+    from spectralquant.text.read import open_sources
     from sqcli.output import Output
-    from sqcli.render.study import study_view
+    from sqcli.terminal.study import study_view
 
     output = Output(quiet=quiet, writes={"--out": out})
     if name == "shapes":
@@ -120,9 +120,9 @@ def _on_model(
     offline: bool,
     output: Output,
 ) -> dict[str, Any]:
-    from spectralquant.profile import CalibrationProfile
-    from spectralquant.sources.mix import tokenize_sources
-    from spectralquant.sources.text import text_name
+    from spectralquant.profile.model import CalibrationProfile
+    from spectralquant.text.mix import tokenize_sources
+    from spectralquant.text.read import text_name
     from sqcli.loading import load_for
 
     steps, window, windows = sizes
@@ -158,52 +158,52 @@ def _measure(
     steps, window, windows = sizes
     with output.progress() as bar:
         if name == "cold":
-            from spectralquant.studies.cold import ColdStudy, cold_study
+            from research.cold import ColdStudy, cold_study
 
             return cold_study(loaded, text, ColdStudy(steps=steps, window=window, windows=windows), data, bar)
         if name == "packet":
-            from spectralquant.studies.packet import packet_study
+            from research.packet import packet_study
 
             return packet_study(loaded, profile, text, window, bar)
         if name == "index":
-            from spectralquant.studies.index import IndexStudy, index_study
+            from research.index import IndexStudy, index_study
 
             study = IndexStudy(context=4 * window, scored=2 * window, windows=windows)
             return index_study(loaded, profile, text, data, study, bar)
         if name == "tiers":
-            from spectralquant.studies.tiers import TierStudy, tier_study
+            from research.tiers import TierStudy, tier_study
 
             return tier_study(loaded, text, TierStudy(steps=steps, window=window, windows=windows), data, bar)
         if name == "cache":
-            from spectralquant.studies.cache import cache_study
+            from research.cache import cache_study
 
             return cache_study(loaded, profile, text, 4 * window, 2 * window, bar)
         if name == "coder":
-            from spectralquant.studies.coder_model import coder_study_of_model
+            from research.coder.model import coder_study_of_model
 
             return coder_study_of_model(loaded, profile, text, window, data, bar)
         if name == "adaptive":
-            from spectralquant.studies.adaptive import adaptive_study
+            from research.adaptive import adaptive_study
 
             return adaptive_study(loaded, text, other, (data, other_data), steps, window, windows, bar)
-        from spectralquant.studies.domains import domain_study
+        from research.domains import domain_study
 
         return domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
 
 
 def _text(tokenizer: Any, sources: list[TextSource], window: int, output: Output) -> tuple[MixedText, str]:
     """The text of a study, read as far as `READ_TOKENS`, and its name."""
-    from spectralquant.sources.mix import tokenize_sources
-    from spectralquant.sources.text import text_name
+    from spectralquant.text.mix import tokenize_sources
+    from spectralquant.text.read import text_name
 
     text = tokenize_sources(tokenizer, sources, window, window=window, read=READ_TOKENS, report=output.note)
     return text, text_name(sources)
 
 
 def _kernels(device: str, output: Output) -> dict[str, Any]:
+    from research.kernels import kernel_study
     from spectralquant.errors import InputError
-    from spectralquant.sources.models import pick_device
-    from spectralquant.studies.kernels import kernel_study
+    from spectralquant.models.load import pick_device
 
     where = pick_device(device)
     if where.type != "cuda":
@@ -229,10 +229,10 @@ def _shapes(
     out: Path,
     output: Output,
 ) -> None:
+    from research.shapes import MODELS, ShapeStudy, failures, shape_study
     from spectralquant.files import write_json
-    from spectralquant.sources.models import pick_device
-    from spectralquant.studies.shapes import MODELS, ShapeStudy, failures, shape_study
-    from sqcli.render.study import study_view
+    from spectralquant.models.load import pick_device
+    from sqcli.terminal.study import study_view
 
     study, save = ShapeStudy(steps=sizes[0], window=sizes[1], data=data), lambda result: write_json(out, result)
     with output.progress() as bar:
@@ -258,10 +258,10 @@ def _second_model(
 ) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
-    from spectralquant.sources.builtin.folder import builtin_folder
-    from spectralquant.sources.builtin.table import DEFAULT_MODEL
-    from spectralquant.sources.models import pick_device
-    from spectralquant.studies.second_model import second_model_study
+    from research.second_model import second_model_study
+    from spectralquant.models.builtin.folder import builtin_folder
+    from spectralquant.models.builtin.table import DEFAULT_MODEL
+    from spectralquant.models.load import pick_device
 
     tokenizer = AutoTokenizer.from_pretrained(builtin_folder(DEFAULT_MODEL, offline=offline, report=output.note))
     text, data = _text(tokenizer, sources, 1024, output)

@@ -31,14 +31,14 @@ def unpack(
     """
     import time
 
-    from spectralquant.cache.prompt import require_packet, unpack_cache
+    from spectralquant.cache.persist.prompt import require_packet, unpack_cache
     from spectralquant.codec.packet import SpectralPacket
-    from spectralquant.profile import CalibrationProfile
+    from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
-    from spectralquant.results import results_file
+    from spectralquant.results.files import results_file
     from sqcli.loading import load_for
     from sqcli.output import Output
-    from sqcli.render.packet import packet_row, packet_view
+    from sqcli.terminal.packet import packet_row, packet_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
     loaded_profile = CalibrationProfile.load(profile)
@@ -55,7 +55,7 @@ def unpack(
         _write_tensors(out, cache)
         output.note(f"Wrote {out}")
     if then is not None:
-        from spectralquant.cache.prompt import continue_from
+        from spectralquant.cache.persist.prompt import continue_from
 
         row["continuation"] = continue_from(loaded, cache, then, new_tokens)
         output.show(row["continuation"])

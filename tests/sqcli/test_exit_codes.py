@@ -33,7 +33,7 @@ def code_of(monkeypatch, error: BaseException, *flags: str) -> int:
     def raises(*_):
         raise error
 
-    monkeypatch.setattr("spectralquant.results.read_results", raises)
+    monkeypatch.setattr("spectralquant.results.files.read_results", raises)
     with pytest.raises(SystemExit) as end:
         main([*flags, *GATE])
     return end.value.code

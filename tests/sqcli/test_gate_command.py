@@ -8,7 +8,7 @@ from junitparser import JUnitXml
 
 from spectralquant.files import write_json
 from spectralquant.gate.interleaved import Side, compare_installs
-from spectralquant.results import read_results, results_file
+from spectralquant.results.files import read_results, results_file
 from sqcli.app import main
 
 FACTS = {"weights_sha256": "w", "data_sha256": "d", "dtype": "torch.float32", "device": "some CPU"}

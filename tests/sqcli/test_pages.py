@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from browser_for_tests import CHROMIUM, too_wide
 
-from sqcli.render.charts import tick, xy_chart
-from sqcli.render.page import Page
-from sqcli.render.report import flat, report_page
+from sqcli.html.charts import tick, xy_chart
+from sqcli.html.page import Page
+from sqcli.html.report import flat, report_page
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "profiles" / "results").glob("*.json"))
 

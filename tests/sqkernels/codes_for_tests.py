@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sqkernels.rows import PAGE, ExactTokens, LinearCode, RowMatrices, RowPages
-from sqkernels.rows.reference import write_page
+from sqkernels.common import PAGE, ExactTokens, LinearCode, RowMatrices, RowPages
+from sqkernels.common.reference import write_page
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

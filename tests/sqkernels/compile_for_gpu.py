@@ -48,9 +48,9 @@ torch.cuda.get_device_capability = lambda device=None: (9, 0)
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for  # noqa: E402
 from test_rans import draw  # noqa: E402
 
+from sqkernels.common import runtime  # noqa: E402
 from sqkernels.dense_decode.launch import launch as dense  # noqa: E402
 from sqkernels.entropy import ops as entropy  # noqa: E402
-from sqkernels.rows import runtime  # noqa: E402
 from sqkernels.spectral_compress.ops import compress  # noqa: E402
 from sqkernels.spectral_decode.ops import decode  # noqa: E402
 from sqkernels.spectral_index_decode.ops import index_decode  # noqa: E402

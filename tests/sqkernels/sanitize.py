@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for, relative_error
 
+from sqkernels.common import PAGE
+from sqkernels.common.reference import read_dense
 from sqkernels.dense_decode import dense_decode
 from sqkernels.dense_decode import reference as dense_reference
-from sqkernels.rows import PAGE
-from sqkernels.rows.reference import read_dense
 from sqkernels.spectral_compress import reference as compress_reference
 from sqkernels.spectral_compress import spectral_compress
 from sqkernels.spectral_decode import reference as decode_reference

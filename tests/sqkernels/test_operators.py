@@ -6,7 +6,7 @@ import pytest
 import torch
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for
 
-from sqkernels.rows.launch import LayoutArguments, exact_arguments
+from sqkernels.common.launch import LayoutArguments, exact_arguments
 from sqkernels.spectral_compress.ops import _encoders
 from sqkernels.spectral_index_decode.budget import budget_arguments
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from codes_for_tests import matrices_for
 
-from sqkernels.rows import PAGE
-from sqkernels.rows.reference import planes_of, read_dense, read_index, write_page
+from sqkernels.common import PAGE
+from sqkernels.common.reference import planes_of, read_dense, read_index, write_page
 from sqkernels.spectral_compress import reference, spectral_compress
 
 SHAPES = {
@@ -56,7 +56,7 @@ def test_oracle_page_holds_the_codes_it_was_given():
     x = torch.randn(2, 2, PAGE, 64, generator=torch.Generator().manual_seed(7)).to(matrices.device)
     page = write_page(x[0], x[1], matrices)
     for kind, data, m in ((0, x[0], matrices.key), (1, x[1], matrices.value)):
-        from sqkernels.rows.reference import read_planes
+        from sqkernels.common.reference import read_planes
 
         component, _, widths = matrices.layout.plane_table(kind)
         planes = read_planes(page[None], matrices, kind).cpu()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from codes_for_tests import DEVICE, exact_for, linear_code, matrices_for, pages_for, query_for, relative_error
 
-from sqkernels.rows import RowMatrices
-from sqkernels.rows.reference import coded_slots, exact_tokens, read_dense, sequence_pages
+from sqkernels.common import RowMatrices
+from sqkernels.common.reference import coded_slots, exact_tokens, read_dense, sequence_pages
 from sqkernels.spectral_decode import decode_traffic, reference, spectral_decode
 from sqkernels.spectral_decode.reference import attend
 

@@ -6,7 +6,7 @@ from codes_for_tests import exact_for, matrices_for, pages_for, query_for, relat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqkernels.rows import PAGE
+from sqkernels.common import PAGE
 from sqkernels.spectral_decode import spectral_decode
 from sqkernels.spectral_index_decode import index_traffic, reference, select_tokens, spectral_index_decode
 from sqkernels.spectral_index_decode.budget import LEVELS, cell_budgets

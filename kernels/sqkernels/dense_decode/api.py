@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from sqkernels.common import runtime
+from sqkernels.common.checks import MAX_GROUP
 from sqkernels.dense_decode import reference
-from sqkernels.rows import runtime
-from sqkernels.rows.checks import MAX_GROUP
 
 
 def dense_decode(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sqkernels.common.launch import bucket, next_power
+from sqkernels.common.runtime import interpreting
 from sqkernels.dense_decode.triton import merge_kernel, split_kernel
-from sqkernels.rows.launch import bucket, next_power
-from sqkernels.rows.runtime import interpreting
 from sqkernels.spectral_decode.launch import LOG2E
 
 

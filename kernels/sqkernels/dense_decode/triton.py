@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.rows.device import softmax_step
+from sqkernels.common.device import softmax_step
 
 
 def _metadata(grid, kernel, args):

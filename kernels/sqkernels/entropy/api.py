@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sqkernels.common import runtime
 from sqkernels.entropy import reference
 from sqkernels.entropy.contexts import Contexts
 from sqkernels.entropy.layout import StreamTable
 from sqkernels.entropy.tables import RansTables
-from sqkernels.rows import runtime
 
 
 @dataclass(frozen=True)

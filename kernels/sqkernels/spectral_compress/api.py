@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows import runtime
-from sqkernels.rows.checks import FLOATS
-from sqkernels.rows.layout import PAGE
-from sqkernels.rows.matrices import RowMatrices
+from sqkernels.common import runtime
+from sqkernels.common.checks import FLOATS
+from sqkernels.common.layout import PAGE
+from sqkernels.common.matrices import RowMatrices
 from sqkernels.spectral_compress import reference
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqkernels.rows.launch import LayoutArguments, next_power
-from sqkernels.rows.matrices import KindMatrices, RowMatrices
-from sqkernels.rows.runtime import interpreting
+from sqkernels.common.launch import LayoutArguments, next_power
+from sqkernels.common.matrices import KindMatrices, RowMatrices
+from sqkernels.common.runtime import interpreting
 
 TOKENS = ((128, 128), (256, 64), (1 << 30, 32))  # tokens a program for up to so many planes
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sqkernels.rows.layout import PAGE
-from sqkernels.rows.matrices import RowMatrices
-from sqkernels.rows.reference import write_page
+from sqkernels.common.layout import PAGE
+from sqkernels.common.matrices import RowMatrices
+from sqkernels.common.reference import write_page
 
 
 def spectral_compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tensor, pages: Tensor) -> None:

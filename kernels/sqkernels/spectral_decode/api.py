@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sqkernels.rows import runtime
-from sqkernels.rows.checks import check_attention
-from sqkernels.rows.matrices import RowMatrices
-from sqkernels.rows.pages import ExactTokens, RowPages
+from sqkernels.common import runtime
+from sqkernels.common.checks import check_attention
+from sqkernels.common.matrices import RowMatrices
+from sqkernels.common.pages import ExactTokens, RowPages
 from sqkernels.spectral_decode import reference
 
 

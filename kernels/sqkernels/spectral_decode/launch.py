@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sqkernels.rows.launch import LayoutArguments, bucket, next_power
-from sqkernels.rows.runtime import overlap
+from sqkernels.common.launch import LayoutArguments, bucket, next_power
+from sqkernels.common.runtime import overlap
 
 LOG2E = 1.4426950408889634
 COLUMNS = 32

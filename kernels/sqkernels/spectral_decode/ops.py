@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sqkernels.rows.launch import LayoutArguments, exact_arguments
-from sqkernels.rows.pages import ExactTokens, RowPages
-from sqkernels.rows.runtime import assembly, overlap
+from sqkernels.common.launch import LayoutArguments, exact_arguments
+from sqkernels.common.pages import ExactTokens, RowPages
+from sqkernels.common.runtime import assembly, overlap
 from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows.pages import ExactTokens, RowPages
-from sqkernels.rows.reference import coded_slots, exact_tokens, read_dense, sequence_pages
+from sqkernels.common.pages import ExactTokens, RowPages
+from sqkernels.common.reference import coded_slots, exact_tokens, read_dense, sequence_pages
 
 
 def spectral_decode(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.rows.device import (
+from sqkernels.common.device import (
     attend_rows,
     constant_score,
     empty_state,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows.layout import PAGE
-from sqkernels.rows.pages import RowPages
+from sqkernels.common.layout import PAGE
+from sqkernels.common.pages import RowPages
 
 CELL, LEVELS, BINS = 1024, 32, 256
 Budget = int | float | Tensor

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows.pages import ExactTokens, RowPages
-from sqkernels.rows.reference import coded_slots, exact_tokens, read_dense, read_index, sequence_pages
+from sqkernels.common.pages import ExactTokens, RowPages
+from sqkernels.common.reference import coded_slots, exact_tokens, read_dense, read_index, sequence_pages
 from sqkernels.spectral_decode.reference import attend
 from sqkernels.spectral_index_decode.budget import BINS, CELL, LEVELS, Budget, budget_tokens, cell_budgets
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.rows.device import (
+from sqkernels.common.device import (
     attend_rows,
     empty_state,
     head_bands,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows import runtime
-from sqkernels.rows.layout import PAGE
-from sqkernels.rows.matrices import RowMatrices
+from sqkernels.common import runtime
+from sqkernels.common.layout import PAGE
+from sqkernels.common.matrices import RowMatrices
 from sqkernels.spectral_reconstruct import reference
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows.launch import LayoutArguments, next_power
-from sqkernels.rows.matrices import RowMatrices
-from sqkernels.rows.runtime import assembly
+from sqkernels.common.launch import LayoutArguments, next_power
+from sqkernels.common.matrices import RowMatrices
+from sqkernels.common.runtime import assembly
 
 PAGES_PER_PROGRAM = 8
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.rows.matrices import RowMatrices
-from sqkernels.rows.reference import read_dense
+from sqkernels.common.matrices import RowMatrices
+from sqkernels.common.reference import read_dense
 
 
 def spectral_reconstruct(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.rows.device import head_bands
-from sqkernels.rows.unpack import load_bytes, load_words, unpack4_centred, unpack_small
+from sqkernels.common.device import head_bands
+from sqkernels.common.unpack import load_bytes, load_words, unpack4_centred, unpack_small
 
 
 def _metadata(grid, kernel, args):

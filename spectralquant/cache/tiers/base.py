@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spectralquant.attention.rotary_tables import Places, Rotations
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import unrotate_block_keys
-from spectralquant.codec.rotary import apply_rope
+from spectralquant.hooks.rotary_tables import Places, Rotations
+from spectralquant.rotary import apply_rope
 
 
 @dataclass(frozen=True)

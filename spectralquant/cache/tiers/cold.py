@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectralquant.attention.rotary_tables import Places
-from spectralquant.cache.lazy import LazySection
-from spectralquant.cache.reconstructor import AsyncReconstructor, Task
+from spectralquant.cache.compress.reconstructor import AsyncReconstructor, Task
+from spectralquant.cache.persist.lazy import LazySection
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
-from spectralquant.codec.adaptive import AdaptiveRankCompressor
-from spectralquant.codec.coded_block import MAX_TOKENS
-from spectralquant.codec.coefficients import BlockCoefficients, halved
+from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
+from spectralquant.codec.cold.coded_block import MAX_TOKENS
+from spectralquant.codec.cold.coefficients import BlockCoefficients, halved
+from spectralquant.codec.cold.spectral import SpectralCodec
+from spectralquant.codec.cold.token_guess import TokenGuess
 from spectralquant.codec.products import product_dtype
-from spectralquant.codec.spectral import SpectralCodec
-from spectralquant.codec.token_guess import TokenGuess
 from spectralquant.errors import PacketError
+from spectralquant.hooks.rotary_tables import Places
 
 CHUNK_BLOCKS = 16
 

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, encode_each
 from spectralquant.cache.tiers.paged import PagedTier, joined
-from spectralquant.codec.block import BLOCK
-from spectralquant.sources.geometry import CacheGeometry
+from spectralquant.geometry import BLOCK, CacheGeometry
+from spectralquant.hooks.rotary_tables import Places
 
 
 class ExactTier(PagedTier):

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.paged import PagedTier
-from spectralquant.codec.block import BLOCK
-from spectralquant.codec.hot import HotCodec
+from spectralquant.codec.hot.codec import HotCodec
+from spectralquant.geometry import BLOCK
+from spectralquant.hooks.rotary_tables import Places
 
 
 class HotTier(PagedTier):

@@ -8,22 +8,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges
 from spectralquant.cache.tiers.hot import unused_slots
 from spectralquant.cache.tiers.paged import PagedTier
-from spectralquant.codec.block import BLOCK
-from spectralquant.codec.hot import HotCodec
-from spectralquant.codec.hot_pages import bands_to_rows, rows_to_bands
-from spectralquant.sources.geometry import CacheGeometry
-from sqkernels.rows import RowMatrices, RowPages
+from spectralquant.codec.hot.codec import HotCodec
+from spectralquant.codec.hot.pages import bands_to_rows, rows_to_bands
+from spectralquant.geometry import BLOCK, CacheGeometry
+from spectralquant.hooks.rotary_tables import Places
+from sqkernels.common import RowMatrices, RowPages
 from sqkernels.spectral_compress import spectral_compress
 from sqkernels.spectral_reconstruct import spectral_reconstruct
 
 
 class HotRowTier(PagedTier):
-    """Same codes as `HotTier`, laid out as rows (see `sqkernels.rows`); a block is coded by one launch for all layers.
+    """Same codes as `HotTier`, laid out as rows (see `sqkernels.common`); a block is coded by one launch for all layers.
 
     backend: of the kernels, triton or reference. On disk and in snapshots pages have `HotTier`'s layout, so that they
     can be read on any device.

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from spectralquant.cache.pool import PageRef, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock, block_ranges
-from spectralquant.codec.block import BLOCK
 from spectralquant.errors import InputError
+from spectralquant.geometry import BLOCK
 
 
 class PagedTier:

@@ -8,30 +8,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from spectralquant.attention.fused import shape_refusal
+from spectralquant.cache.compress.reconstructor import AsyncReconstructor
 from spectralquant.cache.pool import SpectralBufferPool
-from spectralquant.cache.reconstructor import AsyncReconstructor
+from spectralquant.cache.read.fused import shape_refusal
 from spectralquant.cache.tiers.base import Tier
 from spectralquant.cache.tiers.cold import ColdTier
 from spectralquant.cache.tiers.exact import ExactTier
 from spectralquant.cache.tiers.hot import HotTier
 from spectralquant.cache.tiers.hot_rows import HotRowTier
 from spectralquant.cache.tiers.warm import WarmTier
-from spectralquant.codec.adaptive import AdaptiveRankCompressor
-from spectralquant.codec.fixed import FixedRateCodec
-from spectralquant.codec.hot import HotCodec
-from spectralquant.codec.linear import row_matrices
-from spectralquant.codec.spectral import SpectralCodec
-from spectralquant.codec.token_guess import TokenGuess
+from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
+from spectralquant.codec.cold.spectral import SpectralCodec
+from spectralquant.codec.cold.token_guess import TokenGuess
+from spectralquant.codec.fixed.codec import FixedRateCodec
+from spectralquant.codec.hot.codec import HotCodec
+from spectralquant.codec.hot.linear import row_matrices
 from spectralquant.errors import InputError
-from spectralquant.profile import CalibrationProfile
-from spectralquant.profile_tensors import ColdTier as ColdTensors
-from spectralquant.profile_tensors import FixedTier
-from spectralquant.sources.geometry import CacheGeometry
-from spectralquant.sources.weights import embedding_weight
-from spectralquant.sources.wrappers import model_device
+from spectralquant.geometry import CacheGeometry
+from spectralquant.hooks.wrappers import model_device
+from spectralquant.models.weights import embedding_weight
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.profile.tensors import ColdTier as ColdTensors
+from spectralquant.profile.tensors import FixedTier
 from spectralquant.streams import finish_here
-from sqkernels.rows.runtime import interpreting
+from sqkernels.common.runtime import interpreting
 
 
 def make_tiers(

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from spectralquant.attention.rotary_tables import Places
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.paged import PagedTier, joined
-from spectralquant.codec.block import BLOCK
-from spectralquant.codec.fixed import FixedRateCodec
+from spectralquant.codec.fixed.codec import FixedRateCodec
+from spectralquant.geometry import BLOCK
+from spectralquant.hooks.rotary_tables import Places
 from sqkernels.bitpack import packed_bytes
 
 

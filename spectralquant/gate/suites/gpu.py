@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 
+from spectralquant.bench.baselines import dense_baselines
+from spectralquant.bench.cell import ATTENTION, Bench, dense_rows, fastest, kernel_call, kernel_traffic
+from spectralquant.bench.checks import check_kernel
+from spectralquant.bench.device.peaks import measure_peaks
+from spectralquant.bench.device.telemetry import telemetry, verdict
+from spectralquant.bench.device.timing import graph_time
+from spectralquant.bench.inputs import CodeSettings, random_inputs, random_matrices
 from spectralquant.errors import InputError
-from spectralquant.profiling.baselines import dense_baselines
-from spectralquant.profiling.cell import ATTENTION, Bench, dense_rows, fastest, kernel_call, kernel_traffic
-from spectralquant.profiling.checks import check_kernel
-from spectralquant.profiling.inputs import CodeSettings, random_inputs, random_matrices
-from spectralquant.profiling.peaks import measure_peaks
-from spectralquant.profiling.telemetry import telemetry, verdict
-from spectralquant.profiling.timing import graph_time
+from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
-from spectralquant.results import results_file
-from spectralquant.sources.shapes import parse_shape
+from spectralquant.results.files import results_file
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]

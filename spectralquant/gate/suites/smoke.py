@@ -18,18 +18,18 @@ from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.solve import cold_method
-from spectralquant.codec.block import BLOCK
-from spectralquant.codec.fixed import FixedRateCodec
+from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
+from spectralquant.geometry import BLOCK
 from spectralquant.methods.spectral import SpectralFixed
-from spectralquant.profile import CalibrationProfile
+from spectralquant.models.forward import with_cache
+from spectralquant.models.identity import weights_sha256
+from spectralquant.models.load import LoadedModel
+from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
-from spectralquant.results import results_file
-from spectralquant.sources.forward import with_cache
-from spectralquant.sources.identity import weights_sha256
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.tokens import TokenText, tokens_sha256
+from spectralquant.results.files import results_file
+from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]

@@ -17,10 +17,10 @@ import torch
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
-from spectralquant.sources.forward import with_cache
-from spectralquant.sources.models import load_model
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.models.forward import with_cache
+from spectralquant.models.load import load_model
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 MODEL = "random:custom:layers=8,heads=8,kv_heads=4,head_dim=64,hidden=256,intermediate=512,vocab=400"
 TOKENS = 1024

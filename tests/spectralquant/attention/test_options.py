@@ -10,15 +10,15 @@ from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from spectralquant import SpectralCache
-from spectralquant.attention.segments import DenseSegment
-from spectralquant.attention.softmax import unknown_option
-from spectralquant.attention.spectral_attention import attend_segments
-from spectralquant.attention.tap import AttentionTap
+from spectralquant.cache.read.segments import DenseSegment
+from spectralquant.cache.read.spectral_attention import attend_segments
 from spectralquant.calibration.run import calibrate_model
-from spectralquant.sources.geometry import probe_geometry
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.hooks.softmax import unknown_option
+from spectralquant.hooks.tap import AttentionTap
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.probe import probe_geometry
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 WITH_SINKS = {
     "granite_swa": {"sliding_window": 64},

@@ -5,13 +5,13 @@ import torch
 from conftest import random_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spectralquant.attention.rotary_probe import rotary_probe
-from spectralquant.attention.rotary_tables import Places, RotaryTables
-from spectralquant.attention.tap import AttentionTap
-from spectralquant.codec.rotary import RotaryLayout, undo_rope
 from spectralquant.errors import UnsupportedModelError
-from spectralquant.sources.geometry import probe_geometry
-from spectralquant.sources.models import load_model
+from spectralquant.hooks.rotary_probe import rotary_probe
+from spectralquant.hooks.rotary_tables import Places, RotaryTables
+from spectralquant.hooks.tap import AttentionTap
+from spectralquant.models.load import load_model
+from spectralquant.models.probe import probe_geometry
+from spectralquant.rotary import RotaryLayout, undo_rope
 
 NARROW = {
     "hidden_size": 32,

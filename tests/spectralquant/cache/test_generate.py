@@ -117,7 +117,7 @@ def test_dtypes(tier, dtype):
     model = copy.deepcopy(loaded.model).to(dtype)
     if dtype == torch.float16:
         profile = copy.deepcopy(profile)
-        from spectralquant.sources.identity import weights_sha256
+        from spectralquant.models.identity import weights_sha256
 
         profile.sidecar.model.weights_sha256_float16 = weights_sha256(model, torch.float16)
     cache = SpectralCache(model, profile, tier=tier)

@@ -13,14 +13,14 @@ from hostile_for_tests import KINDS, bomb, material, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spectralquant.cache.prompt import unpack_cache
+from spectralquant.cache.persist.prompt import unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.codec.block import KVBlock
+from spectralquant.codec.cold.rans_block import RansParts, join
 from spectralquant.codec.packet import SpectralPacket
-from spectralquant.codec.rans_block import RansParts, join
 from spectralquant.errors import InputError, PacketError, ProfileError
-from spectralquant.profile import CalibrationProfile
-from spectralquant.profile_view import ProfileView
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.profile.view import ProfileView
 from sqkernels.entropy import BlockShape
 
 CORPUS = Path(__file__).resolve().parents[2] / "corpus"

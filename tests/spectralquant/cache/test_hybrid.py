@@ -101,7 +101,7 @@ def test_importance_is_counted_while_h2o_selects():
 def test_the_crossover_comes_from_a_profile(tmp_path):
     from spectralquant.cache.hybrid import measured_crossover
     from spectralquant.files import write_json
-    from spectralquant.results import results_file
+    from spectralquant.results.files import results_file
 
     rows = [{"kernel": "spectral_decode", "batch": b, "tokens": t} for b, t in ((1, 9063), (2, None))]
     write_json(tmp_path / "p.json", results_file("profile", [], {}, crossover=rows))

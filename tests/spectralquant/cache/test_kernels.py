@@ -7,9 +7,9 @@ import torch
 from conftest import profile_of
 
 from spectralquant import SpectralCache
-from spectralquant.codec.hot import HotCodec
-from spectralquant.codec.hot_pages import bands_to_rows, rows_to_bands
-from spectralquant.codec.linear import row_matrices
+from spectralquant.codec.hot.codec import HotCodec
+from spectralquant.codec.hot.linear import row_matrices
+from spectralquant.codec.hot.pages import bands_to_rows, rows_to_bands
 from spectralquant.errors import InputError
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

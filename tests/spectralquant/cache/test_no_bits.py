@@ -12,10 +12,10 @@ from transformers import DynamicCache
 from spectralquant import SpectralCache
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
-from spectralquant.sources.geometry import probe_geometry
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.probe import probe_geometry
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 
 @functools.cache

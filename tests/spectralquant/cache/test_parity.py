@@ -6,12 +6,12 @@ from conftest import profile_of
 
 from spectralquant import SpectralCache
 from spectralquant.calibration.solve import cold_method
-from spectralquant.codec.block import BLOCK
-from spectralquant.codec.fixed import FixedRateCodec
+from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.evaluation.streaming import stream_window
+from spectralquant.geometry import BLOCK
 from spectralquant.methods.spectral import SpectralFixed
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 
 def streamed_kl(model, cache, ids):

@@ -5,8 +5,8 @@ import torch
 from conftest import profile_of
 
 from spectralquant import SpectralCache, SpectralKVCache
-from spectralquant.cache.lazy import LazySection
-from spectralquant.cache.prompt import pack_prompt
+from spectralquant.cache.persist.lazy import LazySection
+from spectralquant.cache.persist.prompt import pack_prompt
 from spectralquant.codec.packet import CODED
 from spectralquant.errors import InputError, PacketError, ProfileError
 

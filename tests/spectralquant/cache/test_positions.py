@@ -10,13 +10,13 @@ from conftest import SMALL_CALIBRATION, random_model, small_tokenizer
 from transformers import AutoConfig, DynamicCache, Qwen2VLForConditionalGeneration
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
-from spectralquant.cache.positions import TokenPositions
+from spectralquant.cache.tokens.positions import TokenPositions
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.errors import InputError, UnsupportedModelError
-from spectralquant.sources.geometry import probe_geometry
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.probe import probe_geometry
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 FINE = 0.0625
 HALF = 8

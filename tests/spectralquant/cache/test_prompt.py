@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, random_model
 
-from spectralquant.cache.prompt import coded_range, continue_from, pack_prompt, unpack_cache
+from spectralquant.cache.persist.prompt import coded_range, continue_from, pack_prompt, unpack_cache
 from spectralquant.calibration.api import calibrate
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.packet import CODED, EXACT, SpectralPacket
 from spectralquant.errors import InputError, PacketError, ProfileError
-from spectralquant.sources.text import load_text
+from spectralquant.text.read import load_text
 
 SETTINGS = CalibrationSettings(window=384, held_out_windows=1, held_out_window=512)
 
@@ -109,7 +109,7 @@ def test_padded_batches_give_the_packets_of_their_rows(small, profile):
 
 
 def test_blocks_decode_alone_from_a_memory_map(small, profile, tmp_path):
-    from spectralquant.cache.prompt import profile_codecs
+    from spectralquant.cache.persist.prompt import profile_codecs
 
     pack_prompt(small.model, profile, ids(600))[0].save(tmp_path / "p.sqkv")
     packet = SpectralPacket.open(tmp_path / "p.sqkv")
@@ -138,7 +138,7 @@ def test_foreign_profiles_models_and_empty_prompts_are_refused(small, profile):
 
 
 def test_damaged_block_bytes_raise_packet_errors(small, profile):
-    from spectralquant.cache.prompt import profile_codecs
+    from spectralquant.cache.persist.prompt import profile_codecs
 
     packet = pack_prompt(small.model, profile, ids(300))[0]
     body = bytes(packet.body(next(s for s in packet.sections if s.kind == CODED)))
@@ -166,7 +166,7 @@ def test_other_architectures_round_trip(architecture, tokenizer):
 
 def stacked_calls(model, tokens):
     """Keys (after RoPE) and values of every layer at full length, sliding windows or not."""
-    from spectralquant.attention.tap import AttentionTap
+    from spectralquant.hooks.tap import AttentionTap
 
     calls = []
     with torch.no_grad(), AttentionTap(model, calls.append):

@@ -9,7 +9,7 @@ import torch
 from conftest import profile_of
 
 from spectralquant import SpectralCache
-from spectralquant.cache.reconstructor import AsyncReconstructor
+from spectralquant.cache.compress.reconstructor import AsyncReconstructor
 from spectralquant.errors import InputError, PacketError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spectralquant as sq
-from spectralquant.cache.prompt import profile_codec
+from spectralquant.cache.persist.prompt import profile_codec
 from spectralquant.codec.packet import packet_float
 from spectralquant.errors import InputError, PacketError
 from tests.conftest import profile_of

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from spectralquant.cache.compress.reconstructor import AsyncReconstructor
 from spectralquant.cache.pool import PagePart, SpectralBufferPool
-from spectralquant.cache.reconstructor import AsyncReconstructor
 from spectralquant.streams import Handover, OneAtATime, as_caller
 
 pytestmark = pytest.mark.gpu

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from spectralquant.cache.prompt import pack_prompt, unpack_cache
+from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
 from tests.conftest import profile_of, random_model
 

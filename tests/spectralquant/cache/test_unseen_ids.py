@@ -8,8 +8,8 @@ import torch
 from conftest import profile_of, small_tokenizer
 
 from spectralquant import NotCompressedWarning, SpectralCache
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 
 def text(tokens: int, start: int = 2000) -> torch.Tensor:

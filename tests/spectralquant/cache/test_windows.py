@@ -10,8 +10,8 @@ from conftest import random_model
 from transformers import DynamicCache
 
 from spectralquant import SpectralCache
-from spectralquant.codec.block import BLOCK
 from spectralquant.errors import InputError
+from spectralquant.geometry import BLOCK
 
 GEMMA3N = {
     "head_dim": 16,

@@ -11,10 +11,10 @@ from torch import nn
 import spectralquant as sq
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.errors import ProfileError, UnsupportedModelError
-from spectralquant.sources.identity import weights_sha256
-from spectralquant.sources.text import load_text
-from spectralquant.sources.weights import embedding_weight
-from spectralquant.sources.wrappers import model_device, usable_model
+from spectralquant.hooks.wrappers import model_device, usable_model
+from spectralquant.models.identity import weights_sha256
+from spectralquant.models.weights import embedding_weight
+from spectralquant.text.read import load_text
 from tests.conftest import profile_of, random_model, small_tokenizer
 
 TIERS = ("exact", "hot", "warm", "cold")

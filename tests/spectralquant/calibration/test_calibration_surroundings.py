@@ -8,7 +8,7 @@ import torch
 import spectralquant as sq
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.errors import UnsupportedModelError
-from spectralquant.sources.text import load_text
+from spectralquant.text.read import load_text
 from tests.conftest import random_model, small_tokenizer
 
 PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)

@@ -6,12 +6,12 @@ from conftest import ARCHITECTURES, random_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spectralquant.attention.decoder import attention_modules
-from spectralquant.attention.tap import AttentionTap
-from spectralquant.calibration.capture import capture_step
-from spectralquant.codec.rotary import Rotation, apply_rope, undo_rope
+from spectralquant.calibration.capture.step import capture_step
 from spectralquant.errors import UnsupportedModelError
-from spectralquant.sources.geometry import probe_geometry
+from spectralquant.hooks.decoder import attention_modules
+from spectralquant.hooks.tap import AttentionTap
+from spectralquant.models.probe import probe_geometry
+from spectralquant.rotary import Rotation, apply_rope, undo_rope
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)

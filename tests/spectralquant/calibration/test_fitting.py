@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from spectralquant.calibration.bits import CHOICES, MaskGenerator
-from spectralquant.calibration.codebooks import fit_codebooks
-from spectralquant.calibration.importance import fit_importance
-from spectralquant.calibration.tables import cluster_tables, code_length, symbol_histogram
-from spectralquant.codec.symbols import ALPHABET, ESCAPE
+from spectralquant.calibration.cold.importance import fit_importance
+from spectralquant.calibration.cold.tables import cluster_tables, code_length, symbol_histogram
+from spectralquant.calibration.fixed.bits import CHOICES, MaskGenerator
+from spectralquant.calibration.fixed.codebooks import fit_codebooks
+from spectralquant.codec.cold.symbols import ALPHABET, ESCAPE
 from spectralquant.errors import InputError
 
 

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from spectralquant.cache.prompt import pack_prompt, unpack_cache
+from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
-from spectralquant.sources.models import LoadedModel
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.models.load import LoadedModel
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 SETTINGS = CalibrationSettings(
     steps=8, window=384, held_out_windows=1, held_out_window=512, targets={"cold": parse_target("ratio=10")}

@@ -16,9 +16,9 @@ from spectralquant.calibration.options import CalibrationSettings, parse_targets
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.errors import InputError, SourceError
-from spectralquant.profile import CalibrationProfile
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 SETTINGS = CalibrationSettings(
     steps=30, window=96, block=32, held_out_windows=1, held_out_window=512, targets={"cold": parse_target("ratio=12")}
@@ -63,7 +63,7 @@ def test_target_ratio_is_met_and_measured_on_other_text(whole):
 
 
 def test_merged_halves_give_the_whole(small, text):
-    from spectralquant.calibration.capture import capture_step
+    from spectralquant.calibration.capture.step import capture_step
     from spectralquant.calibration.sums import CalibrationSums
 
     windows = text.windows(96, 6)
@@ -91,9 +91,9 @@ from transformers import AutoTokenizer
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
-from spectralquant.sources.models import load_model
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.models.load import load_model
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 small = load_model({folder!r}, device="cpu", dtype="float32")
 text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 20_000)
 settings = CalibrationSettings(steps=30, window=96, block=32, held_out_windows=1, held_out_window=512,

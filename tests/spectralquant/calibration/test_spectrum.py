@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spectralquant.calibration.rank import NyquistRankSelector, RankAllocator
-from spectralquant.calibration.spectrum import FrequencyAnalyzer, gaussian_rate, metric_factor
+from spectralquant.calibration.basis.rank import NyquistRankSelector, RankAllocator
+from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer, gaussian_rate, metric_factor
 from spectralquant.errors import InputError
 
 P, N = 48, 40_000

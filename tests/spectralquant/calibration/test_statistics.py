@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from spectralquant.calibration.predictor import residual_covariance, solve_predictor
-from spectralquant.calibration.statistics import FeatureMoments, SpanMoments, SymmetricSum
+from spectralquant.calibration.basis.predictor import residual_covariance, solve_predictor
+from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments, SymmetricSum
 
 
 @pytest.mark.parametrize("width", [5, 1024, 1500], ids=["one tile", "full tile", "odd tiles"])

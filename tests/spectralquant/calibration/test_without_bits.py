@@ -11,8 +11,8 @@ from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.solve import _ratio_for_quality
 from spectralquant.calibration.targets import parse_target
 from spectralquant.errors import InputError
-from spectralquant.sources.text import load_text
-from sqcli.render.calibration import tier_table
+from spectralquant.text.read import load_text
+from sqcli.terminal.calibration import tier_table
 from tests.conftest import random_model, small_tokenizer
 
 IDS = torch.randint(0, 512, (1, 620), generator=torch.Generator().manual_seed(5))

@@ -7,9 +7,9 @@ import torch
 from conftest import profile_of
 
 from spectralquant import SpectralCache
-from spectralquant.codec.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.spectral import SpectralCodec
+from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
+from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
 
 

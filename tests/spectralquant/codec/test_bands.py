@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralquant.codec.bands import BandLayout
+from spectralquant.codec.hot.bands import BandLayout
 
 
 def coded(widths: list[int], tokens: int, seed: int) -> tuple[BandLayout, torch.Tensor, torch.Tensor]:

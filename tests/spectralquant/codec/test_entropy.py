@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectralquant.codec import rans_block
-from spectralquant.codec.entropy import EntropyCoder
-from spectralquant.codec.importance import NEUTRAL
-from spectralquant.codec.rans_block import RansParts
-from spectralquant.codec.symbols import NO_SHIFT, SHIFTS, SPAN
+from spectralquant.codec.cold import rans_block
+from spectralquant.codec.cold.entropy import EntropyCoder
+from spectralquant.codec.cold.importance import NEUTRAL
+from spectralquant.codec.cold.rans_block import RansParts
+from spectralquant.codec.cold.symbols import NO_SHIFT, SHIFTS, SPAN
 from spectralquant.errors import PacketError
 from sqkernels.entropy.tables import TOTAL
 

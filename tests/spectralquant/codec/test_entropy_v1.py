@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from profiles_for_tests import GEOMETRY, random_block, random_codec
 from v1_for_tests import block_v1, encode_v1
 
-from spectralquant.codec.entropy_v1 import EntropyReaderV1
+from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
+from spectralquant.codec.cold.symbols import SHIFTS, SPAN, groups
 from spectralquant.codec.packet import CHECK, CODED, HEADER, HEADER_SIZE, PacketHeader, SpectralPacket
-from spectralquant.codec.symbols import SHIFTS, SPAN, groups
 from spectralquant.errors import PacketError
 
 RANKS = (40, 25)

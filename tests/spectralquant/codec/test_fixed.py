@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
-from spectralquant.codec.fixed import FixedBlock, _Codebooks, _passed
-from spectralquant.codec.rotary import Rotation
+from spectralquant.codec.fixed.codec import FixedBlock, _Codebooks, _passed
+from spectralquant.rotary import Rotation
 
 
 @pytest.mark.parametrize("points", [2, 4, 8, 16, 32, 256])

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiles_for_tests import GEOMETRY, random_block, random_codec
 
-from spectralquant.codec import coded_block
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.features import TokenFeatures, embedding_projection
-from spectralquant.codec.importance import NEUTRAL, ImportanceModel, class_step
+from spectralquant.codec.cold import coded_block
+from spectralquant.codec.cold.features import TokenFeatures, embedding_projection
+from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step
 from spectralquant.errors import PacketError
 
 

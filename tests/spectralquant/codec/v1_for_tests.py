@@ -3,8 +3,8 @@
 import constriction
 import numpy as np
 
-from spectralquant.codec.coded_block import ADAPTIVE, SPECTRAL, BlockParts, join
-from spectralquant.codec.symbols import ESCAPE, SPAN
+from spectralquant.codec.cold.coded_block import ADAPTIVE, SPECTRAL, BlockParts, join
+from spectralquant.codec.cold.symbols import ESCAPE, SPAN
 
 
 def encode_v1(reader, symbols, classes, shifts=None):

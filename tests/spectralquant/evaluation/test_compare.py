@@ -12,8 +12,8 @@ from spectralquant.evaluation.compare import Comparison, Protocol
 from spectralquant.evaluation.match import matched, pareto, parse_match
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import REGISTRY, get, parse
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 SMALL = Protocol("test", 384, 0, False)
 

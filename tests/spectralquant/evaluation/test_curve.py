@@ -2,8 +2,8 @@
 
 import pytest
 
+from research.cold import ColdStudy, summarize
 from spectralquant.evaluation.curve import best_under_bar, ratio_at_kl, times_smaller
-from spectralquant.studies.cold import ColdStudy, summarize
 
 
 def row(ratio, kl, dppl=0.0, **more):

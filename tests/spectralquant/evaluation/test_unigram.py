@@ -10,8 +10,8 @@ from spectralquant.errors import SuspectModelWarning
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.unigram import hardly_better, perplexity, unigram_perplexity, warn_if_suspect
 from spectralquant.methods.none import Uncompressed
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 
 def test_unigram_perplexity_of_known_texts():

@@ -5,13 +5,13 @@ import time
 import pytest
 import torch
 
+from spectralquant.bench import cell
+from spectralquant.bench.device.peaks import Peaks
+from spectralquant.bench.device.timing import Timing
 from spectralquant.errors import InputError
 from spectralquant.gate.limits import Limits
 from spectralquant.gate.run import judge
 from spectralquant.gate.suites import gpu
-from spectralquant.profiling import cell
-from spectralquant.profiling.peaks import Peaks
-from spectralquant.profiling.timing import Timing
 from sqkernels.dense_decode import dense_decode
 
 
@@ -44,7 +44,7 @@ def small(monkeypatch):
 
 
 def cell_matrices(shape, settings):
-    from spectralquant.profiling.inputs import random_matrices
+    from spectralquant.bench.inputs import random_matrices
 
     return random_matrices(shape, settings, "cpu")
 

@@ -12,13 +12,13 @@ ROOT = Path(__file__).resolve().parents[3]
 MODEL = "random:custom:layers=4,heads=4,kv_heads=2,head_dim=32,hidden=128,intermediate=192,vocab=400"
 FAULTS = {
     "a codebook off by one": (
-        "spectralquant/codec/fixed.py",
+        "spectralquant/codec/fixed/codec.py",
         "codes[:, index] = _passed(middles, y[:, index].T.contiguous()).T",
         "codes[:, index] = (_passed(middles, y[:, index].T.contiguous()).T + 1).clamp(max=points.shape[1] - 1)",
         "harness/warm/kl_nats cache/warm/relative_error",
     ),
     "a window never compressed": (
-        "spectralquant/cache/compressing.py",
+        "spectralquant/cache/compress/compressor.py",
         "if total < self.compress_from:",
         "if total >= 0:",
         "cache/hot/works",
@@ -31,13 +31,13 @@ FAULTS = {
         "cache/warm/relative_error",
     ),
     "a ratio from nominal bits": (
-        "spectralquant/cache/accounting.py",
+        "spectralquant/cache/report/accounting.py",
         "payload_ratio=sum(t.tokens for t in tiers.values()) * fp16 / coded if coded else None,",
         "payload_ratio=16 / 2.0,",
         "cache/hot/reported_over_counted",
     ),
     "a compressor that does nothing": (
-        "spectralquant/codec/fixed.py",
+        "spectralquant/codec/fixed/codec.py",
         "        return keys, out[1]\n",
         "        return coded.plain\n",
         "calibration/works",

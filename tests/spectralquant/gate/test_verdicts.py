@@ -8,7 +8,7 @@ from spectralquant.errors import InputError
 from spectralquant.gate.limits import Limits, read_limits
 from spectralquant.gate.metrics import metrics_of
 from spectralquant.gate.run import judge, write_baseline
-from spectralquant.results import results_file
+from spectralquant.results.files import results_file
 
 FACTS = {"weights_sha256": "w", "data_sha256": "d", "dtype": "torch.float32", "device": "some CPU"}
 

@@ -11,17 +11,17 @@ from profiles_for_tests import random_block
 from spectralquant.codec.turboquant import TurboProductQuantizer, TurboQuantizer
 from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
-from spectralquant.methods.eviction import OBSERVED_QUERIES
+from spectralquant.methods.eviction.h2o import H2O
+from spectralquant.methods.eviction.history import OBSERVED_QUERIES
+from spectralquant.methods.eviction.scissorhands import Scissorhands
+from spectralquant.methods.eviction.snapkv import SnapKV
+from spectralquant.methods.eviction.streaming_llm import StreamingLLM
 from spectralquant.methods.fp8 import Fp8
-from spectralquant.methods.h2o import H2O
 from spectralquant.methods.kivi import Kivi, quantize_groups
 from spectralquant.methods.kvtc import allocate, dequantize_rows, quantize_rows
-from spectralquant.methods.scissorhands import Scissorhands
-from spectralquant.methods.snapkv import SnapKV
-from spectralquant.methods.streaming_llm import StreamingLLM
 from spectralquant.methods.turboquant import TurboQuant
-from spectralquant.sources.text import load_text
-from spectralquant.sources.tokens import tokenize
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
 
 
 def unit_vectors(count: int, dim: int, seed: int = 0) -> torch.Tensor:

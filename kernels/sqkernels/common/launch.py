@@ -1,0 +1,99 @@
+"""Arguments that every kernel over rows takes, from a layout to plain numbers and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sqkernels.common.layout import UNIT_BYTES, plane_count
+from sqkernels.common.matrices import RowMatrices
+from sqkernels.common.pages import ExactTokens
+
+
+@dataclass(frozen=True)
+class LayoutArguments:
+    """What a kernel is compiled for. numbers: the same as integers, which a `torch.library` operator can take."""
+
+    heads: int
+    token_bytes: int
+    align: int
+    uniform: bool
+    row: int
+    bands: tuple[int, ...]
+    padded: tuple[int, ...]
+    page_bytes: int
+    index_rank: int
+
+    @classmethod
+    def of(cls, matrices: RowMatrices) -> LayoutArguments:
+        """Of a layer's layout."""
+        layout = matrices.layout
+        bands = tuple(n for kind in layout.heads[0] for n in kind.nbytes)
+        return cls(
+            len(layout.heads),
+            sum(layout.row_bytes),
+            layout.align,
+            layout.uniform,
+            layout.row_bytes[0],
+            bands if layout.uniform else (0,) * 6,
+            (*layout.padded[0], *layout.padded[1]),
+            layout.page_bytes,
+            layout.index_rank,
+        )
+
+    @property
+    def numbers(self) -> list[int]:
+        head = [self.heads, self.token_bytes, self.align, int(self.uniform), self.row, self.page_bytes, self.index_rank]
+        return [*head, *self.bands, *self.padded]
+
+    @classmethod
+    def from_numbers(cls, n: list[int]) -> LayoutArguments:
+        """Back from `numbers`."""
+        return cls(n[0], n[1], n[2], bool(n[3]), n[4], tuple(n[7:13]), tuple(n[13:19]), n[5], n[6])
+
+    @property
+    def key_planes(self) -> int:
+        return plane_count(self.padded[:3])
+
+    @property
+    def value_planes(self) -> int:
+        return plane_count(self.padded[3:])
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Compile-time arguments of the attention kernels."""
+        filled = tuple(units * size for units, size in zip(self.padded, UNIT_BYTES * 2, strict=True))
+        return {
+            "UNIFORM": self.uniform,
+            "FULL": self.uniform and self.bands == filled,
+            "ALIGN": self.align,
+            "ROW": self.row if self.uniform else 0,
+            "BANDS": self.bands,
+            **self.padded_bands,
+        }
+
+    @property
+    def padded_bands(self) -> dict[str, int]:
+        """Units of the padded bands by the kernels' names."""
+        return dict(zip(("K4", "K2", "K1", "V4", "V2", "V1"), self.padded, strict=True))
+
+
+def exact_arguments(exact: ExactTokens) -> tuple[Tensor | None, ...]:
+    """Contiguous sinks and window, and the window's token counts."""
+    parts = (exact.sink_keys, exact.sink_values, exact.window_keys, exact.window_values)
+    return (*(p.contiguous() for p in parts), exact.tokens)
+
+
+def bucket(n: int) -> int:
+    """32, 128, 512, …: a size of loops' tiles that holds n, coarse so that growing caches compile few kernels."""
+    size = 32
+    while size < n:
+        size *= 4
+    return size
+
+
+def next_power(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(0, n - 1).bit_length()

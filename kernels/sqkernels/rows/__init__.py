@@ -1,7 +1,0 @@
-"""Codes of keys and values as rows: one row a token and head, read in place by the attention kernels."""
-
-from sqkernels.rows.layout import PAGE, RowLayout
-from sqkernels.rows.matrices import LinearCode, RowMatrices
-from sqkernels.rows.pages import ExactTokens, RowPages
-
-__all__ = ["PAGE", "ExactTokens", "LinearCode", "RowLayout", "RowMatrices", "RowPages"]

@@ -1,0 +1,1 @@
+"""Studies that write `profiles/results/`, run from the repository."""

@@ -1,0 +1,1 @@
+"""Which architectures work, and which are refused."""

@@ -1,0 +1,1 @@
+"""The entropy coder alone: sizes and times."""

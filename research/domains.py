@@ -1,0 +1,87 @@
+"""Domain shift: profiles of two domains, each used on both, with and without adaptive tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from research.windows import scored_windows
+from spectralquant.calibration.cold.fit import ColdFitter
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.run import CalibrationRun
+from spectralquant.calibration.solve import cold_method
+from spectralquant.evaluation.curve import ratio_at_kl
+from spectralquant.evaluation.measure import measure
+from spectralquant.models.identity import weights_sha256
+from spectralquant.models.load import LoadedModel
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.files import results_file
+from spectralquant.text.tokens import TokenText, tokens_sha256
+
+RATIOS = (20.0, 45.0, 90.0)
+
+
+def domain_study(
+    loaded: LoadedModel,
+    texts: dict[str, TokenText],
+    steps: int,
+    window: int,
+    windows: int,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Calibrate on the first windows of each text, score on the last ones of both."""
+    scored = {name: scored_windows(text, steps, window, windows) for name, text in texts.items()}
+    fitters: dict[str, ColdFitter] = {}
+    for name, text in texts.items():
+        settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
+        run = CalibrationRun(loaded, text, settings, name, None, False, None, progress)
+        fitters[name] = run.cold_fitter(*run.first_pass())
+    methods, rows = [], []
+    for profile, fitter in fitters.items():
+        for ratio in RATIOS:
+            tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
+            for adaptive in (False, True):
+                methods.append(
+                    cold_method(
+                        tier, loaded, adaptive=adaptive, profile=profile, adaptive_tables=adaptive, target_ratio=ratio
+                    )
+                )
+    hashes = {}
+    for name, rows_of_ids in scored.items():
+        hashes[name] = tokens_sha256(rows_of_ids)
+        found = measure(loaded.model, loaded.geometry, rows_of_ids, methods, lambda d, t: progress("scoring", d, t))
+        rows += [{**m.row(loaded.geometry, loaded.name, window), "text": name} for m in found]
+    return results_file(
+        "domains",
+        rows,
+        provenance(
+            **device_facts(loaded.device),
+            model=loaded.name,
+            weights_sha256=weights_sha256(loaded.model),
+            evaluation_sha256=hashes,
+            steps=steps,
+            seed=0,
+        ),
+        table=domain_table(rows),
+    )
+
+
+def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Payload ratio of every (text, profile, adaptive or not) at one KL that all curves reach, interpolated."""
+    curves: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+    for row in rows:
+        options = row["options"]
+        curves.setdefault((row["text"], options["profile"], options["adaptive_tables"]), []).append(row)
+    low = max(min(r["kl_nats"] for r in curve) for curve in curves.values())
+    high = min(max(r["kl_nats"] for r in curve) for curve in curves.values())
+    kl = (low * high) ** 0.5
+    return [
+        {
+            "text": text,
+            "profile": profile,
+            "adaptive_tables": adaptive,
+            "kl_nats": kl,
+            "payload_ratio": ratio_at_kl(curve, kl),
+        }
+        for (text, profile, adaptive), curve in curves.items()
+    ]

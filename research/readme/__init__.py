@@ -1,0 +1,1 @@
+"""Writes the figures of the README and the documentation."""

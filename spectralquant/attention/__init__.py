@@ -1,1 +1,0 @@
-"""How the library sees, and takes part in, a transformers model's attention."""

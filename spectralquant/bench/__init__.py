@@ -1,0 +1,1 @@
+"""Timing kernels and decode steps, and predicting them."""

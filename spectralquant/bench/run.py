@@ -1,0 +1,203 @@
+"""`profile_device` and `predict_device`: everything `sq profile` reports, as a results file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from spectralquant.bench.baselines import dense_baselines
+from spectralquant.bench.cell import ATTENTION, Bench, Row, dense_rows, spectral_rows
+from spectralquant.bench.compression import compress_row
+from spectralquant.bench.crossover import crossovers
+from spectralquant.bench.device.devices import DeviceModel
+from spectralquant.bench.device.peaks import measure_peaks
+from spectralquant.bench.device.telemetry import telemetry, verdict
+from spectralquant.bench.end_to_end import end_to_end_rows
+from spectralquant.bench.inputs import SINKS, CodeSettings, random_matrices
+from spectralquant.bench.memory import memory_rows
+from spectralquant.bench.prediction import Roof, predicted_rows
+from spectralquant.errors import InputError, did_you_mean
+from spectralquant.models.shapes import ModelShape
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.files import results_file
+from sqkernels.common import RowMatrices
+from sqkernels.common.checks import HEAD_DIMS, MAX_GROUP
+
+KERNELS = (*ATTENTION, "spectral_reconstruct", "spectral_compress")
+LEAST_CONTEXT = 2 * (SINKS + 128)
+FLEX_CELLS = ((32768, 1), (32768, 8))
+STEP_CONTEXT, STEP_BATCHES = 32768, (1, 8)
+Progress = Callable[[str, int, int], None]
+Save = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """What to measure. end_to_end: whole decode steps at 32,768 tokens (or the first context), batches 1 and 8."""
+
+    shape: ModelShape
+    settings: CodeSettings = field(default_factory=CodeSettings)
+    contexts: tuple[int, ...] = (32768,)
+    batches: tuple[int, ...] = (1, 8)
+    kernels: tuple[str, ...] = KERNELS
+    end_to_end: bool = False
+    flex: bool = True
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise InputError for what kernels cannot take."""
+        for name in self.kernels:
+            if name not in KERNELS:
+                raise InputError(
+                    f"There is no kernel {name!r}; there are {', '.join(KERNELS)}.{did_you_mean(name, KERNELS)}"
+                )
+        if min(self.contexts) < LEAST_CONTEXT:
+            raise InputError(f"--context must be at least {LEAST_CONTEXT}: sinks and window are exact anyway.")
+        if min(self.batches) < 1:
+            raise InputError("--batch must be positive numbers, as in --batch 1,8.")
+        if (
+            self.shape.head_dim not in HEAD_DIMS
+            or self.shape.heads % self.shape.kv_heads
+            or self.shape.group > MAX_GROUP
+        ):
+            raise InputError(
+                f"Kernels take head dimensions {', '.join(map(str, HEAD_DIMS))} and at most {MAX_GROUP} query heads a "
+                f"key head; {self.shape.name} has {self.shape.head_dim} and {self.shape.heads}/{self.shape.kv_heads}."
+            )
+        if self.settings.bits not in (2, 3, 4, 8):
+            raise InputError(f"--bits {self.settings.bits} is not one of 2, 3, 4, 8.")
+        if not 0 < self.settings.share <= 1:
+            raise InputError(f"--share {self.settings.share:g} must lie between 0 and 1 (a part of the coded tokens).")
+        if self.settings.index_rank % 16 or not 16 <= self.settings.index_rank <= self.shape.head_dim:
+            raise InputError(
+                f"--index-rank {self.settings.index_rank} must be a multiple of 16, at most {self.shape.head_dim}."
+            )
+        if self.settings.window < 1:
+            raise InputError("--window must be a positive number of tokens.")
+
+
+def profile_device(
+    request: ProfileRequest,
+    device: torch.device,
+    progress: Progress = lambda stage, done, total: None,
+    save: Save = lambda result: None,
+) -> dict[str, Any]:
+    """Measure on a CUDA device. `save` gets the results file after every cell, with `complete` false until the end."""
+    request.check()
+    torch.manual_seed(request.seed)
+    before = telemetry(device.index or 0)
+    progress("peaks", 0, 1)
+    peaks = measure_peaks(device)
+    matrices = random_matrices(request.shape, request.settings, device)
+    bench = Bench(request.shape, matrices, request.settings, peaks, torch.cuda.get_device_name(device))
+    memory = torch.cuda.get_device_properties(device).total_memory
+    baselines = dense_baselines()
+    rows: list[Row] = []
+    extra: dict[str, Any] = {"peaks": asdict(peaks), "end_to_end": []}
+    result: dict[str, Any] = {}
+
+    def finish(complete: bool) -> None:
+        after = telemetry(device.index or 0)
+        extra["telemetry"] = {"before": before, "after": after, "verdict": verdict(before, after)}
+        extra["crossover"] = crossovers(rows)
+        result.clear()
+        result.update(_results(request, matrices, rows, memory, device_facts(device), complete, extra))
+        save(result)
+
+    if "spectral_compress" in request.kernels:
+        progress("spectral_compress", 0, 1)
+        rows.append(compress_row(bench))
+    cells = [(c, b) for c in request.contexts for b in request.batches]
+    step_context = STEP_CONTEXT if STEP_CONTEXT in request.contexts else request.contexts[0]
+    for done, (context, batch) in enumerate(cells):
+        progress(f"context {context}, batch {batch}", done, len(cells))
+        compiled = request.flex and (len(cells) <= len(FLEX_CELLS) or (context, batch) in FLEX_CELLS)
+        use = {k: v for k, v in baselines.items() if k != "flex_compiled" or compiled}
+        try:
+            dense = dense_rows(bench, batch, context, use)
+            rows += dense + spectral_rows(bench, batch, context, request.kernels, dense)
+        except torch.OutOfMemoryError:
+            rows.append({"kernel": "all", "batch": batch, "context": context, "failed": "does not fit into memory"})
+        torch.cuda.empty_cache()
+        finish(False)
+        if request.end_to_end and context == step_context and batch in STEP_BATCHES:
+            progress(f"decode step, batch {batch}", done, len(cells))
+            extra["end_to_end"] += _end_to_end(bench, batch, context, request, rows, baselines)
+            finish(False)
+    finish(True)
+    return result
+
+
+def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any]:
+    """Roofline predictions for a device that is not here; nothing in them is measured.
+
+    Raises:
+        InputError: a context and batch whose cache does not fit into that device's memory by any method.
+    """
+    request.check()
+    matrices = random_matrices(request.shape, request.settings, "cpu")
+    _require_memory(request, matrices, model)
+    roof = Roof.nominal(model)
+    rows = predicted_rows(roof, request.shape, matrices, request.settings, request.batches, request.contexts)
+    extra = {"roof": asdict(roof), "telemetry": None, "crossover": [], "end_to_end": []}
+    facts = {"device": None, "device_model": model.name}
+    return _results(request, matrices, rows, model.memory, facts, True, extra)
+
+
+def _require_memory(request: ProfileRequest, matrices: RowMatrices, model: DeviceModel) -> None:
+    for context in request.contexts:
+        for batch in request.batches:
+            rows = memory_rows(request.shape, matrices, request.settings, batch, context, model.memory)
+            least = min(rows, key=lambda row: row["bytes"])
+            if least["bytes"] > model.memory:
+                raise InputError(
+                    f"--context {context} with --batch {batch} does not fit into memory: the smallest cache ({least['method']}) "
+                    f"takes {least['bytes'] / 1e9:,.0f} GB, and {model.name} has {model.memory / 1e9:.0f} GB. Use a smaller "
+                    "batch or context."
+                )
+
+
+def _end_to_end(
+    bench: Bench, batch: int, context: int, request: ProfileRequest, rows: Sequence[Row], baselines: dict[str, Any]
+) -> list[Row]:
+    out: list[Row] = []
+    for kernel in (k for k in ATTENTION if k in request.kernels):
+        try:
+            out += end_to_end_rows(bench, batch, context, kernel, rows, baselines)
+        except (torch.OutOfMemoryError, RuntimeError) as reason:
+            why = "does not fit into memory" if isinstance(reason, torch.OutOfMemoryError) else str(reason)[:160]
+            out.append({"method": kernel, "batch": batch, "context": context, "failed": why})
+        torch.cuda.empty_cache()
+    return out
+
+
+def _results(
+    request: ProfileRequest,
+    matrices: RowMatrices,
+    rows: Sequence[Row],
+    memory: int,
+    facts: dict[str, Any],
+    complete: bool,
+    extra: dict[str, Any],
+) -> dict[str, Any]:
+    settings = asdict(request.settings) | {"sinks": SINKS, "bytes_per_token": sum(matrices.layout.row_bytes)}
+    held = [
+        row
+        for context in request.contexts
+        for batch in request.batches
+        for row in memory_rows(request.shape, matrices, request.settings, batch, context, memory)
+    ]
+    return results_file(
+        "profile",
+        list(rows),
+        provenance(**facts, seed=request.seed),
+        complete=complete,
+        shape=asdict(request.shape),
+        settings=settings,
+        device_memory=memory,
+        memory=held,
+        **extra,
+    )

@@ -1,0 +1,1 @@
+"""How blocks leave the exact window."""

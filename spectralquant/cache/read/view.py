@@ -1,0 +1,172 @@
+"""`LayerView`: one layer of a cache as attention sees it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spectralquant.cache.read.segments import CodeSegment, DenseSegment, RowSegment, Segment
+from spectralquant.cache.tiers.hot import unused_slots
+from spectralquant.cache.tiers.hot_rows import HotRowTier
+from spectralquant.errors import InputError
+from spectralquant.geometry import BLOCK
+from spectralquant.hooks.tap import AttentionCall
+from spectralquant.surroundings import own_arithmetic
+
+if TYPE_CHECKING:
+    from spectralquant.cache.spectral_cache import SpectralCache
+
+
+class LayerView:
+    """Keys and values of one layer, made dense or handed out in segments when asked for.
+
+    Of a sliding layer these are the tokens that the first of `new` queries can read, and those after it: what
+    transformers' own cache gives attention. start: the index of the first of them.
+    """
+
+    def __init__(self, cache: SpectralCache, index: int, new: int = 0) -> None:
+        self.cache, self.index = cache, index
+        self.layer, self.group = cache.layers[index], cache.group_of(index)
+        self.tokens = self.group.tokens
+        batch, heads, recent, dim = self.layer.keys.shape
+        total = self.layer.get_seq_length()
+        self.start = max(self.tokens.first, self.tokens.kind.first_read(total - new))
+        self.recent = min(recent, total - self.start)
+        self.shape = (batch, heads, total - self.start, dim)
+        self.dtype, self.device = self.layer.dtype, self.layer.device
+        self._observed = 0
+
+    @property
+    def in_place(self) -> bool:
+        """Whether some tokens are hot codes."""
+        return any(kind == "hot" for kind, _, _ in self._runs())
+
+    @property
+    def rows(self) -> str | None:
+        """The kernels' backend where hot codes are rows."""
+        tier = self.group.tiers.get("hot")
+        return tier.backend if self.in_place and isinstance(tier, HotRowTier) else None
+
+    @property
+    def select(self) -> float | int | None:
+        """What part of the rows a read takes."""
+        return self.cache.options["select"]
+
+    @property
+    def watches(self) -> bool:
+        """Whether attention is to tell how much each recent token received."""
+        return self.cache.wants_received
+
+    @own_arithmetic()
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Keys (after RoPE) and values `[B, Hk, S, D]` in the model's dtype."""
+        parts = [s for s in (self._sinks(), *self._dense_runs(), self._recents()) if s.tokens]
+        if len(parts) == 1:
+            return parts[0].keys, parts[0].values
+        return tuple(torch.cat([getattr(s, name) for s in parts], dim=2) for name in ("keys", "values"))
+
+    def _runs(self) -> list[tuple[str, int, int]]:
+        """`BlockReader.runs` without blocks that lie wholly before `start`."""
+        skip = self._skipped_blocks()
+        return [(kind, max(first, skip), last) for kind, first, last in self.group.reader.runs() if last > skip]
+
+    def _skipped_blocks(self) -> int:
+        return sum(block.stop <= self.start for block in self.tokens.rows[0]) if self.start and self.tokens.rows else 0
+
+    def _skipped_tokens(self, first: int) -> int:
+        """Tokens of block `first` that lie before `start`."""
+        return max(0, self.start - self.tokens.rows[0][first].start)
+
+    def _sinks(self) -> DenseSegment:
+        return DenseSegment(*(x[:, :, self.start :] for x in (self.layer.sink_keys, self.layer.sink_values)))
+
+    def _recents(self) -> DenseSegment:
+        past = self.layer.keys.shape[2] - self.recent
+        return DenseSegment(*(x[:, :, past:] if past else x for x in (self.layer.keys, self.layer.values)))
+
+    def _dense_runs(self) -> list[DenseSegment]:
+        runs = self._runs()
+        return [self._coded(runs[0][1], runs[-1][2])] if runs else []
+
+    @own_arithmetic()
+    def segments(self) -> list[Segment]:
+        """Sinks, runs of blocks and recent tokens, in token order."""
+        out: list[Segment] = [self._sinks()]
+        for kind, first, last in self._runs():
+            rows = [blocks[first:last] for blocks in self.tokens.rows]
+            unread = self._skipped_tokens(first)
+            if kind == "hot" and self.rows is not None:
+                tokens = sum(b.tokens for b in rows[0]) - unread
+                out.append(RowSegment(self.group.tiers["hot"].row_pages(self.place, rows, unread), tokens))
+            elif kind == "hot":
+                tier = self.group.tiers["hot"]
+                pages = [_stack([tier.pages(self.place, i, blocks) for blocks in rows]) for i in range(2)]
+                out.append(CodeSegment(*pages, *tier.codec.layers[self.place], unused_slots(rows[0]) + unread))
+            else:
+                out.append(self._coded(first, last))
+        out.append(self._recents())
+        return [s for s in out if s.tokens]
+
+    @property
+    def place(self) -> int:
+        """The layer's number within its group."""
+        return self.tokens.kind.layers.index(self.index)
+
+    def _coded(self, first: int, last: int) -> DenseSegment:
+        pairs = [self.group.reader.read(self.place, row, first, last) for row in range(self.shape[0])]
+        unread = self._skipped_tokens(first)
+        keys, values = (_stack([p[i][unread:] for p in pairs]).transpose(1, 2).to(self.dtype) for i in range(2))
+        return DenseSegment(keys, values)
+
+    def allowed(self, call: AttentionCall) -> Tensor | None:
+        """The call's mask over all tokens `[B or 1, 1, T, S]`, or None where it hides nothing."""
+        return None if call.mask is None and call.query.shape[2] == 1 else call.allowed()
+
+    @own_arithmetic()
+    def observe(self, p: Tensor, position: int) -> None:
+        """Add what queries at `position`, position + 1, … give to other tokens of their own and the previous block.
+
+        Layers that share these keys attend after their owner; what they give is not counted, as calibration does not.
+        """
+        if position < self._observed:
+            return
+        self._observed = position + p.shape[2]
+        base, position = self.start + self.shape[2] - self.recent, self.start + position
+        row = 0
+        while row < p.shape[2]:
+            block = (position + row) // BLOCK
+            rows = min(p.shape[2], (block + 1) * BLOCK - position) - row
+            recent = p[:, :, row : row + rows, base - self.start :].clone()
+            index = torch.arange(rows, device=p.device)
+            recent[:, :, index, index + position + row - base] = 0
+            recent[..., : max(0, (block - 1) * BLOCK - base)] = 0
+            self.layer.received[:, :, -self.recent :] += recent.sum(2)
+            row += rows
+
+    def weights(self, p: Tensor) -> Tensor:
+        """Probabilities `[B, H, T, S]` over all tokens."""
+        return p
+
+    def forget_received(self) -> None:
+        """What recent tokens received is not known from here on; their blocks are coded without it."""
+        self.layer.received.fill_(float("nan"))
+
+    def note(self, how: str) -> None:
+        """Count a read."""
+        counter = f"{how}_reads"
+        setattr(self.cache.spent, counter, getattr(self.cache.spent, counter) + 1)
+
+    def refuse(self, reason: str) -> None:
+        """Note why kernels do not take a read; an error where they were asked for."""
+        self.cache.spent.kernel_refusal = reason
+        if self.cache.options["kernels"] == "triton":
+            raise InputError(
+                f"kernels='triton' was asked for, but the kernel cannot read this layer: {reason}. Use kernels='auto', "
+                "which reads such layers without a kernel and says so in stats()."
+            )
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)

@@ -1,0 +1,1 @@
+"""What a cache holds, has spent, and did not compress."""

@@ -1,0 +1,1 @@
+"""The tokens of a cache, by sequence, layer and group of layers."""

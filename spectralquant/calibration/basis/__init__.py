@@ -1,0 +1,1 @@
+"""From sums to bases, spectra and ranks."""

@@ -1,0 +1,1 @@
+"""What one calibration step shows, and the sums of all steps."""

@@ -1,0 +1,346 @@
+"""Mergeable, resumable sums of calibration data.
+
+Everything kept from the first pass is a sum over tokens, so two halves of a run add up to the whole and a killed
+run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectralquant.profile.tensors import layer_columns
+
+MAX_TILE = 1024
+LEAST_METRIC = 1e-4
+
+
+class SymmetricSum:
+    """The running sum of XᵀX for X `[T, p]`: a symmetric p × p matrix of which only lower tiles are computed."""
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self.width = width
+        count = -(-width // MAX_TILE)
+        size = -(-width // count)
+        self.edges = [min(i * size, width) for i in range(count + 1)]
+        self.tiles = {
+            (i, j): torch.zeros(self._length(i), self._length(j), device=device)
+            for i in range(count)
+            for j in range(i + 1)
+        }
+
+    def _length(self, i: int) -> int:
+        return self.edges[i + 1] - self.edges[i]
+
+    def add(self, x: Tensor) -> None:
+        """Add the Gram matrix of `x: [T, p]`."""
+        parts = [x[:, a:b] for a, b in zip(self.edges, self.edges[1:], strict=False)]
+        for (i, j), tile in self.tiles.items():
+            tile.addmm_(parts[i].T, parts[j])
+
+    def diagonal(self) -> Tensor:
+        """The diagonal `[p]`."""
+        return torch.cat([self.tiles[i, i].diagonal() for i in range(len(self.edges) - 1)])
+
+    def merge(self, other: SymmetricSum) -> None:
+        """Add another sum of the same width."""
+        for key, tile in self.tiles.items():
+            tile += other.tiles[key].to(tile.device)
+
+    def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """The full symmetric matrix `[p, p]`."""
+        device = next(iter(self.tiles.values())).device
+        out = torch.zeros(self.width, self.width, dtype=dtype, device=device)
+        for (i, j), tile in self.tiles.items():
+            rows, columns = slice(*self.edges[i : i + 2]), slice(*self.edges[j : j + 2])
+            out[rows, columns] = tile.to(dtype)
+            out[columns, rows] = tile.T.to(dtype)
+        return out
+
+
+class SpanMoments:
+    """n, Σx, and per span of coordinates Σxxᵀ and the metric sum, for one kind of tensor (keys or values).
+
+    Coordinates are layer-major: layer·C + head·D + d. `spans` are equal, contiguous and cover all P coordinates.
+    """
+
+    def __init__(self, width: int, span: int, device: torch.device | str = "cpu") -> None:
+        if width % span:
+            raise ValueError(f"span {span} does not divide width {width}")
+        self.width, self.span = width, span
+        self.count = 0
+        self.sum = torch.zeros(width, dtype=torch.float64, device=device)
+        self.second = [SymmetricSum(span, device) for _ in range(width // span)]
+        self.metric = [SymmetricSum(span, device) for _ in range(width // span)]
+        self.head_metric: Tensor | None = None
+        self.least_metric = 0.0
+
+    def add(self, x: Tensor, metric_rows: Tensor | None) -> None:
+        """Add tokens `x: [T, P]`; `metric_rows: [T', P]` are the rows whose Gram matrix is the metric, or None."""
+        self.count += x.shape[0]
+        self.sum += x.sum(0, dtype=torch.float64)
+        for i, second in enumerate(self.second):
+            part = slice(i * self.span, (i + 1) * self.span)
+            second.add(x[:, part])
+            if metric_rows is not None:
+                self.metric[i].add(metric_rows[:, part])
+
+    def merge(self, other: SpanMoments) -> None:
+        """Add the sums of another run over other text."""
+        if (other.width, other.span) != (self.width, self.span):
+            raise ValueError("moments of different width or span cannot be merged")
+        self.count += other.count
+        self.sum += other.sum.to(self.sum.device)
+        for mine, theirs in zip(self.second + self.metric, other.second + other.metric, strict=True):
+            mine.merge(theirs)
+
+    @property
+    def mean(self) -> Tensor:
+        """μ `[P]`, float64."""
+        return self.sum / self.count
+
+    def covariance(self, i: int) -> Tensor:
+        """Centred covariance `[span, span]` of span i, float64."""
+        mean = self.mean[i * self.span : (i + 1) * self.span]
+        return self.second[i].dense() / self.count - torch.outer(mean, mean)
+
+    def metric_matrix(self, i: int) -> Tensor:
+        """The metric `[span, span]` of span i per token, float64.
+
+        Where `head_metric: [heads, D, D]` is set, it is block-diagonal with those blocks, one a head.
+        """
+        if self.head_metric is None:
+            return self.metric[i].dense() / self.count
+        per_span = self.span // self.head_metric.shape[-1]
+        return torch.block_diag(*self.head_metric[i * per_span : (i + 1) * per_span])
+
+    @property
+    def mean_metric(self) -> float:
+        """The metric's mean diagonal entry per token: what an error of 1 in one coordinate costs on average."""
+        if self.head_metric is not None:
+            return self.head_metric.diagonal(dim1=-2, dim2=-1).mean().item()
+        return sum(m.diagonal().sum(dtype=torch.float64).item() for m in self.metric) / (self.width * self.count)
+
+    def groups(self, span: int, *, metric: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Coordinates, covariance and metric (or None) of consecutive groups of `span` ≤ `self.span` coordinates.
+
+        A group that costs nothing (a layer that nothing reads) is given `least_metric`: not 0, where no basis could be
+        told from another, and far from 1, which would make it dearer than all others.
+        """
+        for i in range(self.width // self.span):
+            covariance = self.covariance(i)
+            matrix = self.metric_matrix(i) if metric else None
+            for at in range(0, self.span, span):
+                part = slice(at, at + span)
+                start = i * self.span + at
+                own = None if matrix is None else matrix[part, part]
+                if own is not None and own.diagonal().mean().item() < self.least_metric:
+                    own = own + self.least_metric * torch.eye(span, dtype=own.dtype, device=own.device)
+                yield slice(start, start + span), covariance[part, part], own
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        out = {f"{prefix}.sum": self.sum, f"{prefix}.count": torch.tensor(self.count)}
+        for name, sums in (("second", self.second), ("metric", self.metric)):
+            for i, one in enumerate(sums):
+                for (a, b), tile in one.tiles.items():
+                    out[f"{prefix}.{name}.{i}.{a}.{b}"] = tile
+        return out
+
+    def load_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.sum.copy_(state[f"{prefix}.sum"])
+        self.count = int(state[f"{prefix}.count"])
+        for name, sums in (("second", self.second), ("metric", self.metric)):
+            for i, one in enumerate(sums):
+                for (a, b), tile in one.tiles.items():
+                    tile.copy_(state[f"{prefix}.{name}.{i}.{a}.{b}"])
+
+    def part(self, layers: Sequence[int], layer_width: int) -> SpanMoments:
+        """The moments of some layers; spans must lie within layers, or all layers be asked for in order."""
+        if len(layers) * layer_width == self.width:
+            return self
+        per_layer = layer_width // self.span
+        found = copy.copy(self)
+        picked = [layer * per_layer + i for layer in layers for i in range(per_layer)]
+        found.width = len(layers) * layer_width
+        found.sum = torch.cat([self.sum[i * self.span : (i + 1) * self.span] for i in picked])
+        found.second, found.metric = [self.second[i] for i in picked], [self.metric[i] for i in picked]
+        if self.head_metric is not None:
+            found.head_metric = self.head_metric[_heads(layers, self.head_metric, self.width // layer_width)]
+        return found
+
+
+def _heads(layers: Sequence[int], head_metric: Tensor, total_layers: int) -> Tensor:
+    """Indices of the heads of some layers."""
+    per_layer = len(head_metric) // total_layers
+    return torch.cat([torch.arange(i * per_layer, (i + 1) * per_layer) for i in layers])
+
+
+class GroupedMoments:
+    """Moments of layers that fall into groups, spans never crossing from one to another; the interface of `SpanMoments`.
+
+    layers: of each group; spans: each group's span width.
+    """
+
+    def __init__(
+        self,
+        layer_width: int,
+        layers: Sequence[Sequence[int]],
+        spans: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.layer_width, self.layers, self.device = layer_width, [tuple(part) for part in layers], device
+        self.parts = [SpanMoments(len(p) * layer_width, s, device) for p, s in zip(layers, spans, strict=True)]
+        self.columns = [layer_columns(part, layer_width).to(device) for part in layers]
+        self.width = sum(part.width for part in self.parts)
+
+    @property
+    def count(self) -> int:
+        """Tokens."""
+        return self.parts[0].count
+
+    @property
+    def sum(self) -> Tensor:
+        """Σx `[P]`, float64, in layer order."""
+        total = torch.zeros(self.width, dtype=torch.float64, device=self.device)
+        for columns, part in zip(self.columns, self.parts, strict=True):
+            total[columns] = part.sum
+        return total
+
+    @property
+    def mean(self) -> Tensor:
+        """μ `[P]`, float64, in layer order."""
+        return self.sum / self.count
+
+    @property
+    def head_metric(self) -> Tensor | None:
+        """See `SpanMoments.metric_matrix`."""
+        return self.parts[0].head_metric
+
+    @head_metric.setter
+    def head_metric(self, value: Tensor) -> None:
+        for layers, part in zip(self.layers, self.parts, strict=True):
+            part.head_metric = value[_heads(layers, value, self.width // self.layer_width)]
+
+    @property
+    def mean_metric(self) -> float:
+        """See `SpanMoments.mean_metric`."""
+        return sum(part.mean_metric * part.width for part in self.parts) / self.width
+
+    @property
+    def least_metric(self) -> float:
+        """See `SpanMoments.groups`."""
+        return self.parts[0].least_metric
+
+    @least_metric.setter
+    def least_metric(self, value: float) -> None:
+        for part in self.parts:
+            part.least_metric = value
+
+    def add(self, x: Tensor, metric_rows: Tensor | None) -> None:
+        """See `SpanMoments.add`."""
+        for columns, part in zip(self.columns, self.parts, strict=True):
+            part.add(x[:, columns], None if metric_rows is None else metric_rows[:, columns])
+
+    def merge(self, other: GroupedMoments) -> None:
+        """See `SpanMoments.merge`."""
+        for mine, theirs in zip(self.parts, other.parts, strict=True):
+            mine.merge(theirs)
+
+    def groups(self, span: int, *, metric: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """See `SpanMoments.groups`, for spans within a layer, in layer order."""
+        found = []
+        for layers, part in zip(self.layers, self.parts, strict=True):
+            for place, covariance, matrix in part.groups(span, metric=metric):
+                layer, offset = divmod(place.start, self.layer_width)
+                start = layers[layer] * self.layer_width + offset
+                found.append((slice(start, start + span), covariance, matrix))
+        yield from sorted(found, key=lambda each: each[0].start)
+
+    def part(self, layers: Sequence[int], layer_width: int) -> SpanMoments:
+        """The moments of one of the groups."""
+        return self.parts[self.layers.index(tuple(layers))]
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        return {k: t for i, part in enumerate(self.parts) for k, t in part.state(f"{prefix}.{i}").items()}
+
+    def load_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        for i, part in enumerate(self.parts):
+            part.load_state(f"{prefix}.{i}", state)
+
+
+@dataclass
+class EntropySum:
+    """Sum of per-head attention entropies `[L, H]` over steps."""
+
+    total: Tensor
+    steps: int = 0
+
+    def add(self, entropy: Tensor) -> None:
+        self.total += entropy.to(self.total)
+        self.steps += 1
+
+    def merge(self, other: EntropySum) -> None:
+        self.total += other.total.to(self.total.device)
+        self.steps += other.steps
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / max(1, self.steps)
+
+
+class FeatureMoments:
+    """Sums that a linear predictor of keys and values from token features needs (see `codec.features`).
+
+    Features `[T, F]`, targets `[T, 2P]` (keys, then values).
+    """
+
+    def __init__(self, features: int, targets: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.sum = torch.zeros(features, dtype=torch.float64, device=device)
+        self.gram = SymmetricSum(features, device)
+        self.cross = torch.zeros(features, targets, device=device)
+
+    def add(self, features: Tensor, targets: tuple[Tensor, Tensor]) -> None:
+        """Add tokens: features `[T, F]`, keys and values each `[T, P]`."""
+        self.count += features.shape[0]
+        self.sum += features.sum(0, dtype=torch.float64)
+        self.gram.add(features)
+        half = self.cross.shape[1] // 2
+        self.cross[:, :half].addmm_(features.T, targets[0])
+        self.cross[:, half:].addmm_(features.T, targets[1])
+
+    def part(self, columns: Tensor) -> FeatureMoments:
+        """The sums for some of the P coordinates."""
+        half = self.cross.shape[1] // 2
+        columns = columns.to(self.cross.device)
+        found = copy.copy(self)
+        found.cross = self.cross[:, torch.cat([columns, columns + half])]
+        return found
+
+    def merge(self, other: FeatureMoments) -> None:
+        """Add the sums of another run."""
+        self.count += other.count
+        self.sum += other.sum.to(self.sum.device)
+        self.gram.merge(other.gram)
+        self.cross += other.cross.to(self.cross.device)
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """Named tensors for a checkpoint."""
+        out = {f"{prefix}.sum": self.sum, f"{prefix}.count": torch.tensor(self.count), f"{prefix}.cross": self.cross}
+        return out | {f"{prefix}.gram.{a}.{b}": tile for (a, b), tile in self.gram.tiles.items()}
+
+    def load_state(self, prefix: str, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.count = int(state[f"{prefix}.count"])
+        self.sum.copy_(state[f"{prefix}.sum"])
+        self.cross.copy_(state[f"{prefix}.cross"])
+        for (a, b), tile in self.gram.tiles.items():
+            tile.copy_(state[f"{prefix}.gram.{a}.{b}"])

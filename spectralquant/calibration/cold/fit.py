@@ -1,0 +1,269 @@
+"""Fitting the cold tier: bases from sums, then tables, centroids and importance from the sample windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectralquant.calibration.basis.predictor import Predictor, residual_covariance, solve_predictor
+from spectralquant.calibration.basis.rank import RankAllocator
+from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer, WeightedBasis
+from spectralquant.calibration.capture.samples import SampleWindow
+from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments
+from spectralquant.calibration.cold.importance import fit_importance, log_importance
+from spectralquant.calibration.cold.tables import class_tables, cluster_tables, code_length, symbol_histogram
+from spectralquant.codec.cold import coded_block
+from spectralquant.codec.cold.features import TokenFeatures
+from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.geometry import CacheGeometry
+from spectralquant.profile.tensors import ColdTier, StoredBasis, empty, on_cpu
+
+CENTROID_RANGE = (0.6, 1.2)
+CENTROID_PRIOR = (0.85, 10.0)
+KEPT_SHARE = 1e-4
+SEARCH_STEPS = 6
+SEARCH_STRIDE = 3
+SEARCH_TOLERANCE = 0.003
+
+
+@dataclass(frozen=True)
+class ColdReport:
+    """What fitting found: bits per token (prediction from tables), kept shares and R² of the importance regression."""
+
+    step: float
+    bits_per_token: float
+    predicted_ratio: float
+    alive_key: float
+    alive_value: float
+    importance_r2: tuple[float, float]
+    captured_energy: tuple[float, float]
+    overhead_bytes: float
+
+
+class ColdFitter:
+    """Holds bases and sample coefficients; `fit(step)` gives a tier, `step_for_ratio` the step for a ratio."""
+
+    def __init__(
+        self,
+        geometry: CacheGeometry,
+        moments: Sequence[SpanMoments],
+        samples: Sequence[SampleWindow],
+        block: int,
+        *,
+        use_metric: bool = True,
+        features: TokenFeatures | None = None,
+        feature_moments: FeatureMoments | None = None,
+        importance: bool = True,
+        span: int | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.geometry = geometry
+        self.block = block
+        self.features = features if feature_moments is not None else None
+        self.span = moments[0].span if span is None else span
+        self.allowed: list[Tensor | None] = [None, None]
+        self.device = moments[0].sum.device
+        self.samples = samples
+        self.importance = importance and samples[0].key_grads is not None and samples[0].received is not None
+        self.predictors: list[Predictor | None] = []
+        self.bases: list[list[WeightedBasis]] = []
+        for kind, moment in enumerate(moments):
+            progress(f"basis of {('keys', 'values')[kind]}")
+            self._solve(kind, moment, use_metric, feature_moments)
+        progress("sample coefficients")
+        self.coefficients = [self._coefficients(kind) for kind in range(2)]
+        self.squared_gradients = [self._squared_gradients(kind) for kind in range(2)] if self.importance else []
+        self.variance = [torch.cat([b.variance for b in bases]) for bases in self.bases]
+        self.allocator = RankAllocator(self.variance)
+
+    def _solve(self, kind: int, moment: SpanMoments, use_metric: bool, features: FeatureMoments | None) -> None:
+        predictor = gram = cross = None
+        if features is not None:
+            predictor, gram, cross = solve_predictor(features, moment, kind)
+        analyzer = FrequencyAnalyzer()
+        bases = []
+        for part, covariance, metric in moment.groups(self.span, metric=use_metric):
+            mean = moment.mean[part]
+            if predictor is not None:
+                covariance = residual_covariance(covariance, predictor.weight[:, part], gram, cross[:, part])
+                mean = predictor.offset[part]
+            basis = analyzer.solve(covariance, metric, mean)
+            bases.append(
+                WeightedBasis(*(t.float() for t in (basis.analysis, basis.synthesis, basis.mean, basis.variance)))
+            )
+        self.predictors.append(predictor)
+        self.bases.append(bases)
+
+    def _coefficients(self, kind: int) -> Tensor:
+        """Coefficients float32 `[N, P]` of all sample tokens, in units of the metric."""
+        rows = []
+        mean = torch.cat([b.mean for b in self.bases[kind]])
+        for sample in self.samples:
+            x = (sample.keys, sample.values)[kind].to(self.device) - mean
+            predictor = self.predictors[kind]
+            if predictor is not None:
+                x = x - self.features(sample.token_ids, sample.previous_id).to(self.device) @ predictor.weight
+            rows.append(self._per_group(x, kind, lambda part, basis: part @ basis.analysis.T))
+        return torch.cat(rows)
+
+    def _per_group(self, x: Tensor, kind: int, function: Callable[[Tensor, WeightedBasis], Tensor]) -> Tensor:
+        span = len(self.bases[kind][0].mean)
+        parts = [function(x[:, i * span : (i + 1) * span], b) for i, b in enumerate(self.bases[kind])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def kept(self, kind: int, step: float) -> Tensor:
+        """Indices of components whose |y| reaches Δ/2 on the samples: the others have rank 0 and are not stored.
+
+        At least one is kept, so that a profile is never empty.
+        """
+        y = self.coefficients[kind]
+        need = max(1, math.ceil(KEPT_SHARE * len(y)))
+        reach = torch.cat([(part.abs() >= step / 2).sum(0) for part in y.split(512, dim=1)])
+        alive = reach >= need
+        if self.allowed[kind] is not None:
+            alive &= self.allowed[kind]
+        kept = torch.nonzero(alive).squeeze(1)
+        return kept if len(kept) else reach.argmax()[None]
+
+    def limit_rank(self, step: float, count: int) -> None:
+        """From now on keep at most `count` components over keys and values, those of largest variance at `step`."""
+        kept = [self.kept(kind, step) for kind in range(2)]
+        variance = torch.cat([self.variance[kind][k] for kind, k in enumerate(kept)])
+        level = variance.sort(descending=True).values[min(count, len(variance)) - 1]
+        self.allowed = [v >= level for v in self.variance]
+
+    def step_for_ratio(self, ratio: float) -> float:
+        """The base step at which the fitted tables predict this payload ratio."""
+        start = self.allocator.step_for_bits(16 / ratio, 2 * self.geometry.width)
+        return search_step(lambda step, stride: self.fit(step, stride)[1].predicted_ratio, ratio, start)
+
+    def fit(self, step: float, stride: int = 1) -> tuple[ColdTier, ColdReport]:
+        """The complete tier at base step `step` and what its tables predict on every `stride`-th sample token."""
+        kept = [self.kept(kind, step) for kind in range(2)]
+        y = [c[:, k] / step for c, k in zip(self.coefficients, kept, strict=True)]
+        classes, model, r2 = self._classes(y, kept)
+        y, classes = [part[::stride] for part in y], classes[::stride]
+        steps = class_step(classes)
+        histograms, centroids = [], []
+        for kind in range(2):
+            histogram, centroid = 0.0, torch.zeros(2, y[kind].shape[1], device=self.device)
+            for rows in range(0, len(y[kind]), 1024):
+                part = slice(rows, rows + 1024)
+                scaled = y[kind][part] / steps[part, kind, None]
+                symbols = scaled.round().to(torch.int32)
+                ones = symbols.abs() == 1
+                centroid += torch.stack([(scaled.abs() * ones).sum(0), ones.sum(0).float()])
+                histogram = histogram + symbol_histogram(symbols, classes[part, kind])
+            prior, weight = CENTROID_PRIOR
+            centroids.append(((centroid[0] + prior * weight) / (centroid[1] + weight)).clamp(*CENTROID_RANGE))
+            histograms.append(histogram)
+        both = torch.cat(histograms, dim=1)
+        choice, tables = cluster_tables(both)
+        bits = code_length(both, choice, tables) / len(classes)
+        per_class = class_tables(classes)
+        if self.importance:
+            bits += sum(-per_class[i].log2()[classes[:, i]].mean().item() for i in range(2))
+        split = len(kept[0])
+        tier = ColdTier(
+            key=self._stored(0, kept[0], step),
+            value=self._stored(1, kept[1], step),
+            key_centroid=centroids[0],
+            value_centroid=centroids[1],
+            key_choice=choice[:, :split].contiguous(),
+            value_choice=choice[:, split:].contiguous(),
+            tables=tables,
+            class_tables=per_class,
+            importance_weight=model.weight,
+            importance_bias=model.bias,
+            embedding_projection=self._projection(),
+        )
+        bits_total = bits + 8 * self._overhead_bytes()
+        width = self.geometry.width
+        report = ColdReport(
+            step=step,
+            bits_per_token=bits_total,
+            predicted_ratio=8 * self.geometry.fp16_bytes_per_token / bits_total,
+            alive_key=len(kept[0]) / width,
+            alive_value=len(kept[1]) / width,
+            importance_r2=(r2[0], r2[1]),
+            overhead_bytes=self._overhead_bytes(),
+            captured_energy=tuple((self.variance[i][kept[i]].sum() / self.variance[i].sum()).item() for i in range(2)),
+        )
+        return on_cpu(tier), report
+
+    def _classes(self, y: list[Tensor], kept: list[Tensor]) -> tuple[Tensor, ImportanceModel, list[float]]:
+        count = len(y[0])
+        heads = self.geometry.layers * self.geometry.heads
+        if not self.importance:
+            neutral = torch.full((count, 2), NEUTRAL, device=self.device)
+            return neutral, ImportanceModel(torch.zeros(heads + 2, 2), torch.zeros(2)), [0.0, 0.0]
+        received = torch.cat([s.received for s in self.samples]).to(self.device)
+        features = importance_features(received, *y)
+        far = torch.cat([s.far for s in self.samples]).to(self.device)
+        block = torch.cat([s.block for s in self.samples]).to(self.device)
+        weights = log_importance(*(g[:, k] for g, k in zip(self.squared_gradients, kept, strict=True)))
+        model, r2 = fit_importance(features[far], weights, block[far])
+        return model.classes(features), model, r2
+
+    def _squared_gradients(self, kind: int) -> Tensor:
+        """Squared gradients float32 `[N', P]` of the coefficients of the N' far sample tokens."""
+        rows = []
+        for sample in self.samples:
+            g = (sample.key_grads, sample.value_grads)[kind][sample.far].to(self.device)
+            rows.append(self._per_group(g, kind, lambda part, basis: part @ basis.synthesis).square_())
+        return torch.cat(rows)
+
+    def _stored(self, kind: int, kept: Tensor, step: float) -> StoredBasis:
+        bases = self.bases[kind]
+        span = len(bases[0].mean)
+        analysis, synthesis, ranks = [], [], []
+        for i, basis in enumerate(bases):
+            local = kept[(kept >= i * span) & (kept < (i + 1) * span)] - i * span
+            ranks.append(len(local))
+            analysis.append(basis.analysis[local])
+            synthesis.append(basis.synthesis.T[local])
+        a, s = torch.cat(analysis), torch.cat(synthesis)
+        a_norm, s_norm = a.norm(dim=1).clamp_min(1e-30), s.norm(dim=1).clamp_min(1e-30)
+        predictor = self.predictors[kind]
+        width = self.geometry.width
+        return StoredBasis(
+            analysis=(a / a_norm[:, None]).half(),
+            synthesis=(s / s_norm[:, None]).half(),
+            gain=a_norm / step,
+            back=s_norm * step,
+            mean=torch.cat([b.mean for b in bases]),
+            ranks=torch.tensor(ranks),
+            variance=self.variance[kind][kept] / step**2,
+            predictor=torch.zeros(0, width).half() if predictor is None else predictor.weight.half(),
+        )
+
+    def _projection(self) -> Tensor:
+        if self.features is None or self.features.projection is None:
+            return empty()
+        return self.features.projection
+
+    def _overhead_bytes(self) -> float:
+        """Bytes a token beyond entropy-coded symbols: token ids, block header and index entry."""
+        per_block = coded_block.HEADER.size + 24 + 2 + 2
+        ids = 0.0 if self.features is None else (2.0 if len(self.features.embedding) < 0xFFFF else 4.0)
+        return ids + per_block / self.block
+
+
+def search_step(predicted: Callable[[float, int], float], ratio: float, step: float) -> float:
+    """The step at which `predicted(step, stride)` gives `ratio`, from a first guess."""
+    history: list[tuple[float, float]] = []
+    for _ in range(SEARCH_STEPS):
+        found = predicted(step, SEARCH_STRIDE)
+        history.append((math.log(step), math.log(found)))
+        if abs(math.log(found / ratio)) < SEARCH_TOLERANCE:
+            break
+        slope = 1.0
+        if len(history) > 1 and history[-1][0] != history[-2][0]:
+            slope = (history[-1][1] - history[-2][1]) / (history[-1][0] - history[-2][0])
+            slope = min(max(slope, 0.3), 3.0)
+        step *= math.exp(max(-1.5, min(1.5, math.log(ratio / found) / slope)))
+    return step

@@ -1,0 +1,1 @@
+"""Fitting the warm and hot tiers."""

@@ -1,0 +1,1 @@
+"""The cold tier: entropy-coded blocks over all layers."""

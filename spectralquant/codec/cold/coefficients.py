@@ -1,0 +1,97 @@
+"""Blocks after entropy decoding: coefficients of the basis, before any is multiplied out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from spectralquant.codec.cold.features import TokenFeatures, TokenRows
+
+Ids = tuple[int, Tensor]
+HALF_LIMIT = 60_000
+
+
+@dataclass(frozen=True)
+class Enhancement:
+    """A residual float32 `[T, D]` to add to one head: keys (kind 0) or values (1), from token `first` on."""
+
+    first: int
+    kind: int
+    layer: int
+    column: int
+    residual: Tensor
+
+
+@dataclass(frozen=True)
+class BlockCoefficients:
+    """One block or several consecutive ones: coefficients float `[T, R]` of keys and values, or raw `[2, T, P]`.
+
+    ids: the id before each block and its ids `[T']`, or None. features: the token predictor's rows. extra: residuals of
+    heads coded at a higher rank.
+    """
+
+    tokens: int
+    y: tuple[Tensor, Tensor] | None
+    raw: Tensor | None
+    ids: tuple[Ids, ...] | None = None
+    features: TokenRows | None = None
+    extra: tuple[Enhancement, ...] = ()
+
+    def part(self, first: int, last: int) -> BlockCoefficients:
+        """Tokens first … last of these."""
+        if (first, last) == (0, self.tokens):
+            return self
+        extra = []
+        for e in self.extra:
+            begin, end = max(first, e.first), min(last, e.first + len(e.residual))
+            if begin < end:
+                extra.append(replace(e, first=begin - first, residual=e.residual[begin - e.first : end - e.first]))
+        return replace(
+            self,
+            tokens=last - first,
+            y=None if self.y is None else tuple(y[first:last] for y in self.y),
+            raw=None if self.raw is None else self.raw[:, first:last],
+            ids=None,
+            features=None if self.features is None else self.features.part(first, last),
+            extra=tuple(extra),
+        )
+
+
+def halved(coded: BlockCoefficients, dtype: torch.dtype) -> BlockCoefficients:
+    """Coefficients in 16 bits while they wait, bfloat16 where that is the products' `dtype`: half the memory, and an
+    error far below the quantizer's."""
+    if coded.y is None:
+        return coded
+    if dtype == torch.bfloat16:
+        return replace(coded, y=tuple(y.bfloat16() for y in coded.y))
+    if max((float(y.abs().max()) for y in coded.y if y.numel()), default=0.0) > HALF_LIMIT:
+        return coded
+    return replace(coded, y=tuple(y.half() for y in coded.y))
+
+
+def joined(parts: Sequence[BlockCoefficients], features: TokenFeatures | None) -> list[BlockCoefficients]:
+    """Consecutive coded blocks as one, so that a layer is one product; raw blocks stay alone."""
+    out: list[BlockCoefficients] = []
+    run: list[BlockCoefficients] = []
+    for part in (*parts, None):
+        if part is not None and part.raw is None:
+            run.append(part)
+            continue
+        if run:
+            out.append(run[0] if len(run) == 1 else _join(run, features))
+            run = []
+        if part is not None:
+            out.append(part)
+    return out
+
+
+def _join(run: Sequence[BlockCoefficients], features: TokenFeatures | None) -> BlockCoefficients:
+    y = tuple(torch.cat([p.y[i] for p in run]) for i in range(2))
+    ids = None if run[0].ids is None else tuple(pair for p in run for pair in p.ids)
+    starts = [sum(p.tokens for p in run[:i]) for i in range(len(run))]
+    extra = tuple(replace(e, first=e.first + start) for p, start in zip(run, starts, strict=True) for e in p.extra)
+    rows = None if features is None or ids is None else features.rows(ids)
+    return BlockCoefficients(sum(p.tokens for p in run), y, None, ids, rows, extra)

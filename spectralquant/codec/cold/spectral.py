@@ -1,0 +1,260 @@
+"""`SpectralCodec`: the cold tier, blocks of keys and values to entropy-coded bytes and back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectralquant.codec.block import KVBlock
+from spectralquant.codec.cold import coded_block, rans_block
+from spectralquant.codec.cold.coefficients import BlockCoefficients, joined
+from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
+from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
+from spectralquant.codec.cold.features import TokenFeatures, TokenRows
+from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.quantizer import SpectralQuantizer
+from spectralquant.codec.cold.symbols import SHIFTS
+from spectralquant.codec.products import product_dtype
+from spectralquant.codec.projector import SpectralProjector
+from spectralquant.errors import PacketError
+from spectralquant.geometry import CacheGeometry
+from spectralquant.profile.tensors import ColdTier
+
+RUN_SCALARS = 1 << 24
+
+
+@dataclass(frozen=True)
+class QuantizedRun:
+    """Symbols of consecutive blocks: int32 `[R, N]`, keys' components first. classes: int64 `[N, 2]`. good: bool `[N]`,
+    whether a token can be coded."""
+
+    symbols: Tensor
+    classes: Tensor
+    good: Tensor
+
+
+class SpectralCodec:
+    """Encoder and decoder of one profile's cold tier.
+
+    `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
+    `adaptive` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
+    `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better.
+    """
+
+    def __init__(
+        self,
+        tier: ColdTier,
+        geometry: CacheGeometry,
+        embedding: Tensor | None,
+        device: torch.device | str = "cpu",
+        step_scale: float = 1.0,
+        adaptive: bool = False,
+    ) -> None:
+        self.geometry = geometry
+        self.device = torch.device(device)
+        self.step_scale = step_scale
+        self.adaptive = adaptive
+        self.tier = tier
+        dtype = product_dtype(self.device)
+        self.projectors = tuple(SpectralProjector(basis, device, dtype) for basis in (tier.key, tier.value))
+        self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
+        self.coder = EntropyCoder(tier.tables, (tier.key_choice, tier.value_choice), device)
+        self.importance = ImportanceModel(tier.importance_weight.to(device), tier.importance_bias.to(device))
+        self.features = None
+        if len(tier.key.predictor):
+            if embedding is None:
+                raise ValueError("this profile predicts from token ids and needs the model's input embedding")
+            projection = tier.embedding_projection if tier.embedding_projection.numel() else None
+            self.features = TokenFeatures(embedding.to(device), projection)
+
+    @functools.cached_property
+    def reader_v1(self) -> EntropyReaderV1:
+        """For blocks of packets of format version 1."""
+        choice = (self.tier.key_choice.numpy(), self.tier.value_choice.numpy())
+        return EntropyReaderV1(self.tier.tables.numpy(), choice, self.tier.class_tables.numpy())
+
+    def encode(self, block: KVBlock) -> bytes:
+        """Compress a block (layout: `codec.rans_block`). Never expands: what does not shrink is stored raw."""
+        return self.encode_run([block])[0]
+
+    def encode_run(self, blocks: Sequence[KVBlock]) -> list[bytes]:
+        """Compress blocks of one or more sequences, many at once."""
+        return [data for some in self._bounded(blocks) for data in self._encode_some(some)]
+
+    def _bounded(self, blocks: Sequence[KVBlock]) -> Iterator[list[KVBlock]]:
+        """The blocks, as many at once as keep temporary tensors small."""
+        run: list[KVBlock] = []
+        for block in blocks:
+            if run and sum(b.keys.numel() for b in (*run, block)) > RUN_SCALARS:
+                yield run
+                run = []
+            run.append(block)
+        if run:
+            yield run
+
+    def _encode_some(self, blocks: Sequence[KVBlock]) -> list[bytes]:
+        run = self.quantized(blocks)
+        good = [bool(g.all()) for g in run.good.split([b.tokens for b in blocks])]
+        coded = [b for b, g in zip(blocks, good, strict=True) if g]
+        symbols, classes = run.symbols, run.classes
+        if not all(good):
+            keep = torch.cat([torch.full((b.tokens,), g) for b, g in zip(blocks, good, strict=True)]).to(self.device)
+            symbols, classes = symbols[:, keep].contiguous(), classes[keep]
+        parts = iter([])
+        if coded:
+            lengths = [b.tokens for b in coded]
+            parts = iter(self.coder.encode(symbols, classes, lengths, [*map(self._ids, coded)], adaptive=self.adaptive))
+        out = []
+        for block, g in zip(blocks, good, strict=True):
+            data = rans_block.join(next(parts)) if g else b""
+            worth = g and len(data) < coded_block.HEADER.size + block.fp16_bytes
+            out.append(data if worth else self._raw(block))
+        return out
+
+    def quantized(self, blocks: Sequence[KVBlock]) -> QuantizedRun:
+        """The symbols of some blocks, side by side."""
+        features = self._rows([(b.previous_id, b.token_ids) for b in blocks])
+        y = []
+        for projector, kind in zip(self.projectors, ("keys", "values"), strict=True):
+            y.append(projector.project([getattr(b, kind).reshape(b.tokens, -1) for b in blocks], features))
+        classes = self._classes(blocks, y)
+        steps = class_step(classes) * self.step_scale
+        pairs = [q.quantize(c, steps[:, i]) for i, (q, c) in enumerate(zip(self.quantizers, y, strict=True))]
+        return QuantizedRun(torch.cat([s.T for s, _ in pairs]), classes, pairs[0][1] & pairs[1][1])
+
+    def _classes(self, blocks: Sequence[KVBlock], y: Sequence[Tensor]) -> Tensor:
+        parts, at = [], 0
+        for b in blocks:
+            own = [c[at : at + b.tokens] for c in y]
+            at += b.tokens
+            if b.received is None:
+                parts.append(torch.full((b.tokens, 2), NEUTRAL, device=self.device))
+            else:
+                parts.append(self.importance.classes(importance_features(b.received.to(self.device), *own)))
+        return torch.cat(parts)
+
+    def decode(self, data: bytes | memoryview) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`.
+
+        Raises:
+            PacketError: damaged bytes.
+        """
+        return self.decode_coefficients(self.coefficients(data))
+
+    def decode_coefficients(self, coded: BlockCoefficients) -> tuple[Tensor, Tensor]:
+        """The second half of `decode`."""
+        shape = (-1, self.geometry.layers, self.geometry.kv_heads, self.geometry.head_dim)
+        if coded.raw is not None:
+            flat = [coded.raw[0], coded.raw[1]]
+        else:
+            flat = [p.reconstruct(y, coded.features) for p, y in zip(self.projectors, coded.y, strict=True)]
+        for e in coded.extra:
+            start = e.layer * self.geometry.layer_width + e.column
+            flat[e.kind][e.first : e.first + len(e.residual), start : start + e.residual.shape[1]] += e.residual
+        return flat[0].view(shape), flat[1].view(shape)
+
+    def least_bytes(self, tokens: int) -> int:
+        """Bytes that a block of `tokens` tokens has at the very least; what announces more tokens than that is hostile."""
+        ids = 2 * (tokens + 1) if self.features is not None else 0
+        old = coded_block.HEADER.size + ids + 4 * self.reader_v1.least_words(tokens)
+        new = rans_block.HEADER.size + ids + self.coder.least_bytes(tokens)
+        return min(old, new, coded_block.HEADER.size + 2 * 2 * self.geometry.width * tokens)
+
+    @staticmethod
+    def announced(data: bytes | memoryview) -> int:
+        """Tokens that a block says it holds; see `coded_block.announced_tokens`."""
+        return coded_block.announced_tokens(data)
+
+    def coefficients(self, data: bytes | memoryview) -> BlockCoefficients:
+        """The entropy decoding alone; `decode_coefficients` and `layer` go on from there.
+
+        Raises:
+            PacketError: damaged bytes.
+        """
+        return self.coefficients_run([data])[0]
+
+    def coefficients_run(self, blocks: Sequence[bytes | memoryview]) -> list[BlockCoefficients]:
+        """`coefficients` of many blocks at once; consecutive ones come back as one, raw ones alone.
+
+        Raises:
+            PacketError: damaged bytes.
+        """
+        out: list[BlockCoefficients] = []
+        run: list[rans_block.RansParts] = []
+        for data in (*blocks, None):
+            if data is not None and len(data) and data[0] in rans_block.MODES:
+                run.append(rans_block.split(data, self.coder.ranks, len(SHIFTS)))
+                continue
+            if run:
+                out.append(self._dequantized(self.coder.decode(run)))
+                run = []
+            if data is not None:
+                out.append(self._old_or_raw(data))
+        return joined(out, self.features)
+
+    def _old_or_raw(self, data: bytes | memoryview) -> BlockCoefficients:
+        parts = coded_block.split(data, 2 * self.geometry.width)
+        if parts.raw is not None:
+            both = torch.from_numpy(parts.raw.astype(np.float32)).to(self.device).view(2, parts.tokens, -1)
+            return BlockCoefficients(parts.tokens, None, both)
+        symbols, classes = self.reader_v1.decode(
+            parts.words, parts.escapes, parts.tokens, adaptive=parts.mode == coded_block.ADAPTIVE
+        )
+        both = torch.from_numpy(np.concatenate([s.T for s in symbols])).to(self.device)
+        ids = None if parts.ids is None else (parts.previous_id, parts.ids)
+        return self._dequantized(CodedSymbols(both, torch.from_numpy(classes).to(self.device), (ids,)))
+
+    def _dequantized(self, coded: CodedSymbols) -> BlockCoefficients:
+        ids = None
+        if all(pair is not None for pair in coded.ids):
+            ids = tuple((before, torch.from_numpy(numbers)) for before, numbers in coded.ids)
+        features = self._rows(ids or [(-1, None)])
+        steps = class_step(coded.classes) * self.step_scale
+        split = self.coder.ranks[0]
+        parts = coded.symbols[:split].T, coded.symbols[split:].T
+        y = tuple(q.dequantize(s, steps[:, i]) for i, (q, s) in enumerate(zip(self.quantizers, parts, strict=True)))
+        return BlockCoefficients(coded.symbols.shape[1], y, None, ids, features)
+
+    def layer(self, coded: BlockCoefficients, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values of one layer, float32 `[T, C]`."""
+        width = self.geometry.layer_width
+        start, stop = layer * width, (layer + 1) * width
+        if coded.raw is not None:
+            return coded.raw[0, :, start:stop], coded.raw[1, :, start:stop]
+        both = [p.columns(y, coded.features, start, stop) for p, y in zip(self.projectors, coded.y, strict=True)]
+        for e in coded.extra:
+            if e.layer == layer:
+                rows = slice(e.first, e.first + len(e.residual))
+                both[e.kind][rows, e.column : e.column + e.residual.shape[1]] += e.residual
+        return both[0], both[1]
+
+    def _rows(self, ids: Sequence[tuple[int, Tensor | None]]) -> TokenRows | None:
+        if self.features is None:
+            return None
+        if any(numbers is None for _, numbers in ids):
+            raise PacketError("This profile predicts from token ids, but the block carries none.")
+        limit = len(self.features.embedding)
+        if any(before >= limit or (len(n) and int(n.max()) >= limit) for before, n in ids):
+            raise PacketError("A block names a token id outside the model's vocabulary.")
+        return self.features.rows(ids)
+
+    def _ids(self, block: KVBlock) -> tuple[int, np.ndarray] | None:
+        if self.features is None or block.token_ids is None:
+            return None
+        return block.previous_id, block.token_ids.cpu().numpy().astype(np.int64)
+
+    def _raw(self, block: KVBlock) -> bytes:
+        both = torch.stack([block.keys, block.values]).float().cpu().numpy()
+        with np.errstate(over="ignore"):
+            half = both.astype(np.float16)
+        fits = np.array_equal(np.isfinite(half), np.isfinite(both))
+        mode = coded_block.RAW16 if fits else coded_block.RAW32
+        none = np.zeros(0, np.uint32)
+        return coded_block.join(
+            coded_block.BlockParts(mode, block.tokens, -1, None, none, none, half if fits else both)
+        )

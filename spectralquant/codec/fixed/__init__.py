@@ -1,0 +1,1 @@
+"""Codes of fixed width before RoPE: the warm tier."""

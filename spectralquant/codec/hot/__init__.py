@@ -1,0 +1,1 @@
+"""Codes of fixed width after RoPE, read in place: the hot tier."""

@@ -1,0 +1,78 @@
+"""`HotCodec`: fixed-rate codes of rotated keys and of values, laid out for reading in place.
+
+Points are evenly spaced, so a key is k̂ = codes · D + c with one matrix D and one vector c a layer. Attention then needs
+only q · k̂ = codes · (D q) + c · q: the query is transformed once and keys are never materialized; for values the codes
+are summed and transformed once (method.md section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectralquant.codec.hot.bands import BandLayout
+from spectralquant.codec.hot.linear import head_codes
+from spectralquant.geometry import CacheGeometry
+from spectralquant.profile.tensors import FixedTier
+
+
+@dataclass(frozen=True)
+class HotMatrices:
+    """One layer's keys or values.
+
+    encode: float32 `[C, R]`, offset, top: `[R]` in band order. decode: `[Hk, D, padded]` for what `layout.shifted` gives
+    (zero where a byte has room to spare), constant: `[C]`.
+    """
+
+    layout: BandLayout
+    encode: Tensor
+    offset: Tensor
+    decode: Tensor
+    constant: Tensor
+    top: Tensor
+
+    def page(self, x: Tensor) -> Tensor:
+        """Packed bytes uint8 `[row_bytes, T]` of `x: [T, C]`."""
+        codes = torch.addmm(self.offset, x, self.encode).round_().clamp_(min=0)
+        return self.layout.pack(torch.minimum(codes, self.top).to(torch.uint8)).T
+
+    def dense(self, pages: Tensor) -> Tensor:
+        """Float32 `[n·S, C]` of packed bytes `[n, row_bytes, S]`."""
+        found = self.layout.shifted(pages).transpose(1, 2)
+        return (found @ self.decode.flatten(0, 1).T + self.constant).flatten(0, 1)
+
+
+class HotCodec:
+    """Matrices of all layers of a profile's hot tier."""
+
+    def __init__(self, tier: FixedTier, geometry: CacheGeometry, device: torch.device | str = "cpu") -> None:
+        self.geometry, self.device = geometry, torch.device(device)
+        self.layers = [
+            tuple(_matrices(tier, geometry, layer, kind, device) for kind in ("key", "value"))
+            for layer in range(geometry.layers)
+        ]
+
+
+def _matrices(
+    tier: FixedTier, geometry: CacheGeometry, layer: int, kind: str, device: torch.device | str
+) -> HotMatrices:
+    codes = head_codes(tier, geometry, layer, kind)
+    layout = BandLayout(torch.cat([c.bits for c in codes]))
+    encode, decode = (torch.block_diag(*(getattr(c, name) for c in codes)) for name in ("encode", "decode"))
+    offset, constant = (torch.cat([getattr(c, name) for c in codes]) for name in ("offset", "constant"))
+    top = torch.cat([2.0 ** c.bits.float() - 1 for c in codes])
+    o = layout.order
+    padded = torch.cat([decode[o], torch.zeros(1, geometry.layer_width, dtype=torch.float32)])
+    return HotMatrices(
+        layout,
+        encode[o].T.contiguous().to(device),
+        offset[o].to(device),
+        layout.shifted_rows(padded[layout.padded_order()])
+        .T.reshape(geometry.kv_heads, geometry.head_dim, -1)
+        .contiguous()
+        .to(device),
+        constant.to(device),
+        top[o].to(device),
+    )

@@ -1,0 +1,44 @@
+"""Hot pages from one layout to the other: bands (component-major, read on a CPU) and rows (token-major, read by kernels)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from spectralquant.codec.hot.codec import HotCodec
+from spectralquant.geometry import BLOCK
+from sqkernels.common import RowMatrices
+from sqkernels.common.reference import page_codes, page_of_codes
+
+
+def rows_to_bands(page: Tensor, matrices: RowMatrices, codec: HotCodec) -> Tensor:
+    """Bytes of a page of bands `[n]` with the codes of a page of rows; both on the CPU."""
+    out = []
+    kv = codec.geometry.kv_heads
+    keys, values = page_codes(page, matrices)
+    for layer, pair in enumerate(codec.layers):
+        for m, codes in zip(pair, (keys, values), strict=True):
+            mine = torch.cat(codes[layer * kv : (layer + 1) * kv], dim=1)
+            out.append(m.layout.pack(mine[:, m.layout.order]).T.reshape(-1))
+    return torch.cat(out)
+
+
+def bands_to_rows(page: Tensor, matrices: RowMatrices, codec: HotCodec) -> Tensor:
+    """Bytes of a page of rows with the codes of a page of bands; both on the CPU."""
+    both: tuple[list[Tensor], list[Tensor]] = ([], [])
+    at = 0
+    for layer, pair in enumerate(codec.layers):
+        for kind, m in enumerate(pair):
+            size = m.layout.row_bytes * BLOCK
+            padded = m.layout.unpack(page[at : at + size].view(m.layout.row_bytes, BLOCK))
+            at += size
+            order, real = m.layout.padded_order(), m.layout.padded_order() >= 0
+            codes = torch.empty(BLOCK, len(m.layout.order), dtype=torch.uint8)
+            codes[:, m.layout.order[order[real]]] = padded[real].T
+            both[kind].extend(codes.split(_ranks(matrices, codec, layer, kind), dim=1))
+    return page_of_codes(*both, matrices)
+
+
+def _ranks(matrices: RowMatrices, codec: HotCodec, layer: int, kind: int) -> list[int]:
+    kv = codec.geometry.kv_heads
+    return [matrices.layout.ranks[kind][layer * kv + head] for head in range(kv)]

@@ -1,0 +1,1 @@
+"""What the library sees of a transformers model: attention calls, rotary tables, cache calls."""

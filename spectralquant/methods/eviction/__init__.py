@@ -1,0 +1,1 @@
+"""Methods that drop tokens, one a file."""

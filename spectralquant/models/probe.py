@@ -1,0 +1,157 @@
+"""`CacheGeometry`: the shape of a model's KV cache, found by running the model, not by guessing names.
+
+A short probe tells shapes and how each layer rotates its keys (see `rotary_probe`). A rotary layout we cannot invert is
+found here and refused, instead of degrading silently later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from spectralquant.errors import UnsupportedModelError
+from spectralquant.hooks.rotary_probe import rotary_layout, rotary_probe
+from spectralquant.hooks.rotary_tables import RotaryTables
+from spectralquant.hooks.wrappers import runs_model
+from spectralquant.models.layer_probe import probe_layers
+from spectralquant.rotary import RotaryLayout
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Layers that read equally far back: `window` tokens, the query's own included, or None for all."""
+
+    layers: tuple[int, ...]
+    window: int | None
+
+    def first_read(self, tokens: int) -> int:
+        """The oldest of `tokens` tokens that the next one can read; those before it are never read again."""
+        return 0 if self.window is None else max(0, tokens - self.window + 1)
+
+    def reads_beyond(self, recent: int) -> bool:
+        """Whether more than `recent` tokens can be read: where all that is read stays exact, there is nothing to code."""
+        return self.window is None or self.window > recent
+
+    def held(self, tokens: int) -> int:
+        """How many of `tokens` tokens can still be read: what transformers' own cache keeps of them."""
+        return tokens - self.first_read(tokens)
+
+
+@dataclass(frozen=True)
+class CacheGeometry:
+    """Shape letters of method.md: L layers that own keys and values, H query heads, Hk key/value heads, D head dimension.
+
+    `rotary[l]` says whether layer l rotates its keys, `windows[l]` how many tokens a query of it reads at most (None: all;
+    empty: all layers read all), `layout` how keys are rotated (a profile does not store it: the model is asked).
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rotary: tuple[bool, ...]
+    windows: tuple[int | None, ...] = ()
+    layout: RotaryLayout = field(default=RotaryLayout(), compare=False)
+
+    @property
+    def group(self) -> int:
+        """G = H / Hk, query heads per key/value head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def layer_width(self) -> int:
+        """C = Hk·D, one layer's key (or value) width."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def width(self) -> int:
+        """P = L·C, key (or value) width over all layers."""
+        return self.layers * self.layer_width
+
+    @property
+    def fp16_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in fp16, in all layers."""
+        return 2 * 2 * self.width
+
+    def fp16_bytes(self, tokens: int) -> int:
+        """Bytes in fp16 of what transformers' own cache keeps of a sequence: a sliding layer, its window alone."""
+        return sum(g.held(tokens) * len(g.layers) for g in self.groups) * 2 * 2 * self.layer_width
+
+    @property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """Layers by window, those that read everything first, then by falling window."""
+        windows = self.windows or (None,) * self.layers
+        kinds = sorted(set(windows), key=lambda w: (w is not None, -(w or 0)))
+        return tuple(LayerGroup(tuple(i for i, w in enumerate(windows) if w == kind), kind) for kind in kinds)
+
+    def coded_groups(self, recent: int) -> tuple[LayerGroup, ...]:
+        """Groups worth coding where up to `recent` tokens stay exact; where that is none, all of them."""
+        return tuple(group for group in self.groups if group.reads_beyond(recent)) or self.groups
+
+    def part(self, layers: Sequence[int]) -> CacheGeometry:
+        """The geometry of some of the layers, numbered from 0."""
+        picked = (tuple(self.rotary[i] for i in layers), tuple(self.windows[i] for i in layers) if self.windows else ())
+        return CacheGeometry(len(layers), self.heads, self.kv_heads, self.head_dim, *picked, self.layout)
+
+
+def refuse_unsupported(model: nn.Module) -> None:
+    """Raise `UnsupportedModelError` for architectures whose cache is not per-head keys and values."""
+    config = model.config
+    name = type(model).__name__
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(
+            f"{name} is an encoder-decoder model: its cross-attention cache is written once from the encoder and is "
+            "not covered by the codec. Use a decoder-only model."
+        )
+    if getattr(text, "kv_lora_rank", None):
+        raise UnsupportedModelError(
+            f"{name} uses multi-head latent attention (kv_lora_rank={text.kv_lora_rank}): its cache is already a "
+            "low-rank latent, not keys and values per head. Use a model with MHA, MQA or GQA."
+        )
+    kinds = set(getattr(text, "layer_types", None) or ()) | set(getattr(text, "layers_block_type", None) or ())
+    odd = sorted(k for k in kinds if k not in {"full_attention", "sliding_attention", "attention", "chunked_attention"})
+    if odd:
+        raise UnsupportedModelError(
+            f"{name} has layers without softmax attention ({', '.join(odd)}): a state-space or other recurrent layer "
+            "keeps a state instead of keys and values. Use a model in which every layer is softmax attention."
+        )
+
+
+@runs_model
+def probe_geometry(model: nn.Module) -> CacheGeometry:
+    """Run `model` on 12 tokens at two position offsets and read its cache geometry.
+
+    Raises:
+        UnsupportedModelError: encoder-decoder, latent attention, state-space or hybrid models; layers of unequal
+            shape; a rotary embedding that cannot be inverted.
+    """
+    refuse_unsupported(model)
+    calls, moved = rotary_probe(model)
+    shapes = {(c.query.shape[1], c.key.shape[1], c.key.shape[3], c.value.shape[3]) for c in calls}
+    if len(shapes) != 1 or any(d != v for _, _, d, v in shapes):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has key/value shapes {sorted(shapes)} (query heads, kv heads, key dim, value dim); the "
+            "codec needs one shape for all layers, and keys and values of one dimension."
+        )
+    facts = probe_layers(model)
+    if [c.layer for c in calls] != list(facts.owners):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} adds keys and values of layers {list(facts.owners)} to its cache, and its attention "
+            f"reads those of layers {[c.layer for c in calls]}; a cache needs both to be the same."
+        )
+    heads, kv_heads, head_dim, _ = shapes.pop()
+    found = [rotary_layout(a, b) for a, b in zip(calls, moved, strict=True)]
+    layouts = {layout for layout in found if layout is not None}
+    if len(layouts) > 1:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} rotates keys in several layouts ({', '.join(map(str, layouts))}); the codec needs one."
+        )
+    layout = layouts.pop() if layouts else RotaryLayout()
+    windows = facts.windows if any(facts.windows) else ()
+    rotary = tuple(x is not None for x in found)
+    geometry = CacheGeometry(len(calls), heads, kv_heads, head_dim, rotary, windows, layout)
+    RotaryTables(model, geometry)  # refuses what could be calibrated and not be read again
+    return geometry

@@ -1,1 +1,0 @@
-"""How fast kernels are on this device: timers, telemetry, measured peaks, baselines, roofline."""

@@ -1,0 +1,1 @@
+"""Results files: rows and their provenance."""

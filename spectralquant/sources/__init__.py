@@ -1,1 +1,0 @@
-"""Where models and text come from."""

@@ -1,0 +1,169 @@
+"""One self-contained HTML page from any results files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spectralquant.evaluation.match import curve_name, matched, pareto
+from sqcli.html.charts import xy_chart
+from sqcli.html.page import Page
+from sqcli.html.speed_page import speed_sections
+from sqcli.terminal.compare import QUICK_NOTE, against, bound_text, ratio_text, row_name
+
+COLUMNS = (
+    ("payload_ratio", "Payload", ratio_text),
+    ("whole_cache_ratio", "Cache", ratio_text),
+    ("resident_bytes", "MB held", lambda v: f"{v / 1e6:.1f}"),
+    ("delta_ppl", "ΔPPL", lambda v: f"{v:+.3f}"),
+    ("kl_nats", "KL", lambda v: f"{v:.4f}"),
+    ("top1", "Top-1", lambda v: f"{100 * v:.1f} %"),
+    ("needle", "Needle", lambda v: f"{100 * v:.0f} %"),
+    ("encode_s", "Enc.", lambda v: f"{1000 * v:.0f}"),
+    ("decode_s", "Dec.", lambda v: f"{1000 * v:.0f}"),
+)
+
+
+def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
+    """Sections for every results file, in order: headline, curves, tables, provenance."""
+    kinds = ", ".join(dict.fromkeys(result["kind"].removeprefix("spectralquant.") for _, result in results))
+    page = Page(
+        "SpectralQuant report", f"{len(results)} {'results file' if len(results) == 1 else 'results files'}: {kinds}"
+    )
+    for name, result in results:
+        _headline(page, name, result)
+    for name, result in results:
+        page.chapter(name)
+        kind = result["kind"].removeprefix("spectralquant.")
+        rows = [r for r in result["rows"] if "failed" not in r]
+        if kind in ("compare", "cold", "tiers", "adaptive"):
+            _quality(page, name, result, rows)
+        elif kind == "calibrate":
+            _calibration(page, name, result)
+        elif kind == "profile":
+            speed_sections(page, name, result)
+        elif kind == "verdicts":
+            _verdicts(page, name, result)
+        else:
+            _plain(page, name, rows)
+        _provenance(page, name, result)
+    return page
+
+
+def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
+    """What a comparison says in one line a method, at equal quality."""
+    if not result["kind"].endswith("compare"):
+        return
+    rows = result.get("matched") or matched([r for r in result["rows"] if "failed" not in r], 0.01)
+    facts: dict[str, str] = {}
+    for r in rows:
+        ours = next((o for o in rows if o["context"] == r["context"] and o["method"] == "spectral cold"), None)
+        if r["payload_ratio"] is not None and (r is ours or "smaller" in against(ours, r)):
+            text = against(ours, r)
+            facts[f"{r['method']}, {r['context']} tokens"] = f"{bound_text(r)} : 1" + (f"; {text}" if text else "")
+    if facts:
+        page.facts(f"{name}: payload ratio at KL {rows[0]['kl_nats']:g} nats/token", facts)
+
+
+def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    front = {id(r) for r in pareto(rows)}
+    for context in dict.fromkeys(r["context"] for r in rows):
+        here = [r for r in rows if r["context"] == context]
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for r in here:
+            if r["method"] != "none" and 0 < r["payload_ratio"] < 1e6 and r["kl_nats"] > 0:
+                point = (r["payload_ratio"], r["kl_nats"])
+                curves.setdefault(curve_name(r), []).append(point)
+        title = f"{name}: {context}-token windows, {here[0]['n_tokens']:,} scored tokens"
+        if curves:
+            chart = xy_chart(
+                {k: sorted(v) for k, v in curves.items()},
+                "payload ratio",
+                "KL, nats/token",
+                log_x=True,
+                log_y=True,
+            )
+            page.figure(f"{title}; lower right is better", chart)
+        columns = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in here)]
+        table = [("Method", *(c[1] for c in columns))]
+        for r in sorted(here, key=lambda r: r["kl_nats"]):
+            cells = ("–" if r.get(key) is None else text(r[key]) for key, _, text in columns)
+            table.append((f"{'● ' if id(r) in front else ''}{row_name(r)}", *cells))
+        page.table(f"{title}, sorted by KL in nats/token; ● on the Pareto front; times in ms per 1,000 tokens", table)
+    if result["kind"].endswith("compare"):
+        rows_at = result.get("matched") or matched(rows, 0.01)
+        table = [("Method", "Window", "Payload ratio", "")]
+        for r in rows_at:
+            ours = next((o for o in rows_at if o["context"] == r["context"] and o["method"] == "spectral cold"), None)
+            table.append((r["method"], str(r["context"]), bound_text(r), against(ours, r)))
+        if rows_at:
+            page.table(f"{name}: at KL {rows_at[0]['kl_nats']:g} nats/token", table)
+        if result["failed"]:
+            page.facts(f"{name}: failed", {row_name(r): r["failed"] for r in result["failed"]})
+        if not result["protocol"]["quotable"]:
+            page.facts("Note", {"Protocol": QUICK_NOTE.split("]")[1].split("[")[0]})
+
+
+def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:
+    layers = result["layers"]
+    series = {
+        "key rank": [r["key_rank"] for r in layers],
+        "value rank": [r["value_rank"] for r in layers],
+    }
+    points = {k: list(enumerate(v)) for k, v in series.items()}
+    page.figure(f"{name}: mean rank by layer", xy_chart(points, "layer", "rank", markers=False))
+    bits = {"key bits": [r["key_bits"] for r in layers], "value bits": [r["value_bits"] for r in layers]}
+    points = {k: list(enumerate(v)) for k, v in bits.items()}
+    page.figure(f"{name}: mean bits per scalar by layer", xy_chart(points, "layer", "bits", markers=False))
+    _plain(page, name, result["rows"])
+
+
+def _verdicts(page: Page, name: str, result: dict[str, Any]) -> None:
+    """What a gate decided; what did not pass comes first."""
+    order = ("regression", "inconclusive", "not compared", "skipped", "pass")
+    table = [("Metric", "Baseline", "Now", "Change", "Limit", "Verdict", "Why")]
+    for r in sorted(result["rows"], key=lambda r: order.index(r["verdict"])):
+        figures = (_cell(r[k]) for k in ("baseline", "now", "change", "limit"))
+        table.append((r["metric"], *figures, r["verdict"], r["why"]))
+    counts = ", ".join(f"{n} {kind}" for kind, n in result["counts"].items() if n)
+    page.table(f"{name}: {counts}", table)
+
+
+def _plain(page: Page, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Any rows as a table: scalars only; what is the same in all rows stands beside it as facts."""
+    if not rows:
+        return
+    keys = list(
+        dict.fromkeys(k for r in rows for k, v in r.items() if isinstance(v, (int, float, str)) and v is not True)
+    )
+    same = [k for k in keys if len(rows) > 2 and all(r.get(k) == rows[0].get(k) for r in rows)]
+    differing = [k for k in keys if k not in same]
+    table = [tuple(k.replace("_", " ") for k in differing)]
+    table += [tuple(_cell(r.get(k)) for k in differing) for r in rows]
+    page.table(name, table)
+    if same:
+        page.facts(f"{name}: the same in all rows", {k.replace("_", " "): _cell(rows[0].get(k)) for k in same})
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _provenance(page: Page, name: str, result: dict[str, Any]) -> None:
+    facts = {k: v for k, v in flat(result["provenance"]).items() if v not in ("", "None")}
+    first = result["provenance"].get("command") or result["provenance"].get("created") or "details"
+    page.facts(f"{name}: provenance", facts, folded=str(first))
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested mappings and lists as named lines, `outer, inner`."""
+    if isinstance(value, dict):
+        out: dict[str, str] = {}
+        for key, inner in value.items():
+            out |= flat(inner, f"{prefix}, {key}" if prefix else str(key).replace("_", " "))
+        return out
+    if isinstance(value, (list, tuple)):
+        return {prefix: ", ".join(str(v) for v in value)}
+    return {prefix: str(value)}

@@ -1,0 +1,54 @@
+"""The tier, adaptive and cache studies end to end, on the small model."""
+
+import pytest
+from conftest import profile_of
+
+from research.adaptive import adaptive_study
+from research.cache import cache_study
+from research.tiers import TierStudy, tier_study
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
+
+
+def test_tiers_are_measured_and_held():
+    loaded, _ = profile_of("llama")
+    text = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 30_000)
+    study = TierStudy(8, 384, 2, hot=(4,), warm=(8,), cold=(10,), resident_context=768)
+    result = tier_study(loaded, text, study, "builtin:pydoc")
+    assert [r["options"]["tier"] for r in result["rows"]] == ["hot", "warm", "cold"]
+    assert [r["payload_ratio"] for r in result["rows"]] == pytest.approx([4, 8, 8], rel=0.2)
+    held = {r["tier"]: r for r in result["resident"]}
+    assert 0.5 < held["exact"]["resident_ratio"] <= 1  # a slab of eight pages holds five blocks
+    assert 1 < held["hot"]["resident_ratio"] < held["warm"]["resident_ratio"]
+    assert held["exact"]["kl_nats"] == 0
+
+
+def test_ranks_follow_text_that_turns_into_code():
+    loaded, _ = profile_of("llama")
+    prose = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 30_000)
+    code = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 30_000)
+    result = adaptive_study(loaded, prose, code, ("pydoc", "stdlib"), 8, 384, 1)
+    following = [r for r in result["rows"] if r["options"].get("adaptive_ranks")]
+    assert len(following) == 3
+    assert len(result["first_window"]) == 15
+
+
+@pytest.mark.model
+def test_costs_are_measured_in_processes_of_their_own(builtin, tmp_path):
+    """The small model cannot be loaded by name in another process; the built-in one can."""
+    from dataclasses import replace
+
+    from spectralquant.calibration.options import CalibrationSettings
+    from spectralquant.calibration.run import calibrate_model
+
+    text = tokenize(builtin.tokenizer, load_text("builtin:pydoc"), 12_000)
+    settings = CalibrationSettings(
+        steps=3, window=384, tiers=("hot",), metric="attention", held_out_windows=1, held_out_window=384
+    )
+    profile = calibrate_model(builtin, text, settings, out=tmp_path / "p")
+    profile = replace(profile, path=tmp_path / "p")
+    rows = cache_study(builtin, profile, text, 1024, 512, lambda *_: None)["rows"]
+    assert [r["tier"] for r in rows] == ["none", "hot"]
+    assert all(r["peak_memory_bytes"] > 0 for r in rows)
+    assert rows[1]["resident_ratio"] > 1
+    assert rows[1]["token_s"] > 0

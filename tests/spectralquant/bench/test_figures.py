@@ -1,0 +1,89 @@
+"""Predictions, memory, crossovers and shapes: arithmetic that must be right without a GPU."""
+
+import pytest
+
+from spectralquant.bench.crossover import crossovers
+from spectralquant.bench.device.devices import DEVICES, parse_device
+from spectralquant.bench.device.telemetry import verdict
+from spectralquant.bench.device.timing import rotation
+from spectralquant.bench.inputs import CodeSettings, random_matrices
+from spectralquant.bench.memory import memory_rows
+from spectralquant.bench.prediction import Roof
+from spectralquant.bench.run import ProfileRequest, predict_device
+from spectralquant.errors import InputError
+from spectralquant.models.shapes import parse_shape, shape_of_model
+
+
+def test_predictions_are_marked_and_time_nothing():
+    request = ProfileRequest(parse_shape("llama-3.1-8b"), contexts=(32768,), batches=(1, 8))
+    result = predict_device(request, parse_device("h100"))
+    assert {r["kernel"] for r in result["rows"]} == {"dense bf16", "spectral_decode", "spectral_index_decode"}
+    for row in result["rows"]:
+        assert row["predicted"] and "time_us" not in row and row["predicted_us"] > 0
+    dense = next(r for r in result["rows"] if r["kernel"] == "dense bf16" and r["batch"] == 8)
+    # 8 sequences x 8 heads x 32768 tokens x 128 x 2 x 2 bytes at 90 % of 3.35 TB/s
+    assert dense["predicted_us"] == pytest.approx(2**30 / 3.015e6, rel=1e-3)
+    index = next(r for r in result["rows"] if r["kernel"] == "spectral_index_decode" and r["batch"] == 8)
+    assert 0.03 < index["bytes_share_of_dense"] < 0.058
+    assert result["telemetry"] is None and result["provenance"]["device"] is None
+
+
+def test_the_slower_of_bytes_and_flops_decides():
+    roof = Roof(tb_per_s=1.0, tflops=100.0, source="test")
+    assert roof.time_us(1e9, 0) == pytest.approx(1000) and roof.time_us(0, 1e11) == pytest.approx(1000)
+
+
+def test_memory_counts_codes_window_and_weights():
+    shape = parse_shape("custom:layers=2,heads=4,kv_heads=2,head_dim=64")
+    settings = CodeSettings()
+    matrices = random_matrices(shape, settings, "cpu")
+    rows = {r["method"]: r for r in memory_rows(shape, matrices, settings, 1, 10_000, 10**10)}
+    assert rows["bf16"]["bytes"] == 10_000 * shape.kv_bytes_per_token
+    assert rows["fp8"]["bytes"] * 2 == rows["bf16"]["bytes"]
+    hot, index = rows["hot 4 bits"], rows["hot 4 bits + index"]
+    codes = (10_000 - 132) * shape.kv_bytes_per_token / 4
+    assert codes < hot["bytes"] < codes + 260 * shape.kv_bytes_per_token + 10**6
+    assert index["bytes"] > hot["bytes"] and hot["longest_context"] > 3 * rows["bf16"]["longest_context"]
+
+
+def test_crossovers_interpolate_and_say_where_they_cannot():
+    rows = [
+        {"kernel": "k", "batch": 1, "context": c, "speedup": s} for c, s in ((1000, 0.5), (4000, 2.0), (16000, 4.0))
+    ]
+    rows += [{"kernel": "k", "batch": 2, "context": c, "speedup": s} for c, s in ((1000, 1.5), (4000, 2.0))]
+    rows += [{"kernel": "k", "batch": 4, "context": c, "speedup": s} for c, s in ((1000, 0.5), (4000, 0.9))]
+    found = {r["batch"]: (r["tokens"], r["bound"]) for r in crossovers([*rows, {"kernel": "dense", "batch": 1}])}
+    assert found == {1: (2000, "interpolated"), 2: (1000, "at most"), 4: (None, "more than the longest")}
+
+
+def test_shapes(tmp_path):
+    shape = parse_shape("llama-3.1-8b")
+    assert shape.group == 4 and shape.kv_bytes_per_token == 131_072
+    assert 15.0e9 < shape.weight_bytes + 2 * shape.hidden * shape.vocab < 16.2e9
+    assert shape_of_model("random:qwen2.5-7b").kv_heads == 4
+    for text, message in (
+        ("llama-3.1-8", "Did you mean 'llama-3.1-8b'"),
+        ("custom:layers=2", "needs heads, kv_heads, head_dim"),
+        ("custom:layers=0,heads=1,kv_heads=1,head_dim=64", "positive number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            parse_shape(text)
+
+
+def test_device_models():
+    assert set(DEVICES) >= {"h100", "a100"}
+    with pytest.raises(InputError, match="Did you mean 'h100'"):
+        parse_device("h10")
+
+
+def test_throttling_and_silence_are_inconclusive():
+    calm = {"throttled": []}
+    assert verdict(calm, calm)["conclusive"]
+    assert not verdict(calm, {"throttled": ["thermal (hardware)"]})["conclusive"]
+    assert not verdict(None, None)["conclusive"]
+
+
+def test_inputs_rotate_until_they_do_not_fit_the_cache():
+    assert rotation(10**9, 50 * 10**6) == 1
+    assert rotation(10**7, 50 * 10**6) == 15
+    assert rotation(10, 50 * 10**6) == 24

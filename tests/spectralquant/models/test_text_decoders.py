@@ -1,0 +1,157 @@
+"""Wrappers for images and text: their text decoder is calibrated, read and packed as if it stood alone."""
+
+import functools
+
+import pytest
+import torch
+import transformers
+from conftest import SMALL, SMALL_CALIBRATION, small_tokenizer
+from transformers import AutoConfig, DynamicCache
+
+from spectralquant import SpectralCache, pack_prompt, unpack_cache
+from spectralquant.cache.generation import GenerationOptions, generate_text
+from spectralquant.calibration.run import CalibrationRun, calibrate_model
+from spectralquant.errors import InputError
+from spectralquant.hooks.decoder import attention_modules, longest_context
+from spectralquant.models.load import LoadedModel, load_model
+from spectralquant.models.probe import probe_geometry
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
+
+TEXT = {**SMALL, "head_dim": 16, "num_hidden_layers": 2}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
+EYE = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_EYE = {"depth": 1, "hidden_size": 32, "num_heads": 2, "patch_size": 14, "out_hidden_size": 64}
+WRAPPERS = {
+    "gemma3": (
+        "Gemma3ForConditionalGeneration",
+        {
+            "text_config": {**TEXT, "sliding_window": 64, "query_pre_attn_scalar": 16},
+            "vision_config": EYE,
+            "mm_tokens_per_image": 4,
+            "image_token_index": 500,
+            "boi_token_index": 501,
+            "eoi_token_index": 502,
+        },
+    ),
+    "mistral3": (
+        "Mistral3ForConditionalGeneration",
+        {
+            "text_config": {"model_type": "mistral", **TEXT},
+            "vision_config": {"model_type": "pixtral", **EYE},
+            "image_token_index": 500,
+        },
+    ),
+    "llava": (
+        "LlavaForConditionalGeneration",
+        {
+            "text_config": {"model_type": "llama", **TEXT},
+            "vision_config": {"model_type": "clip_vision_model", **EYE},
+            "image_token_index": 500,
+        },
+    ),
+    "qwen2_vl": (
+        "Qwen2VLForConditionalGeneration",
+        {
+            "text_config": {**TEXT, **MROPE},
+            "vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "patch_size": 14},
+        },
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLForConditionalGeneration",
+        {
+            "text_config": {**TEXT, **MROPE},
+            "vision_config": {**QWEN_EYE, "intermediate_size": 32, "fullatt_block_indexes": [0]},
+        },
+    ),
+    "qwen3_vl": (
+        "Qwen3VLForConditionalGeneration",
+        {
+            "text_config": {
+                **TEXT,
+                "rope_parameters": {**MROPE["rope_parameters"], "mrope_interleaved": True},
+            },
+            "vision_config": {**QWEN_EYE, "intermediate_size": 32, "deepstack_visual_indexes": [0]},
+        },
+    ),
+}
+
+
+@functools.cache
+def wrapper(kind: str) -> LoadedModel:
+    name, parts = WRAPPERS[kind]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(AutoConfig.for_model(kind, **parts)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4.0)
+    return LoadedModel(kind, model, small_tokenizer(), probe_geometry(model))
+
+
+def text():
+    return tokenize(small_tokenizer(), load_text("builtin:pydoc"), 10_000)
+
+
+@functools.cache
+def profile(kind: str):
+    return calibrate_model(wrapper(kind), text(), SMALL_CALIBRATION)
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_a_folder_loads_with_the_text_decoder_s_geometry(kind, tmp_path):
+    loaded = wrapper(kind)
+    loaded.model.save_pretrained(tmp_path)
+    small_tokenizer().save_pretrained(tmp_path)
+    again = load_model(str(tmp_path), device="cpu")
+    assert type(again.model) is type(loaded.model)
+    assert again.geometry == loaded.geometry and again.geometry.layers == 2 and all(again.geometry.rotary)
+    assert len(attention_modules(again.model)) == 2 and longest_context(again.model) == 4096
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_every_tier_reads_the_text_decoder(kind):
+    loaded = wrapper(kind)
+    model, own = loaded.model, profile(kind)
+    ids = text().ids[:700][None].clamp(max=499)
+    exact = DynamicCache()
+    with torch.no_grad():
+        expected = model(ids, past_key_values=exact).logits
+    for tier, limit in (("exact", 1e-4), ("cold", 0.02), ("warm", 0.8), ("hot", 0.8)):
+        options = {"step_scale": 0.0625} if tier == "cold" else {}
+        cache = SpectralCache(model, own, tier=tier, **options)
+        with torch.no_grad():
+            got = model(ids, past_key_values=cache).logits
+        if tier != "hot":
+            assert (got - expected).norm() < 1e-3 * expected.norm()  # one pass reads exact tokens
+        assert cache.coded_tokens == 508
+        keys = cache.view(1).dense()[0]
+        truth = exact.layers[1].keys
+        assert (keys[:, :, -300:] - truth[:, :, -300:]).norm() < limit * truth[:, :, -300:].norm()
+    packet = pack_prompt(model, own, ids, step_scale=0.0625)[0]
+    back = unpack_cache(model, own, packet)
+    assert (back.layers[1].keys - exact.layers[1].keys).norm() < 0.02 * exact.layers[1].keys.norm()
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
+def test_generating_knows_the_text_decoder_s_positions(kind):
+    loaded = wrapper(kind)
+    made = generate_text(
+        loaded, profile(kind), "A dictionary maps keys to values. " * 40, GenerationOptions(new_tokens=4)
+    )
+    assert made.new_tokens <= 4 and made.stats.payload_ratio > 1
+    with pytest.raises(InputError, match="4,096 positions"):
+        generate_text(loaded, profile(kind), "a", GenerationOptions(new_tokens=5000))
+
+
+@pytest.mark.parametrize("kind", ["mistral3", "qwen3_vl"])
+def test_calibration_windows_stand_all_over_the_context(kind):
+    run = CalibrationRun(wrapper(kind), text(), SMALL_CALIBRATION, "text", None, False, None, lambda *_: None)
+    assert len({run._offset(i) for i in range(8)}) == 8
