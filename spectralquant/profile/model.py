@@ -19,7 +19,7 @@ from spectralquant.hooks.wrappers import usable_model
 from spectralquant.models.identity import difference, weights_sha256
 from spectralquant.profile.checks import check_tensors
 from spectralquant.profile.schema import ProfileSidecar
-from spectralquant.profile.sidecar import check_tensor_file, load_sidecar, profile_stem
+from spectralquant.profile.sidecar import check_tensor_file, load_sidecar, profile_stem, sealed_sidecar
 from spectralquant.profile.tensors import (
     TIERS,
     ColdTier,
@@ -168,7 +168,7 @@ class CalibrationProfile:
         sidecar = stem.with_name(stem.name + ".json")
         with atomic_path(stem.with_name(stem.name + ".safetensors")) as tensors:
             tensors.write_bytes(self.seal())
-            write_text(sidecar, self.sidecar.model_dump_json(indent=2) + "\n")
+            write_text(sidecar, sealed_sidecar(self.sidecar))
         self.path = stem
         return sidecar
 

@@ -70,10 +70,14 @@ class TierSummary(_Part):
 
 
 class ProfileSidecar(_Part):
-    """The whole sidecar. `run` holds what may differ between two equal runs: times, versions, paths."""
+    """The whole sidecar. `run` holds what may differ between two equal runs: times, versions, paths.
+
+    sidecar_sha256: of the file's own text with this field empty; files of older versions lack it.
+    """
 
     schema_version: int
     kind: str = "spectralquant.profile"
+    sidecar_sha256: str = ""
     tensors_sha256: str
     tensor_bytes: int
     model: ModelIdentity

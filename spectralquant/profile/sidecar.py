@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -37,7 +38,26 @@ def load_sidecar(path: str | Path) -> ProfileSidecar:
         where = ".".join(str(p) for p in first["loc"])
         raise ProfileError(f"{file} is damaged: field {where}: {first['msg']}. Calibrate again.") from error
     check_sidecar(sidecar, file)
+    if sidecar.sidecar_sha256 and not _intact(file.read_text(encoding="utf-8"), sidecar.sidecar_sha256):
+        raise ProfileError(
+            f"{file} was changed after it was written (checksum): it is damaged, or edited by hand. Restore it, or calibrate again."
+        )
+    sidecar.sidecar_sha256 = ""
     return sidecar
+
+
+def sealed_sidecar(sidecar: ProfileSidecar) -> str:
+    """The sidecar's file, with its own checksum in it."""
+    text = sidecar.model_copy(update={"sidecar_sha256": ""}).model_dump_json(indent=2) + "\n"
+    return _with_hash(text, "", hashlib.sha256(text.encode()).hexdigest())
+
+
+def _intact(text: str, found: str) -> bool:
+    return hashlib.sha256(_with_hash(text, found, "").encode()).hexdigest() == found
+
+
+def _with_hash(text: str, old: str, new: str) -> str:
+    return text.replace(f'"sidecar_sha256": "{old}"', f'"sidecar_sha256": "{new}"', 1)
 
 
 def check_tensor_file(file: Path, sidecar: ProfileSidecar, *, verify: bool = True) -> None:

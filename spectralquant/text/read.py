@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class TextSource:
     documents: Iterator[str]
 
 
-def load_text(spec: str, *, offline: bool = False, report: Report = warn) -> Iterator[str]:
+def load_text(spec: str | os.PathLike[str], *, offline: bool = False, report: Report = warn) -> Iterator[str]:
     """Yield the documents of `builtin:pydoc`, `builtin:stdlib`, `file:PATH[:COLUMN]` or
     `hub:NAME[:config][:split][:column]`.
 
@@ -37,7 +38,7 @@ def load_text(spec: str, *, offline: bool = False, report: Report = warn) -> Ite
     Raises:
         SourceError: not found, not readable, or without text; later rows name themselves when they are reached.
     """
-    documents = _documents(spec, offline, report)
+    documents = _documents(spec if isinstance(spec, str) else f"file:{os.fspath(spec)}", offline, report)
     read = []
     for document in documents:
         read.append(document)
@@ -92,6 +93,10 @@ def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
         return _pydoc()
     if spec == "builtin:stdlib":
         return _stdlib()
+    if spec == "file:":
+        raise InputError(
+            "--data file: names no file. Pass file:PATH, as file:tickets.jsonl (the current folder is file:.)."
+        )
     if spec.startswith("file:"):
         return file_documents(spec.removeprefix("file:"), report)
     if spec.startswith("hub:"):

@@ -119,7 +119,8 @@ def _rendered(tokenizer: Any, document: str, refused: dict[str, int]) -> str:
     if not isinstance(document, Conversation) or not getattr(tokenizer, "chat_template", None):
         return document
     try:
-        return document.render(tokenizer)
+        # where the tokenizer adds BOS, windows begin with it; elsewhere the same token may open every turn
+        return document.render(tokenizer, without="" if bos_token(tokenizer) is None else tokenizer.bos_token)
     except Exception as error:  # templates raise their own errors, and Jinja's, on turns that they do not know
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         refused[reason] = refused.get(reason, 0) + 1

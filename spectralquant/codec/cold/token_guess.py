@@ -97,7 +97,7 @@ class TokenGuess:
 
     def _shaped(self, rows: tuple[Tensor, Tensor]) -> Tensor:
         g = self.codec.geometry
-        return torch.stack([r.view(-1, g.layers, g.kv_heads, g.head_dim) for r in rows])
+        return torch.stack([r.float().view(-1, g.layers, g.kv_heads, g.head_dim) for r in rows])
 
     @functools.cached_property
     def _mean(self) -> Tensor:

@@ -33,15 +33,15 @@ class Conversation(str):
         self.messages, self.tools = messages, tools
         return self
 
-    def render(self, tokenizer: Any) -> str:
-        """The turns as the tokenizer's chat template writes them, without the beginning-of-text token.
+    def render(self, tokenizer: Any, *, without: str) -> str:
+        """The turns as the tokenizer's chat template writes them, `without` (a beginning-of-text token) at their start.
 
         Raises:
             whatever the template raises on turns that it does not allow.
         """
         # Templates that print today's date would make another text every day; this is the date they fall back to.
         text = tokenizer.apply_chat_template(self.messages, tools=self.tools, tokenize=False, date_string=DATE)
-        return text.removeprefix(tokenizer.bos_token or "")
+        return text.removeprefix(without)
 
 
 def is_messages(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ JSON = {".json", ".jsonl", ".ndjson", ".jsonlines", ".ldjson"}
 CSV, TSV = {".csv"}, {".tsv", ".tab"}
 TABLES = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow"}
 GLOB = "*?["
+JSON_START = re.compile(r'\s*(\{\s*"|\[\s*[\[{])')
 
 
 def file_documents(rest: str, report: Report) -> Iterator[str]:
@@ -133,6 +135,6 @@ def _plain(file: Path, report: Report) -> Iterator[str]:
     with open_bytes(file) as stream:
         encoding = encoding_of(stream, file)
         first = stream.peek(1 << 12).decode(encoding, "ignore").lstrip("\ufeff")
-        if first.startswith(('{"', '[{"')):
+        if JSON_START.match(first):
             report(f"{file} looks like JSON and is read as plain text; name it .jsonl or .json to read its rows.")
         yield from in_pieces(characters(stream, encoding, file))

@@ -79,6 +79,9 @@ def csv_rows(path: Path, *, tab: bool) -> Iterator[Row]:
         number = 0
         try:
             header = next(reader, [])
+            twice = next((name for name in header if header.count(name) > 1), None)
+            if twice is not None:
+                raise SourceError(f"{path} has two columns {twice!r} in its header. Rename one.")
             for number, cells in enumerate(filter(None, reader), 1):
                 place = f" (line {reader.line_num:,})"
                 if len(cells) != len(header):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from spectralquant.errors import SourceError
+from spectralquant.text.bos import begin_with_bos
 from spectralquant.text.documents.conversation import Conversation
 from spectralquant.text.documents.pieces import Continuation, in_pieces
 from spectralquant.text.read import load_text
@@ -26,13 +27,15 @@ def chatty():
 
     tokenizer = copy.deepcopy(small_tokenizer())
     tokenizer.chat_template = TEMPLATE
-    tokenizer.bos_token = "<s>"
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
     return tokenizer
 
 
 def test_conversations_are_rendered_by_the_chat_template(chatty):
     ids = tokenize(chatty, [CHAT, CHAT]).ids
-    assert chatty.decode(ids) == "<user>Hi there</user><assistant>Yes</assistant>" * 2
+    assert chatty.decode(ids) == "<s><user>Hi there</user><assistant>Yes</assistant>" * 2
+    begin_with_bos(chatty, chatty.bos_token_id, "here")  # now windows begin with it, and conversations do not
+    assert chatty.decode(tokenize(chatty, [CHAT]).ids) == "<user>Hi there</user><assistant>Yes</assistant>"
     chatty.chat_template = None
     assert chatty.decode(tokenize(chatty, [CHAT, CHAT]).ids) == "\n\n".join(["user: Hi there\nassistant: Yes"] * 2)
 
@@ -48,7 +51,7 @@ def test_turns_that_a_template_refuses_are_said(chatty):
 def test_message_lists_and_rows_may_be_given_as_they_are(chatty):
     rows = [CHAT.messages, {"messages": CHAT.messages}, {"text": "plain"}]
     text = chatty.decode(tokenize(chatty, rows).ids)
-    assert text == "<user>Hi there</user><assistant>Yes</assistant>" * 2 + "\n\nplain"
+    assert text == "<s><user>Hi there</user><assistant>Yes</assistant>" * 2 + "\n\nplain"
     with pytest.raises(SourceError, match="row 2: it is a number"):
         tokenize(chatty, ["a", 5])
 

@@ -98,6 +98,8 @@ FAULTS = {
     "cut_off.json": (b'[{"text":"a"}, {"text":"b"}', r"after row 2: it is cut off"),
     "cut_within.json": (b'[{"text":"a"}, {"text":"b', r"row 2 cannot be read as JSON"),
     "cells.csv": (b"id,text\n1,a\n2,b,c\n", r"row 2 \(line 3\) has 3 cells, the header has 2"),
+    "twice.csv": (b"text,text\n1,a\n", "two columns 'text'"),
+    "packed.tar.gz": (gzip.compress(b"x" * 257 + b"ustar" + b"\0" * 99), "a tar archive; unpack it"),
     "quote.csv": (b'id,text\n1,a\n2,"b\n', r"row 2 .*cannot be read as CSV"),
     "columns.csv": (b"id,words\n1,a\n", r"row 1 .*there is no text column .*it has id, words"),
     "broken.jsonl.gz": (gzip.compress(os.urandom(999) + GOOD)[:-9], "damaged: it cannot be unpacked"),
@@ -157,6 +159,9 @@ def test_folders_globs_and_bare_paths(tmp_path):
         load_text(f"file:{tmp_path}/*.nothing")
     with pytest.raises(SourceError, match="plain text and has no columns"):
         load_text(f"file:{tmp_path}/a.txt:text")
+    assert list(load_text(tmp_path / "b.jsonl")) == ["two"]
+    with pytest.raises(InputError, match="names no file"):
+        load_text("file:")
     with pytest.raises(InputError, match="there is no such file"):
         load_text("tickets.jsonl")
     (tmp_path / "nothing").mkdir()
@@ -191,6 +196,7 @@ def test_a_folder_that_datasets_saved(tmp_path):
 
 
 def test_json_read_as_plain_text_is_said(tmp_path):
-    (tmp_path / "t.log").write_bytes(LINES)
-    with pytest.warns(UserWarning, match="looks like JSON and is read as plain text; name it .jsonl"):
-        list(load_text(f"file:{tmp_path / 't.log'}"))
+    for name, data in (("t.log", LINES), ("t.ipynb", b'{\n "cells": []\n}'), ("t", FORMS["pretty.json"])):
+        (tmp_path / name).write_bytes(data)
+        with pytest.warns(UserWarning, match="looks like JSON and is read as plain text; name it .jsonl"):
+            list(load_text(f"file:{tmp_path / name}"))
