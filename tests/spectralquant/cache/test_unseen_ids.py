@@ -50,7 +50,7 @@ def test_embeddings_of_tokens_are_coded_like_their_ids(architecture, background)
     assert unseen.payload_ratio == pytest.approx(seen.payload_ratio, rel=0.02)
     assert not unseen.not_compressed
     for mine, theirs in zip(*(cache.state.rows[0] for cache in caches), strict=True):
-        found, expected = (cache.tiers["cold"].codec.coefficients(b.payload).ids[0][0] for b in (theirs, mine))
+        found, expected = (cache.tiers["cold"].codec.coefficients(b.payload).ids[0][1] for b in (theirs, mine))
         assert (found == expected).float().mean() > 0.95, "the ids themselves are found again"
 
 
