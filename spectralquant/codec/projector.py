@@ -56,7 +56,7 @@ class SpectralProjector:
         """
         parts = [x] if isinstance(x, Tensor) else x
         base = self._base(features)
-        out = torch.empty(self.rank, sum(map(len, parts)), device=self.mean.device)
+        out = torch.empty(self.rank, sum(map(len, parts)), dtype=torch.float32, device=self.mean.device)
         at = 0
         for part in parts:
             for first, last in self._slices(len(part)):
@@ -80,7 +80,7 @@ class SpectralProjector:
     def reconstruct(self, y: Tensor, features: TokenRows | None) -> Tensor:
         """Coordinates `[T, P]` of coefficients `y: [T, R]`."""
         base = self._base(features)
-        out = torch.empty(len(y), len(self.mean), device=y.device)
+        out = torch.empty(len(y), len(self.mean), dtype=torch.float32, device=y.device)
         for first, last in self._slices(len(y)):
             some, at = out[first:last], 0
             for i, rank in enumerate(self.ranks):

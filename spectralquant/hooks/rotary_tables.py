@@ -176,7 +176,7 @@ class _Replica:
     def state(self, module: nn.Module) -> Tensor:
         """What a module's tables depend on beside positions, float32 `[size]` on the CPU."""
         parts = [module.get_buffer(n).detach().flatten().float().cpu() for n in self.buffers]
-        return torch.cat([*parts, torch.tensor([float(getattr(module, n)) for n in self.numbers])])
+        return torch.cat([*parts, torch.tensor([float(getattr(module, n)) for n in self.numbers], dtype=torch.float32)])
 
     def load(self, state: Tensor) -> None:
         """Put the frozen copy into a state."""

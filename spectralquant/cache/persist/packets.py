@@ -290,7 +290,7 @@ def _row(cache: SpectralCache, group: CacheGroup, loader: LazyLoader) -> Held:
             "Read it with spectralquant.unpack_cache, or pack the prompt again."
         )
     last = coded[-1] if coded else -1
-    nothing = torch.zeros(g.layers, g.kv_heads, 0, g.head_dim)
+    nothing = torch.zeros(g.layers, g.kv_heads, 0, g.head_dim, dtype=torch.float32)
     held = Held((nothing, nothing), [], (nothing, nothing), mine[0][1].start if mine else 0, 0)
     recent = [(nothing, nothing)]
     for at, (index, section) in enumerate(mine):

@@ -77,7 +77,7 @@ class AdaptiveRankCompressor:
         inverse = torch.linalg.inv(analysis)
         to = lambda x: x.float().flatten(0, 2).to(base.device)  # noqa: E731
         self.generations: list[tuple[Tensor, Tensor]] = [(to(analysis), to(inverse))]
-        self.expected = to(torch.minimum(heads.variance, torch.tensor(self.step**2 / 12)).sum(-1)[..., None])[:, 0]
+        self.expected = to(heads.variance.clamp_max(self.step**2 / 12).sum(-1)[..., None])[:, 0]
         self.log: list[BlockLog] = []
         self._sum = torch.zeros_like(self.generations[0][0])
         self._drifted = 0

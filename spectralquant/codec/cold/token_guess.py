@@ -87,7 +87,7 @@ class TokenGuess:
     def _expected(self) -> float:
         """Squared error a token that the profile predicts."""
         variance = self.heads.variance.float()
-        return float(torch.minimum(variance, torch.tensor(self.step**2 / 12)).sum())
+        return float(torch.minimum(variance, torch.tensor(self.step**2 / 12, dtype=variance.dtype)).sum())
 
     def _weighted(self, x: Tensor) -> Tensor:
         """`[2, T, L, Hk, D]` of the first layers in the metric of the loss, `[T, 2·l·Hk·D]`."""
@@ -128,7 +128,7 @@ class TokenGuess:
 
     def _best(self, score: Tensor) -> Tensor:
         """The ids `[T]` whose features `e` maximize score · e − energy / 2."""
-        best, where = torch.full((len(score),), -torch.inf, device=score.device), None
+        best, where = score.new_full((len(score),), -torch.inf), None
         at = 0
         for rows in self._vocabulary():
             value, index = (score @ rows.T - self._half_energy[at : at + len(rows)]).max(1)

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+import spectralquant as sq
 from spectralquant.errors import ProfileError
 from spectralquant.models import identity
 from spectralquant.models.identity import difference, model_identity, same_rounded, weights_sha256
@@ -137,3 +138,21 @@ def test_the_hash_sees_the_same_weights_inside_inference_mode_and_autocast():
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         inside = weights_sha256(copy.deepcopy(model))
     assert inside == weights_sha256(model)
+
+
+@pytest.mark.parametrize("packed", DTYPES)
+@pytest.mark.parametrize("opened", DTYPES)
+def test_a_packet_of_one_dtype_opens_in_another(packed, opened):
+    loaded, profile = profile_of("llama")
+    ids = torch.randint(0, 512, (1, 600), generator=torch.Generator().manual_seed(5))
+    one, other = (copy.deepcopy(loaded.model).to(dtype) for dtype in (packed, opened))
+    packet = sq.pack_prompt(one, profile, ids)[0]
+    exact = sq.unpack_cache(loaded.model, profile, sq.pack_prompt(loaded.model, profile, ids)[0])
+    dense = sq.unpack_cache(other, profile, packet)
+    for mine, theirs in zip(dense.layers, exact.layers, strict=True):
+        assert mine.keys.dtype == opened
+        assert (mine.values.float() - theirs.values).norm() < 0.1 * theirs.values.norm()
+    cache = sq.SpectralCache.unpack(other, profile, packet)
+    with torch.no_grad():
+        logits = [other(input_ids=ids[:, :1], past_key_values=held).logits.float() for held in (cache, dense)]
+    assert (logits[0] - logits[1]).norm() < 0.05 * logits[1].norm()
