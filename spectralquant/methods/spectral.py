@@ -107,7 +107,7 @@ def tier_method(
     embedding = embedding_weight(loaded.model)
 
     def build(layers: tuple[int, ...], geometry: CacheGeometry) -> SpectralCold | SpectralFixed:
-        tensors = tier_part(tier, layers, loaded.geometry)
+        tensors = tier_part(tier, layers, loaded.geometry.layers, geometry.layer_width)
         if tensors is None:
             raise ProfileError(
                 "This tier codes layers as one that do not read equally far back. Calibrate again: profiles of today keep "

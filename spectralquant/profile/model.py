@@ -95,7 +95,7 @@ class CalibrationProfile:
         Raises:
             ProfileError: see `tier`.
         """
-        return tier_part(self.tier(name), layers, self.geometry)
+        return tier_part(self.tier(name), layers, self.geometry.layers, self.geometry.layer_width)
 
     def parts(self, name: str, groups: Sequence[LayerGroup]) -> dict[tuple[int, ...], ColdTier | FixedTier]:
         """A tier's tensors for each group of layers.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import ProfileError
-from spectralquant.geometry import CacheGeometry
 
 KINDS = ("key", "value")
 
@@ -138,14 +137,16 @@ def _picked(sizes: Tensor, which: Tensor) -> Tensor:
 TIERS = {"cold": ColdTier, "warm": FixedTier, "hot": FixedTier}
 
 
-def tier_part(tier: ColdTier | FixedTier | SplitTier, layers: Sequence[int], geometry: CacheGeometry):
-    """A tier's tensors for some layers of the model, or None where its bases mix them with others or leave them out."""
+def tier_part(tier: ColdTier | FixedTier | SplitTier, layers: Sequence[int], total: int, layer_width: int):
+    """A tier's tensors for some of the model's `total` layers, or None where its bases mix them with others or leave them
+    out.
+    """
     if isinstance(tier, SplitTier):
         found = [part for own, part in zip(tier.layers, tier.parts, strict=True) if own == tuple(layers)]
         return found[0] if found else None
-    if tuple(layers) == tuple(range(geometry.layers)):
+    if tuple(layers) == tuple(range(total)):
         return tier
-    return fixed_part(tier, geometry.layer_width, layers) if isinstance(tier, FixedTier) else None
+    return fixed_part(tier, layer_width, layers) if isinstance(tier, FixedTier) else None
 
 
 def flatten(prefix: str, part: object) -> dict[str, Tensor]:

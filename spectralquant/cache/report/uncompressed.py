@@ -123,12 +123,6 @@ class RunReport:
         if self.total < self.compress_from:
             text = f"Nothing was compressed: sequences of fewer than {self.compress_from:,} tokens are left alone."
             return NotCompressed("below_compress_from", self.total, text)
-        if not self.can_code:
-            text = (
-                "Nothing was compressed: every layer of this model reads a sliding window that is no larger than what a cache "
-                "keeps exact. What they can never read again is let go."
-            )
-            return NotCompressed("sliding_windows", self.total, text)
         least = self.window + BLOCK
         text = (
             f"Nothing was compressed: the sequence stayed within the {SINKS} first and the {self.window:,} to "
