@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save as safetensors_bytes
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer
 
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.cache.persist.snapshot_file import content_sha256
@@ -85,19 +85,20 @@ VALUES = (
 
 
 @functools.cache
-def material() -> Material:
+def material(sliding: bool = False) -> Material:
     """Model, profile and files; made once."""
-    return Material()
+    return Material(sliding)
 
 
 class Material:
-    """A two-layer model, its profile with all tiers, and one genuine file of every kind."""
+    """A two-layer model (with `sliding` one of them reads 300 tokens only), its profile with all tiers, and one genuine file
+    of every kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, sliding: bool = False) -> None:
         torch.manual_seed(0)
-        from spectralquant.models.random_model import ByT5Tokenizer
-
-        config = LlamaConfig(
+        windows = {"sliding_window": 300, "query_pre_attn_scalar": 16} if sliding else {}
+        config = AutoConfig.for_model(
+            "gemma2" if sliding else "llama",
             vocab_size=384,
             hidden_size=32,
             intermediate_size=48,
@@ -106,8 +107,9 @@ class Material:
             num_key_value_heads=2,
             head_dim=16,
             max_position_embeddings=4096,
+            **windows,
         )
-        model = LlamaForCausalLM(config).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 2:
@@ -136,19 +138,22 @@ def run(data: bytes) -> Exception | None:
     """
     if not data:
         return None
-    m, kind, edits = material(), KINDS[data[0] % len(KINDS)], data[1:]
+    sliding, kind, edits = data[0] // len(KINDS) % 2, KINDS[data[0] % len(KINDS)], data[1:]
+    m = material(True) if sliding else material()
     try:
         with tempfile.TemporaryDirectory(dir=m.folder) as folder:
             if kind.endswith("packet"):
-                read_packet(Path(folder), edits if kind.startswith("raw") else sealed_packet(edited(m.packet, edits)))
+                read_packet(
+                    m, Path(folder), edits if kind.startswith("raw") else sealed_packet(edited(m.packet, edits))
+                )
             elif kind.endswith("snapshot"):
                 read_snapshot(
-                    Path(folder), edited(m.snapshot, edits) if kind.startswith("raw") else sealed_snapshot(edits)
+                    m, Path(folder), edited(m.snapshot, edits) if kind.startswith("raw") else sealed_snapshot(m, edits)
                 )
             elif kind.startswith("raw"):
-                read_profile(Path(folder), edited(m.sidecar, edits), m.tensors)
+                read_profile(m, Path(folder), edited(m.sidecar, edits), m.tensors)
             else:
-                read_profile(Path(folder), *sealed_profile(edits))
+                read_profile(m, Path(folder), *sealed_profile(m, edits))
     except OWN as error:
         return error
     return None
@@ -157,18 +162,17 @@ def run(data: bytes) -> Exception | None:
 # Reading
 
 
-def read_packet(folder: Path, data: bytes) -> None:
-    m = material()
+def read_packet(m: Material, folder: Path, data: bytes) -> None:
     (folder / "x.sqkv").write_bytes(data)
     inspect(folder / "x.sqkv")
     packet = SpectralPacket.open(folder / "x.sqkv")
     with contextlib.suppress(*OWN):  # it holds coded blocks, which need the profile
-        use(SpectralCache.unpack(m.loaded.model, None, packet))
+        use(m, SpectralCache.unpack(m.loaded.model, None, packet))
     found: list[Exception] = []
     for read in (
         lambda: unpack_cache(m.loaded.model, m.profile, packet),
-        lambda: use(SpectralCache.unpack(m.loaded.model, m.profile, packet, step_scale=packet.header.step_scale)),
-        lambda: use(SpectralCache.unpack(m.loaded.model, m.profile, packet, adaptive=True)),
+        lambda: use(m, SpectralCache.unpack(m.loaded.model, m.profile, packet, step_scale=packet.header.step_scale)),
+        lambda: use(m, SpectralCache.unpack(m.loaded.model, m.profile, packet, adaptive=True)),
     ):
         try:
             read()
@@ -178,14 +182,12 @@ def read_packet(folder: Path, data: bytes) -> None:
         raise found[0]
 
 
-def read_snapshot(folder: Path, data: bytes) -> None:
-    m = material()
+def read_snapshot(m: Material, folder: Path, data: bytes) -> None:
     (folder / "x.cache").write_bytes(data)
-    use(SpectralCache.load(folder / "x.cache", m.loaded.model, m.profile))
+    use(m, SpectralCache.load(folder / "x.cache", m.loaded.model, m.profile))
 
 
-def read_profile(folder: Path, sidecar: bytes, tensors: bytes) -> None:
-    m = material()
+def read_profile(m: Material, folder: Path, sidecar: bytes, tensors: bytes) -> None:
     (folder / "x.json").write_bytes(sidecar)
     (folder / "x.safetensors").write_bytes(tensors)
     inspect(folder / "x.json")
@@ -195,12 +197,11 @@ def read_profile(folder: Path, sidecar: bytes, tensors: bytes) -> None:
         cache = SpectralCache(m.loaded.model, profile, tier=tier, background=False)
         with torch.no_grad():
             m.loaded.model(input_ids=m.ids[:, :300], past_key_values=cache)
-        use(cache)
+        use(m, cache)
 
 
-def use(cache: SpectralCache) -> None:
+def use(m: Material, cache: SpectralCache) -> None:
     """Everything a caller does with a cache."""
-    m = material()
     for layer in range(2):
         cache.view(layer).dense()
     cache.stats()
@@ -208,7 +209,8 @@ def use(cache: SpectralCache) -> None:
     if cache.batch_size == 1:
         with torch.no_grad():
             m.loaded.model(input_ids=m.ids[:, :1], past_key_values=cache)
-    cache.crop(-min(200, cache.get_seq_length()))
+    with contextlib.suppress(InputError):  # sliding layers may have let go of what would be read next
+        cache.crop(-min(200, cache.get_seq_length()))
     if cache.get_seq_length():
         cache.pack()
     cache.reset()
@@ -320,9 +322,8 @@ def sealed_tensors(data: bytes, edits: bytes) -> tuple[bytes, bytes]:
     return len(text).to_bytes(8, "little") + text + body, rest[first + second :]
 
 
-def sealed_profile(edits: bytes) -> tuple[bytes, bytes]:
+def sealed_profile(m: Material, edits: bytes) -> tuple[bytes, bytes]:
     """Sidecar and tensors, edited, with the hash and size that the sidecar names."""
-    m = material()
     tensors, rest = sealed_tensors(m.tensors, edits)
     sidecar = json.loads(m.sidecar)
     sidecar |= {
@@ -333,11 +334,10 @@ def sealed_profile(edits: bytes) -> tuple[bytes, bytes]:
     return json.dumps(edited_json(sidecar, rest)).encode("utf-8", "surrogatepass"), tensors
 
 
-def sealed_snapshot(edits: bytes) -> bytes:
+def sealed_snapshot(m: Material, edits: bytes) -> bytes:
     """A saved cache whose facts or tensors are edited, with a right checksum."""
     from safetensors import safe_open
 
-    m = material()
     with safe_open(m.folder / "genuine.cache", framework="pt") as handle:
         meta = handle.metadata()
         tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)

@@ -99,11 +99,14 @@ class SpectralProjector:
             yield first, min(tokens, first + size)
 
     def columns(self, y: Tensor, features: TokenRows | None, start: int, stop: int) -> Tensor:
-        """`reconstruct` for coordinates start … stop alone, which must lie in one group: `[T, stop − start]`.
+        """`reconstruct` for coordinates start … stop alone, `[T, stop − start]`: some of one group, or several whole ones.
 
-        `y` is `[T, R]`, or `[T, rank of the group]` with the group's own coefficients.
+        `y` is `[T, R]`, or for one group `[T, its rank]` with the group's own coefficients.
         """
         group = start // self.span
+        if stop > (group + 1) * self.span:
+            ends = range(start, stop, self.span)
+            return torch.cat([self.columns(y, features, at, at + self.span) for at in ends], dim=1)
         rows = slice(sum(self.ranks[:group]), sum(self.ranks[: group + 1]))
         matrix = self.synthesis[rows, start - group * self.span : stop - group * self.span]
         own = y if y.shape[1] == rows.stop - rows.start else y[:, rows]

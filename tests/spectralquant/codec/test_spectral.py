@@ -125,3 +125,27 @@ def test_importance_classes_halve_the_step_every_two_and_survive_nonsense():
     classes = model.classes(features)
     assert classes[:, 0].tolist() == [NEUTRAL - 2, NEUTRAL + 2, 0, NEUTRAL]
     assert class_step(torch.tensor([NEUTRAL, NEUTRAL + 2])).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("span", ["head", "layer", "1", "3", "all"])
+def test_a_cache_reads_layer_by_layer_what_any_span_coded(span, small):
+    """Layers of several groups, of one group, and of a part of one."""
+    from spectralquant.cache.spectral_cache import SpectralCache
+    from spectralquant.calibration.options import CalibrationSettings
+    from spectralquant.calibration.run import calibrate_model
+    from spectralquant.text.read import load_text
+    from spectralquant.text.tokens import tokenize
+
+    text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 4000)
+    settings = CalibrationSettings(steps=4, window=384, span=span, held_out_windows=1, held_out_window=384)
+    profile = calibrate_model(small, text, settings)
+    cache = SpectralCache(small.model, profile, tier="cold", background=False)
+    with torch.no_grad():
+        small.model(input_ids=text.windows(512)[:1], past_key_values=cache)
+    codec = cache.tiers["cold"].codec
+    block = cache.state.groups[0].rows[0][0]
+    keys, values = codec.decode(cache.tiers["cold"].to_bytes(block))
+    coded = codec.coefficients(cache.tiers["cold"].to_bytes(block))
+    for layer in range(small.geometry.layers):
+        for whole, part in zip((keys, values), codec.layer(coded, layer), strict=True):
+            torch.testing.assert_close(part, whole[:, layer].flatten(1), rtol=1e-4, atol=1e-4)
