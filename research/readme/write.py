@@ -17,6 +17,7 @@ from research.readme.rivals import claims, compare, eviction, others
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, drift, tiers
 from research.readme.tools import load, table
+from sqcli.render.readme_architectures import architectures
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -235,6 +236,7 @@ BLOCKS = {
     "cuda-costs": cuda_costs,
     "index": index,
     "gate": gate,
+    "architectures": architectures,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTES = [ROOT / "kernels" / "sqkernels" / name / "NOTES.md" for name in notes.FILES]

@@ -19,6 +19,8 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
         return [launch_settings(result["rows"])]
     if result["kind"] == "spectralquant.gate-simulation":
         return [error_rates(result)]
+    if result["kind"] == "spectralquant.architectures":
+        return [architecture_outcomes(result["rows"])]
     if result["kind"] == "spectralquant.index":
         return [index_quality(result["rows"])]
     if result["kind"] == "spectralquant.coder":
@@ -51,6 +53,17 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
     if "resident" in result:
         parts.append(resident_table(result["resident"]))
     return parts
+
+
+def architecture_outcomes(rows: list[dict[str, Any]]) -> Table:
+    """Which architectures are right, refused, or wrong; the largest distance of the coded reads."""
+    table = Table(title=f"\n{len(rows)} architectures", title_justify="left", box=None, padding=(0, 1))
+    for name in ("architecture", "attention", "outcome", "worst read, or reason"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        worst = max(row["distances"].values()) if row["outcome"] == "right" else None
+        table.add_row(row["name"], row["what"], row["outcome"], row["reason"] if worst is None else f"{worst:.3f}")
+    return table
 
 
 def resident_table(rows: list[dict[str, Any]]) -> Table:

@@ -361,5 +361,5 @@ def test_study_writes_one_results_file(small_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert len(result["rows"]) == 24 and len(result["table"]) == 8 and "adaptive" in done.stdout
-    done = sq("study", "colder", "--out", out)
+    done = sq("study", "cold-one", "--out", out)
     assert done.returncode == 2 and "Did you mean 'cold'" in done.stderr
