@@ -22,7 +22,7 @@ from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
 from spectralquant.codec.cold.rans_block import DIGITS, WIDE, RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT, SHIFT_GROUP, SHIFTS, groups
 from spectralquant.codec.cold.table_shifts import ShiftSearch
-from spectralquant.errors import PacketError
+from spectralquant.errors import PacketError, ProfileError
 from sqkernels.entropy import BlockShape, Contexts, RansTables, StreamTable, decode, encode, escape_positions
 from sqkernels.entropy.contexts import CLASSES as CLASS_SLOTS
 from sqkernels.entropy.tables import FRACTION, PRECISION, TOTAL
@@ -47,15 +47,21 @@ class EntropyCoder:
 
     tables: float32 `[K, 32]` probabilities (31 symbols −15…15, then escape). choice: per kind uint8 `[9, R]`, the table
     of each importance class and component.
+
+    Raises:
+        ProfileError: tables that are no probabilities, or a choice among tables that are not there.
     """
 
     def __init__(self, tables: Tensor, choice: tuple[Tensor, Tensor], device: torch.device | str = "cpu") -> None:
-        self.tables = RansTables.of(tables)
+        try:
+            self.tables = RansTables.of(tables)
+        except ValueError as error:
+            raise ProfileError(f"The profile's frequency tables are damaged: {error}. Calibrate again.") from error
         self.device = torch.device(device)
         self.ranks = (choice[0].shape[1], choice[1].shape[1])
         both = torch.cat([c.cpu() for c in choice], dim=1).T
         if both.numel() and int(both.max()) >= self.tables.count:
-            raise ValueError(f"choice names a table beyond the {self.tables.count} there are")
+            raise ProfileError(f"The profile names a table beyond the {self.tables.count} it has. Calibrate again.")
         padded = torch.zeros(len(both), CLASS_SLOTS, dtype=torch.uint8)
         padded[:, :CLASSES] = both
         self.choice = padded.to(self.device)

@@ -14,7 +14,7 @@ from spectralquant.codec.cold.entropy import EntropyCoder
 from spectralquant.codec.cold.importance import NEUTRAL
 from spectralquant.codec.cold.rans_block import RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT, SHIFTS, SPAN
-from spectralquant.errors import PacketError
+from spectralquant.errors import PacketError, ProfileError
 from sqkernels.entropy.tables import TOTAL
 
 RANKS = (40, 25)
@@ -188,6 +188,17 @@ def test_flipped_bytes_are_refused_or_decoded_never_worse(written):
 def test_random_bytes_are_refused_or_decoded_never_worse(data, mode, tokens, lanes, runs):
     head = rans_block.HEADER.pack(4 + mode, 2, tokens, len(data) // 4, 0, 0, lanes, runs, 2, 0)
     attempt(make_coder(), head + data)
+
+
+def test_damaged_tables_are_the_profiles_fault():
+    coder = make_coder()
+    tables, choice = coder.tables.frequency / TOTAL, tuple(torch.zeros(9, r, dtype=torch.uint8) for r in RANKS)
+    EntropyCoder(tables, choice)
+    for bad in (tables.index_fill(0, torch.tensor([3]), float("nan")), tables * 2, tables * 0):
+        with pytest.raises(ProfileError, match="tables are damaged"):
+            EntropyCoder(bad, choice)
+    with pytest.raises(ProfileError, match="beyond the 60"):
+        EntropyCoder(tables, (choice[0] + 60, choice[1]))
 
 
 def test_contradictions_are_refused():
