@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from research.readme import notes
+from research.readme.architectures import architectures
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, drift, tiers
 from research.readme.tools import load, table
-from sqcli.render.readme_architectures import architectures
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -1,1 +1,0 @@
-"""What results look like: tables, terminal plots, self-contained HTML."""
