@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2] / "spectralquant"
-FILES = [p for part in ("attention", "cache", "codec", "methods") for p in (ROOT / part).rglob("*.py")]
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = [*(ROOT / "spectralquant" / name for name in ("cache", "codec", "hooks", "methods")), ROOT / "kernels"]
+FILES = [path for folder in FOLDERS for path in folder.rglob("*.py")]
 MAKERS = {"zeros", "ones", "empty", "rand", "randn", "linspace", "eye"}
 
 

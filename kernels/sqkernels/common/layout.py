@@ -113,7 +113,11 @@ class RowLayout:
     def plane_table(self, kind: int) -> tuple[Tensor, Tensor, Tensor]:
         """Component (−1: none), shift and width of every padded column of keys (0) or values (1): int64 `[Hk, planes]`."""
         shape = (len(self.heads), self.planes[kind])
-        component, shift, widths = torch.full(shape, -1), torch.zeros(shape, dtype=torch.int64), torch.zeros(shape)
+        component, shift, widths = (
+            torch.full(shape, -1),
+            torch.zeros(shape, dtype=torch.int64),
+            torch.zeros(shape, dtype=torch.float32),
+        )
         for h, pair in enumerate(self.heads):
             start = 0
             for i, (width, padded, planes) in enumerate(zip(WIDTHS, self.padded[kind], pair[kind].planes, strict=True)):

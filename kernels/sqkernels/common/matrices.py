@@ -108,11 +108,10 @@ class RowMatrices:
 def _kind(layout: RowLayout, kind: int, codes: Sequence[LinearCode], device: torch.device | str) -> KindMatrices:
     component, shift, widths = layout.plane_table(kind)
     dim = codes[0].constant.shape[0]
-    encode = torch.zeros(len(codes), component.shape[1], dim)
+    encode = torch.zeros(len(codes), component.shape[1], dim, dtype=torch.float32)
     decode = torch.zeros_like(encode)
-    offset, top = torch.zeros(component.shape), torch.zeros(component.shape)
+    offset, top, centres = (torch.zeros(component.shape, dtype=torch.float32) for _ in range(3))
     constant = torch.stack([c.constant.float() for c in codes])
-    centres = torch.zeros(component.shape)
     for width, centre in CENTRES.items():
         centres[widths == width] = centre
     for h, code in enumerate(codes):

@@ -100,7 +100,7 @@ def page_of_codes(keys: list[Tensor], values: list[Tensor], matrices: RowMatrice
 
 def _centres(widths: Tensor) -> Tensor:
     """Centre of every plane column, float32 like `widths`."""
-    out = torch.zeros(widths.shape, device=widths.device)
+    out = torch.zeros(widths.shape, dtype=torch.float32, device=widths.device)
     for width, centre in CENTRES.items():
         out[widths == width] = centre
     return out
@@ -109,7 +109,9 @@ def _centres(widths: Tensor) -> Tensor:
 def read_planes(pages: Tensor, matrices: RowMatrices, kind: int) -> Tensor:
     """Centred planes of `pages: uint8 [N, page_bytes]`: float32 `[Hk, N·128, planes]`; padded columns are 0."""
     layout = matrices.layout
-    out = torch.zeros(len(layout.heads), len(pages) * PAGE, layout.planes[kind], device=pages.device)
+    out = torch.zeros(
+        len(layout.heads), len(pages) * PAGE, layout.planes[kind], dtype=torch.float32, device=pages.device
+    )
     for h, bands in enumerate(layout.heads):
         start = layout.row_offsets[h]
         rows = pages[:, start : start + PAGE * layout.row_bytes[h]].reshape(len(pages) * PAGE, -1)

@@ -47,7 +47,7 @@ class HostTables:
         value = torch.where(escape, ESCAPED, symbol - tables.span).to(torch.int8)
         place = tables.symbol_of_value
         frequency, first = tables.frequency.gather(1, place), tables.start.gather(1, place)
-        ends = torch.full((1, VALUES), TOTAL), torch.zeros(1, VALUES)
+        ends = torch.full((1, VALUES), TOTAL), torch.zeros(1, VALUES, dtype=torch.int64)
         return cls(
             slots,
             value.reshape(-1),
