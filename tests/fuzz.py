@@ -19,14 +19,10 @@ OURS = [
     "spectralquant.cache",
     "spectralquant.codec",
     "spectralquant.profile",
-    "spectralquant.profile.checks",
-    "spectralquant.profile.shapes",
-    "spectralquant.profile.tensors",
-    "spectralquant.profile.view",
-    "spectralquant.profile.sidecar",
     "spectralquant.files",
     "sqcli.commands",
-    "sqcli.render",
+    "sqcli.html",
+    "sqcli.terminal",
     "sqkernels",
 ]
 

@@ -7,6 +7,7 @@ from spectralquant.models.schema import ModelIdentity
 from spectralquant.profile.schema import ProfileSidecar
 
 TIER_NAMES = ("cold", "warm", "hot")
+FIGURES = ("payload_ratio", "whole_cache_ratio", "delta_ppl", "base_ppl", "kl_nats", "top1", "n_tokens", "n_windows")
 MOST = 1 << 20
 HEX = frozenset("0123456789abcdef")
 
@@ -22,6 +23,11 @@ def check_sidecar(sidecar: ProfileSidecar, file: object) -> None:
         "tensors_sha256": hashed,
         "text": sidecar.text.window > 0 and sidecar.text.tokens >= 0,
         "tiers": set(sidecar.tiers) <= set(TIER_NAMES),
+        "measured figures": all(
+            isinstance((tier.measured or {}).get(name, 0), (int, float, type(None)))
+            for tier in sidecar.tiers.values()
+            for name in FIGURES
+        ),
         "the cold tier's step": "cold" not in sidecar.tiers or (sidecar.tiers["cold"].step or 0) > 0,
     }
     wrong = [name for name, fits in good.items() if not fits]

@@ -21,16 +21,16 @@ def profile_page(view: ProfileView, other: ProfileView | None) -> Page:
     if side.tiers:
         rows = [("Tier", "Target", "Predicted ratio", "Measured payload ratio", "ΔPPL", "KL, nats/token", "Top-1")]
         for name, tier in side.tiers.items():
-            m = tier.measured
+            m = tier.measured or {}
             rows.append(
                 (
                     name,
                     tier.target,
                     f"{tier.predicted_ratio:.1f}",
-                    f"{m['payload_ratio']:.1f}",
-                    f"{m['delta_ppl']:+.3f}",
-                    f"{m['kl_nats']:.4f}",
-                    f"{100 * m['top1']:.1f} %",
+                    _figure(m.get("payload_ratio"), ".1f"),
+                    _figure(m.get("delta_ppl"), "+.3f"),
+                    _figure(m.get("kl_nats"), ".4f"),
+                    _figure(m.get("top1"), ".1f", 100, " %"),
                 )
             )
         page.table("Tiers: predicted from tables, measured on held-out text", rows)
@@ -76,3 +76,8 @@ def _spectrum_bands(view: ProfileView) -> dict[str, list[float]]:
         for label, q in (("median", 50), ("90 %", 90), ("10 %", 10)):
             out[f"{name}s {label}"] = np.percentile(log, q, axis=0).tolist()
     return out
+
+
+def _figure(value: float | None, form: str, times: float = 1, unit: str = "") -> str:
+    """A measured figure; a dash where there is none (it came out as no number)."""
+    return "–" if value is None else format(times * value, form) + unit

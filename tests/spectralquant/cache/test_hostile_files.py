@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile_for_tests import KINDS, bomb, material, run
+from hostile_for_tests import KINDS, bomb, material, run, show
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -113,3 +114,18 @@ def test_a_flipped_byte_of_a_profile_or_saved_cache_is_noticed(where, tmp_path):
     (tmp_path / "x.cache").write_bytes(data)
     with pytest.raises(InputError, match=r"x\.cache"):
         SpectralCache.load(tmp_path / "x.cache", m.loaded.model, m.profile)
+
+
+@pytest.mark.parametrize("value", ["x", [], {}, None, True, 1e308], ids=str)
+@pytest.mark.parametrize("figure", ["payload_ratio", "delta_ppl", "kl_nats", "top1"])
+def test_measured_figures_of_any_kind_give_a_page_or_an_error_of_ours(figure, value, tmp_path):
+    m = material()
+    sidecar = json.loads(m.sidecar) | {"sidecar_sha256": ""}
+    sidecar["tiers"]["cold"]["measured"][figure] = value
+    (tmp_path / "x.json").write_text(json.dumps(sidecar))
+    (tmp_path / "x.safetensors").write_bytes(m.tensors)
+    if isinstance(value, (str, list, dict)):
+        with pytest.raises(ProfileError, match="measured figures cannot be right"):
+            show(tmp_path / "x.json", page=False)
+    else:
+        show(tmp_path / "x.json", page=figure == "kl_nats")
