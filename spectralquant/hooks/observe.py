@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from spectralquant.errors import UnsupportedModelError
 from spectralquant.hooks.softmax import probabilities
 from spectralquant.hooks.tap import AttentionCall
 
@@ -12,7 +13,16 @@ ENTROPY_STRIDE = 8
 
 
 def _probabilities(call: AttentionCall, queries: slice) -> Tensor:
-    """Attention probabilities `[H, q, S]` in float32 of a slice of the queries of sequence 0."""
+    """Attention probabilities `[H, q, S]` in float32 of a slice of the queries of sequence 0.
+
+    Raises:
+        UnsupportedModelError: only the model's own function knows them.
+    """
+    if (why := call.left_to_model(dropout=False)) is not None:
+        raise UnsupportedModelError(
+            f"What tokens receive in layer {call.layer} cannot be told: {why}. Calibrate and pack with the attention the "
+            'model comes with (attn_implementation="sdpa" or "eager").'
+        )
     group = call.query.shape[1] // call.key.shape[1]
     query = call.query[0, :, queries].detach().float()
     heads, count, dim = query.shape

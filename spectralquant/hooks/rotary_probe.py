@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.hooks.decoder import attention_modules, text_config
 from spectralquant.hooks.probing import architecture_errors
+from spectralquant.hooks.standard import require_softmax
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
 from spectralquant.hooks.wrappers import model_device
 from spectralquant.rotary import LAYOUTS, RotaryLayout, undo_rope
@@ -35,6 +36,7 @@ def rotary_probe(model: nn.Module) -> tuple[list[AttentionCall], list[AttentionC
     hidden: list[Tensor] = []
     first = _calls(model, ids, 0, lambda x: hidden.append(x) or x)
     _require_causal(model, first)
+    require_softmax(model, first)
     seen = iter(hidden)
     return first, _calls(model, ids, OFFSET, lambda _: next(seen))
 

@@ -67,15 +67,18 @@ class AttentionCall:
         """The rotation of sequence 0's new tokens."""
         return Rotation.of(self.cos[0], self.sin[0], layout)
 
-    def left_to_model(self) -> str | None:
-        """Why only the model's own function can compute this call, or None where softmax attention over a mask is all."""
-        option = unknown_option(self.options, getattr(self.module, "training", False))
+    def left_to_model(self, *, dropout: bool = True) -> str | None:
+        """Why only the model's own function can compute this call, or None where softmax attention over a mask is all.
+
+        dropout: whether dropout in training mode is such a reason.
+        """
+        option = unknown_option(self.options, dropout and getattr(self.module, "training", False))
         if option is not None:
             return f"the model passes its attention an option {option!r}, which only its own function knows"
-        if self.mask is not None and not (torch.is_tensor(self.mask) and self.mask.dtype == torch.bool):
-            return "its mask is not boolean"
         if self.module is not None and custom_function(self.module.config) is not None:
             return f"attention {own_implementation(self.module.config)!r} is a function of the user's"
+        if self.mask is not None and not (torch.is_tensor(self.mask) and self.mask.dtype == torch.bool):
+            return "its mask is not boolean"
         return None
 
     def attend(self) -> tuple[Tensor, Tensor | None]:

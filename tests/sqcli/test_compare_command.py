@@ -113,6 +113,21 @@ def test_generate_shows_text_and_memory(place, tier, tmp_path):
     assert "resident" in done.stdout
 
 
+def test_generate_says_what_it_did_not_compress(place, tmp_path):
+    model, profile = place
+    arguments = ["A short prompt", "--tier", "hot", "--new-tokens", 5, "--model", model, "--device", "cpu"]
+    done = sq(
+        "generate", *arguments, "--profile", profile, "--json", tmp_path / "out.json", "--csv", tmp_path / "out.csv"
+    )
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "out.json").read_text())["rows"][0]
+    [reason] = row["not_compressed"]
+    assert (reason["reason"], reason["tokens"]) == ("below_window", row["prompt_tokens"] + 4)
+    assert reason["message"] in " ".join(done.stdout.split())
+    assert "NotCompressedWarning" not in done.stderr, "said once"
+    assert "below_window" in (tmp_path / "out.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

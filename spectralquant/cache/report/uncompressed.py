@@ -27,8 +27,8 @@ class RunReport:
     """Counts of one cache's run; they outlive the cache, so that its end can be told of.
 
     compresses: whether the cache was asked to (any tier but exact). narrow: what is to be said of sliding layers that stay
-    exact, all_narrow: they are all layers. passes: forward passes that called it; longest: most
-    tokens of one. kept: it was packed, saved or copied, so that what it compressed has a use.
+    exact, all_narrow: they are all layers. passes: forward passes that called it; longest: most tokens of one. kept: it
+    was packed, saved or copied, so that what it compressed has a use.
     """
 
     compresses: bool

@@ -13,7 +13,10 @@ from spectralquant import SpectralCache
 from spectralquant.cache.read.segments import DenseSegment
 from spectralquant.cache.read.spectral_attention import attend_segments
 from spectralquant.calibration.run import calibrate_model
+from spectralquant.errors import UnsupportedModelError
+from spectralquant.hooks.observe import attention_entropy, attention_received
 from spectralquant.hooks.softmax import unknown_option
+from spectralquant.hooks.standard import require_softmax
 from spectralquant.hooks.tap import AttentionTap
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
@@ -201,3 +204,36 @@ def test_output_attentions_with_a_cache(architecture, tier):
     assert [a.shape for a in both[0]] == [a.shape for a in both[1]]
     assert all(torch.allclose(a.sum(-1), torch.ones(()), atol=1e-3) for a in both[0])
     assert tier != "exact" or all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*both, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["granite_swa", "gemma2", "gpt_oss"])
+def test_a_models_own_function_is_compared_with_ours(architecture, dtype):
+    require_softmax(None, tapped(odd_model(architecture).to(dtype)))
+
+
+def test_an_eager_function_that_does_something_else_is_refused(monkeypatch):
+    """What no option tells of: sinks that an eager function takes from its module by itself, say."""
+    from transformers.models.llama import modeling_llama
+
+    def sharpened(module, query, key, value, attention_mask, scaling, **options):
+        return eager_attention_forward(module, query, key, value, attention_mask, scaling=2 * scaling, **options)
+
+    model = odd_model("llama")
+    model.set_attn_implementation("eager")
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", sharpened)
+    with pytest.raises(UnsupportedModelError, match="not softmax attention"):
+        SpectralCache(model)
+
+
+def test_calibration_refuses_options_that_it_does_not_know():
+    model = odd_model("llama")
+    calls = tapped(model)
+    calls[0].options["indices"] = torch.zeros(3)
+    with pytest.raises(UnsupportedModelError, match="'indices'"):
+        attention_entropy(calls[0])
+    with pytest.raises(UnsupportedModelError, match="layer 0"):
+        attention_received(calls[0], 32)
+    model.set_attn_implementation("temperature_for_tests")
+    with pytest.raises(UnsupportedModelError, match="temperature_for_tests"):
+        attention_entropy(tapped(model)[0])
