@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from research.architectures import study as architectures
+from research.architectures import study
 from research.architectures.configurations import ARCHITECTURES, Architecture
 from research.architectures.study import REFUSED, RIGHT, WRONG, architecture_study, try_architecture
 
 RECORDED = {
     row["name"]: row
-    for row in json.loads((Path(__file__).parents[3] / "profiles/results/architectures.json").read_text())["rows"]
+    for row in json.loads((Path(__file__).parents[2] / "profiles/results/architectures.json").read_text())["rows"]
 }
 BY_NAME = {a.name: a for a in ARCHITECTURES}
 QUICK = (
@@ -76,7 +76,7 @@ def test_what_a_model_raises_is_a_fault_of_the_study_and_not_its_end(monkeypatch
     def broken(model):
         raise ZeroDivisionError("no attention here")
 
-    monkeypatch.setattr(architectures, "probe_geometry", broken)
+    monkeypatch.setattr(study, "probe_geometry", broken)
     result = architecture_study([Architecture("llama", "RoPE in halves"), Architecture("bloom", "ALiBi")])
     assert [r["outcome"] for r in result["rows"]] == [WRONG, WRONG]
     assert result["rows"][0]["reason"] == "ZeroDivisionError: no attention here"
@@ -84,6 +84,6 @@ def test_what_a_model_raises_is_a_fault_of_the_study_and_not_its_end(monkeypatch
 
 def test_equal_configurations_make_equal_models_and_leave_the_generator_alone():
     state = torch.random.get_rng_state()
-    a, b = (architectures.make_model(BY_NAME["mixtral"]) for _ in range(2))
+    a, b = (study.make_model(BY_NAME["mixtral"]) for _ in range(2))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
