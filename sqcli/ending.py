@@ -6,7 +6,7 @@ import errno
 import sys
 import traceback
 
-from sqcli.streams import end_at_next_signal
+from sqcli.streams import end_at_next_signal, interrupted
 
 BAD_INPUT, INTERNAL, INTERRUPTED = 2, 70, 130
 SURROUNDINGS = {
@@ -48,7 +48,7 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
     if (line := _what_the_user_can_mend(error)) is not None:
         _say(line)
         return BAD_INPUT
-    if _interrupt_inside(error):
+    if _interrupt_inside(error) or interrupted():
         return _interrupted()
     _say(
         f"Internal error: {_name(error)}: {_first_line(error)} ({_place(error)}). This is a fault of sq, not of your input. "

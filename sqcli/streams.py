@@ -10,6 +10,7 @@ import signal
 import sys
 
 BAD_INPUT = 2
+_signals: list[int] = []
 
 
 class _PipeFile(io.FileIO):
@@ -59,7 +60,7 @@ def listen_to_signals() -> None:
     """SIGTERM acts like Ctrl-C, and a Ctrl-C that hits a callback of the interpreter is not lost."""
     with contextlib.suppress(ValueError):  # outside the main thread
         signal.signal(signal.SIGTERM, _interrupt)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _interrupt)
     sys.unraisablehook = _unraisable
 
 
@@ -69,7 +70,13 @@ def end_at_next_signal() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _interrupt(*_: object) -> None:
+def interrupted() -> bool:
+    """Whether Ctrl-C was pressed, whatever the code that it hit made of it."""
+    return bool(_signals)
+
+
+def _interrupt(number: int, _: object) -> None:
+    _signals.append(number)
     raise KeyboardInterrupt
 
 

@@ -182,7 +182,7 @@ def test_damaged_profiles_are_refused(profile, tmp_path):
     side = tmp_path / "p.json"
     original = side.read_text()
     for text, message in (
-        (original[:-20], "not a profile"),
+        (original[:-20], "is not JSON"),
         ("{}", "not a SpectralQuant profile"),
         (original.replace('"schema_version": 1', '"schema_version": 9'), "profile schema 9"),
         (original.replace('"layers": 3', '"layers": "x"'), "model.layers"),
@@ -194,7 +194,7 @@ def test_damaged_profiles_are_refused(profile, tmp_path):
     with (tmp_path / "p.safetensors").open("ab") as handle:
         handle.write(b"x")
     done = sq("show", side)
-    assert done.returncode == 2 and "wrong size" in " ".join(done.stderr.split())
+    assert done.returncode == 2 and "does not match its sidecar" in " ".join(done.stderr.split())
 
 
 def test_a_full_disk_leaves_nothing_half_written(small_folder, tmp_path):

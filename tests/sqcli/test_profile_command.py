@@ -52,7 +52,7 @@ def test_a_stored_profile_is_shown_again(tmp_path, capsys):
         (["--shape", "llama-3.1-8b", "--model", "x"], "give one of them"),
         (["--kernels", "spectral_deco"], "Did you mean 'spectral_decode'"),
         (["--device-model", "h1000"], "Did you mean 'h100'"),
-        (["--share", "2"], "between 0 and 1"),
+        (["--share", "2"], "less than or equal to 1"),
         (["--model", "/no/such/folder"], "cannot be read"),
         (["--show", STORED, "--context", "5"], "has no context 5"),
         (["--show", STORED.with_name("gate-simulation.json")], "not those of sq profile"),

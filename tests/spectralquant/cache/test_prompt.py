@@ -161,6 +161,7 @@ def test_other_architectures_round_trip(architecture, tokenizer):
     got = unpack_cache(model, profile, packet)
     for layer, (key, value) in enumerate(stacked_calls(model, tokens)):
         for mine, theirs in ((got.layers[layer].keys, key), (got.layers[layer].values, value)):
+            theirs = theirs[:, :, -mine.shape[2] :]  # a sliding layer gets back what it can still read
             assert (mine - theirs).norm() / theirs.norm() < 0.25
 
 
