@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spectralquant.errors import InputError
-from spectralquant.files import require_writable
+from spectralquant.files import require_writable, user_path
 
 
 @contextlib.contextmanager
@@ -19,11 +19,23 @@ def claimed(path: str | Path, option: str) -> Iterator[None]:
     Raises:
         InputError: another run holds it, or its folder cannot be written.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     require_writable(path, option)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [folder for folder in path.parents if not folder.exists()]
     file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _held(lock, path, option):
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # something was written there
+            for folder in made:
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def _held(lock: FileLock, path: Path, option: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -31,13 +43,13 @@ def claimed(path: str | Path, option: str) -> Iterator[None]:
             f"Another run is writing {option} {path}. Wait for it, or choose another path; two runs would mix their results."
         ) from None
     except NotImplementedError:  # a file system without locks
-        file.unlink(missing_ok=True)
+        pass
     except OSError as error:
         raise InputError(
-            f"{option} {path} cannot be locked: {error.strerror or error}. Choose another folder."
+            f"{option} {path} cannot be locked: {error.strerror or error}. Choose another path."
         ) from error
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

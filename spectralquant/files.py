@@ -44,13 +44,20 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a person writes it: `~` is the home folder, where there is such a home."""
+    with contextlib.suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
+
+
 def require_writable(path: str | os.PathLike[str], option: str) -> None:
     """Refuse an output path before any work is done for it.
 
     Raises:
         InputError: a folder, in a folder that cannot be made or written, or with a name that no file can have.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     folder = path.parent
     try:
         if path.is_dir():

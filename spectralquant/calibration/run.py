@@ -29,6 +29,7 @@ from spectralquant.calibration.sums import CalibrationSums
 from spectralquant.claims import claimed
 from spectralquant.codec.cold.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
+from spectralquant.files import user_path
 from spectralquant.geometry import BLOCK, SINKS
 from spectralquant.hooks.decoder import longest_context
 from spectralquant.hooks.wrappers import usable_model
@@ -121,7 +122,7 @@ class CalibrationRun:
         if settings.predict == "tokens" and "cold" in settings.tiers:
             embedding = embedding_weight(loaded.model).float()
             self.features = TokenFeatures(embedding, embedding_projection(embedding))
-        self.stem = None if out is None else Path(out).expanduser()
+        self.stem = None if out is None else user_path(out)
         self.checkpoint = None if self.stem is None else Checkpoint(self.stem, self._fingerprint())
         if resume and self.checkpoint is None:
             raise InputError("Resuming needs the profile's path (--out).")

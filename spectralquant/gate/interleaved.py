@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralquant.errors import InputError
+from spectralquant.files import user_path
 from spectralquant.gate.statistics import ENOUGH_SAMPLES, LEAST_SAMPLES
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
@@ -117,7 +118,7 @@ def _environment(folder: Path | None = None) -> dict[str, str]:
 
 def _other(path: str) -> tuple[list[str], dict[str, str], str]:
     """Command, environment and name of the other install: a virtual environment, a Python executable, or a checkout."""
-    where = Path(path).expanduser()
+    where = user_path(path)
     if (where / "spectralquant" / "__init__.py").is_file():
         return [sys.executable, "-m", WORKER], _environment(where.resolve()), str(where)
     for python in (where / "bin" / "python", where / "Scripts" / "python.exe", where):

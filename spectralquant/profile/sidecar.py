@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from spectralquant.errors import ProfileError
-from spectralquant.files import file_sha256, read_json
+from spectralquant.files import file_sha256, read_json, user_path
 from spectralquant.profile.schema import SCHEMA_VERSION, ProfileSidecar
 from spectralquant.profile.shapes import check_sidecar
 
@@ -71,6 +71,12 @@ def check_tensor_file(file: Path, sidecar: ProfileSidecar, *, verify: bool = Tru
 
 
 def profile_stem(path: str | Path) -> Path:
-    """The path without .json or .safetensors."""
-    path = Path(path).expanduser()
+    """The path without .json or .safetensors.
+
+    Raises:
+        ProfileError: a path without a name.
+    """
+    path = user_path(path)
+    if not path.name:
+        raise ProfileError(f"{str(path)!r} names no profile. Give the path of its .json, with or without that ending.")
     return path.with_suffix("") if path.suffix in {".json", ".safetensors"} else path

@@ -77,7 +77,7 @@ def compare(
     from sqcli.terminal.compare import comparison_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
-    if not profile.with_name(profile.name + ".json").is_file() and profile == DEFAULT_PROFILE:
+    if profile == DEFAULT_PROFILE and not profile.with_name(profile.name + ".json").is_file():
         raise InputError(
             "There is no profiles/demo yet. Run `make demo`, or `sq calibrate --out PROFILE` and --profile PROFILE."
         )

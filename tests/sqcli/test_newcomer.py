@@ -209,3 +209,37 @@ def test_after_a_full_disk_it_is_said_what_stays(tmp_path, folder):
     said = " ".join(done.stderr.split())
     assert done.returncode == 2 and "File too large" in said, said
     assert list(tmp_path.iterdir()) == [tmp_path / "p.partial"] and f"stays in {tmp_path / 'p.partial'}" in said
+
+
+PATHS = [
+    ("show", []),
+    ("show", ["--diff"]),
+    ("inspect", []),
+    ("report", []),
+    ("compare", ["h2o", "--profile"]),
+    ("pack", ["text", "--out", "x.sqkv", "--profile"]),
+    ("pack", ["--profile", "genuine", "--out", "x.sqkv", "--file"]),
+    ("unpack", ["--profile", "genuine"]),
+    ("unpack", ["x.sqkv", "--profile"]),
+    ("generate", ["text", "--profile"]),
+    ("generate", ["--file"]),
+    ("gate", ["--baseline", "x.json", "--current"]),
+    ("gate", ["--current", str(__file__), "--baseline"]),
+    ("gate", ["--against", "/nowhere", "--limits"]),
+    ("gate", ["--against"]),
+    ("profile", ["--show"]),
+    ("calibrate", ["--config"]),
+    ("calibrate", ["--model"]),
+    ("calibrate", ["--model", "model", "--data"]),
+]
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "/etc", "x" * 300, "~nobody-here/x", "a[/b]", "/dev/null", "--"])
+def test_odd_paths_are_one_line_and_exit_2(path, capsys, folder, tmp_path, monkeypatch):
+    for name in ("genuine.json", "genuine.safetensors"):
+        shutil.copy(folder / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for command, before in PATHS:
+        code, said = sq(capsys, command, *before, path)
+        assert code == 2, (command, before, said)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["genuine.json", "genuine.safetensors"]

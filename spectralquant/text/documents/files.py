@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spectralquant.errors import SourceError
+from spectralquant.files import user_path
 from spectralquant.text.documents.columns import RowReader
 from spectralquant.text.documents.encoding import binary_kind, characters, encoding_of, open_bytes, table_kind
 from spectralquant.text.documents.pieces import in_pieces
@@ -58,11 +59,11 @@ def is_path(spec: str) -> bool:
 
 def _split(rest: str) -> tuple[Path, str | None]:
     """The path, and the column where what stands before the last colon exists and the whole does not."""
-    whole = Path(rest).expanduser()
+    whole = user_path(rest)
     head, colon, tail = rest.rpartition(":")
     if not colon or not head or _exists(whole) or not tail or "/" in tail:
         return whole, None
-    before = Path(head).expanduser()
+    before = user_path(head)
     return (before, tail) if _exists(before) else (whole, None)
 
 

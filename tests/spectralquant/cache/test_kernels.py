@@ -134,3 +134,30 @@ def test_choices_are_checked(monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET")
         with pytest.raises(InputError, match="read CUDA memory"):
             SpectralCache(model, profile, tier="hot", kernels="triton")
+
+
+def test_a_table_of_pages_is_not_taken_for_blocks_that_came_later():
+    """CPython gives a new block the address of one that is gone: an address alone does not tell blocks apart."""
+    loaded, profile = profile_of("llama")
+    cache = SpectralCache(loaded.model, profile, tier="hot", kernels="triton")
+    with torch.no_grad():
+        loaded.model(input_ids=torch.randint(5, 500, (1, 400)), past_key_values=cache, logits_to_keep=1)
+    tier, (first, second) = cache.tiers["hot"], cache.state.rows[0]
+    data = tier.to_bytes(first), tier.to_bytes(second)
+    cache.reset()
+    address, pages = None, []
+    del first, second
+    for _ in range(1000):
+        old = tier.from_bytes(data[0], 128, 128)
+        expected = tier.row_pages(0, [[old]])
+        address, keep = id(old), old.payload
+        del old
+        new = tier.from_bytes(data[1], 128, 128)
+        pages += [keep, new.payload]
+        if id(new) == address:
+            break
+    assert id(new) == address, "the addresses of this interpreter's objects are never used again"
+    found = tier.row_pages(0, [[new]])
+    here = found.storage.data_ptr() + int(found.pages[0, 0])
+    assert here == new.payload.data.data_ptr()
+    assert here != expected.storage.data_ptr() + int(expected.pages[0, 0])
