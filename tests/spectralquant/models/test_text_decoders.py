@@ -33,7 +33,12 @@ WRAPPERS = {
     "gemma3": (
         "Gemma3ForConditionalGeneration",
         {
-            "text_config": {**TEXT, "sliding_window": 64, "query_pre_attn_scalar": 16},
+            "text_config": {
+                **TEXT,
+                "sliding_window": 64,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "query_pre_attn_scalar": 16,
+            },
             "vision_config": EYE,
             "mm_tokens_per_image": 4,
             "image_token_index": 500,
