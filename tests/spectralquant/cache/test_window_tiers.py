@@ -248,7 +248,7 @@ def test_compress_gives_what_can_be_read():
     packet = cache.compress(keys, values, ids(500)[0])
     back = SpectralCache.unpack(loaded.model, profile, packet, step_scale=0.05)
     for layer, first in enumerate((201, 201, 0)):
-        found = back.view(layer).dense()
+        found = back.view(layer, 0).dense()
         assert relative(found[0][0], keys[layer, :, first:]) < 0.2
         assert relative(found[1][0], values[layer, :, first:]) < 0.2
     narrow, _ = calibrated("narrow")
