@@ -5,9 +5,9 @@ import torch
 from conftest import random_model, small_tokenizer
 from transformers import DynamicCache
 
-from spectralquant.geometry import BLOCK
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.streaming import stream_window
+from spectralquant.geometry import BLOCK
 from spectralquant.methods import get
 from spectralquant.methods.context import MethodContext
 from spectralquant.models.load import LoadedModel
