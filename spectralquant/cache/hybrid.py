@@ -112,7 +112,7 @@ class HybridCacheManager(SpectralCache):
             and self.get_seq_length() <= self.hybrid["crossover"]
         )
 
-    def view(self, layer: int, new: int = 0) -> LayerView:
+    def view(self, layer: int, new: int | None = None) -> LayerView:
         """What attention reads of one layer: a selection while the sequence is short (sliding layers read their window)."""
         selects = self.selecting and not self.layers[layer].is_sliding
         return HeavyHitterView(self, layer, new) if selects else super().view(layer, new)

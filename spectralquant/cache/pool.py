@@ -1,6 +1,6 @@
 """`SpectralBufferPool`: preallocated pages for codes, shared by caches and threads.
 
-Pages of one size live in slabs of eight. A page is freed when the last `PageRef` to it goes; beams and copies share
+Pages of one size live in slabs: of one page at first, then of as many as there are already, up to eight. A page is freed when the last `PageRef` to it goes; beams and copies share
 pages because pages never change once written. Waste is bounded by one partly used slab a page size when pages are
 freed in order, and is measured; `trim` gives empty slabs back.
 
@@ -104,23 +104,24 @@ class SpectralBufferPool:
         return PageRef(self, nbytes, slab, index)
 
     def _grow(self, nbytes: int, pages: _PageClass) -> None:
-        wanted = nbytes * SLAB_PAGES
+        count = min(SLAB_PAGES, max(1, sum(map(len, pages.slabs.values()))))
+        wanted = nbytes * count
         if self.max_bytes is not None and self.stats().allocated + wanted > self.max_bytes:
             raise InputError(
                 f"The buffer pool holds {self.stats().allocated:,} bytes and needs {wanted:,} more, over its limit of "
                 f"{self.max_bytes:,}. Raise max_bytes, or free or demote older blocks."
             )
         with torch.inference_mode(False):
-            slab = torch.zeros(SLAB_PAGES, nbytes, dtype=torch.uint8, device=self.device, pin_memory=self.pinned)
+            slab = torch.zeros(count, nbytes, dtype=torch.uint8, device=self.device, pin_memory=self.pinned)
         if slab.is_cuda:
             for stream in self._users:
                 slab.record_stream(stream)
         pages.slabs[pages.next_slab] = slab
-        pages.free |= {(pages.next_slab, i) for i in range(SLAB_PAGES)}
+        pages.free |= {(pages.next_slab, i) for i in range(count)}
         pages.next_slab += 1
 
     def slab(self, nbytes: int, slab: int) -> Tensor:
-        """All pages of one slab, uint8 `[8, nbytes]`."""
+        """All pages of one slab, uint8 `[n, nbytes]`."""
         self.used_on(self.device)
         return self._classes[nbytes].slabs[slab]
 
@@ -157,7 +158,7 @@ class SpectralBufferPool:
         found = []
         for slab, index in runs:
             start, consecutive = index[0], index == list(range(index[0], index[0] + len(index)))
-            shape = (len(index) if consecutive else SLAB_PAGES, part.rows, part.last - part.first)
+            shape = (len(index) if consecutive else len(slabs[slab]), part.rows, part.last - part.first)
             at = part.offset + part.first + (start * nbytes if consecutive else 0)
             columns = slabs[slab].as_strided(shape, (nbytes, part.row_bytes, 1), at)
             found.append(columns if consecutive else columns[index])
@@ -171,11 +172,12 @@ class SpectralBufferPool:
             self._take_back()
             for nbytes, pages in self._classes.items():
                 for slab in list(pages.slabs):
-                    mine = {(slab, i) for i in range(SLAB_PAGES)}
+                    count = len(pages.slabs[slab])
+                    mine = {(slab, i) for i in range(count)}
                     if mine <= pages.free:
                         pages.free -= mine
                         del pages.slabs[slab]
-                        freed += nbytes * SLAB_PAGES
+                        freed += nbytes * count
         return freed
 
     def stats(self) -> PoolStats:
@@ -183,7 +185,7 @@ class SpectralBufferPool:
         with self._lock:
             self._take_back()
             allocated = sum(s.untyped_storage().nbytes() for c in self._classes.values() for s in c.slabs.values())
-            live = {n: len(c.slabs) * SLAB_PAGES - len(c.free) for n, c in self._classes.items()}
+            live = {n: sum(map(len, c.slabs.values())) - len(c.free) for n, c in self._classes.items()}
             return PoolStats(allocated, sum(n * k for n, k in live.items()), sum(live.values()))
 
     def _free(self, nbytes: int, slab: int, index: int) -> None:

@@ -169,8 +169,8 @@ class SpectralCache(CachePasses):
         self.spent.dense_reads += 1
         return view.dense()
 
-    def view(self, layer: int, new: int = 0) -> LayerView:
-        """What attention reads of one layer, when the newest `new` tokens are its queries'."""
+    def view(self, layer: int, new: int | None = None) -> LayerView:
+        """One layer's tokens: all, or what attention reads when the newest `new` tokens are its queries'."""
         return LayerView(self, layer, new)
 
     def group_of(self, layer: int) -> CacheGroup:

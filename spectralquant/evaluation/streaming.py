@@ -217,7 +217,7 @@ def _compress(
         keys, values = part.decode(encoded)
         total.decode_s += _now(block.keys.device) - middle
         total.encode_s += middle - begin
-        total.codes.append(CodedRange(group, start, stop, encoded.nbytes))
+        total.codes.append(CodedRange(group, start, stop, encoded.nbytes, getattr(part, "by_token", False)))
         total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
         streams.replace(index + 1, group.layers, block, keys, values)
         if on_block is not None:

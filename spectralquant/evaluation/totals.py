@@ -18,6 +18,12 @@ class CodedRange:
     start: int
     stop: int
     nbytes: int
+    by_token: bool = False
+
+    def held(self, oldest: int) -> int:
+        """Bytes that are held while tokens from `oldest` on can be read: all, where no token can be let go alone."""
+        readable = self.stop - max(self.start, oldest)
+        return -(-self.nbytes * readable // (self.stop - self.start)) if self.by_token else self.nbytes
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,10 @@ class StreamTotals:
         per_layer = geometry.fp16_bytes_per_token // geometry.layers
         self.fp16_bytes = geometry.fp16_bytes(total)
         for code in self.codes:
-            readable = code.stop - max(code.start, code.group.first_read(total))
+            oldest = code.group.first_read(total)
+            readable = code.stop - max(code.start, oldest)
             if readable > 0:
-                self.coded_bytes += code.nbytes
+                self.coded_bytes += code.held(oldest)
                 self.coded_fp16_bytes += readable * len(code.group.layers) * per_layer
         for held in self.keeps.values():
             oldest = max(SINKS, held.group.first_read(total))

@@ -155,6 +155,9 @@ def make_mask(*args: Any, config: Any = None, **kwargs: Any) -> Tensor | Any | N
     if config is not None and (custom_function(config) is not None or not switched_here(config)):
         function = ALL_MASK_ATTENTION_FUNCTIONS[own] if own in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys() else None
         return None if function is None else function(*args, config=config, **kwargs)
+    window = kwargs.get("local_size")
+    if window is not None and kwargs.get("q_length") == 1 and kwargs.get("kv_length", window + 1) <= window:
+        kwargs["local_size"] = None  # one query may read its whole window: a mask would hide nothing but padding
     return sdpa_mask(*args, config=config, **kwargs)
 
 

@@ -35,6 +35,7 @@ class Fp8:
 
     name: ClassVar[str] = "fp8"
     exact_bits: ClassVar[int] = 16
+    by_token: ClassVar[bool] = True
 
     @property
     def options(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Uncompressed:
 
     name = "none"
     exact_bits = 16
+    by_token = True
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}

@@ -37,6 +37,7 @@ class TurboQuant:
 
     name = "turboquant"
     exact_bits = 16
+    by_token = True
 
     def __init__(self, head_dim: int, bits: float = 4, seed: int = 0, variant: str = "mse") -> None:
         if variant not in ("mse", "prod"):

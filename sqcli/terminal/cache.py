@@ -46,9 +46,9 @@ def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
     table.caption_justify = "left"
     for group in stats.groups:
         if group.window is not None:
-            held = "stay exact" if not group.coded else "are coded within it"
+            held = "stays exact" if not group.coded else "is coded as far as it is not recent"
             caption.append(
-                f"\n{group.layers} layers read {group.window:,} tokens at most: older ones are let go, and they {held}"
+                f"\nlayers that read {group.window:,} tokens at most: {group.layers}; what is older is let go, their window {held}"
             )
     if stats.reconstructor_failure:
         caption.append(f"\nworker lost: {stats.reconstructor_failure}; went on synchronously", "red")

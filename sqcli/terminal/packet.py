@@ -42,7 +42,7 @@ def packet_view(packet: SpectralPacket, title: str) -> RenderableType:
     table.add_row("model shape", f"{h.layers} layers × {h.kv_heads} KV heads × {h.head_dim}")
     for group in h.groups:
         window = "all tokens" if group.window is None else f"{group.window:,} tokens at most"
-        table.add_row(f"{len(group.layers)} layers", f"read {window}")
+        table.add_row(f"layers: {len(group.layers)}", f"reading {window}")
     table.add_row("coded tokens", f"{r['coded_tokens']:,} in {r['coded_bytes']:,} bytes")
     table.add_row("exact tokens", f"{r['exact_tokens']:,} ({h.sinks} sinks, the rest recent) as {h.exact_dtype}")
     table.add_row("fp16 cache", f"{r['fp16_bytes']:,} bytes (transformers' own)")

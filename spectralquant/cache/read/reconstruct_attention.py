@@ -57,7 +57,7 @@ def svd_reconstruct_attention(
         source = SpectralCache.unpack(model, profile, source)
     if not 0 <= layer < len(source.layers):
         raise InputError(f"layer={layer} is outside 0 to {len(source.layers) - 1}.")
-    view = source.view(layer)
+    view = source.view(layer, 0)
     segments = view.segments()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = AttentionCall(None, layer, query[:, :, None], view, view, None, scale, None, None, {})

@@ -23,16 +23,18 @@ class LayerView:
     """Keys and values of one layer, made dense or handed out in segments when asked for.
 
     Of a sliding layer these are the tokens that the first of `new` queries can read, and those after it: what
-    transformers' own cache gives attention. start: the index of the first of them.
+    transformers' own cache gives attention. start: the index of the first of them. Without `new`, `dense` has a place for
+    every token, and zeros for those that the layer has let go.
     """
 
-    def __init__(self, cache: SpectralCache, index: int, new: int = 0) -> None:
+    def __init__(self, cache: SpectralCache, index: int, new: int | None = None) -> None:
         self.cache, self.index = cache, index
         self.layer, self.group = cache.layers[index], cache.group_of(index)
         self.tokens = self.group.tokens
         batch, heads, recent, dim = self.layer.keys.shape
         total = self.layer.get_seq_length()
-        self.start = max(self.tokens.first, self.tokens.kind.first_read(total - new))
+        self.start = max(self.tokens.first, self.tokens.kind.first_read(total - (new or 0)))
+        self.padding = self.start if new is None else 0
         self.recent = min(recent, total - self.start)
         self.shape = (batch, heads, total - self.start, dim)
         self.dtype, self.device = self.layer.dtype, self.layer.device
@@ -63,9 +65,11 @@ class LayerView:
     def dense(self) -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[B, Hk, S, D]` in the model's dtype."""
         parts = [s for s in (self._sinks(), *self._dense_runs(), self._recents()) if s.tokens]
-        if len(parts) == 1:
+        if len(parts) == 1 and not self.padding:
             return parts[0].keys, parts[0].values
-        return tuple(torch.cat([getattr(s, name) for s in parts], dim=2) for name in ("keys", "values"))
+        batch, heads, _, dim = self.shape
+        let_go = torch.zeros(batch, heads, self.padding, dim, dtype=self.dtype, device=self.device)
+        return tuple(torch.cat([let_go, *(getattr(s, name) for s in parts)], dim=2) for name in ("keys", "values"))
 
     def _runs(self) -> list[tuple[str, int, int]]:
         """`BlockReader.runs` without blocks that lie wholly before `start`."""

@@ -165,7 +165,7 @@ def _held(loaded: LoadedModel, cache: SpectralCache, ids: Tensor) -> tuple[Tenso
     """Keys and values of the last layer as the cache gives them back, and as the model made them."""
     plain = DynamicCache(config=loaded.model.config)
     _fed(loaded, plain, ids)
-    found = torch.stack([x.float() for x in cache.view(loaded.geometry.layers - 1).dense()])
+    found = torch.stack([x.float() for x in cache.view(loaded.geometry.layers - 1, 0).dense()])
     made = torch.stack([plain.layers[-1].keys.float(), plain.layers[-1].values.float()])
     return found, made
 

@@ -101,7 +101,7 @@ def test_decoding_from_codes_minds_sinks_and_softcap(architecture, tier):
         model(ids(400), past_key_values=cache, logits_to_keep=1)
         dense = DynamicCache(config=model.config)
         for layer in range(len(cache.layers)):
-            dense.update(*cache.view(layer).dense(), layer)
+            dense.update(*cache.view(layer, 0).dense(), layer)
         expected = model(ids(1, 1), past_key_values=dense).logits
         found = model(ids(1, 1), past_key_values=cache).logits
     assert torch.allclose(found, expected, atol=1e-4)
@@ -146,7 +146,7 @@ def test_a_users_attention_function_gets_its_option(tier):
         model(ids(400), **own, logits_to_keep=1, sharper=3.0)
         dense = DynamicCache(config=model.config)
         for layer in range(len(own["past_key_values"].layers)):
-            dense.update(*own["past_key_values"].view(layer).dense(), layer)
+            dense.update(*own["past_key_values"].view(layer, 0).dense(), layer)
         expected = model(ids(1, 1), past_key_values=dense, sharper=3.0).logits
         found = model(ids(1, 1), **own, sharper=3.0).logits
         plain = SpectralCache(model)

@@ -47,7 +47,7 @@ def test_every_way_of_reading(tier, kernels, tmp_path):
         model(ids(600), past_key_values=cache, logits_to_keep=1)
         dense = DynamicCache(config=model.config)
         for layer in range(3):
-            dense.update(*cache.view(layer).dense(), layer)
+            dense.update(*cache.view(layer, 0).dense(), layer)
         expected = model(ids(1), past_key_values=dense).logits
         cache.save(tmp_path / "cache")
         copies = [copy.deepcopy(cache), SpectralCache.load(tmp_path / "cache", model, profile)]

@@ -164,7 +164,19 @@ def test_copies_go_on_alike(name, way, tmp_path):
 
 
 def layer_bytes(cache: SpectralCache) -> list[int]:
-    return [sum(x.numel() * x.element_size() for x in cache.view(i).dense()) for i in range(len(cache.layers))]
+    return [sum(x.numel() * x.element_size() for x in cache.view(i, 0).dense()) for i in range(len(cache.layers))]
+
+
+def test_dense_tokens_stand_at_their_places_and_those_let_go_are_zero():
+    model = model_of("gemma3, window 64")
+    cache = SpectralCache(model)
+    with torch.no_grad():
+        model(input_ids=prompt(500), past_key_values=cache)
+    for index, layer in enumerate(cache.layers):
+        for whole, read in zip(cache.view(index).dense(), cache.view(index, 0).dense(), strict=True):
+            held = read.shape[2]
+            assert whole.shape[2] == 500 and held == (63 if layer.is_sliding else 500)
+            assert torch.equal(whole[:, :, 500 - held :], read) and not whole[:, :, : 500 - held].any()
 
 
 def test_crop_goes_back_as_far_as_tokens_are_held():
