@@ -21,7 +21,6 @@ from spectralquant.codec.cold.coded_block import MAX_TOKENS
 from spectralquant.codec.cold.coefficients import BlockCoefficients, halved
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.cold.token_guess import TokenGuess
-from spectralquant.codec.products import product_dtype
 from spectralquant.errors import PacketError
 from spectralquant.hooks.rotary_tables import Places
 
@@ -92,8 +91,7 @@ class ColdTier:
         for block, part in zip(blocks, data, strict=True):
             if self.codec.announced(part) != block.tokens:
                 raise PacketError(f"A block of {block.tokens} tokens holds {self.codec.announced(part)}.")
-        dtype = product_dtype(self.codec.device)
-        return [halved(coded, dtype) for coded in self.codec.coefficients_run(data)]
+        return [halved(coded, self.codec.dtype) for coded in self.codec.coefficients_run(data)]
 
     def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""

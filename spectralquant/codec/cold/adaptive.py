@@ -96,6 +96,10 @@ class AdaptiveRankCompressor:
         return self.base.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype
+
+    @property
     def step_scale(self) -> float:
         return self.base.step_scale
 

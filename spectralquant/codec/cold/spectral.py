@@ -43,7 +43,8 @@ class SpectralCodec:
 
     `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
     `adaptive` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
-    `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better.
+    `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better. dtype: of
+    the products (see `codec.products`).
     """
 
     def __init__(
@@ -60,8 +61,8 @@ class SpectralCodec:
         self.step_scale = step_scale
         self.adaptive = adaptive
         self.tier = tier
-        dtype = product_dtype(self.device)
-        self.projectors = tuple(SpectralProjector(basis, device, dtype) for basis in (tier.key, tier.value))
+        self.dtype = product_dtype(tier, self.device, step_scale)
+        self.projectors = tuple(SpectralProjector(basis, device, self.dtype) for basis in (tier.key, tier.value))
         self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
         self.coder = EntropyCoder(tier.tables, (tier.key_choice, tier.value_choice), device)
         self.importance = ImportanceModel(tier.importance_weight.to(device), tier.importance_bias.to(device))
