@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from spectralquant.bench.inputs import SINKS, CodeSettings, coded_tokens
@@ -9,42 +10,77 @@ from spectralquant.models.shapes import ModelShape
 from sqkernels.common import PAGE, RowMatrices
 
 Row = dict[str, Any]
+Held = Callable[[int], float]
 BLOCK_CYCLE = PAGE - 1
+UNBOUNDED = 1 << 40
 
 
 def memory_rows(
     shape: ModelShape, matrices: RowMatrices, settings: CodeSettings, batch: int, context: int, memory: int
 ) -> list[Row]:
     """A row a method: bytes of one sequence batch at `context`, and the longest context that fits beside the weights in
-    `memory` bytes. Exact window at its largest (a block cycle); whole pages; bases and codebooks of hot codes included."""
-    element = 2 * shape.layers * shape.kv_heads * shape.head_dim
-    pages = shape.layers * matrices.layout.page_bytes
-    rows_only = shape.layers * PAGE * sum(matrices.layout.row_bytes)
-    tables = shape.layers * sum(
+    `memory` bytes. Exact window at its largest (a block cycle); whole pages; bases and codebooks of hot codes included. Layers
+    with a sliding window hold no more than that; `ratio` is against transformers' own cache, which does the same."""
+    windows = shape.windows or (None,) * shape.layers
+    vector = 2 * shape.kv_heads * shape.head_dim
+    rows_only = float(sum(matrices.layout.row_bytes))
+    tables = len(windows) * sum(
         t.numel() * t.element_size() for kind in (matrices.key, matrices.value) for t in vars(kind).values()
     )
-    index = shape.layers * sum(t.numel() * t.element_size() for t in vars(matrices.index).values())
-    exact = 2 * element * (SINKS + settings.window + BLOCK_CYCLE)
+    index = len(windows) * sum(t.numel() * t.element_size() for t in vars(matrices.index).values())
+
+    def plain(element: int) -> Held:
+        return lambda tokens: sum(element * vector * _read(window, tokens) for window in windows)
+
+    def hot(per_token: float) -> Held:
+        return lambda tokens: sum(_hot(window, tokens, per_token, 2 * vector, settings.window) for window in windows)
+
     found = (
-        ("bf16", 2 * element, 0, 0),
-        ("fp8", element, 0, 0),
-        (f"hot {settings.bits} bits", rows_only / PAGE, exact, tables),
-        (f"hot {settings.bits} bits + index", pages / PAGE, exact, tables + index),
+        ("bf16", plain(2), 0),
+        ("fp8", plain(1), 0),
+        (f"hot {settings.bits} bits", hot(rows_only), tables),
+        (f"hot {settings.bits} bits + index", hot(matrices.layout.page_bytes / PAGE), tables + index),
     )
     free = memory - shape.weight_bytes - 2 * shape.hidden * shape.vocab
+    own = batch * plain(2)(context)
     rows = []
-    for method, per_token, per_sequence, shared in found:
-        coded = context if not per_sequence else coded_tokens(context, settings.window)
-        held = batch * (per_token * coded + per_sequence) + shared
-        longest = (free - shared - batch * per_sequence) / (batch * per_token)
+    for method, held, shared in found:
+        bytes_held = batch * held(context) + shared
         rows.append(
             {
                 "method": method,
                 "batch": batch,
                 "context": context,
-                "bytes": int(held),
-                "ratio": batch * 2 * element * context / held,
-                "longest_context": max(0, int(longest)),
+                "bytes": int(bytes_held),
+                "ratio": own / bytes_held,
+                "longest_context": _longest(lambda n, held=held, shared=shared: batch * held(n) + shared <= free),
             }
         )
     return rows
+
+
+def _read(window: int | None, tokens: int) -> int:
+    """Tokens that a layer can still read."""
+    return tokens if window is None else min(tokens, window - 1)
+
+
+def _hot(window: int | None, tokens: int, per_token: float, exact: int, recent: int) -> float:
+    """Bytes of one layer: codes in whole pages and exact tokens, or these alone where they are all that is read."""
+    largest = SINKS + recent + BLOCK_CYCLE
+    if window is not None and window <= recent + PAGE:
+        return exact * _read(window, tokens)
+    coded = coded_tokens(tokens, recent)
+    if window is not None:
+        coded = min(coded, -(-(window - 1 - recent) // PAGE) * PAGE + PAGE)
+    return coded * per_token + exact * largest
+
+
+def _longest(fits: Callable[[int], bool]) -> int | None:
+    """The longest context that fits; None where any does (windows alone hold no more at any context)."""
+    low, high = 0, UNBOUNDED
+    if fits(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

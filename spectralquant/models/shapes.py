@@ -10,7 +10,9 @@ from spectralquant.errors import InputError, did_you_mean
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What attention and the rest of a decoder layer need to know of a model."""
+    """What attention and the rest of a decoder layer need to know of a model. windows: tokens that each layer of its cache
+    reads at most (None: all); empty: every layer reads all.
+    """
 
     name: str
     layers: int
@@ -20,6 +22,7 @@ class ModelShape:
     hidden: int
     intermediate: int
     vocab: int
+    windows: tuple[int | None, ...] = ()
 
     @property
     def group(self) -> int:
@@ -51,7 +54,17 @@ class ModelShape:
             config.hidden_size,
             config.intermediate_size,
             config.vocab_size,
+            _windows(config),
         )
+
+
+def _windows(config: Any) -> tuple[int | None, ...]:
+    """Of the layers that transformers' own cache of a model keeps; empty where all of the model's layers keep everything."""
+    from transformers import DynamicCache
+
+    layers = [layer for layer in DynamicCache(config=config).layers if type(layer).__name__ != "DummyLayer"]
+    windows = tuple(getattr(layer, "sliding_window", None) for layer in layers)
+    return windows if any(windows) or len(windows) < config.num_hidden_layers else ()
 
 
 SHAPES = {
@@ -97,7 +110,7 @@ def parse_shape(text: str) -> ModelShape:
 
 def _fields(text: str) -> dict[str, int]:
     """`layers=4,heads=8` as numbers."""
-    known = [f.name for f in fields(ModelShape) if f.name != "name"]
+    known = [f.name for f in fields(ModelShape) if f.name not in ("name", "windows")]
     values: dict[str, int] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")

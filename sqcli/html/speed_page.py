@@ -7,7 +7,7 @@ from typing import Any
 
 from sqcli.html.charts import xy_chart
 from sqcli.html.page import Page
-from sqcli.terminal.speed import crossover_text
+from sqcli.terminal.speed import context_text, crossover_text
 
 Row = dict[str, Any]
 OURS = ("spectral_decode", "spectral_index_decode")
@@ -107,7 +107,7 @@ def _tables(page: Page, name: str, title: str, result: dict[str, Any], field: st
     table = [("Method", "Context", "Batch", "GB", "Against bf16", "Longest context that fits")]
     for r in result["memory"]:
         cells = (f"{r['context']:,}", str(r["batch"]), f"{r['bytes'] / 1e9:.2f}", f"{r['ratio']:.1f}")
-        table.append((r["method"], *cells, f"{r['longest_context']:,}"))
+        table.append((r["method"], *cells, context_text(r)))
     page.table(f"{name}: bytes held, counted from layouts, all layers", table)
     facts = {f"{r['kernel']}, batch {r['batch']}": f"from {crossover_text(r)} tokens on" for r in result["crossover"]}
     if facts:

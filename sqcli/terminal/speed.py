@@ -132,8 +132,13 @@ def _memory(result: dict[str, Any]) -> Table:
     table = _new_table(f"\nbytes held at {context:,} tokens, counted from layouts, all layers", columns)
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
-        table.add_row(method, *(f"{r['bytes'] / 1e9:.2f} GB" for r in mine), f"{mine[0]['longest_context']:,}")
+        table.add_row(method, *(f"{r['bytes'] / 1e9:.2f} GB" for r in mine), context_text(mine[0]))
     return table
+
+
+def context_text(row: Row) -> str:
+    """The longest context that fits."""
+    return "any" if row["longest_context"] is None else f"{row['longest_context']:,}"
 
 
 def crossover_text(row: Row) -> str:

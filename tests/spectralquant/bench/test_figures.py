@@ -1,6 +1,9 @@
 """Predictions, memory, crossovers and shapes: arithmetic that must be right without a GPU."""
 
+from dataclasses import replace
+
 import pytest
+from transformers import AutoConfig
 
 from spectralquant.bench.crossover import crossovers
 from spectralquant.bench.device.devices import DEVICES, parse_device
@@ -44,6 +47,26 @@ def test_memory_counts_codes_window_and_weights():
     codes = (10_000 - 132) * shape.kv_bytes_per_token / 4
     assert codes < hot["bytes"] < codes + 260 * shape.kv_bytes_per_token + 10**6
     assert index["bytes"] > hot["bytes"] and hot["longest_context"] > 3 * rows["bf16"]["longest_context"]
+
+
+def test_memory_of_sliding_layers_is_their_window():
+    shape = replace(parse_shape("custom:layers=3,heads=4,kv_heads=2,head_dim=64"), windows=(1000, 100, None))
+    settings = CodeSettings()
+    matrices = random_matrices(shape, settings, "cpu")
+    rows = {r["method"]: r for r in memory_rows(shape, matrices, settings, 1, 10_000, 10**10)}
+    layer = shape.kv_bytes_per_token // 3
+    assert rows["bf16"]["bytes"] == (10_000 + 999 + 99) * layer and rows["bf16"]["ratio"] == 1
+    hot = rows["hot 4 bits"]["bytes"]
+    assert (9868 + 872) * layer / 4 + 99 * layer < hot < (9868 + 1100) * layer / 4 + (99 + 2 * 260) * layer + 10**6
+    sliding = replace(shape, windows=(1000, 100, 100))
+    assert memory_rows(sliding, matrices, settings, 1, 10_000, 10**10)[0]["longest_context"] is None
+
+
+def test_windows_of_a_shape_are_those_of_its_cache(tmp_path):
+    AutoConfig.for_model("mistral", sliding_window=4096, num_hidden_layers=2).save_pretrained(tmp_path / "m")
+    assert shape_of_model(str(tmp_path / "m")).windows == (4096, 4096)
+    AutoConfig.for_model("llama", num_hidden_layers=2).save_pretrained(tmp_path / "l")
+    assert shape_of_model(str(tmp_path / "l")).windows == ()
 
 
 def test_crossovers_interpolate_and_say_where_they_cannot():
