@@ -366,7 +366,7 @@ def _edited_tensors(tensors: dict[str, torch.Tensor], op: int, which: int, place
     if op % 6 == 3:
         kinds = (torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool)
         return tensors | {name: held.to(kinds[value % 5])}
-    if op % 6 == 4 and held.dim():
+    if op % 6 == 4 and held.dim() and held.numel() < 1 << 18:
         return tensors | {name: torch.cat([held, held], dim=place % held.dim())}
     if len(flat):
         raw = flat.view(torch.uint8).clone()

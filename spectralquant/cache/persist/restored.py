@@ -12,6 +12,7 @@ from spectralquant.cache.tiers.base import StoredBlock
 from spectralquant.cache.tokens.group import GroupTokens
 from spectralquant.errors import InputError
 from spectralquant.geometry import SINKS
+from spectralquant.models.limits import require_positions
 
 if TYPE_CHECKING:
     from spectralquant.cache.spectral_cache import SpectralCache
@@ -79,6 +80,8 @@ def require_whole(cache: SpectralCache) -> None:
     lengths = {layer.get_seq_length() for group in state.groups for layer in group.layers}
     _need(len(lengths) == 1, "layers of different lengths")
     total = lengths.pop()
+    _need(all(group.first <= group.kind.first_read(total) for group in state.groups), "tokens that would be read next")
+    require_positions(cache.binding.model, total, "The saved cache", "It belongs to another model.")
     _need(state.ids is not None if state.keep_ids else True, "token ids are missing")
     if state.ids is not None:
         vocabulary = cache.binding.model.get_input_embeddings().weight.shape[0]

@@ -174,6 +174,8 @@ def _restore_group(
     device = group.compressor.state.binding.device
     for index, layer in enumerate(tokens.layers):
         found = {name: tensors.get(_name(number, name)) for name in LAYER_TENSORS}
+        if any(t is not None and len(t) != len(tokens.layers) for t in found.values()):
+            raise InputError("The saved cache holds tensors of another number of layers.")
         found = {name: t[index].to(device).clone() for name, t in found.items() if t is not None}
         if "keys" in found:
             layer.lazy_initialization(found["keys"], found["values"])
