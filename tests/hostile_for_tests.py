@@ -117,7 +117,8 @@ class Material:
         self.loaded = LoadedModel("hostile", model, ByT5Tokenizer(), probe_geometry(model))
         text = tokenize(self.loaded.tokenizer, load_text("builtin:pydoc"), 6000)
         settings = CalibrationSettings(steps=4, window=512, tiers=TIERS, held_out_windows=1, held_out_window=512)
-        self.folder = Path(tempfile.mkdtemp(prefix="hostile-"))
+        self._kept = tempfile.TemporaryDirectory(prefix="hostile-")  # deleted with this object
+        self.folder = Path(self._kept.name)
         self.profile = calibrate_model(self.loaded, text, settings, out=self.folder / "genuine")
         self.ids = text.windows(TOKENS)[:1]
         self.packet = bytes(pack_prompt(model, self.profile, self.ids)[0].data)
