@@ -64,6 +64,29 @@ EYE = {
 QWEN_EYE = {"depth": 1, "hidden_size": 32, "num_heads": 2, "patch_size": 14, "out_hidden_size": 64}
 
 
+CLIP = {"model_type": "clip_vision_model", **EYE}
+SIGLIP = {"model_type": "siglip_vision_model", **EYE}
+GLM_EYE = {**QWEN_EYE, "intermediate_size": 32, "image_size": 28}
+MLLAMA_EYE = {
+    **EYE,
+    "num_global_layers": 1,
+    "vision_output_dim": 64,
+    "intermediate_layers_indices": [0],
+    "supported_aspect_ratios": [[1, 1]],
+    "max_num_tiles": 1,
+    "attention_heads": 2,
+}
+TILES = {"image_token_index": 380, "image_grid_pinpoints": [[28, 28]]}
+IN_WRAPPER = "text decoder of a vision model"
+LLAMA, QWEN2 = {"model_type": "llama"}, {"model_type": "qwen2"}
+
+
+def by_kind(full: dict[str, Any]) -> dict[str, Any]:
+    """Rotary parameters of full layers; sliding layers have plain RoPE."""
+    own = {"full_attention": full["rope_parameters"], "sliding_attention": rope()["rope_parameters"]}
+    return {"rope_parameters": own}
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A configuration of `model_type`. what: its attention in words. changes: over `COMMON` (None leaves a field out).
@@ -114,6 +137,23 @@ ARCHITECTURES = (
     Architecture("gemma", "one RoPE, wide heads"),
     Architecture("gemma2", "soft-capped scores, sliding and full layers", {**ALTERNATING, "query_pre_attn_scalar": 16}),
     Architecture("gemma3_text", "two RoPEs, sliding and full layers", {**ALTERNATING, "query_pre_attn_scalar": 16}),
+    Architecture(
+        "gemma3_text",
+        "RoPE and longrope by kind of layer",
+        {**ALTERNATING, "query_pre_attn_scalar": 16, **by_kind(LONGROPE)},
+        "longrope",
+    ),
+    Architecture(
+        "gemma3_text",
+        "RoPE and dynamic NTK by kind of layer",
+        {
+            **ALTERNATING,
+            "query_pre_attn_scalar": 16,
+            "max_position_embeddings": 512,
+            **by_kind(rope("dynamic", factor=4.0)),
+        },
+        "dynamic",
+    ),
     Architecture(
         "gemma3n_text",
         "layers that share keys and values",
@@ -189,7 +229,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         "gemma3",
-        "text decoder of a vision model",
+        IN_WRAPPER,
         {**ALTERNATING, "query_pre_attn_scalar": 16},
         parts={
             "vision_config": EYE,
@@ -201,7 +241,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         "mistral3",
-        "text decoder of a vision model",
+        IN_WRAPPER,
         {"model_type": "mistral"},
         parts={
             "vision_config": {"model_type": "pixtral", **EYE},
@@ -210,7 +250,7 @@ ARCHITECTURES = (
     ),
     Architecture(
         "llava",
-        "text decoder of a vision model",
+        IN_WRAPPER,
         {"model_type": "llama"},
         parts={
             "vision_config": {"model_type": "clip_vision_model", **EYE},
@@ -238,6 +278,41 @@ ARCHITECTURES = (
         "positions on three axes, interleaved",
         rope(mrope_section=[2, 3, 3], mrope_interleaved=True),
         parts={"vision_config": {**QWEN_EYE, "intermediate_size": 32, "deepstack_visual_indexes": [0]}},
+    ),
+    Architecture(
+        "qwen3_vl_moe",
+        "positions on three axes, interleaved; experts",
+        {**EXPERTS, **rope(mrope_section=[2, 3, 3], mrope_interleaved=True)},
+        parts={"vision_config": {**QWEN_EYE, "intermediate_size": 32, "deepstack_visual_indexes": [0]}},
+    ),
+    Architecture(
+        "glm4v", "positions on three axes, in sections", MROPE, parts={"vision_config": GLM_EYE, "image_token_id": 380}
+    ),
+    Architecture("idefics3", IN_WRAPPER, LLAMA, parts={"vision_config": EYE, "image_token_id": 380, "scale_factor": 1}),
+    Architecture(
+        "internvl",
+        IN_WRAPPER,
+        QWEN2,
+        parts={"vision_config": {**EYE, "image_size": [28, 28], "patch_size": [14, 14]}, "image_token_id": 380},
+    ),
+    Architecture("llava_next", IN_WRAPPER, LLAMA, parts={"vision_config": CLIP, **TILES}),
+    Architecture("llava_onevision", IN_WRAPPER, QWEN2, parts={"vision_config": SIGLIP, **TILES}),
+    Architecture("cohere2_vision", IN_WRAPPER, {"model_type": "cohere2"}, parts={"vision_config": SIGLIP}),
+    Architecture(
+        "aya_vision", IN_WRAPPER, {"model_type": "cohere"}, parts={"vision_config": SIGLIP, "image_token_index": 380}
+    ),
+    Architecture("fuyu", IN_WRAPPER, {"model_type": "persimmon"}, parts={"hidden_size": 64}),
+    Architecture(
+        "paligemma",
+        "text read in both directions",
+        {"model_type": "gemma"},
+        parts={"vision_config": SIGLIP, "image_token_index": 380, "projection_dim": 64, "hidden_size": 64},
+    ),
+    Architecture(
+        "mllama",
+        "layers that read images alone",
+        {"cross_attention_layers": [1], "num_hidden_layers": 3},
+        parts={"vision_config": MLLAMA_EYE},
     ),
     Architecture("falcon", "ALiBi", {**NO_HEAD_DIM, "alibi": True}, "alibi"),
     Architecture("bloom", "ALiBi"),

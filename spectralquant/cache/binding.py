@@ -57,7 +57,9 @@ class ModelBinding:
         return [
             model.register_forward_pre_hook(Hook(self._forget)),
             text_decoder(model).register_forward_hook(Hook(self._forget), always_call=True),
+            text_decoder(model).register_forward_pre_hook(Hook(self._note_replaced), with_kwargs=True),
             model.get_input_embeddings().register_forward_pre_hook(Hook(self._note_ids)),
+            model.get_input_embeddings().register_forward_hook(Hook(self._note_embedded)),
             *(
                 module.register_forward_pre_hook(Hook(self._note_positions), with_kwargs=True)
                 for module in rotary_modules(model)
@@ -86,17 +88,34 @@ class ModelBinding:
         under way, once.
         """
         ids, positions = getattr(self._seen, "ids", None), getattr(self._seen, "positions", None)
-        self._seen.ids = self._seen.positions = None
+        self._forget(self.model)
         return ids, positions, self.tables.frequencies()
 
     @torch.compiler.disable
     def _forget(self, module: nn.Module, *_: Any) -> None:
-        self._seen.ids = self._seen.positions = None
+        self._seen.ids = self._seen.positions = self._seen.embedded = None
 
     @torch.compiler.disable
     def _note_ids(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and torch.is_tensor(args[0]):
             self._seen.ids = args[0]
+
+    @torch.compiler.disable
+    def _note_embedded(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._seen.embedded = output if torch.is_tensor(output) else None
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _note_replaced(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A wrapper puts images in the place of some embeddings: the ids there say nothing of what is read (−1)."""
+        ids, embedded = getattr(self._seen, "ids", None), getattr(self._seen, "embedded", None)
+        given = kwargs.get("inputs_embeds")
+        if ids is None or embedded is None or not torch.is_tensor(given) or given is embedded:
+            return
+        if given.shape != embedded.shape:
+            self._seen.ids = None
+            return
+        self._seen.ids = ids.masked_fill((given != embedded).any(-1), -1)
 
     @torch.compiler.disable
     def _note_positions(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

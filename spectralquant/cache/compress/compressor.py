@@ -22,7 +22,7 @@ from spectralquant.surroundings import own_arithmetic
 BACKGROUND_QUERIES = 16
 RUN_BLOCKS = 8
 NO_IDS = (
-    "their token ids were not seen (soft prompts, or other input embeddings) and no ids predict them, so the cold tier "
+    "their token ids were not seen (images, soft prompts, or other input embeddings) and no ids predict them, so the cold tier "
     "would lose part of them. A profile with a warm tier, or one calibrated with --predict none, compresses them"
 )
 

@@ -1,6 +1,7 @@
 """Wrappers for images and text: their text decoder is calibrated, read and packed as if it stood alone."""
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoConfig, DynamicCache
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
 from spectralquant.cache.generation import GenerationOptions, generate_text
 from spectralquant.calibration.run import CalibrationRun, calibrate_model
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, NotCompressedWarning
 from spectralquant.hooks.decoder import attention_modules, longest_context
 from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.models.probe import probe_geometry
@@ -154,6 +155,58 @@ def test_generating_knows_the_text_decoder_s_positions(kind):
     assert made.new_tokens <= 4 and made.stats.payload_ratio > 1
     with pytest.raises(InputError, match="4,096 positions"):
         generate_text(loaded, profile(kind), "a", GenerationOptions(new_tokens=5000))
+
+
+IMAGE, BEGIN, END = 500, 501, 502
+
+
+def with_image(kind: str) -> dict[str, torch.Tensor]:
+    """600 tokens of text with an image after the first 200."""
+    words, noise = text().ids[:600].clamp(max=490), torch.Generator().manual_seed(1)
+    config = wrapper(kind).model.config
+    if kind == "llava":
+        ids = torch.cat([words[:200], torch.full((4,), IMAGE), words[200:]])[None]
+        return {"input_ids": ids, "pixel_values": torch.randn(1, 3, 28, 28, generator=noise)}
+    config.image_token_id, config.vision_start_token_id, config.vision_end_token_id = IMAGE, BEGIN, END
+    eye, side = config.vision_config, 8
+    patches = torch.randn(side * side, 3 * eye.temporal_patch_size * eye.patch_size**2, generator=noise)
+    image = torch.tensor([BEGIN, *[IMAGE] * (side * side // 4), END])
+    ids = torch.cat([words[:200], image, words[200:]])[None]
+    return {
+        "input_ids": ids,
+        "pixel_values": patches,
+        "image_grid_thw": torch.tensor([[1, side, side]]),
+        "mm_token_type_ids": (ids == IMAGE).int(),
+    }
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_images_are_read_from_the_cache_where_they_stand(kind):
+    """No token id predicts an image, so its blocks stay exact, which is said; those of the text around it are coded."""
+    loaded, given = wrapper(kind), with_image(kind)
+    own = calibrate_model(loaded, text(), replace(SMALL_CALIBRATION, tiers=("cold",)))
+    greedy = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    greedy["attention_mask"] = torch.ones_like(given["input_ids"])
+    exact = DynamicCache(config=loaded.model.config)
+    expected = loaded.model.generate(**given, past_key_values=exact, **greedy)
+    lossless = SpectralCache(loaded.model, own, tier="exact")
+    assert torch.equal(loaded.model.generate(**given, past_key_values=lossless, **greedy), expected)
+    cold = SpectralCache(loaded.model, own, tier="cold", step_scale=0.0625)
+    with torch.no_grad(), pytest.warns(NotCompressedWarning, match="not seen .images"):
+        loaded.model(**given, past_key_values=cold, logits_to_keep=1)
+    total = given["input_ids"].shape[1]
+    assert [block.tier for block in cold.groups[0].tokens.rows[0]] == ["cold", "exact", "cold"]
+    image = (given["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    assert (cold.state.ids[0, image] == -1).all() and (cold.state.ids >= 0).sum() == total - len(image)
+    for layer in (0, 1):
+        keys, truth = cold.view(layer).dense()[0], exact.layers[layer].keys[:, :, :total]
+        assert (keys - truth).norm() < 0.05 * truth.norm()
+        assert torch.equal(keys[:, :, image], truth[:, :, image])
+    if kind != "llava":
+        axes = cold.state.positions.ids[:, 0, image]
+        assert axes[1].view(4, 4).T.equal(axes[2].view(4, 4)) and axes[0].unique().numel() == 1
+        with pytest.raises(InputError, match="positions of its own"):
+            cold.pack()
 
 
 @pytest.mark.parametrize("kind", ["mistral3", "qwen3_vl"])
