@@ -19,7 +19,7 @@ def provenance(**extra: Any) -> dict[str, Any]:
     """The `provenance` object of a results file; `extra` adds model and text hashes, seed and the like."""
     source = source_commit()
     return {
-        "command": shlex.join(["sq", *sys.argv[1:]]) if _is_command() else None,
+        "command": _command(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
@@ -47,6 +47,16 @@ def peak_memory_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _command() -> str | None:
+    """The command line that runs: `sq …`, or `python -m MODULE …` of a study; None in a notebook or a script."""
+    if _is_command():
+        return shlex.join(["sq", *sys.argv[1:]])
+    module = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if module is not None and module.name.startswith(("research.", "spectralquant.")):
+        return shlex.join(["python", "-m", module.name.removesuffix(".__main__"), *sys.argv[1:]])
+    return None
 
 
 def _is_command() -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from research.readme import notes
 from research.readme.architectures import architectures
+from research.readme.coder import coder
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, drift, tiers
@@ -237,6 +238,7 @@ BLOCKS = {
     "index": index,
     "gate": gate,
     "architectures": architectures,
+    "coder": coder,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTES = [ROOT / "kernels" / "sqkernels" / name / "NOTES.md" for name in notes.FILES]
