@@ -286,11 +286,12 @@ class SpectralCache(CachePasses):
         cls,
         model: nn.Module,
         profile: CalibrationProfile | None,
-        packets: SpectralPacket | str | Path | Sequence[SpectralPacket | str | Path],
+        packets: SpectralPacket | bytes | str | Path | Sequence[SpectralPacket | bytes | str | Path],
         **options: Any,
     ) -> SpectralCache:
-        """A cache from packets (of equal length); coded blocks stay packed and are decoded when read."""
+        """A cache from packets (of equal length), their files or their bytes; blocks stay packed and are decoded when read."""
         several = list(packets) if isinstance(packets, (list, tuple)) else [packets]
+        several = [SpectralPacket(p) if isinstance(p, (bytes, memoryview)) else p for p in several]
         options.setdefault("tier", "cold" if profile is not None and "cold" in profile.tiers else "auto")
         cache = cls(model, profile, **options)
         fill_from_packets(cache, several)

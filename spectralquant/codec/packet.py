@@ -167,6 +167,13 @@ class SpectralPacket:
         head += CHECK.pack(zlib.crc32(head))
         return cls(head + index + b"".join(bodies))
 
+    def __bytes__(self) -> bytes:
+        """The packet as it goes over a wire or into a file."""
+        return bytes(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
     @property
     def nbytes(self) -> int:
         """All bytes of the packet."""

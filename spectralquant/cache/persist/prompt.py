@@ -209,12 +209,12 @@ def require_packet(profile: CalibrationProfile, packet: SpectralPacket) -> None:
 def unpack_cache(
     model: nn.Module,
     profile: CalibrationProfile,
-    packet: SpectralPacket,
+    packet: SpectralPacket | bytes | memoryview,
     *,
     threads: int = 2,
     progress: Progress = lambda done, total: None,
 ) -> DynamicCache:
-    """Decode a packet into a `DynamicCache` in the model's dtype, ready for `generate` to continue.
+    """Decode a packet (or its bytes) into a `DynamicCache` in the model's dtype, ready for `generate` to continue.
 
     `generate` takes the packed prompt's tokens and at least one more; given exactly the packed prompt it would feed it a
     second time, of which `RepeatedPromptWarning` tells: call `cache.crop(-1)` first.
@@ -223,6 +223,7 @@ def unpack_cache(
         PacketError: damaged, or written with another profile. ProfileError: the profile is for another model.
         InputError: more tokens than the model has positions.
     """
+    packet = packet if isinstance(packet, SpectralPacket) else SpectralPacket(packet)
     require_packet(profile, packet)
     h, binding = packet.header, bind(model)
     if h.groups and h.groups != binding.geometry.groups:

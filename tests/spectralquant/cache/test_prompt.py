@@ -8,6 +8,7 @@ import torch
 from conftest import ARCHITECTURES, random_model
 
 from spectralquant.cache.persist.prompt import coded_range, continue_from, pack_prompt, unpack_cache
+from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.api import calibrate
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.packet import CODED, EXACT, SpectralPacket
@@ -178,3 +179,15 @@ def stacked_calls(model, tokens):
 def test_packet_has_both_kinds_of_sections(small, profile):
     kinds = [s.kind for s in pack_prompt(small.model, profile, ids(600))[0].sections]
     assert kinds[0] == EXACT and kinds[-1] == EXACT and kinds.count(CODED) == 3
+
+
+def test_a_packet_is_its_bytes(small, profile):
+    packet = pack_prompt(small.model, profile, ids(600))[0]
+    data = bytes(packet)
+    assert len(data) == len(packet) == packet.nbytes
+    same = unpack_cache(small.model, profile, packet).layers[1].keys
+    assert torch.equal(unpack_cache(small.model, profile, data).layers[1].keys, same)
+    cache = SpectralCache.unpack(small.model, profile, data)
+    assert cache.get_seq_length() == 600
+    with pytest.raises(PacketError):
+        unpack_cache(small.model, profile, data[:-1])
