@@ -10,7 +10,7 @@ import torch
 from spectralquant.cache.pool import SLAB_PAGES, PagePart, SpectralBufferPool
 from spectralquant.errors import InputError
 
-STRESS_SECONDS = 60
+STRESS_SECONDS = 15
 
 
 def test_pages_are_reused_and_slabs_given_back():
@@ -60,7 +60,7 @@ def test_the_limit_is_kept_and_named():
 
 
 @pytest.mark.slow
-def test_eight_threads_for_a_minute():
+def test_eight_threads_for_a_while():
     """Every page still holds what its owner wrote, and all pages come back."""
     pool = SpectralBufferPool()
     stop, errors = time.monotonic() + STRESS_SECONDS, []
