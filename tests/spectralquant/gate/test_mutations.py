@@ -19,12 +19,12 @@ FAULTS = {
     ),
     "a window never compressed": (
         "spectralquant/cache/compress/compressor.py",
-        "if total < self.compress_from:",
+        "if not self.group.coded or total < self.compress_from:",
         "if total >= 0:",
         "cache/hot/works",
     ),
     "RoPE applied twice": (
-        "spectralquant/codec/rotary.py",
+        "spectralquant/rotary.py",
         "    return r.join(a * r.cos - b * r.sin, b * r.cos + a * r.sin, tail)\n",
         "    a, b = a * r.cos - b * r.sin, b * r.cos + a * r.sin\n"
         "    return r.join(a * r.cos - b * r.sin, b * r.cos + a * r.sin, tail)\n",
@@ -32,7 +32,7 @@ FAULTS = {
     ),
     "a ratio from nominal bits": (
         "spectralquant/cache/report/accounting.py",
-        "payload_ratio=sum(t.tokens for t in tiers.values()) * fp16 / coded if coded else None,",
+        "payload_ratio=sum(t.fp16_bytes for t in tiers.values()) / coded if coded else None,",
         "payload_ratio=16 / 2.0,",
         "cache/hot/reported_over_counted",
     ),
