@@ -131,18 +131,6 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def paired_difference(
-    a: Measurement, b: Measurement, quantity: str = "kl", seed: int = 0
-) -> tuple[float, tuple[float, float]]:
-    """Mean difference a − b of a per-token quantity (kl or nll) with its 95 % interval over paired windows."""
-    pairs = list(zip(a.windows, b.windows, strict=True))
-
-    def difference(rows):
-        return sum(getattr(x, quantity) - getattr(y, quantity) for x, y in rows) / sum(x.tokens for x, _ in rows)
-
-    return difference(pairs), bootstrap_interval(pairs, difference, seed)
-
-
 def measure(
     model: nn.Module,
     geometry: CacheGeometry,

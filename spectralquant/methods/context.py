@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ class MethodContext:
     profile: CalibrationProfile | None = None
     windows: Tensor | None = None
     seed: int = 0
-    made: dict[str, Any] = field(default_factory=dict)
 
     def need_profile(self, method: str) -> CalibrationProfile:
         """The profile.

@@ -166,7 +166,3 @@ def exact_tokens(exact: ExactTokens, row: int, dtype: torch.dtype) -> tuple[Tens
     keys = torch.cat([exact.sink_keys[row], exact.window_keys[row, :, :count]], dim=1)
     values = torch.cat([exact.sink_values[row], exact.window_values[row, :, :count]], dim=1)
     return keys.to(dtype), values.to(dtype)
-
-
-def _parts(kind: KindMatrices) -> tuple[Tensor, ...]:
-    return kind.encode, kind.offset, kind.top, kind.shift, kind.decode, kind.constant

@@ -5,7 +5,7 @@ block it has coded, measures every head's weighted error (in the metric of the l
 predicts, and where the sum is over `tolerance` it raises the rank of the worst heads: their residual is coded too, in
 the head's own basis, at the coarsest step that brings the error back, within the block's byte budget. After some
 drifted blocks the bases are refreshed from running statistics of the residuals. A block says with which heads, step and
-basis generation it was coded. Source of the enhancement-layer idea: scalable coding, as in `codec.residual`.
+basis generation it was coded. Source of the enhancement-layer idea: scalable coding.
 """
 
 from __future__ import annotations

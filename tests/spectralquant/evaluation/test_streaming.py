@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from spectralquant.errors import InputError, SpectralQuantError
-from spectralquant.evaluation.measure import measure, paired_difference
+from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.needle import needle_prompt, needle_retrieval
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.methods.none import Uncompressed
@@ -118,12 +118,10 @@ def test_windows_too_short_to_code_anything_are_refused(small):
         measure(small.model, small.geometry, ids(300).view(1, -1), [Probe(0.5)])
 
 
-def test_more_bits_are_better_and_the_paired_interval_says_so(small):
+def test_more_bits_are_better_and_the_interval_holds_the_mean(small):
     windows = torch.stack([ids(512, s) for s in range(6)])
     two, four = measure(small.model, small.geometry, windows, [TurboQuant(16, 2), TurboQuant(16, 4)])
     assert two.kl > 3 * four.kl
-    difference, (low, high) = paired_difference(two, four)
-    assert 0 < low < difference < high
     row = two.row(small.geometry, "m", 512)
     assert row["kl_nats_ci95"][0] < row["kl_nats"] < row["kl_nats_ci95"][1]
 
