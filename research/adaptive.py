@@ -15,7 +15,7 @@ from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.errors import SourceError
 from spectralquant.evaluation.measure import measure
 from spectralquant.methods.base import Method
-from spectralquant.methods.spectral import SpectralCold
+from spectralquant.methods.coding.spectral import SpectralCold
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight

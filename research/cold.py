@@ -20,8 +20,8 @@ from spectralquant.evaluation.needle import needle_retrieval
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.geometry import BLOCK, SINKS
 from spectralquant.methods.base import Method
-from spectralquant.methods.spectral import SpectralCold
-from spectralquant.methods.turboquant import TurboQuant
+from spectralquant.methods.coding.spectral import SpectralCold
+from spectralquant.methods.coding.turboquant import TurboQuant
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.tensors import ColdTier, flatten

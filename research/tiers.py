@@ -23,7 +23,7 @@ from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
 from spectralquant.methods.base import Method
-from spectralquant.methods.spectral import SpectralFixed
+from spectralquant.methods.coding.spectral import SpectralFixed
 from spectralquant.models.forward import with_cache
 from spectralquant.models.identity import model_identity, weights_sha256
 from spectralquant.models.load import LoadedModel

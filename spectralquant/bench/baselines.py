@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from sqkernels.common.runtime import variants
 from sqkernels.dense_decode import dense_decode
 
 Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -33,6 +35,7 @@ def dense_baselines(*, flex: bool = True) -> dict[str, Dense]:
     if flex:
         found["flex_compiled"] = _flex()
     found["triton_split_kv"] = dense_decode
+    found |= {f"triton_{name}": partial(dense_decode, backend=name) for name in variants("dense_decode")}
     if importlib.util.find_spec("flashinfer") is not None:
         found["flashinfer"] = _flashinfer
     if importlib.util.find_spec("flash_attn") is not None:

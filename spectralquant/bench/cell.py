@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from spectralquant.bench.baselines import Dense
-from spectralquant.bench.checks import check_kernel, relative_error
+from spectralquant.bench.checks import backend_of, check_kernel, operator_of, relative_error
 from spectralquant.bench.device.peaks import Peaks
 from spectralquant.bench.device.timing import Timing, graph_time, rotation
 from spectralquant.bench.inputs import CodeSettings, Inputs, coded_tokens, random_inputs
@@ -109,8 +109,8 @@ def spectral_rows(bench: Bench, batch: int, context: int, kernels: Sequence[str]
     held = batch * bench.matrices.layout.page_bytes * max(1, coded_tokens(context, bench.settings.window) // 128)
     best = fastest(dense)
     rows = []
-    for name in (k for k in kernels if k in counted):
-        traffic = {k: batch * v for k, v in counted[name].items()}
+    for name in (k for k in kernels if operator_of(k) in counted):
+        traffic = {k: batch * v for k, v in counted[operator_of(name)].items()}
         count = max(1, min(rotation(traffic["bytes"], bench.peaks.cache), INPUT_BYTES // held))
         sets = [
             random_inputs(bench.shape, bench.matrices, batch, context, bench.settings.window, s) for s in range(count)
@@ -120,7 +120,7 @@ def spectral_rows(bench: Bench, batch: int, context: int, kernels: Sequence[str]
         timing = graph_time([lambda i=i, call=call: call(i) for i in sets])
         row = bench.row(name, batch, context, timing, traffic)
         row |= {"error": error, "error_limit": limit, "correct": error <= limit, "input_sets": count}
-        if name in ATTENTION:
+        if operator_of(name) in ATTENTION:
             row["bytes_share_of_dense"] = row["bytes_read"] / dense_bytes(bench.shape, batch, context)
             row["ideal_us"] = row["bytes_read"] / bench.peaks.copy_tb_per_s / 1e6
             if best is not None and row["correct"]:
@@ -135,13 +135,14 @@ def spectral_rows(bench: Bench, batch: int, context: int, kernels: Sequence[str]
 
 
 def kernel_call(name: str, settings: CodeSettings) -> Callable[[Inputs], object]:
-    """The kernel as a function of one input set."""
-    if name == "spectral_decode":
-        return lambda i: spectral_decode(i.query, i.pages, i.exact, backend="triton")
-    if name == "spectral_index_decode":
-        return lambda i: spectral_index_decode(i.query, i.pages, i.exact, settings.share, backend="triton")
+    """The kernel as a function of one input set; `OPERATOR:VARIANT` for a variant."""
+    operator, backend = operator_of(name), backend_of(name)
+    if operator == "spectral_decode":
+        return lambda i: spectral_decode(i.query, i.pages, i.exact, backend=backend)
+    if operator == "spectral_index_decode":
+        return lambda i: spectral_index_decode(i.query, i.pages, i.exact, settings.share, backend=backend)
     return lambda i: spectral_reconstruct(
-        i.pages.storage, i.pages.pages, i.pages.matrices, torch.bfloat16, backend="triton"
+        i.pages.storage, i.pages.pages, i.pages.matrices, torch.bfloat16, backend=backend
     )
 
 

@@ -15,24 +15,35 @@ from sqkernels.spectral_index_decode.reference import attend_selected
 from sqkernels.spectral_reconstruct import spectral_reconstruct
 
 
+def operator_of(kernel: str) -> str:
+    """`spectral_decode` of `spectral_decode:VARIANT`."""
+    return kernel.partition(":")[0]
+
+
+def backend_of(kernel: str) -> str:
+    """`VARIANT` of `spectral_decode:VARIANT`, else triton."""
+    return kernel.partition(":")[2] or "triton"
+
+
 def check_kernel(name: str, inputs: Inputs, share: float) -> tuple[float, float]:
     """Error of the last sequence and its limit: twice what eager attention over reconstructed bfloat16 keys and values
     loses, and two units of the output's precision. All sequences run: a kernel may be wrong for a batch alone."""
+    operator, backend = operator_of(name), backend_of(name)
     pages, scaling, row = inputs.pages, inputs.query.shape[-1] ** -0.5, inputs.pages.batch - 1
     one = RowPages(pages.storage, *(x[row:] for x in (pages.pages, pages.first, pages.tokens)), pages.matrices)
     parts = (inputs.exact.sink_keys, inputs.exact.sink_values, inputs.exact.window_keys, inputs.exact.window_values)
     exact = ExactTokens(*(x[row:] for x in parts))
     query, count = inputs.query[row:], int(pages.tokens[row])
     keys, values = (x[:, :count] for x in read_dense(sequence_pages(one, 0), pages.matrices, torch.float64))
-    if name == "spectral_reconstruct":
-        found = spectral_reconstruct(pages.storage, pages.pages, pages.matrices, torch.bfloat16, backend="triton")
+    if operator == "spectral_reconstruct":
+        found = spectral_reconstruct(pages.storage, pages.pages, pages.matrices, torch.bfloat16, backend=backend)
         error = max(relative_error(f[row, :, :count], w) for f, w in zip(found, (keys, values), strict=True))
         return error, 2 * relative_error(keys.bfloat16(), keys) + 1e-3
-    if name == "spectral_decode":
-        got = spectral_decode(inputs.query, pages, inputs.exact, backend="triton")[row:]
+    if operator == "spectral_decode":
+        got = spectral_decode(inputs.query, pages, inputs.exact, backend=backend)[row:]
         want = attend(query[0], (keys, values), exact_tokens(exact, 0, torch.float64), scaling)[None]
     else:
-        got = spectral_index_decode(inputs.query, pages, inputs.exact, share, backend="triton")[row:]
+        got = spectral_index_decode(inputs.query, pages, inputs.exact, share, backend=backend)[row:]
         selected = select_tokens(query, one, exact, share, backend="triton")
         want = attend_selected(query.double(), one, exact, selected, scaling, torch.float64)
     rounded = tuple(x.bfloat16().float() for x in (keys, values))

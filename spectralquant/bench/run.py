@@ -25,6 +25,7 @@ from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from sqkernels.common import RowMatrices
 from sqkernels.common.checks import HEAD_DIMS, MAX_GROUP
+from sqkernels.common.runtime import variants
 
 KERNELS = (*ATTENTION, "spectral_reconstruct", "spectral_compress")
 LEAST_CONTEXT = 2 * (SINKS + 128)
@@ -32,6 +33,11 @@ FLEX_CELLS = ((32768, 1), (32768, 8))
 STEP_CONTEXT, STEP_BATCHES = 32768, (1, 8)
 Progress = Callable[[str, int, int], None]
 Save = Callable[[dict[str, Any]], None]
+
+
+def known_kernels() -> tuple[str, ...]:
+    """Kernels that can be timed, variants as `OPERATOR:VARIANT` among them."""
+    return KERNELS + tuple(f"{k}:{v}" for k in KERNELS if k != "spectral_compress" for v in variants(k))
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,11 @@ class ProfileRequest:
 
     def check(self) -> None:
         """Raise InputError for what kernels cannot take."""
+        known = known_kernels()
         for name in self.kernels:
-            if name not in KERNELS:
+            if name not in known:
                 raise InputError(
-                    f"There is no kernel {name!r}; there are {', '.join(KERNELS)}.{did_you_mean(name, KERNELS)}"
+                    f"There is no kernel {name!r}; there are {', '.join(known)}.{did_you_mean(name, known)}"
                 )
         if min(self.contexts) < LEAST_CONTEXT:
             raise InputError(f"--context must be at least {LEAST_CONTEXT}: sinks and window are exact anyway.")

@@ -21,7 +21,7 @@ from spectralquant.errors import InputError
 from spectralquant.evaluation.measure import Measurement, measure
 from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.base import Method
-from spectralquant.methods.spectral import tier_method
+from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.schema import TierSummary
 from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier

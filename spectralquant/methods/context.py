@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import InputError
-from spectralquant.methods.kvtc import Pca
+from spectralquant.methods.coding.kvtc import Pca
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.tensors import layer_columns

@@ -1,124 +1,41 @@
-"""Every method by name, with typed options; nothing is built until a model is there.
+"""Every method by name, with typed options; nothing is built until a model is there. A file with a `METHOD` is a method.
 
 `get("turboquant", bits=3)` gives a `MethodSpec`; `spec.build(context)` gives the method. `h2o+spectral` composes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from spectralquant.errors import InputError, did_you_mean
+from spectralquant.methods import coding, eviction
 from spectralquant.methods.base import AnyMethod
 from spectralquant.methods.composed import Composed
 from spectralquant.methods.context import MethodContext
+from spectralquant.methods.entry import MethodEntry
 from spectralquant.methods.eviction.evictor import Evictor
-from spectralquant.methods.eviction.h2o import H2O
-from spectralquant.methods.eviction.heavy_hitter import HeavyHitter
-from spectralquant.methods.eviction.scissorhands import Scissorhands
-from spectralquant.methods.eviction.snapkv import SnapKV
-from spectralquant.methods.eviction.streaming_llm import StreamingLLM
-from spectralquant.methods.fp8 import Fp8
-from spectralquant.methods.grouped import grouped
-from spectralquant.methods.hf_quantized import HfQuantized
-from spectralquant.methods.kivi import Kivi
-from spectralquant.methods.kvtc import Kvtc
-from spectralquant.methods.none import Uncompressed
-from spectralquant.methods.spectral import spectral_from_profile
-from spectralquant.methods.turboquant import TurboQuant
 
-Build = Callable[..., AnyMethod]
-SHARES = ({"keep": 0.5}, {"keep": 0.2}, {"keep": 0.1})
+FOLDERS = (coding, eviction)
 
 
-@dataclass(frozen=True)
-class MethodEntry:
-    """What the registry knows of a method: its options with their types, default budgets, source, how to build it."""
-
-    summary: str
-    source: str
-    options: Mapping[str, type]
-    budgets: tuple[Mapping[str, Any], ...]
-    build: Build
-
-
-def _plain(kind: Callable[..., AnyMethod]) -> Build:
-    return lambda context, **options: kind(**options)
+def _collect() -> dict[str, MethodEntry]:
+    """The entry of every file that has one, by name."""
+    entries: dict[str, MethodEntry] = {}
+    for folder in FOLDERS:
+        for info in pkgutil.iter_modules(folder.__path__):
+            entry = getattr(importlib.import_module(f"{folder.__name__}.{info.name}"), "METHOD", None)
+            if entry is not None:
+                if entry.name in entries:
+                    raise RuntimeError(f"two files under spectralquant/methods are called {entry.name!r}")
+                entries[entry.name] = entry
+    return dict(sorted(entries.items()))
 
 
-EVICTING = {"keep": float}
-REGISTRY: dict[str, MethodEntry] = {
-    "none": MethodEntry("uncompressed (float16)", "", {}, ({},), _plain(Uncompressed)),
-    "spectral": MethodEntry(
-        "loss-weighted transform over layers, calibrated bits, entropy coding",
-        "this project",
-        {"tier": str, "step_scale": float, "exact_bits": int, "adaptive": bool},
-        ({"step_scale": 0.5}, {}, {"step_scale": 2.0}, {"tier": "warm"}, {"tier": "hot"}),
-        spectral_from_profile,
-    ),
-    "turboquant": MethodEntry(
-        "random rotation and Lloyd-Max codes",
-        "arXiv 2504.19874",
-        {"bits": float, "variant": str, "seed": int},
-        ({"bits": 4.0}, {"bits": 3.0}, {"bits": 2.0}),
-        lambda context, **options: TurboQuant(context.loaded.geometry.head_dim, **options),
-    ),
-    "kivi": MethodEntry(
-        "keys by channel, values by token",
-        "arXiv 2402.02750",
-        {"bits": int, "group": int},
-        ({"bits": 4}, {"bits": 3}, {"bits": 2}),
-        _plain(Kivi),
-    ),
-    "h2o": MethodEntry("heavy hitters by accumulated attention", "arXiv 2306.14048", EVICTING, SHARES, _plain(H2O)),
-    "heavy_hitter": MethodEntry(
-        "tokens over an attention threshold",
-        "a threshold rule",
-        {"threshold": float},
-        ({"threshold": 0.25}, {"threshold": 0.5}, {"threshold": 1.0}),
-        _plain(HeavyHitter),
-    ),
-    "scissorhands": MethodEntry(
-        "persistence of importance", "arXiv 2305.17118", EVICTING, SHARES, _plain(Scissorhands)
-    ),
-    "streaming_llm": MethodEntry("sinks and recent tokens", "arXiv 2309.17453", EVICTING, SHARES, _plain(StreamingLLM)),
-    "snapkv": MethodEntry(
-        "pooled attention of an observation window",
-        "arXiv 2404.14469",
-        {"keep": float, "kernel": int},
-        SHARES,
-        _plain(SnapKV),
-    ),
-    "kvtc": MethodEntry(
-        "PCA over layers, dynamic-programming bits, DEFLATE",
-        "arXiv 2511.01815",
-        {"ratio": float},
-        ({"ratio": 8.0}, {"ratio": 16.0}, {"ratio": 32.0}),
-        lambda context, **options: grouped(
-            context.loaded.geometry,
-            lambda layers, g: Kvtc(context.pca(layers), (g.layers, g.kv_heads, g.head_dim), **options),
-        ),
-    ),
-    "fp8": MethodEntry("8-bit floating point", "arXiv 2209.05433", {}, ({},), _plain(Fp8)),
-    "hf_quantized": MethodEntry(
-        "transformers' QuantizedCache",
-        "transformers",
-        {"backend": str, "bits": int, "group": int},
-        ({"bits": 4}, {"bits": 2}),
-        _plain(HfQuantized),
-    ),
-}
-STANDALONE: dict[str, Callable[..., AnyMethod]] = {
-    "h2o": H2O,
-    "heavy_hitter": HeavyHitter,
-    "scissorhands": Scissorhands,
-    "streaming_llm": StreamingLLM,
-    "snapkv": SnapKV,
-    "kivi": Kivi,
-    "hf_quantized": HfQuantized,
-    "turboquant": lambda **options: TurboQuant(8, **options),
-}
+REGISTRY: dict[str, MethodEntry] = _collect()
 
 
 @dataclass(frozen=True)
@@ -144,11 +61,7 @@ class MethodSpec:
         parts = self.name.split("+")
         if len(parts) == 1:
             return REGISTRY[self.name].build(context, **self.options)
-        built = []
-        for part in parts:
-            mine = {k: v for k, v in self.options.items() if k in REGISTRY[part].options}
-            built.append(REGISTRY[part].build(context, **mine))
-        evictor, codec = built
+        evictor, codec = (REGISTRY[part].build(context, **_options_of(part, self.options)) for part in parts)
         if not isinstance(evictor, Evictor) or isinstance(codec, Evictor) or hasattr(codec, "evict"):
             raise InputError(f"{self.name}: compose an evicting method with a codec, as h2o+spectral.")
         return Composed(evictor, codec)
@@ -194,13 +107,17 @@ def check(spec: MethodSpec) -> None:
         InputError: naming the constraint.
     """
     parts = spec.name.split("+")
-    built = []
+    checked = []
     for part in parts:
-        kind = STANDALONE.get(part)
-        if kind is not None:
-            built.append(kind(**{k: v for k, v in spec.options.items() if k in REGISTRY[part].options}))
-    if len(parts) == 2 and not (isinstance(built[0] if parts[0] in STANDALONE else None, Evictor)):
+        check_part = REGISTRY[part].check
+        checked.append(None if check_part is None else check_part(**_options_of(part, spec.options)))
+    if len(parts) == 2 and not isinstance(checked[0], Evictor):
         raise InputError(f"{spec.name}: compose an evicting method with a codec, as h2o+spectral.")
+
+
+def _options_of(part: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options of a composed method that belong to one of its parts."""
+    return {k: v for k, v in options.items() if k in REGISTRY[part].options}
 
 
 def _options(name: str) -> dict[str, type]:
@@ -228,13 +145,13 @@ def _typed(name: str, key: str, value: Any, kind: type) -> Any:
             raise InputError(f"{name}: {key}={value} must be true or false.")
         return value.lower() == "true"
     try:
-        made = kind(value)
+        typed = kind(value)
     except (TypeError, ValueError):
-        made = None
-    if made is None or (kind is int and float(value) != made):
+        typed = None
+    if typed is None or (kind is int and float(value) != typed):
         wanted = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}[kind]
         raise InputError(f"{name}: {key}={value!r} must be {wanted}.")
-    return made
+    return typed
 
 
 def _text(value: Any) -> str:

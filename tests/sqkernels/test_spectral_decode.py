@@ -6,9 +6,11 @@ from codes_for_tests import DEVICE, exact_for, linear_code, matrices_for, pages_
 
 from sqkernels.common import RowMatrices
 from sqkernels.common.reference import coded_slots, exact_tokens, read_dense, sequence_pages
+from sqkernels.common.runtime import variants
 from sqkernels.spectral_decode import decode_traffic, reference, spectral_decode
 from sqkernels.spectral_decode.reference import attend
 
+KERNELS = ("triton", *variants("spectral_decode"))
 MIXED = [8] * 3 + [6, 5] + [4] * 40 + [3] * 3 + [2] * 9 + [1] * 3
 RAGGED = [([8, 8, *[4] * 30], [4] * 20), ([4] * 60, [*[4] * 40, *[2] * 11])]
 SHAPES = {
@@ -46,28 +48,30 @@ def eager_half(query, parts, scaling):
     return (p.half().float() @ values).view(query.shape)
 
 
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_kernel_against_float64(name, dtype):
+def test_kernel_against_float64(name, dtype, backend):
     dim, bits, kv, group = SHAPES[name]
     matrices = matrices_for(kv, dim, bits)
     pages = pages_for(matrices, [300, 1, 63], first=3)
     exact = exact_for(matrices, 3, 4, [37, 1, 60], dtype)
     query = query_for(matrices, 3, group, dtype)
     want = reference.spectral_decode(query.double(), pages, exact, dim**-0.5, torch.float64)
-    got = spectral_decode(query, pages, exact, backend="triton")
+    got = spectral_decode(query, pages, exact, backend=backend)
     assert got.dtype == dtype and got.shape == query.shape
     assert relative_error(got, want) <= budget(query, pages, exact, dim**-0.5)
 
 
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("sinks,window,tokens", [(0, 1, 0), (4, 0, 130), (0, 0, 1), (1, 129, 256)])
-def test_empty_and_single_parts(sinks, window, tokens):
+def test_empty_and_single_parts(sinks, window, tokens, backend):
     matrices = matrices_for(2, 64, [4] * 64)
     pages = pages_for(matrices, [tokens])
     exact = exact_for(matrices, 1, sinks, window)
     query = query_for(matrices, 1, 2)
     want = reference.spectral_decode(query.double(), pages, exact, 0.125, torch.float64)
-    assert relative_error(spectral_decode(query, pages, exact, backend="triton"), want) < 2e-3
+    assert relative_error(spectral_decode(query, pages, exact, backend=backend), want) < 2e-3
 
 
 def test_no_token_at_all_gives_zeros():

@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sqkernels.common import PAGE
+from sqkernels.common.runtime import variants
 from sqkernels.spectral_decode import spectral_decode
 from sqkernels.spectral_index_decode import index_traffic, reference, select_tokens, spectral_index_decode
 from sqkernels.spectral_index_decode.budget import LEVELS, cell_budgets
 from sqkernels.spectral_index_decode.reference import index_scores
 
+KERNELS = ("triton", *variants("spectral_index_decode"))
 SHAPES = {
     "dim64-rank16": (64, [4] * 64, 2, 3, 16),
     "dim64-ranks-by-head": (64, [([8, 8, *[4] * 30], [4] * 20), ([4] * 60, [*[4] * 40, *[2] * 11])], 2, 2, 16),
@@ -20,9 +22,10 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("budget", [0, 1, 37, 0.25, 1.0, 10_000], ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_attention_over_the_selection(name, budget):
+def test_attention_over_the_selection(name, budget, backend):
     dim, bits, kv, group, rank = SHAPES[name]
     matrices = matrices_for(kv, dim, bits, index=rank)
     tokens = [700, 5, 513]
@@ -36,7 +39,7 @@ def test_attention_over_the_selection(name, budget):
             assert len(chosen) == min(tokens[row], int(-(-wanted // 1)))
             assert torch.equal(chosen, chosen.unique()) and (not len(chosen) or int(chosen.max()) < tokens[row])
     want = reference.attend_selected(query.double(), pages, exact, selected, dim**-0.5, torch.float64)
-    got = spectral_index_decode(query, pages, exact, budget, backend="triton")
+    got = spectral_index_decode(query, pages, exact, budget, backend=backend)
     assert relative_error(got, want) < 2e-3
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
 BACKENDS = ("auto", "triton", "reference")
+OPERATORS = Path(__file__).parent.parent
 
 
 def interpreting() -> bool:
@@ -14,17 +20,28 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def choose(backend: str, device: torch.device) -> str:
-    """ "triton" or "reference". "auto" takes Triton on CUDA and the reference elsewhere.
+def variants(operator: str) -> tuple[str, ...]:
+    """Names of an operator's other kernels: the files of `sqkernels/OPERATOR/variants/`."""
+    return tuple(sorted(info.name for info in pkgutil.iter_modules([str(OPERATORS / operator / "variants")])))
+
+
+def variant(operator: str, name: str) -> Callable[..., Any]:
+    """The function of a variant's file that is called like its operator; it takes what the reference takes."""
+    return getattr(importlib.import_module(f"sqkernels.{operator}.variants.{name}"), operator)
+
+
+def choose(backend: str, device: torch.device, operator: str | None = None) -> str:
+    """ "triton", "reference" or a variant of `operator`. "auto" takes Triton on CUDA and the reference elsewhere.
 
     Raises:
-        ValueError: no such backend. RuntimeError: "triton" was asked for and cannot run on this device.
+        ValueError: no such backend. RuntimeError: a kernel was asked for and cannot run on this device.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    known = BACKENDS if operator is None else BACKENDS + variants(operator)
+    if backend not in known:
+        raise ValueError(f"backend {backend!r} is not one of {', '.join(known)}")
     if backend == "auto":
         return "triton" if device.type == "cuda" else "reference"
-    if backend == "triton" and device.type != "cuda" and not interpreting():
+    if backend != "reference" and device.type != "cuda" and not interpreting():
         raise RuntimeError(
             f"Triton kernels run on CUDA devices, not on {device}. Move the tensors to a GPU, or set TRITON_INTERPRET=1 "
             "before Triton is imported to interpret kernels (slowly) on the CPU, or use backend='reference'."

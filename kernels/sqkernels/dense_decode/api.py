@@ -25,8 +25,11 @@ def dense_decode(
     if query.shape[1] // kv > MAX_GROUP:
         raise ValueError(f"{query.shape[1] // kv} query heads share a key head; at most {MAX_GROUP} can")
     scale = dim**-0.5 if scaling is None else scaling
-    if runtime.choose(backend, query.device) == "reference":
+    chosen = runtime.choose(backend, query.device, "dense_decode")
+    if chosen == "reference":
         return reference.dense_decode(query, keys, values, scale)
+    if chosen != "triton":
+        return runtime.variant("dense_decode", chosen)(query, keys, values, scale)
     from sqkernels.dense_decode.launch import launch
 
     return launch(query.contiguous(), keys.contiguous(), values.contiguous(), scale)

@@ -28,8 +28,11 @@ def spectral_decode(
     """
     check_attention(query, pages, exact)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if runtime.choose(backend, query.device) == "reference":
+    chosen = runtime.choose(backend, query.device, "spectral_decode")
+    if chosen == "reference":
         return reference.spectral_decode(query, pages, exact, scale)
+    if chosen != "triton":
+        return runtime.variant("spectral_decode", chosen)(query, pages, exact, scale)
     from sqkernels.spectral_decode.ops import decode
 
     return decode(query, pages, exact, scale)

@@ -41,8 +41,11 @@ def spectral_index_decode(
         raise ValueError("these pages have no index; build RowMatrices with index=… or use spectral_decode")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     check_budget(budget, pages)
-    if runtime.choose(backend, query.device) == "reference":
+    chosen = runtime.choose(backend, query.device, "spectral_index_decode")
+    if chosen == "reference":
         return reference.spectral_index_decode(query, pages, exact, budget, scale)
+    if chosen != "triton":
+        return runtime.variant("spectral_index_decode", chosen)(query, pages, exact, budget, scale)
     from sqkernels.spectral_index_decode.ops import index_decode
 
     return index_decode(query, pages, exact, budget, scale)[0]

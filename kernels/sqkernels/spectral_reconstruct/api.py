@@ -33,8 +33,11 @@ def spectral_reconstruct(
     shape = (pages.shape[0], pages.shape[1] * PAGE, matrices.head_dim)
     if rope is not None and any(t.shape != shape or t.dtype != torch.float32 for t in rope):
         raise ValueError(f"cos and sin must be float32 {list(shape)}")
-    if runtime.choose(backend, storage.device) == "reference":
+    chosen = runtime.choose(backend, storage.device, "spectral_reconstruct")
+    if chosen == "reference":
         return reference.spectral_reconstruct(storage, pages, matrices, dtype, rope)
+    if chosen != "triton":
+        return runtime.variant("spectral_reconstruct", chosen)(storage, pages, matrices, dtype, rope)
     from sqkernels.spectral_reconstruct.ops import reconstruct
 
     return reconstruct(storage, pages, matrices, dtype, rope)

@@ -22,7 +22,7 @@ from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.spectral import SpectralFixed
+from spectralquant.methods.coding.spectral import SpectralFixed
 from spectralquant.models.forward import with_cache
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel

@@ -12,6 +12,8 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.errors import InputError
 from spectralquant.methods.eviction.history import SCORE_BYTES, HistoryView, fp16_entry_bytes, keep_best
 
+SHARES = ({"keep": 0.5}, {"keep": 0.2}, {"keep": 0.1})
+
 
 @dataclass(frozen=True)
 class Evictor:

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.entry import plain
+from spectralquant.methods.eviction.evictor import SHARES, Evictor
 from spectralquant.methods.eviction.history import HistoryView
 
 
@@ -23,3 +24,6 @@ class H2O(Evictor):
     def scores(self, history: HistoryView) -> Tensor:
         """Attention accumulated over all queries so far."""
         return history.accumulated
+
+
+METHOD = plain(H2O, "heavy hitters by accumulated attention", "arXiv 2306.14048", SHARES)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
 from spectralquant.errors import InputError
+from spectralquant.methods.entry import plain
 from spectralquant.methods.eviction.history import SCORE_BYTES, HistoryView, fp16_entry_bytes
 
 
@@ -41,3 +42,11 @@ class HeavyHitter:
     def held_bytes(self, kept: Tensor, head_dim: int) -> int:
         """See `EvictingMethod.held_bytes`."""
         return fp16_entry_bytes(kept, head_dim, SCORE_BYTES)
+
+
+METHOD = plain(
+    HeavyHitter,
+    "tokens over an attention threshold",
+    "a threshold rule",
+    ({"threshold": 0.25}, {"threshold": 0.5}, {"threshold": 1.0}),
+)

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.entry import plain
+from spectralquant.methods.eviction.evictor import SHARES, Evictor
 from spectralquant.methods.eviction.history import HistoryView
 
 
@@ -24,3 +25,6 @@ class Scissorhands(Evictor):
     def scores(self, history: HistoryView) -> Tensor:
         """How often a token was important, per query that could read it."""
         return history.hits / (history.age + 1) - 1e-9 * history.age
+
+
+METHOD = plain(Scissorhands, "persistence of importance", "arXiv 2305.17118", SHARES)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import InputError
-from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.entry import plain
+from spectralquant.methods.eviction.evictor import SHARES, Evictor
 from spectralquant.methods.eviction.history import HistoryView
 
 
@@ -34,3 +35,6 @@ class SnapKV(Evictor):
     def scores(self, history: HistoryView) -> Tensor:
         """Pooled attention from the newest 32 queries."""
         return torch.nn.functional.max_pool1d(history.latest, self.kernel, stride=1, padding=self.kernel // 2)
+
+
+METHOD = plain(SnapKV, "pooled attention of an observation window", "arXiv 2404.14469", SHARES)

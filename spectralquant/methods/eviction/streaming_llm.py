@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.entry import plain
+from spectralquant.methods.eviction.evictor import SHARES, Evictor
 from spectralquant.methods.eviction.history import HistoryView
 
 
@@ -23,3 +24,6 @@ class StreamingLLM(Evictor):
     def scores(self, history: HistoryView) -> Tensor:
         """Newer is better."""
         return (-history.age.float()).expand_as(history.accumulated)
+
+
+METHOD = plain(StreamingLLM, "sinks and recent tokens", "arXiv 2309.17453", SHARES)

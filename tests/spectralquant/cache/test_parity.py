@@ -9,7 +9,7 @@ from spectralquant.calibration.solve import cold_method
 from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.spectral import SpectralFixed
+from spectralquant.methods.coding.spectral import SpectralFixed
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 

@@ -56,7 +56,7 @@ def test_a_failing_method_is_reported_and_the_rest_goes_on():
 
 
 def test_a_method_that_does_nothing_is_an_error(monkeypatch):
-    from spectralquant.methods.turboquant import TurboQuant
+    from spectralquant.methods.coding.turboquant import TurboQuant
 
     monkeypatch.setattr(TurboQuant, "decode", lambda self, coded: (coded.block.keys, coded.block.values))
     result = comparison().run([parse("none"), [get("turboquant", bits=4)]])

@@ -10,8 +10,8 @@ from spectralquant.errors import InputError, SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.needle import needle_prompt, needle_retrieval
 from spectralquant.evaluation.streaming import stream_window
-from spectralquant.methods.none import Uncompressed
-from spectralquant.methods.turboquant import TurboQuant
+from spectralquant.methods.coding.none import Uncompressed
+from spectralquant.methods.coding.turboquant import TurboQuant
 
 
 @dataclass(frozen=True)

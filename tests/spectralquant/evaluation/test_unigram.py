@@ -9,7 +9,7 @@ import torch
 from spectralquant.errors import SuspectModelWarning
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.unigram import hardly_better, perplexity, unigram_perplexity, warn_if_suspect
-from spectralquant.methods.none import Uncompressed
+from spectralquant.methods.coding.none import Uncompressed
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 

@@ -11,15 +11,15 @@ from profiles_for_tests import random_block
 from spectralquant.codec.turboquant import TurboProductQuantizer, TurboQuantizer
 from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
+from spectralquant.methods.coding.fp8 import Fp8
+from spectralquant.methods.coding.kivi import Kivi, quantize_groups
+from spectralquant.methods.coding.kvtc import allocate, dequantize_rows, quantize_rows
+from spectralquant.methods.coding.turboquant import TurboQuant
 from spectralquant.methods.eviction.h2o import H2O
 from spectralquant.methods.eviction.history import OBSERVED_QUERIES
 from spectralquant.methods.eviction.scissorhands import Scissorhands
 from spectralquant.methods.eviction.snapkv import SnapKV
 from spectralquant.methods.eviction.streaming_llm import StreamingLLM
-from spectralquant.methods.fp8 import Fp8
-from spectralquant.methods.kivi import Kivi, quantize_groups
-from spectralquant.methods.kvtc import allocate, dequantize_rows, quantize_rows
-from spectralquant.methods.turboquant import TurboQuant
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -175,7 +175,7 @@ def test_hf_quantized_is_bit_equal_to_transformers(bits):
 
     from transformers.cache_utils import QuantoQuantizedLayer
 
-    from spectralquant.methods.hf_quantized import HfQuantized
+    from spectralquant.methods.coding.hf_quantized import HfQuantized
 
     generator = torch.Generator().manual_seed(0)
     pair = [torch.randn(128, 2, 3, 64, generator=generator) for _ in range(2)]
@@ -193,7 +193,7 @@ def test_hf_quantized_is_bit_equal_to_transformers(bits):
 
 
 def test_a_missing_backend_is_named():
-    from spectralquant.methods.hf_quantized import HfQuantized
+    from spectralquant.methods.coding.hf_quantized import HfQuantized
 
     if importlib.util.find_spec("hqq") is None:
         with pytest.raises(InputError, match="needs the package hqq"):

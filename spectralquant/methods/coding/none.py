@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
+from spectralquant.methods.entry import MethodEntry
 
 
 @dataclass(frozen=True)
@@ -35,3 +36,6 @@ class Uncompressed:
 
     def decode(self, encoded: _Half) -> tuple[Tensor, Tensor]:
         return encoded.keys.float(), encoded.values.float()
+
+
+METHOD = MethodEntry("none", "uncompressed (float16)", "", lambda context: Uncompressed())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
+from spectralquant.methods.entry import plain
 
 E4M3_MAX = 448.0
 SCALE_BYTES = 4
@@ -51,3 +52,6 @@ class Fp8:
         """Keys (before RoPE) and values."""
         keys, values = encoded.codes.float() * encoded.scale
         return unrotate_block_keys(encoded.block, keys), values
+
+
+METHOD = plain(Fp8, "8-bit floating point", "arXiv 2209.05433")

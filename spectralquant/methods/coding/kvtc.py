@@ -17,6 +17,8 @@ from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
 from spectralquant.errors import InputError
+from spectralquant.methods.entry import MethodEntry
+from spectralquant.methods.grouped import grouped
 from sqkernels.bitpack import pack_codes, unpack_codes
 
 UNIT = 16
@@ -101,6 +103,12 @@ def allocate(samples: Tensor, bits_per_token: float) -> list[_Group]:
     return [g for g in solve(2.0**high)[1] if g.bits]
 
 
+def require_ratio(ratio: float = 16.0) -> None:
+    """Raise InputError for a ratio out of range."""
+    if not 1 < ratio <= 400:
+        raise InputError(f"kvtc: ratio={ratio:g} is outside 1 to 400.")
+
+
 @dataclass(frozen=True)
 class _Coded:
     data: bytes
@@ -118,8 +126,7 @@ class Kvtc:
     exact_bits = 16
 
     def __init__(self, bases: tuple[Pca, Pca], shape: tuple[int, int, int], ratio: float = 16.0) -> None:
-        if not 1 < ratio <= 400:
-            raise InputError(f"kvtc: ratio={ratio:g} is outside 1 to 400.")
+        require_ratio(ratio)
         self.options: dict[str, Any] = {"ratio": ratio}
         self.bases, self.shape = bases, shape
         samples = torch.cat([b.samples for b in bases], dim=1)
@@ -168,3 +175,17 @@ class Kvtc:
             (part @ b.rows + b.mean).view(t, *self.shape) for part, b in zip(y.chunk(2, dim=1), self.bases, strict=True)
         ]
         return out[0], out[1]
+
+
+METHOD = MethodEntry(
+    "kvtc",
+    "PCA over layers, dynamic-programming bits, DEFLATE",
+    "arXiv 2511.01815",
+    lambda context, **options: grouped(
+        context.loaded.geometry,
+        lambda layers, g: Kvtc(context.pca(layers), (g.layers, g.kv_heads, g.head_dim), **options),
+    ),
+    {"ratio": float},
+    ({"ratio": 8.0}, {"ratio": 16.0}, {"ratio": 32.0}),
+    check=require_ratio,
+)

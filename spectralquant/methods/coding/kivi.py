@@ -15,6 +15,7 @@ from torch import Tensor
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.errors import InputError
+from spectralquant.methods.entry import plain
 from sqkernels.bitpack import pack_codes, unpack_codes
 
 
@@ -103,3 +104,6 @@ class Kivi:
             parts.insert(0, by_token.flatten(0, 1))
         values = encoded.values.values().flatten(3)
         return unrotate_block_keys(encoded.block, torch.cat(parts)), values
+
+
+METHOD = plain(Kivi, "keys by channel, values by token", "arXiv 2402.02750", ({"bits": 4}, {"bits": 3}, {"bits": 2}))

@@ -17,6 +17,7 @@ from transformers.cache_utils import HQQQuantizedLayer, QuantizedLayer, QuantoQu
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.errors import InputError
+from spectralquant.methods.entry import plain
 
 BACKENDS = {"quanto": ("optimum.quanto", "optimum-quanto"), "hqq": ("hqq", "hqq")}
 
@@ -95,3 +96,6 @@ def _bytes(coded: Any) -> int:
     if inner:
         return sum(_bytes(t) for t in inner)
     return coded.untyped_storage().nbytes() if isinstance(coded, Tensor) else 0
+
+
+METHOD = plain(HfQuantized, "transformers' QuantizedCache", "transformers", ({"bits": 4}, {"bits": 2}))

@@ -17,6 +17,7 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.turboquant import TurboCodes, TurboProductCodes, TurboProductQuantizer, TurboQuantizer
 from spectralquant.errors import InputError
+from spectralquant.methods.entry import MethodEntry
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,14 @@ class TurboQuant:
         if encoded.order is not None:
             both = torch.empty_like(both).scatter_(-1, encoded.order[:, None].expand_as(both), both)
         return unrotate_block_keys(encoded.block, both[0]), both[1]
+
+
+METHOD = MethodEntry(
+    "turboquant",
+    "random rotation and Lloyd-Max codes",
+    "arXiv 2504.19874",
+    lambda context, **options: TurboQuant(context.loaded.geometry.head_dim, **options),
+    {"bits": float, "variant": str, "seed": int},
+    ({"bits": 4.0}, {"bits": 3.0}, {"bits": 2.0}),
+    check=lambda **options: TurboQuant(8, **options),
+)

@@ -14,6 +14,7 @@ from spectralquant.codec.packet import INDEX_ENTRY
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.context import MethodContext
+from spectralquant.methods.entry import MethodEntry
 from spectralquant.methods.grouped import GroupedMethod, grouped
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
@@ -119,3 +120,13 @@ def tier_method(
         return SpectralCold(codec, exact_bits, **options)
 
     return grouped(loaded.geometry, build)
+
+
+METHOD = MethodEntry(
+    "spectral",
+    "loss-weighted transform over layers, calibrated bits, entropy coding",
+    "this project",
+    spectral_from_profile,
+    {"tier": str, "step_scale": float, "exact_bits": int, "adaptive": bool},
+    ({"step_scale": 0.5}, {}, {"step_scale": 2.0}, {"tier": "warm"}, {"tier": "hot"}),
+)

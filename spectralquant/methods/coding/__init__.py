@@ -1,0 +1,1 @@
+"""Methods that code keys and values, one a file."""
