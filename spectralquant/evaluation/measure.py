@@ -103,6 +103,7 @@ class Measurement:
             "kl_nats": self.kl,
             "kl_nats_ci95": [low_kl, high_kl],
             "top1": self.total("top1") / scored,
+            "scores": {name: sum(w.scores[name] for w in self.windows) / scored for name in self.windows[0].scores},
             "coded_tokens": int(self.total("coded_tokens")),
             "coded_bytes": int(self.total("coded_bytes")),
             "fp16_bytes": round(self.total("fp16_bytes") / len(self.windows)),

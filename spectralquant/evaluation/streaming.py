@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_keys
 from spectralquant.codec.exact import int8_round_trip
+from spectralquant.evaluation.scores import scores
 from spectralquant.evaluation.totals import CodedRange, KeptRange, StreamTotals
 from spectralquant.geometry import BLOCK, SINKS, CacheGeometry, LayerGroup
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
@@ -198,6 +199,9 @@ def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor, answer_f
         total.nll += -coded.gather(1, targets[:, None]).sum(dtype=torch.float64).item()
         total.kl += (exact.exp() * (exact - coded)).sum(dtype=torch.float64).item()
         total.top1 += (exact.argmax(-1) == coded.argmax(-1)).sum().item()
+        for name, score in scores().items():
+            value = score(exact, coded, targets).sum(dtype=torch.float64).item()
+            total.scores[name] = total.scores.get(name, 0.0) + value
         total.answered &= bool((coded.argmax(-1) == targets)[answer_from:].all())
         total.exact_answered &= bool((exact.argmax(-1) == targets)[answer_from:].all())
 

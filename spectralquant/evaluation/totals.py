@@ -40,7 +40,7 @@ class KeptRange:
 class StreamTotals:
     """What one method did to one window. Sums over scored tokens; nats; bytes; seconds.
 
-    coded_tokens, exact_tokens: of the layers that read furthest back. Bytes are those held when the window has been read:
+    scores: sums of `evaluation.scores` by name. coded_tokens, exact_tokens: of the layers that read furthest back. Bytes are those held when the window has been read:
     fp16_bytes by transformers' own cache in float16 (of sliding layers their window alone), coded_fp16_bytes its share for
     tokens that the method coded, coded_bytes what the method takes for those, tokens that nothing will read again let go.
     """
@@ -50,6 +50,7 @@ class StreamTotals:
     exact_nll: float = 0.0
     kl: float = 0.0
     top1: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
     coded_tokens: int = 0
     exact_tokens: int = 0
     fp16_bytes: int = 0

@@ -80,7 +80,11 @@ def _quality_metrics(kind: str, row: Row, where: str) -> Iterator[Metric]:
         raise InputError(f"{where}: options must be a table, not {options!r}.")
     chosen = ",".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(options.items()))
     parts = [kind, str(row.get("method") or row.get("tier") or ""), chosen, str(row.get("context") or "")]
-    yield from _figures("/".join(p for p in parts if p), row, (*QUALITY, *COSTS), where)
+    name, scores = "/".join(p for p in parts if p), row.get("scores") or {}
+    if not isinstance(scores, dict):
+        raise InputError(f"{where}: scores must be a table, not {scores!r}.")
+    yield from _figures(name, row, (*QUALITY, *COSTS), where)
+    yield from _figures(name, scores, tuple(scores), where)
 
 
 def _kernel_metrics(kind: str, row: Row, where: str) -> Iterator[Metric]:
