@@ -159,3 +159,18 @@ def test_evicted_tokens_never_come_back():
     stream_window(loaded.model, loaded.geometry, text, [Watching()])
     assert kept_sizes == [math.ceil(0.2 * n) for n in (124, 252, 380, 508)]
     assert torch.is_grad_enabled()
+
+
+def test_scores_are_in_every_row_and_are_gated():
+    """Total variation against a computation from the rates' definition, its bounds, and the gate's view of it."""
+    from spectralquant.evaluation.scores.total_variation import total_variation
+    from spectralquant.gate.metrics import metrics_of
+
+    exact, coded = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]), torch.tensor([[0.25, 0.5, 0.25], [0.0, 0.0, 1.0]])
+    assert total_variation(exact.log(), coded.log(), torch.zeros(2)).tolist() == pytest.approx([0.25, 1.0])
+    result = comparison().run([[get("turboquant", bits=b) for b in (2.0, 4.0)]])
+    coarse, fine = (row["scores"]["total_variation"] for row in result["rows"])
+    assert 0 < fine < coarse < 1
+    assert coarse <= math.sqrt(result["rows"][0]["kl_nats"] / 2) + 1e-6, "Pinsker's inequality, of means by Jensen's"
+    names = [n for n in metrics_of(json.loads(json.dumps(result))) if n.endswith("total_variation")]
+    assert len(names) == 2
