@@ -20,6 +20,7 @@ _EXPORTS = {
     "SpectralPacket": "spectralquant.codec.packet",
     "SpectralCache": "spectralquant.cache.spectral_cache",
     "SpectralKVCache": "spectralquant.cache.spectral_cache",
+    "GraphedModel": "spectralquant.graphed.model",
     "SpectralBufferPool": "spectralquant.cache.pool",
     "svd_reconstruct_attention": "spectralquant.cache.read.reconstruct_attention",
     "NotCompressedWarning": "spectralquant.errors",

@@ -66,6 +66,19 @@ def test_oracle_page_holds_the_codes_it_was_given():
         assert torch.equal((planes + centre[:, None])[used], want.float()[used])
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_heads_coded_by_parts_leave_the_rest_of_a_page_alone(backend):
+    matrices = matrices_for(4, 64, SHAPES["dim64-ranks-by-head"][1] * 2)
+    x = torch.randn(1, 4, PAGE, 64, generator=torch.Generator().manual_seed(8)).to(matrices.device)
+    at = torch.zeros(1, dtype=torch.int64, device=x.device)
+    whole, parts = (torch.zeros(matrices.layout.page_bytes, dtype=torch.uint8, device=x.device) for _ in range(2))
+    spectral_compress(x, x, matrices, whole, at, backend=backend)
+    for first in (2, 0):
+        some = x[:, first : first + 2].contiguous()
+        spectral_compress(some, some, matrices.part(first, 2), parts, at, backend=backend)
+    assert torch.equal(whole, parts)
+
+
 def test_wrong_arguments_are_refused():
     matrices = matrices_for(1, 64, [4] * 64)
     x = torch.zeros(1, 1, 129, 64, device=matrices.device)

@@ -1,0 +1,1 @@
+"""Generation at the kernels' speed: whole decode steps as CUDA graphs over a cache of fixed size."""
