@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from spectralquant.bench.cell import Bench, kernel_call, kernel_traffic
+from spectralquant.bench.cell import Bench, kernel_call
 from spectralquant.bench.compression import ALLOWED, compress_time
 from spectralquant.bench.device.peaks import measure_peaks
 from spectralquant.bench.device.telemetry import telemetry, verdict
@@ -28,12 +28,12 @@ from spectralquant.results.files import results_file
 from sqkernels.common import PAGE
 from sqkernels.spectral_compress import compress_traffic
 from sqkernels.spectral_compress import ops as compress_ops
-from sqkernels.spectral_decode import ops as decode_ops
-from sqkernels.spectral_index_decode import ops as index_ops
+from sqkernels.spectral_decode import settings as decode_settings
+from sqkernels.spectral_index_decode import settings as index_settings
 
 OPERATORS = {
-    "spectral_decode": (decode_ops, ("WIDE", "MANY")),
-    "spectral_index_decode": (index_ops, ("WIDE", "MANY")),
+    "spectral_decode": (decode_settings, ("WIDE", "MANY")),
+    "spectral_index_decode": (index_settings, ("WIDE", "MANY")),
     "spectral_compress": (compress_ops, ("HALF",)),
 }
 Progress = Callable[[str, int, int], None]
@@ -110,8 +110,7 @@ def kernel_study(
 
 
 def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progress) -> list[Row]:
-    traffic = kernel_traffic(bench.shape, bench.matrices, bench.settings, context)[kernel]
-    total = {k: batch * v for k, v in traffic.items()}
+    total = bench.traffic(batch, context)[kernel]
     window = bench.settings.window
     sets = [
         random_inputs(bench.shape, bench.matrices, batch, context, window, seed)

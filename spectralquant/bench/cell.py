@@ -15,7 +15,7 @@ from spectralquant.bench.device.peaks import Peaks
 from spectralquant.bench.device.timing import Timing, graph_time, rotation
 from spectralquant.bench.inputs import CodeSettings, Inputs, coded_tokens, random_inputs
 from spectralquant.models.shapes import ModelShape
-from sqkernels.common import RowMatrices
+from sqkernels.common import PAGE, RowMatrices
 from sqkernels.dense_decode.reference import dense_decode as dense_reference
 from sqkernels.spectral_decode import decode_traffic, spectral_decode
 from sqkernels.spectral_index_decode import index_traffic, spectral_index_decode
@@ -36,8 +36,12 @@ class Bench:
     peaks: Peaks
     device: str
 
+    def traffic(self, batch: int, context: int) -> dict[str, dict[str, int]]:
+        """`kernel_traffic` on this device."""
+        return kernel_traffic(self.shape, self.matrices, self.settings, batch, context, self.peaks.processors)
+
     def row(self, kernel: str, batch: int, context: int, timing: Timing, traffic: dict[str, int]) -> Row:
-        """A result row of method.md section 6."""
+        """A result row of method.md section 6. bytes_read: what the kernels of a call read and write."""
         rate = traffic["bytes"] / timing.median / 1e6
         return {
             "kernel": kernel,
@@ -60,14 +64,16 @@ class Bench:
         }
 
 
-def kernel_traffic(bench_shape: ModelShape, matrices: RowMatrices, settings: CodeSettings, context: int) -> Row:
-    """Bytes and flops of one sequence by kernel, counted."""
+def kernel_traffic(
+    shape: ModelShape, matrices: RowMatrices, settings: CodeSettings, batch: int, context: int, processors: int
+) -> dict[str, dict[str, int]]:
+    """Bytes read and written, and flops, of one call by kernel, counted; on a device of so many multiprocessors."""
     coded = coded_tokens(context, settings.window)
-    exact, group = context - coded, bench_shape.group
+    exact, selected = context - coded, settings.selected(coded)
     return {
-        "spectral_decode": decode_traffic(matrices, coded, exact, group),
-        "spectral_index_decode": index_traffic(matrices, coded, exact, settings.selected(coded), group),
-        "spectral_reconstruct": reconstruct_traffic(matrices, coded),
+        "spectral_decode": decode_traffic(matrices, coded, exact, shape.group, batch=batch, processors=processors),
+        "spectral_index_decode": index_traffic(matrices, coded, exact, selected, shape.group, batch=batch),
+        "spectral_reconstruct": reconstruct_traffic(matrices, batch * PAGE * -(-coded // PAGE)),
     }
 
 
@@ -105,12 +111,12 @@ def dense_rows(bench: Bench, batch: int, context: int, baselines: dict[str, Dens
 
 def spectral_rows(bench: Bench, batch: int, context: int, kernels: Sequence[str], dense: Sequence[Row]) -> list[Row]:
     """Our kernels; a speed-up, over the fastest correct baseline, only where the check against float64 is green."""
-    counted = kernel_traffic(bench.shape, bench.matrices, bench.settings, context)
+    counted = bench.traffic(batch, context)
     held = batch * bench.matrices.layout.page_bytes * max(1, coded_tokens(context, bench.settings.window) // 128)
     best = fastest(dense)
     rows = []
     for name in (k for k in kernels if operator_of(k) in counted):
-        traffic = {k: batch * v for k, v in counted[operator_of(name)].items()}
+        traffic = counted[operator_of(name)]
         count = max(1, min(rotation(traffic["bytes"], bench.peaks.cache), INPUT_BYTES // held))
         sets = [
             random_inputs(bench.shape, bench.matrices, batch, context, bench.settings.window, s) for s in range(count)

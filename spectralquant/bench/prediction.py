@@ -18,21 +18,24 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Roof:
-    """Sustained bandwidth (TB/s) and 16-bit matrix rate (TFLOP/s), and where the figures come from."""
+    """Sustained bandwidth (TB/s) and 16-bit matrix rate (TFLOP/s), where the figures come from, and multiprocessors."""
 
     tb_per_s: float
     tflops: float
     source: str
+    processors: int
 
     @classmethod
     def nominal(cls, device: DeviceModel) -> Roof:
         """Of a data sheet; copies reach a share of the nominal bandwidth."""
-        return cls(device.tb_per_s * device.copy_share, device.tflops, f"data sheet of {device.name}")
+        return cls(
+            device.tb_per_s * device.copy_share, device.tflops, f"data sheet of {device.name}", device.processors
+        )
 
     @classmethod
     def measured(cls, peaks: Peaks) -> Roof:
         """Of this device."""
-        return cls(peaks.copy_tb_per_s, peaks.matmul_tflops, "measured on this device")
+        return cls(peaks.copy_tb_per_s, peaks.matmul_tflops, "measured on this device", peaks.processors)
 
     def time_us(self, nbytes: float, flops: float) -> float:
         """Microseconds that the slower of both needs."""
@@ -51,18 +54,15 @@ def predicted_rows(
     need: small contexts come out too fast."""
     rows = []
     for context in contexts:
-        counted = kernel_traffic(shape, matrices, settings, context)
         for batch in batches:
+            counted = kernel_traffic(shape, matrices, settings, batch, context, roof.processors)
             dense = dense_bytes(shape, batch, context)
             base = roof.time_us(dense, 2 * dense * shape.group)
-            found = {"dense bf16": (dense, base)}
+            predicted = {"dense bf16": (dense, base)}
             for name in ATTENTION:
                 traffic = counted[name]
-                found[name] = (
-                    batch * traffic["bytes"],
-                    roof.time_us(batch * traffic["bytes"], batch * traffic["flops"]),
-                )
-            for name, (nbytes, time) in found.items():
+                predicted[name] = (traffic["bytes"], roof.time_us(traffic["bytes"], traffic["flops"]))
+            for name, (nbytes, time) in predicted.items():
                 rows.append(
                     {
                         "kernel": name,

@@ -1,14 +1,14 @@
 """The kernels as `torch.library` operators: schemas that tell what is written, and fake tensors of the right shape."""
 
-import itertools
-
 import pytest
 import torch
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for
 
-from sqkernels.common.launch import LayoutArguments, exact_arguments
-from sqkernels.spectral_compress.ops import _encoders
-from sqkernels.spectral_index_decode.budget import budget_arguments
+from sqkernels.common.attention import AttentionTensors
+from sqkernels.common.launch import LayoutArguments
+from sqkernels.spectral_compress.ops import CompressCall
+from sqkernels.spectral_index_decode.budget import BudgetArguments
+from sqkernels.spectral_reconstruct.ops import ReconstructCall
 
 CHECKS = ("test_schema", "test_faketensor")
 
@@ -22,25 +22,23 @@ def parts():
 
 def attention(parts):
     m, pages, exact, query = parts
-    place = (query, pages.storage, pages.pages, pages.first, pages.tokens, m.heads)
-    return (*place, m.key.decode, m.key.constant, m.value.decode, m.value.constant), exact_arguments(exact)
+    return AttentionTensors.of(query, pages, exact).as_list(), LayoutArguments.of(m).numbers
 
 
 def test_decode(parts):
     import sqkernels.spectral_decode.ops  # noqa: F401 (registers the operator)
 
-    first, exact = attention(parts)
-    arguments = (*first, *exact, 0.125, 1, LayoutArguments.of(parts[0]).numbers)
-    torch.library.opcheck(torch.ops.sqkernels.spectral_decode, arguments, test_utils=CHECKS)
+    torch.library.opcheck(torch.ops.sqkernels.spectral_decode, (*attention(parts), 0.125, 1), test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("budget", [20, 0.25], ids=str)
 def test_index_decode(parts, budget):
     import sqkernels.spectral_index_decode.ops  # noqa: F401
 
-    first, exact = attention(parts)
-    chosen = budget_arguments(budget, parts[1])
-    arguments = (*first, parts[0].index.decode, *exact, *chosen, 0.125, 1, LayoutArguments.of(parts[0]).numbers)
+    tensors, layout = attention(parts)
+    allowed = BudgetArguments.of(budget, parts[1])
+    index = [parts[0].index.decode, allowed.by_head]
+    arguments = (tensors, index, layout, 0.125, allowed.share, allowed.numbers, 1)
     torch.library.opcheck(torch.ops.sqkernels.spectral_index_decode, arguments, test_utils="test_faketensor")
 
 
@@ -49,18 +47,13 @@ def test_compress(parts):
     block = torch.randn(1, 2, 100, 64, generator=torch.Generator().manual_seed(0)).to(matrices.device)
     storage = torch.zeros(matrices.layout.page_bytes, dtype=torch.uint8, device=matrices.device)
     where = torch.zeros(1, dtype=torch.int64, device=matrices.device)
-    kinds = [_encoders(k) for k in (matrices.key, matrices.value, matrices.index)]
-    arguments = (block, block, storage, where, matrices.heads, *itertools.chain(*kinds))
-    layout = LayoutArguments.of(matrices).numbers
-    torch.library.opcheck(torch.ops.sqkernels.spectral_compress, (*arguments, layout), test_utils=CHECKS)
+    tensors = CompressCall.of(block, block, where, matrices).as_list()
+    arguments = (storage, tensors, LayoutArguments.of(matrices).numbers)
+    torch.library.opcheck(torch.ops.sqkernels.spectral_compress, arguments, test_utils=CHECKS)
 
 
 def test_reconstruct(parts):
-    import sqkernels.spectral_reconstruct.ops  # noqa: F401
-
     matrices, pages, *_ = parts
-    empty = torch.zeros(0, device=matrices.device)
-    decoders = (matrices.key.decode_half, matrices.key.constant, matrices.value.decode_half, matrices.value.constant)
-    arguments = (pages.storage, pages.pages, matrices.heads, *decoders, empty, empty, torch.float16)
-    layout = LayoutArguments.of(matrices).numbers
-    torch.library.opcheck(torch.ops.sqkernels.spectral_reconstruct, (*arguments, layout), test_utils=CHECKS)
+    tensors = ReconstructCall.of(pages.storage, pages.pages, matrices, None).as_list()
+    arguments = (tensors, LayoutArguments.of(matrices).numbers, torch.float16)
+    torch.library.opcheck(torch.ops.sqkernels.spectral_reconstruct, arguments, test_utils=CHECKS)

@@ -6,10 +6,9 @@ from codes_for_tests import exact_for, matrices_for, pages_for, query_for, relat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sqkernels.common import PAGE
 from sqkernels.common.runtime import variants
 from sqkernels.spectral_decode import spectral_decode
-from sqkernels.spectral_index_decode import index_traffic, reference, select_tokens, spectral_index_decode
+from sqkernels.spectral_index_decode import reference, select_tokens, spectral_index_decode
 from sqkernels.spectral_index_decode.budget import LEVELS, cell_budgets
 from sqkernels.spectral_index_decode.reference import index_scores
 
@@ -111,10 +110,3 @@ def test_wrong_budgets_are_refused():
     plain = matrices_for(2, 64, [4] * 64)
     with pytest.raises(ValueError, match="have no index"):
         spectral_index_decode(query, pages_for(plain, [260]), exact, 3)
-
-
-def test_bytes_at_the_shape_of_the_target():
-    matrices = matrices_for(8, 128, [4] * 128, index=16)
-    traffic = index_traffic(matrices, 32768 - 4 * PAGE, 4 * PAGE, 2000, 4)
-    dense = 2 * 8 * 128 * 2 * 32768
-    assert 0.03 < traffic["bytes"] / dense < 0.058

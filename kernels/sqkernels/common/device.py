@@ -185,9 +185,9 @@ def store_latents(
     PRECISION: tl.constexpr,
 ):
     """Write `COUNT` columns of the query in the coordinates of the key planes, times `scale`: float16 `[16, PLANES]`."""
-    found = latent(query, DECODE, start, COUNT, D, DP, PRECISION) * scale
+    latents = latent(query, DECODE, start, COUNT, D, DP, PRECISION) * scale
     column = start + tl.arange(0, COUNT)
-    tl.store(LATENTS + tl.arange(0, 16)[:, None] * PLANES + column[None, :], found.to(tl.float16))
+    tl.store(LATENTS + tl.arange(0, 16)[:, None] * PLANES + column[None, :], latents.to(tl.float16))
 
 
 @triton.jit

@@ -1,15 +1,13 @@
-"""Arguments that every kernel over rows takes, from a layout to plain numbers and back."""
+"""`LayoutArguments`: what every kernel over rows is compiled for, from a layout to plain numbers and back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from sqkernels.common.layout import UNIT_BYTES, plane_count
 from sqkernels.common.matrices import RowMatrices
-from sqkernels.common.pages import ExactTokens
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class LayoutArguments:
         return [*head, *self.bands, *self.padded]
 
     @classmethod
-    def from_numbers(cls, n: list[int]) -> LayoutArguments:
+    def from_numbers(cls, n: Sequence[int]) -> LayoutArguments:
         """Back from `numbers`."""
         return cls(n[0], n[1], n[2], bool(n[3]), n[4], tuple(n[7:13]), tuple(n[13:19]), n[5], n[6])
 
@@ -78,12 +76,6 @@ class LayoutArguments:
     def padded_bands(self) -> dict[str, int]:
         """Units of the padded bands by the kernels' names."""
         return dict(zip(("K4", "K2", "K1", "V4", "V2", "V1"), self.padded, strict=True))
-
-
-def exact_arguments(exact: ExactTokens) -> tuple[Tensor | None, ...]:
-    """Contiguous sinks and window, and the window's token counts."""
-    parts = (exact.sink_keys, exact.sink_values, exact.window_keys, exact.window_values)
-    return (*(p.contiguous() for p in parts), exact.tokens)
 
 
 def bucket(n: int) -> int:

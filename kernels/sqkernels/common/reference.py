@@ -19,12 +19,10 @@ def planes_of(x: Tensor, kind: KindMatrices) -> Tensor:
 
 def round_trip(x: Tensor, matrices: RowMatrices, kind: int) -> Tensor:
     """Keys (0) or values (1) `x: [Hk, T, D]` after coding, without packing them."""
-    found = (matrices.key, matrices.value)[kind]
+    own = (matrices.key, matrices.value)[kind]
     widths = matrices.layout.plane_table(kind)[2].to(x.device)
-    planes = (planes_of(x, found) & ((1 << widths) - 1)[:, None]).to(x.dtype)
-    return (planes - _centres(widths).to(x.dtype)[:, None]) @ found.decode.to(x.dtype) + found.constant.to(x.dtype)[
-        :, None
-    ]
+    planes = (planes_of(x, own) & ((1 << widths) - 1)[:, None]).to(x.dtype)
+    return (planes - _centres(widths).to(x.dtype)[:, None]) @ own.decode.to(x.dtype) + own.constant.to(x.dtype)[:, None]
 
 
 def write_page(keys: Tensor, values: Tensor, matrices: RowMatrices) -> Tensor:
@@ -89,9 +87,9 @@ def page_of_codes(keys: list[Tensor], values: list[Tensor], matrices: RowMatrice
     for kind, codes in enumerate((keys, values)):
         component, shift, _ = matrices.layout.plane_table(kind)
         planes = torch.zeros(len(codes), PAGE, component.shape[1], dtype=torch.int64)
-        for h, mine in enumerate(codes):
+        for h, of_head in enumerate(codes):
             used = component[h] >= 0
-            planes[h][:, used] = mine.long()[:, component[h][used]] >> shift[h][used]
+            planes[h][:, used] = of_head.long()[:, component[h][used]] >> shift[h][used]
         both.append(planes)
     page = _pack_planes(both, matrices)
     _write_index(page, read_dense(page[None], matrices)[0], matrices)

@@ -49,6 +49,11 @@ def choose(backend: str, device: torch.device, operator: str | None = None) -> s
     return backend
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; for the interpreter, which has none, 2."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def assembly(device: torch.device) -> bool:
     """Whether kernels may use PTX (the interpreter, and AMD devices, cannot)."""
     return device.type == "cuda" and torch.version.hip is None and not interpreting()

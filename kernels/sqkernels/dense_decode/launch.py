@@ -5,18 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sqkernels.common.attention import LOG2E
 from sqkernels.common.launch import bucket, next_power
-from sqkernels.common.runtime import interpreting
+from sqkernels.common.runtime import interpreting, multiprocessors
 from sqkernels.dense_decode.triton import merge_kernel, split_kernel
-from sqkernels.spectral_decode.launch import LOG2E
 
 
 def launch(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
     """See `api.dense_decode`; contiguous arguments."""
     batch, kv, tokens, dim = keys.shape
     group = query.shape[1] // kv
-    processors = torch.cuda.get_device_properties(query.device).multi_processor_count if query.is_cuda else 2
-    splits = max(1, min(4 * processors // (batch * kv), -(-tokens // 256), 128))
+    splits = max(1, min(4 * multiprocessors(query.device) // (batch * kv), -(-tokens // 256), 128))
     part = query.new_empty(batch * kv, splits, group, dim, dtype=torch.float32)
     stats = query.new_empty(batch * kv, splits, 2, 16, dtype=torch.float32)
     out = torch.empty_like(query)

@@ -46,11 +46,3 @@ def spectral_compress(
     from sqkernels.spectral_compress.ops import compress
 
     compress(keys.contiguous(), values.contiguous(), matrices, storage, pages)
-
-
-def compress_traffic(matrices: RowMatrices, tokens: int, element: int = 2) -> dict[str, int]:
-    """Bytes read and written, and flops, for `tokens` tokens of one layer."""
-    heads, dim, layout = matrices.kv_heads, matrices.head_dim, matrices.layout
-    written = tokens * (sum(layout.row_bytes) + heads * layout.index_bytes)
-    columns = sum(layout.planes) + layout.index_rank
-    return {"bytes": written + 2 * tokens * heads * dim * element, "flops": 2 * tokens * heads * dim * columns}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,59 +31,80 @@ WHOLE = Settings(step=32, warps=8)
 HALF = Settings(step=64, warps=4)  # bfloat16: tiles take half the room that tf32 ones do
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """A `KindMatrices`' encoder as the kernel reads it: encode `[Hk, n, D]`; offset, top and shift `[Hk, n]`."""
+
+    encode: Tensor
+    offset: Tensor
+    top: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, kind: KindMatrices) -> Encoder:
+        """Of keys, values or the index."""
+        return cls(kind.encode.transpose(1, 2).contiguous(), kind.offset, kind.top, kind.shift)
+
+    def arguments(self, name: str) -> dict[str, Tensor]:
+        """By the kernel's names."""
+        return {f"{name}_{f.name.upper()}": getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class CompressCall:
+    """Blocks `[N, Hk, T, D]` to code, where their pages lie, and the encoders (index: those of keys where there is none)."""
+
+    keys: Tensor
+    values: Tensor
+    pages: Tensor
+    heads: Tensor
+    key: Encoder
+    value: Encoder
+    index: Encoder
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, pages: Tensor, matrices: RowMatrices) -> CompressCall:
+        """From what the checked entry point takes."""
+        kinds = (matrices.key, matrices.value, matrices.index or matrices.key)
+        return cls(keys, values, pages, matrices.heads, *(Encoder.of(k) for k in kinds))
+
+    def as_list(self) -> list[Tensor]:
+        """As a `torch.library` operator takes it; `from_list` gives it back."""
+        encoders = [getattr(e, f.name) for e in (self.key, self.value, self.index) for f in fields(e)]
+        return [self.keys, self.values, self.pages, self.heads, *encoders]
+
+    @classmethod
+    def from_list(cls, tensors: Sequence[Tensor]) -> CompressCall:
+        """Back from `as_list`."""
+        return cls(*tensors[:4], Encoder(*tensors[4:8]), Encoder(*tensors[8:12]), Encoder(*tensors[12:]))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Tensors by the kernel's names."""
+        encoders = self.key.arguments("KEY") | self.value.arguments("VALUE") | self.index.arguments("INDEX")
+        return {"K": self.keys, "V": self.values, "PAGES": self.pages, "HEADS": self.heads} | encoders
+
+
 def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tensor, pages: Tensor) -> None:
-    """Flatten the arguments into the operator's."""
-    index = matrices.index or matrices.key
-    kinds = [_encoders(k) for k in (matrices.key, matrices.value, index)]
-    layout = LayoutArguments.of(matrices).numbers
-    torch.ops.sqkernels.spectral_compress(
-        keys, values, storage, pages, matrices.heads, *itertools.chain(*kinds), layout
-    )
-
-
-def _encoders(kind: KindMatrices) -> list[Tensor]:
-    return [kind.encode.transpose(1, 2).contiguous(), kind.offset, kind.top, kind.shift]
+    """See `api.spectral_compress`; checked, contiguous arguments."""
+    tensors = CompressCall.of(keys, values, pages, matrices).as_list()
+    torch.ops.sqkernels.spectral_compress(storage, tensors, LayoutArguments.of(matrices).numbers)
 
 
 @torch.library.custom_op("sqkernels::spectral_compress", mutates_args=("storage",))
-def _spectral_compress(
-    keys: Tensor,
-    values: Tensor,
-    storage: Tensor,
-    pages: Tensor,
-    heads: Tensor,
-    key_encode: Tensor,
-    key_offset: Tensor,
-    key_top: Tensor,
-    key_shift: Tensor,
-    value_encode: Tensor,
-    value_offset: Tensor,
-    value_top: Tensor,
-    value_shift: Tensor,
-    index_encode: Tensor,
-    index_offset: Tensor,
-    index_top: Tensor,
-    index_shift: Tensor,
-    layout: list[int],
-) -> None:
+def _spectral_compress(storage: Tensor, tensors: Sequence[Tensor], layout: Sequence[int]) -> None:
     from sqkernels.spectral_compress.triton import compress_kernel
 
-    a = LayoutArguments.from_numbers(layout)
-    count, kv, tokens, dim = keys.shape
-    chosen = HALF if keys.dtype == torch.bfloat16 else WHOLE
+    call, a = CompressCall.from_list(tensors), LayoutArguments.from_numbers(layout)
+    count, kv, tokens, dim = call.keys.shape
+    chosen = HALF if call.keys.dtype == torch.bfloat16 else WHOLE
     block = min(chosen.tokens, next(t for planes, t in TOKENS if max(a.key_planes, a.value_planes) <= planes))
     roles = 3 if a.index_rank else 2
     compress_kernel[(count * kv, -(-tokens // block), roles)](
-        keys,
-        values,
-        storage,
-        pages,
-        heads,
-        *(key_encode, key_offset, key_top, key_shift),
-        *(value_encode, value_offset, value_top, value_shift),
-        *(index_encode, index_offset, index_top, index_shift),
-        tokens,
-        a.token_bytes + kv * a.index_rank // 2,
+        STORAGE=storage,
+        **call.arguments,
+        tokens=tokens,
+        token_bytes=a.token_bytes + kv * a.index_rank // 2,
         HK=kv,
         D=dim,
         KEY_COUNT=a.key_planes,
@@ -100,5 +122,5 @@ def _spectral_compress(
 
 
 @_spectral_compress.register_fake
-def _(*args) -> None:
+def _(storage: Tensor, tensors: Sequence[Tensor], layout: Sequence[int]) -> None:
     return None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sqkernels.spectral_compress.traffic import compress_bytes
+
 
 def _metadata(grid, kernel, args):
-    keys, values = args["K"], args["V"]
-    tokens = keys.shape[0] * keys.shape[2]
+    tokens = args["K"].shape[0] * args["K"].shape[2]
     columns = args["KEY_COUNT"] + args["VALUE_COUNT"] + args["RANK"]
     return {
         "name": "spectral_compress",
-        "bytes": (keys.numel() + values.numel()) * keys.element_size() + tokens * args["token_bytes"],
+        "bytes": compress_bytes(args),
         "flops32": 2 * tokens * args["HK"] * args["D"] * columns,
     }
 
@@ -33,7 +34,7 @@ def _planes(
     UPCAST: tl.constexpr,
 ):
     """Planes int32 `[T, WIDE]` of some columns (not masked to their widths); x_at: pointers `[T]` to tokens. PADDED_ZEROS:
-    columns that are not `inside` are there and hold zeros.
+    columns that are not `inside` hold zeros.
 
     The matrix is split into its leading bits and the rest, and each is multiplied by tokens as they are: 16 bits in all for
     bfloat16 tokens, 22 for float16 ones, which are exact in tf32; float32 tokens take three products (Ootomo and Yokota

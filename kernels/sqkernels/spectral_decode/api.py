@@ -6,7 +6,6 @@ from torch import Tensor
 
 from sqkernels.common import runtime
 from sqkernels.common.checks import check_attention
-from sqkernels.common.matrices import RowMatrices
 from sqkernels.common.pages import ExactTokens, RowPages
 from sqkernels.spectral_decode import reference
 
@@ -36,13 +35,3 @@ def spectral_decode(
     from sqkernels.spectral_decode.ops import decode
 
     return decode(query, pages, exact, scale)
-
-
-def decode_traffic(matrices: RowMatrices, coded: int, exact: int, group: int, element: int = 2) -> dict[str, int]:
-    """Bytes read and flops for one sequence of `coded` coded and `exact` exact tokens; nothing but tokens is counted.
-
-    The same count as the kernel's `launch_metadata`.
-    """
-    heads, dim = matrices.kv_heads, matrices.head_dim
-    nbytes = coded * sum(matrices.layout.row_bytes) + exact * 2 * heads * dim * element
-    return {"bytes": nbytes, "flops": 4 * heads * group * dim * (coded + exact)}

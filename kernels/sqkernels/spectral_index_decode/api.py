@@ -6,7 +6,6 @@ from torch import Tensor
 
 from sqkernels.common import runtime
 from sqkernels.common.checks import check_attention
-from sqkernels.common.matrices import RowMatrices
 from sqkernels.common.pages import ExactTokens, RowPages
 from sqkernels.spectral_index_decode import reference
 from sqkernels.spectral_index_decode.budget import Budget, check_budget
@@ -70,22 +69,3 @@ def select_tokens(
 
     _, selected, counts = index_decode(query, pages, exact, budget, scale)
     return selected_tokens(selected, counts, pages)
-
-
-def index_traffic(
-    matrices: RowMatrices, coded: int, exact: int, selected: int, group: int, element: int = 2
-) -> dict[str, int]:
-    """Bytes read and flops for one sequence whose heads select `selected` of `coded` tokens each.
-
-    Index, one byte a token that the scan leaves for the selection, a 4-byte number and the codes of every selected token,
-    exact tokens.
-    The same count as the kernels' `launch_metadata`.
-    """
-    layout, heads, dim = matrices.layout, matrices.kv_heads, matrices.head_dim
-    nbytes = (
-        coded * heads * (layout.index_bytes + 1)
-        + selected * (sum(layout.row_bytes) + 4 * heads)
-        + exact * 2 * heads * dim * element
-    )
-    flops = 2 * heads * group * (layout.index_rank * coded + 2 * dim * (selected + exact))
-    return {"bytes": nbytes, "flops": flops}

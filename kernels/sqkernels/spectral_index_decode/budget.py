@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,14 +29,38 @@ def check_budget(budget: Budget, pages: RowPages) -> None:
         raise ValueError(f"budget={budget} tokens is negative")
 
 
-def budget_arguments(budget: Budget, pages: RowPages) -> tuple[Tensor | None, int, float, int, int]:
-    """(tensor or None, kind, share, count, what the host knows of a head's selected tokens if every page is full)."""
-    slots = pages.pages.shape[1] * PAGE
-    if isinstance(budget, Tensor):
-        return budget.expand(pages.batch, -1).contiguous(), BY_TENSOR, 0.0, 0, 0
-    if isinstance(budget, float):
-        return None, BY_SHARE, budget, 0, min(slots, int(budget * slots))
-    return None, BY_COUNT, 0.0, budget, min(slots, budget)
+@dataclass(frozen=True)
+class BudgetArguments:
+    """A budget as the gather takes it. by_head: int32 `[B, Hk]`, or empty; kind: which of by_head, share and count holds.
+    expected: what the host knows of a head's selected tokens if every page is full (0 for a tensor)."""
+
+    by_head: Tensor
+    share: float
+    kind: int
+    count: int
+    expected: int
+
+    @classmethod
+    def of(cls, budget: Budget, pages: RowPages) -> BudgetArguments:
+        """A checked budget."""
+        slots = pages.pages.shape[1] * PAGE
+        if isinstance(budget, Tensor):
+            return cls(budget.expand(pages.batch, -1).contiguous(), 0.0, BY_TENSOR, 0, 0)
+        none = pages.tokens.new_empty(0)
+        if isinstance(budget, float):
+            return cls(none, budget, BY_SHARE, 0, min(slots, int(budget * slots)))
+        return cls(none, 0.0, BY_COUNT, budget, min(slots, budget))
+
+    @property
+    def numbers(self) -> list[int]:
+        """What is neither a tensor nor a float."""
+        return [self.kind, self.count, self.expected]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the gather."""
+        numbers = {"share": self.share, "count": self.count, "expected": self.expected, "BUDGET_KIND": self.kind}
+        return {"BUDGET": self.by_head} | numbers
 
 
 def budget_tokens(budget: Budget, pages: RowPages) -> Tensor:

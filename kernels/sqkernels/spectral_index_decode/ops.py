@@ -2,76 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sqkernels.common.launch import LayoutArguments, bucket, exact_arguments
+from sqkernels.common.attention import AttentionCall, AttentionTensors, Partials, Preparation, reduce
+from sqkernels.common.launch import LayoutArguments, bucket
 from sqkernels.common.pages import ExactTokens, RowPages
-from sqkernels.common.runtime import assembly, overlap
-from sqkernels.spectral_decode.launch import Preparation, reduce, row_count
-from sqkernels.spectral_index_decode.budget import CELL, LEVELS, Budget, budget_arguments
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Launch settings (see NOTES.md). programs: of the scan, a multiprocessor. overlap: see `runtime.overlap`."""
-
-    programs: int
-    scan_warps: int
-    block: int
-    stages: int
-    warps: int
-    overlap: bool = False
-
-
-WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4)
-MANY = Settings(programs=4, scan_warps=4, block=32, stages=2, warps=1)
-MANY_ROWS = 32
-
-
-def settings(rows: int) -> Settings:
-    """Programs of one warp where rows of batch and heads fill the device, wide ones where a cell should take one step."""
-    return MANY if rows >= MANY_ROWS else WIDE
+from sqkernels.common.runtime import assembly, multiprocessors, overlap
+from sqkernels.spectral_index_decode.budget import CELL, Budget, BudgetArguments
+from sqkernels.spectral_index_decode.selection import Selection
+from sqkernels.spectral_index_decode.settings import cells_per_program, settings
 
 
 def index_decode(
     query: Tensor, pages: RowPages, exact: ExactTokens, budget: Budget, scaling: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Flatten the arguments; returns the output, SELECTED and COUNTS (see the kernel)."""
-    m = pages.matrices
-    layout = LayoutArguments.of(m)
+    """See `api.spectral_index_decode`; checked arguments. Returns the output, and what `Selection` calls selected and counts."""
+    layout, allowed = LayoutArguments.of(pages.matrices), BudgetArguments.of(budget, pages)
+    per_program = cells_per_program(pages.batch * layout.heads, pages.pages.shape[1], multiprocessors(query.device))
+    tensors = AttentionTensors.of(query, pages, exact).as_list()
+    index = [pages.matrices.index.decode, allowed.by_head]
     return torch.ops.sqkernels.spectral_index_decode(
-        query.contiguous(),
-        pages.storage,
-        pages.pages,
-        pages.first,
-        pages.tokens,
-        m.heads,
-        m.key.decode,
-        m.key.constant,
-        m.value.decode,
-        m.value.constant,
-        m.index.decode,
-        *exact_arguments(exact),
-        *budget_arguments(budget, pages),
-        scaling,
-        cells_per_program(pages.batch * layout.heads, pages.pages.shape[1], query.device),
-        layout.numbers,
+        tensors, index, layout.numbers, scaling, allowed.share, allowed.numbers, per_program
     )
-
-
-def cells_per_program(rows: int, n_pages: int, device: torch.device) -> int:
-    """Cells that one program of the scan works through."""
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    programs = max(1, settings(rows).programs * processors // rows)
-    return -(-cell_count(n_pages) // programs)
-
-
-def cell_count(n_pages: int) -> int:
-    """Cells of a sequence of `n_pages` pages."""
-    return -(-n_pages * 128 // CELL)
 
 
 def selected_tokens(selected: Tensor, counts: Tensor, pages: RowPages) -> list[list[Tensor]]:
@@ -79,108 +34,66 @@ def selected_tokens(selected: Tensor, counts: Tensor, pages: RowPages) -> list[l
     batch, kv = pages.batch, pages.matrices.kv_heads
     out = []
     for b in range(batch):
-        rows = []
+        heads = []
         for bh in range(b * kv, (b + 1) * kv):
             parts = [selected[bh, c * CELL :][: int(n)] for c, n in enumerate(counts[bh].tolist())]
-            rows.append(torch.cat(parts).long() - int(pages.first[b]))
-        out.append(rows)
+            heads.append(torch.cat(parts).long() - int(pages.first[b]))
+        out.append(heads)
     return out
 
 
 @torch.library.custom_op("sqkernels::spectral_index_decode", mutates_args=())
 def _spectral_index_decode(
-    query: Tensor,
-    storage: Tensor,
-    pages: Tensor,
-    first: Tensor,
-    tokens: Tensor,
-    heads: Tensor,
-    key_decode: Tensor,
-    key_constant: Tensor,
-    value_decode: Tensor,
-    value_constant: Tensor,
-    index_decode: Tensor,
-    sink_keys: Tensor,
-    sink_values: Tensor,
-    window_keys: Tensor,
-    window_values: Tensor,
-    window: Tensor | None,
-    budget: Tensor | None,
-    budget_kind: int,
-    share: float,
-    count: int,
-    expected: int,
+    tensors: Sequence[Tensor],
+    index: Sequence[Tensor],
+    layout: Sequence[int],
     scaling: float,
+    share: float,
+    budget: Sequence[int],
     per_program: int,
-    layout: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     from sqkernels.spectral_index_decode.triton import gather_kernel, scan_kernel
 
-    a = LayoutArguments.from_numbers(layout)
-    exact = (sink_keys, sink_values, window_keys, window_values)
-    preparation = Preparation.of(query, (key_decode, key_constant), exact, window, scaling, a)
-    rows, group = query.shape[0] * a.heads, query.shape[1] // a.heads
-    cells = cell_count(pages.shape[1])
-    programs, chosen = -(-cells // per_program), settings(rows)
-    new = query.new_empty
-    bins, levels = new(rows, cells * CELL, dtype=torch.uint8), new(rows, cells, LEVELS, dtype=torch.int32)
-    selected, counts = new(rows, cells * CELL, dtype=torch.int32), new(rows, cells, dtype=torch.int32)
-    part, stats = (
-        new(rows, cells, group, a.value_planes, dtype=torch.float32),
-        new(rows, cells, 32, dtype=torch.float32),
-    )
-    place = (storage, pages, first, tokens, heads)
-    scan_kernel[(rows, preparation.roles + programs)](
-        query,
-        *preparation.arguments,
-        *place,
-        index_decode,
-        bins,
-        levels,
-        pages.shape[1],
-        per_program,
-        **preparation.constants,
-        RANK=a.index_rank,
+    call = AttentionCall.from_operator(tensors, layout, scaling)
+    index_decode, by_head = index
+    allowed = BudgetArguments(by_head, share, *budget)
+    device, chosen = call.tensors.query.device, settings(call.kv_heads)
+    preparation, selection = Preparation.of(call), Selection.of(call)
+    partials = Partials.of(call, selection.cells)
+    programs = -(-selection.cells // per_program)
+    scan_kernel[(call.kv_heads, preparation.roles + programs)](
+        **preparation.arguments,
+        **call.codes,
+        INDEX_DECODE=index_decode,
+        **selection.scores,
+        cells_per_program=per_program,
+        RANK=call.layout.index_rank,
         CELL=CELL,
-        ASSEMBLY=assembly(query.device),
-        **overlap(query.device, chosen.overlap),
+        ASSEMBLY=assembly(device),
+        **overlap(device, chosen.overlap),
         num_warps=chosen.scan_warps,
     )
-    prepared = preparation.out
-    gather_kernel[(rows, cells)](
-        *place,
-        prepared.latents,
-        prepared.constant,
-        tokens if budget is None else budget,
-        bins,
-        levels,
-        selected,
-        counts,
-        part,
-        stats,
-        pages.shape[1],
-        a.token_bytes,
-        expected,
-        share,
-        count,
-        HK=a.heads,
-        G=group,
-        N=row_count(group),
+    gather_kernel[(call.kv_heads, selection.cells)](
+        **call.codes,
+        **preparation.query_latents,
+        **selection.arguments,
+        **partials.arguments,
+        **allowed.arguments,
+        token_bytes=call.layout.token_bytes,
         CELL=CELL,
-        CELLS_P=bucket(cells),
-        BUDGET_KIND=budget_kind,
-        **a.constants,
+        CELLS_P=bucket(selection.cells),
+        **call.products,
         BLOCK=chosen.block,
         STAGES=chosen.stages,
-        ASSEMBLY=assembly(query.device),
-        **overlap(query.device, chosen.overlap),
+        ASSEMBLY=assembly(device),
+        **overlap(device, chosen.overlap),
         num_warps=chosen.warps,
     )
-    return reduce(part, stats, prepared, (value_decode, value_constant), query, chosen.overlap), selected, counts
+    return reduce(partials, preparation, chosen.overlap), selection.selected, selection.counts
 
 
 @_spectral_index_decode.register_fake
-def _(query: Tensor, storage: Tensor, pages: Tensor, first: Tensor, tokens: Tensor, heads: Tensor, *args):
-    rows, cells = query.shape[0] * heads.shape[0], cell_count(pages.shape[1])
-    selected = query.new_empty(rows, cells * CELL, dtype=torch.int32)
-    return torch.empty_like(query), selected, query.new_empty(rows, cells, dtype=torch.int32)
+def _(tensors: Sequence[Tensor], index, layout: Sequence[int], scaling: float, *args):
+    call = AttentionCall.from_operator(tensors, layout, scaling)
+    selection = Selection.of(call)
+    return torch.empty_like(call.tensors.query), selection.selected, selection.counts

@@ -46,7 +46,7 @@ def select_tokens(query: Tensor, pages: RowPages, budget: Budget) -> list[list[T
     out = []
     for row in range(pages.batch):
         kept = select_mask(score_bins(*index_scores(query, pages, row)), budgets[row], int(pages.first[row]))
-        out.append([mine.nonzero().squeeze(1) for mine in kept])
+        out.append([of_head.nonzero().squeeze(1) for of_head in kept])
     return out
 
 
@@ -102,7 +102,7 @@ def attend_selected(
         sinks_and_window = exact_tokens(exact, row, dtype)
         for h, tokens in enumerate(heads):
             coded = (keys[h : h + 1, first + tokens], values[h : h + 1, first + tokens])
-            mine = tuple(part[h : h + 1] for part in sinks_and_window)
-            out.append(attend(query[row, h * group : (h + 1) * group], coded, mine, scaling))
-    found = torch.stack(out).view(query.shape)
-    return found.to(query.dtype if dtype == torch.float32 else dtype)
+            own = tuple(part[h : h + 1] for part in sinks_and_window)
+            out.append(attend(query[row, h * group : (h + 1) * group], coded, own, scaling))
+    attended = torch.stack(out).view(query.shape)
+    return attended.to(query.dtype if dtype == torch.float32 else dtype)

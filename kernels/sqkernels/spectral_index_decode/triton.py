@@ -20,16 +20,13 @@ from sqkernels.common.device import (
     store_partial,
     wait_for_previous,
 )
-from sqkernels.spectral_decode.triton import prepare_role
+from sqkernels.common.prepare import prepare_role
+from sqkernels.spectral_index_decode.traffic import gather_bytes, scan_bytes, scan_flops
 
 
 def _scan_metadata(grid, kernel, args):
-    pages, heads = args["PAGES"], args["HK"]
-    batch = pages.shape[0]
-    coded = batch * pages.shape[1] * 128 * heads
-    exact = 2 * batch * (args["sinks"] + args["window"]) * heads * args["D"] * args["WK"].element_size()
-    nbytes = coded * args["RANK"] // 2 + exact + (args["KEY_DECODE"].numel() + args["INDEX_DECODE"].numel()) * 4
-    return {"name": f"spectral_index_scan_{pages.shape[1] * 128}", "bytes": nbytes, "flops32": 2 * coded * args["RANK"]}
+    tokens = args["PAGES"].shape[1] * 128
+    return {"name": f"spectral_index_scan_{tokens}", "bytes": scan_bytes(args), "flops32": scan_flops(args)}
 
 
 @triton.jit
@@ -185,10 +182,10 @@ def _cell_budget(LEVELS, budget, cell, cells, CELLS_P: tl.constexpr):
     total = tl.sum(counts, axis=0)
     above = tl.cumsum(total, axis=0, reverse=True)
     whole = tl.sum((above > budget).to(tl.int32), axis=0)
-    mine = tl.load(LEVELS + cell * 32 + level)
-    taken = tl.sum(tl.where(level >= whole, mine, 0), axis=0)
-    there = tl.where(whole > 0, cells, 0)
-    edges = tl.load(LEVELS + every * 32 + whole - 1, mask=every < there, other=0)
+    own = tl.load(LEVELS + cell * 32 + level)
+    taken = tl.sum(tl.where(level >= whole, own, 0), axis=0)
+    sharing = tl.where(whole > 0, cells, 0)
+    edges = tl.load(LEVELS + every * 32 + whole - 1, mask=every < sharing, other=0)
     remaining = budget - tl.sum(tl.where(level >= whole, total, 0), axis=0)
     before = tl.sum(tl.where(every < cell, edges, 0), axis=0)
     after = before + tl.sum(tl.where(every == cell, edges, 0), axis=0)
@@ -200,10 +197,10 @@ def _cell_budget(LEVELS, budget, cell, cells, CELLS_P: tl.constexpr):
 
 
 @triton.jit
-def _select(bins, wanted, whole, slot, mine):
-    """Write the slots of the `wanted` highest `bins: [rows, 16]` (−1: no token), the earlier slot first among equals.
+def _select(bins, wanted, whole, slot, SELECTED):
+    """Write to SELECTED the slots of the `wanted` highest `bins: [·, 16]` (−1: no token), the earlier first among equals.
 
-    The threshold lies among the eight bins of the level below `whole`. A thread holds whole rows, so that most of the
+    The threshold lies among the eight bins of the level below `whole`. A thread holds whole lines of 16, so that most of the
     counting needs no other thread.
     """
     threshold = tl.maximum(whole - 1, 0) * 8
@@ -215,23 +212,22 @@ def _select(bins, wanted, whole, slot, mine):
     edge = (bins == threshold).to(tl.int32)
     both = above + (edge << 16)
     inside = tl.cumsum(both, axis=1)
-    rows = tl.sum(both, axis=1)
-    ranks = inside + (tl.cumsum(rows, axis=0) - rows)[:, None]
-    room = wanted - (tl.sum(rows, axis=0) & 0xFFFF)
+    lines = tl.sum(both, axis=1)
+    ranks = inside + (tl.cumsum(lines, axis=0) - lines)[:, None]
+    room = wanted - (tl.sum(lines, axis=0) & 0xFFFF)
     edge_rank = ranks >> 16
     chosen = (above > 0) | ((edge > 0) & (edge_rank <= room))
     place = (ranks & 0xFFFF) + tl.minimum(edge_rank, room) - 1
-    tl.store(mine + place, slot, mask=chosen)
+    tl.store(SELECTED + place, slot, mask=chosen)
 
 
 def _gather_metadata(grid, kernel, args):
-    pages, heads = args["PAGES"], args["HK"]
-    batch = pages.shape[0]
-    selected = batch * args["expected"]
-    nbytes = args["BINS"].numel() + args["LEVELS"].numel() * 4 + selected * (args["token_bytes"] + 4 * heads)
-    planes = args["PART"].shape[-1] + args["LATENTS"].shape[-1]
-    flops = 2 * heads * selected * args["G"] * planes
-    return {"name": f"spectral_index_gather_{pages.shape[1] * 128}", "bytes": nbytes, "flops16": flops}
+    selected, planes = args["PAGES"].shape[0] * args["expected"], args["PART"].shape[-1] + args["LATENTS"].shape[-1]
+    return {
+        "name": f"spectral_index_gather_{args['PAGES'].shape[1] * 128}",
+        "bytes": gather_bytes(args),
+        "flops16": 2 * args["HK"] * selected * args["G"] * planes,
+    }
 
 
 @triton.jit(launch_metadata=_gather_metadata, do_not_specialize=["n_pages", "expected", "token_bytes", "count"])
@@ -299,8 +295,8 @@ def gather_kernel(
     slot = cell * CELL + within
     bins = tl.load(BINS + (bh * cells + cell) * CELL + within).to(tl.int32)
     bins = tl.where((slot >= first) & (slot < first + tokens), bins, -1)
-    mine = SELECTED + (bh * cells + cell) * CELL
-    _select(bins, wanted, whole, slot, mine)
+    selected = SELECTED + (bh * cells + cell) * CELL
+    _select(bins, wanted, whole, slot, selected)
     tl.store(COUNTS + bh * cells + cell, wanted)
     tl.debug_barrier()
 
@@ -313,7 +309,7 @@ def gather_kernel(
     for start in tl.range(0, wanted, BLOCK, num_stages=STAGES):
         place = start + tl.arange(0, BLOCK)
         real = place < wanted
-        chosen = tl.load(mine + place, mask=real, other=cell * CELL)
+        chosen = tl.load(selected + place, mask=real, other=cell * CELL)
         page = tl.multiple_of(tl.load(PAGES + b * n_pages + chosen // 128), 16)
         rows = STORAGE + page + offset + (chosen % 128) * row_bytes
         state = attend_rows(

@@ -41,10 +41,3 @@ def spectral_reconstruct(
     from sqkernels.spectral_reconstruct.ops import reconstruct
 
     return reconstruct(storage, pages, matrices, dtype, rope)
-
-
-def reconstruct_traffic(matrices: RowMatrices, tokens: int, element: int = 2) -> dict[str, int]:
-    """Bytes read and written, and flops, for `tokens` tokens of one layer."""
-    heads, dim, layout = matrices.kv_heads, matrices.head_dim, matrices.layout
-    nbytes = tokens * (sum(layout.row_bytes) + 2 * heads * dim * element)
-    return {"bytes": nbytes, "flops": 2 * tokens * heads * dim * sum(layout.planes)}

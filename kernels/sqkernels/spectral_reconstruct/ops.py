@@ -2,91 +2,105 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sqkernels.common.launch import LayoutArguments, next_power
+from sqkernels.common.layout import PAGE
 from sqkernels.common.matrices import RowMatrices
 from sqkernels.common.runtime import assembly
 
 PAGES_PER_PROGRAM = 8
 
 
+@dataclass(frozen=True)
+class ReconstructCall:
+    """Pages to read, decoders (float16), and cosines and sines float32 `[B, N·128, D]`, empty where keys are not turned."""
+
+    storage: Tensor
+    pages: Tensor
+    heads: Tensor
+    key_decode: Tensor
+    key_constant: Tensor
+    value_decode: Tensor
+    value_constant: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(
+        cls, storage: Tensor, pages: Tensor, matrices: RowMatrices, rope: tuple[Tensor, Tensor] | None
+    ) -> ReconstructCall:
+        """From what the checked entry point takes."""
+        empty = storage.new_empty(0, dtype=torch.float32)
+        decoders = (
+            matrices.key.decode_half,
+            matrices.key.constant,
+            matrices.value.decode_half,
+            matrices.value.constant,
+        )
+        turns = (empty, empty) if rope is None else (t.contiguous() for t in rope)
+        return cls(storage, pages.contiguous(), matrices.heads, *decoders, *turns)
+
+    def as_list(self) -> list[Tensor]:
+        """As a `torch.library` operator takes it: `ReconstructCall(*tensors)` gives the object back."""
+        return [getattr(self, f.name) for f in fields(self)]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Tensors by the kernel's names."""
+        return {f.name.upper(): getattr(self, f.name) for f in fields(self)}
+
+    def outputs(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Room for keys and values `[B, Hk, N·128, D]`."""
+        batch, n_pages = self.pages.shape
+        shape = (batch, self.key_constant.shape[0], n_pages * PAGE, self.key_constant.shape[1])
+        return self.storage.new_empty(shape, dtype=dtype), self.storage.new_empty(shape, dtype=dtype)
+
+
 def reconstruct(
     storage: Tensor, pages: Tensor, matrices: RowMatrices, dtype: torch.dtype, rope: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """Flatten the arguments into the operator's."""
-    empty = storage.new_empty(0, dtype=torch.float32)
-    cos, sin = (empty, empty) if rope is None else (t.contiguous() for t in rope)
-    m = matrices
-    layout = LayoutArguments.of(m).numbers
-    return torch.ops.sqkernels.spectral_reconstruct(
-        storage,
-        pages,
-        m.heads,
-        m.key.decode_half,
-        m.key.constant,
-        m.value.decode_half,
-        m.value.constant,
-        cos,
-        sin,
-        dtype,
-        layout,
-    )
+    """See `api.spectral_reconstruct`; checked arguments."""
+    tensors = ReconstructCall.of(storage, pages, matrices, rope).as_list()
+    return torch.ops.sqkernels.spectral_reconstruct(tensors, LayoutArguments.of(matrices).numbers, dtype)
 
 
 @torch.library.custom_op("sqkernels::spectral_reconstruct", mutates_args=())
 def _spectral_reconstruct(
-    storage: Tensor,
-    pages: Tensor,
-    heads: Tensor,
-    key_decode: Tensor,
-    key_constant: Tensor,
-    value_decode: Tensor,
-    value_constant: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    dtype: torch.dtype,
-    layout: list[int],
+    tensors: Sequence[Tensor], layout: Sequence[int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     from sqkernels.spectral_reconstruct.triton import reconstruct_kernel
 
-    a = LayoutArguments.from_numbers(layout)
-    batch, n_pages = pages.shape
-    kv, dim = key_constant.shape
-    keys, values = (storage.new_empty(batch, kv, n_pages * 128, dim, dtype=dtype) for _ in range(2))
-    block = 64 if dim <= 128 else 32
-    per = max(1, min(PAGES_PER_PROGRAM, n_pages * batch * kv // 256))
-    reconstruct_kernel[(-(-n_pages // per), batch * kv, 2)](
-        storage,
-        pages.contiguous(),
-        heads,
-        key_decode,
-        key_constant,
-        value_decode,
-        value_constant,
-        cos,
-        sin,
-        keys,
-        values,
-        n_pages,
-        per,
-        a.token_bytes,
+    call, a = ReconstructCall(*tensors), LayoutArguments.from_numbers(layout)
+    batch, n_pages = call.pages.shape
+    kv, dim = call.key_constant.shape
+    keys, values = call.outputs(dtype)
+    per_program = max(1, min(PAGES_PER_PROGRAM, n_pages * batch * kv // 256))
+    reconstruct_kernel[(-(-n_pages // per_program), batch * kv, 2)](
+        **call.arguments,
+        OUT_K=keys,
+        OUT_V=values,
+        n_pages=n_pages,
+        pages_per_program=per_program,
+        token_bytes=a.token_bytes,
         HK=kv,
         D=dim,
         DP=next_power(dim),
         DH=max(16, next_power(dim // 2)),
         **a.constants,
-        ROPE=cos.numel() > 0,
-        T=block,
-        ASSEMBLY=assembly(storage.device),
+        ROPE=call.cos.numel() > 0,
+        T=64 if dim <= 128 else 32,
+        ASSEMBLY=assembly(call.storage.device),
         num_warps=4,
     )
     return keys, values
 
 
 @_spectral_reconstruct.register_fake
-def _(storage: Tensor, pages: Tensor, heads: Tensor, key_decode: Tensor, key_constant: Tensor, *args):
-    dtype = args[-2]
-    shape = (pages.shape[0], key_constant.shape[0], pages.shape[1] * 128, key_constant.shape[1])
-    return storage.new_empty(shape, dtype=dtype), storage.new_empty(shape, dtype=dtype)
+def _(tensors: Sequence[Tensor], layout: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return ReconstructCall(*tensors).outputs(dtype)

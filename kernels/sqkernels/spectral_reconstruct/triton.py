@@ -7,15 +7,11 @@ import triton.language as tl
 
 from sqkernels.common.device import head_bands
 from sqkernels.common.unpack import load_bytes, load_words, unpack4_centred, unpack_small
+from sqkernels.spectral_reconstruct.traffic import reconstruct_bytes
 
 
 def _metadata(grid, kernel, args):
-    out = args["OUT_K"]
-    tokens = out.shape[0] * out.shape[2]
-    return {
-        "name": "spectral_reconstruct",
-        "bytes": tokens * args["token_bytes"] + 2 * out.numel() * out.element_size(),
-    }
+    return {"name": "spectral_reconstruct", "bytes": reconstruct_bytes(args)}
 
 
 @triton.jit
@@ -149,16 +145,16 @@ def reconstruct_kernel(
                 rows = _rows(STORAGE, PAGES + b * n_pages, offset, row_bytes, tile, T)
                 slot = b * n_pages * 128 + tile * T + tl.arange(0, T)
                 table = slot[:, None] * D + e[None, :]
-                there = (e < HALF)[None, :] & (slot >= 0)[:, None]
+                inside = (e < HALF)[None, :] & (slot >= 0)[:, None]
                 x = _columns(rows, 0, (k4, k2, k1), left, K4, K2, K1, DH, FULL, T, ASSEMBLY)
                 y = _columns(rows, 0, (k4, k2, k1), right, K4, K2, K1, DH, FULL, T, ASSEMBLY)
-                turned = x * tl.load(COS + table, mask=there, other=0.0)
-                turned -= y * tl.load(SIN + table, mask=there, other=0.0)
-                other = y * tl.load(COS + table + HALF, mask=there, other=0.0)
-                other += x * tl.load(SIN + table + HALF, mask=there, other=0.0)
+                turned = x * tl.load(COS + table, mask=inside, other=0.0)
+                turned -= y * tl.load(SIN + table, mask=inside, other=0.0)
+                other = y * tl.load(COS + table + HALF, mask=inside, other=0.0)
+                other += x * tl.load(SIN + table + HALF, mask=inside, other=0.0)
                 out = OUT_K + (bh * n_pages * 128 + tile * T + tl.arange(0, T))[:, None] * D + e[None, :]
-                tl.store(out, turned.to(OUT_K.dtype.element_ty), mask=there)
-                tl.store(out + HALF, other.to(OUT_K.dtype.element_ty), mask=there)
+                tl.store(out, turned.to(OUT_K.dtype.element_ty), mask=inside)
+                tl.store(out + HALF, other.to(OUT_K.dtype.element_ty), mask=inside)
         else:
             keys = _matrices(decode, constant, 0, K4, K2, K1, D, D, DP)
             for tile in range(begin, end):

@@ -9,12 +9,14 @@ from spectralquant.errors import InputError, did_you_mean
 
 @dataclass(frozen=True)
 class DeviceModel:
-    """Nominal: bandwidth in TB/s, dense 16-bit matrix rate in TFLOP/s, memory in bytes, share of bandwidth a copy reaches."""
+    """Nominal: bandwidth in TB/s, dense 16-bit matrix rate in TFLOP/s, memory in bytes, multiprocessors, share of bandwidth a copy
+    reaches."""
 
     name: str
     tb_per_s: float
     tflops: float
     memory: int
+    processors: int
     copy_share: float = 0.9
 
 
@@ -22,11 +24,11 @@ GB = 10**9
 DEVICES = {
     d.name: d
     for d in (
-        DeviceModel("h100", 3.35, 989, 80 * GB),
-        DeviceModel("h200", 4.8, 989, 141 * GB),
-        DeviceModel("a100", 2.04, 312, 80 * GB),
-        DeviceModel("l40s", 0.864, 362, 48 * GB),
-        DeviceModel("rtx4090", 1.008, 165, 24 * GB),
+        DeviceModel("h100", 3.35, 989, 80 * GB, 132),
+        DeviceModel("h200", 4.8, 989, 141 * GB, 132),
+        DeviceModel("a100", 2.04, 312, 80 * GB, 108),
+        DeviceModel("l40s", 0.864, 362, 48 * GB, 142),
+        DeviceModel("rtx4090", 1.008, 165, 24 * GB, 128),
     )
 }
 

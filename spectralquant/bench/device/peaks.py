@@ -16,11 +16,13 @@ MATRIX = 8192
 
 @dataclass(frozen=True)
 class Peaks:
-    """copy: TB/s, bytes read plus bytes written. matmul: bfloat16 TFLOP/s on random data. cache: bytes of L2."""
+    """copy: TB/s, bytes read plus bytes written. matmul: bfloat16 TFLOP/s on random data. cache: bytes of L2. processors:
+    multiprocessors."""
 
     copy_tb_per_s: float
     matmul_tflops: float
     cache: int
+    processors: int
 
 
 def measure_peaks(device: torch.device) -> Peaks:
@@ -34,5 +36,6 @@ def measure_peaks(device: torch.device) -> Peaks:
     target = torch.empty_like(source)
     copy = graph_time([lambda: target.copy_(source)], replays=9).median
     product = graph_time([lambda: a @ b], replays=9).median
-    cache = torch.cuda.get_device_properties(device).L2_cache_size
-    return Peaks(2 * COPY_BYTES / copy / 1e6, 2 * MATRIX**3 / product / 1e6, cache)
+    properties = torch.cuda.get_device_properties(device)
+    rates = 2 * COPY_BYTES / copy / 1e6, 2 * MATRIX**3 / product / 1e6
+    return Peaks(*rates, properties.L2_cache_size, properties.multi_processor_count)

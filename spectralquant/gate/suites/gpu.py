@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from spectralquant.bench.baselines import dense_baselines
-from spectralquant.bench.cell import ATTENTION, Bench, dense_rows, fastest, kernel_call, kernel_traffic
+from spectralquant.bench.cell import ATTENTION, Bench, dense_rows, fastest, kernel_call
 from spectralquant.bench.checks import check_kernel
 from spectralquant.bench.device.peaks import measure_peaks
 from spectralquant.bench.device.telemetry import telemetry, verdict
@@ -70,7 +70,7 @@ def _batch_rows(bench: Bench, batch: int, progress: Progress) -> list[Row]:
     inputs = random_inputs(shape, bench.matrices, batch, CONTEXT, settings.window, 0)
     size = (batch, shape.kv_heads, CONTEXT, shape.head_dim)
     keys, values = (torch.randn(size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    counted = kernel_traffic(shape, bench.matrices, settings, CONTEXT)
+    counted = bench.traffic(batch, CONTEXT)
     rows = []
     for kernel in ATTENTION:
         name = f"gpu/{kernel}/context={CONTEXT},batch={batch}"
@@ -83,7 +83,7 @@ def _batch_rows(bench: Bench, batch: int, progress: Progress) -> list[Row]:
             ratios.append(graph_time([mine], replays=7).median / graph_time([theirs], replays=7).median)
         rows += [
             {"metric": f"{name}/correct", "value": float(error <= limit)},
-            {"metric": f"{name}/bytes_read", "value": float(batch * counted[kernel]["bytes"])},
+            {"metric": f"{name}/bytes_read", "value": float(counted[kernel]["bytes"])},
             {"metric": f"{name}/time_over_dense", "samples": ratios},
         ]
     return rows

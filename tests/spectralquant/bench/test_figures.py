@@ -27,12 +27,12 @@ def test_predictions_are_marked_and_time_nothing():
     # 8 sequences x 8 heads x 32768 tokens x 128 x 2 x 2 bytes at 90 % of 3.35 TB/s
     assert dense["predicted_us"] == pytest.approx(2**30 / 3.015e6, rel=1e-3)
     index = next(r for r in result["rows"] if r["kernel"] == "spectral_index_decode" and r["batch"] == 8)
-    assert 0.03 < index["bytes_share_of_dense"] < 0.058
+    assert 0.03 < index["bytes_share_of_dense"] < 0.065
     assert result["telemetry"] is None and result["provenance"]["device"] is None
 
 
 def test_the_slower_of_bytes_and_flops_decides():
-    roof = Roof(tb_per_s=1.0, tflops=100.0, source="test")
+    roof = Roof(tb_per_s=1.0, tflops=100.0, source="test", processors=1)
     assert roof.time_us(1e9, 0) == pytest.approx(1000) and roof.time_us(0, 1e11) == pytest.approx(1000)
 
 

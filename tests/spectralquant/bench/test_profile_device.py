@@ -36,7 +36,7 @@ def on_the_cpu(monkeypatch):
     device = torch.device("cpu")
     monkeypatch.setattr(cell, "graph_time", host_clock)
     monkeypatch.setattr(compression, "graph_time", host_clock)
-    monkeypatch.setattr(run, "measure_peaks", lambda d: Peaks(0.02, 0.1, 1))
+    monkeypatch.setattr(run, "measure_peaks", lambda d: Peaks(0.02, 0.1, 1, 2))
     monkeypatch.setattr(run, "dense_baselines", lambda: {"ours": dense_decode, "broken": lambda *a: 1 / 0})
     monkeypatch.setattr(run, "device_facts", lambda d: {"device": "cpu"})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "cpu")
