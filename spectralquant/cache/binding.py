@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from spectralquant.cache.passes.watch import ForwardPass, Hook, PassWatch
+from spectralquant.cache.passes.watched import WatchedCache
+from spectralquant.cache.tokens.seen import SeenTokens
 from spectralquant.geometry import CacheGeometry
 from spectralquant.hooks.decoder import attention_modules, rotary_modules, text_decoder
 from spectralquant.hooks.implementation import decoder_configs
@@ -23,9 +25,6 @@ from spectralquant.hooks.wrappers import model_device, usable_model
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.probe import probe_geometry
 from spectralquant.surroundings import own_run
-
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
 
 _bindings: weakref.WeakKeyDictionary[nn.Module, ModelBinding] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -44,11 +43,11 @@ class ModelBinding:
         outermost = [] if model in makers else [model]
         self._passes = PassWatch([*outermost, *makers], decoder_configs(model, attention))
 
-    def attach(self, cache: SpectralCache) -> None:
+    def attach(self, cache: WatchedCache) -> None:
         """Watch the model's passes for as long as the cache lives."""
         self._passes.attach(cache, self._set_hooks)
 
-    def pass_of(self, cache: SpectralCache) -> ForwardPass | None:
+    def pass_of(self, cache: WatchedCache) -> ForwardPass | None:
         """The pass that was given the cache and has not ended."""
         return self._passes.of(cache)
 
@@ -80,16 +79,14 @@ class ModelBinding:
 
     @property
     def weights_sha256(self) -> str:
-        """Hash of the model's weights, which snapshots name (see `sources.identity`)."""
+        """Hash of the model's weights, which snapshots name (see `models.identity`)."""
         return weights_sha256(self.model)
 
-    def take(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Ids `[B, T]`, positions `[B or 1, T]` or `[A, B or 1, T]` and rotary frequencies `[F]` of the forward pass
-        under way, once.
-        """
+    def take(self) -> SeenTokens:
+        """What was seen of the forward pass under way, once."""
         ids, positions = getattr(self._seen, "ids", None), getattr(self._seen, "positions", None)
         self._forget(self.model)
-        return ids, positions, self.tables.frequencies()
+        return SeenTokens(ids, positions, self.tables.frequencies())
 
     @torch.compiler.disable
     def _forget(self, module: nn.Module, *_: Any) -> None:
@@ -140,5 +137,5 @@ def bind(model: nn.Module) -> ModelBinding:
 
 def bound_model(weights: str, windows: tuple[int | None, ...]) -> nn.Module | None:
     """A model of this process with these weights and windows that a cache has been made for (or `bind` was called on)."""
-    found = (m for m, b in list(_bindings.items()) if b.geometry.windows == windows and b.weights_sha256 == weights)
-    return next(found, None)
+    fitting = (m for m, b in list(_bindings.items()) if b.geometry.windows == windows and b.weights_sha256 == weights)
+    return next(fitting, None)

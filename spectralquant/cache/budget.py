@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from spectralquant.cache.report.accounting import held_bytes
-
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.cache.groups import CacheGroups
 
 
-def fit_into(cache: SpectralCache, limit: int | None) -> None:
-    """Move blocks down, oldest first, until the cache holds at most `limit` bytes; warn once where it cannot."""
-    while limit is not None and held_bytes(cache) > limit:
-        if cache.evict(1):
+def fit_into(groups: CacheGroups, limit: int | None, held_bytes: Callable[[], int], warned: bool) -> bool:
+    """Move blocks down, oldest first, until a cache holds at most `limit` bytes; whether it still holds more.
+
+    Warns where it does, unless the caller has `warned` already. held_bytes: what the cache holds now.
+    """
+    while limit is not None and held_bytes() > limit:
+        if groups.evict(1):
             continue
-        if not cache.over_budget:
+        if not warned:
             warnings.warn(
-                f"SpectralCache holds {held_bytes(cache):,} bytes, over max_bytes={limit:,}, with all blocks in the lowest "
+                f"SpectralCache holds {held_bytes():,} bytes, over max_bytes={limit:,}, with all blocks in the lowest "
                 "tier of the profile. Allow more, or calibrate a lower tier.",
                 stacklevel=2,
             )
-        cache.over_budget = True
-        return
-    cache.over_budget = False
+        return True
+    return False

@@ -7,14 +7,16 @@ that when the crossover is passed every token is still there to be coded: switch
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectralquant.cache.groups import CacheGroup
 from spectralquant.cache.read.segments import DenseSegment, Segment
-from spectralquant.cache.read.view import LayerView
+from spectralquant.cache.read.view import LayerView, Reading
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.errors import InputError
 from spectralquant.hooks.tap import AttentionCall
@@ -30,12 +32,11 @@ def measured_crossover(results: str | Path, *, kernel: str = "spectral_decode", 
     Raises:
         InputError: no such file, other results, or the kernel was not faster at any context that was measured.
     """
-    found = read_results(results)
-    rows = [r for r in found.get("crossover", ()) if r["kernel"] == kernel]
-    row = next((r for r in rows if r["batch"] == batch), None)
+    crossovers = [r for r in read_results(results).get("crossover", ()) if r["kernel"] == kernel]
+    row = next((r for r in crossovers if r["batch"] == batch), None)
     if row is None:
-        there = ", ".join(str(r["batch"]) for r in rows) or "none"
-        raise InputError(f"{results} has no crossover of {kernel} at batch {batch}; batches it has: {there}.")
+        batches = ", ".join(str(r["batch"]) for r in crossovers) or "none"
+        raise InputError(f"{results} has no crossover of {kernel} at batch {batch}; batches it has: {batches}.")
     if row["tokens"] is None:
         raise InputError(f"{results}: {kernel} was not faster at batch {batch}; profile longer contexts (--context).")
     return row["tokens"]
@@ -115,7 +116,10 @@ class HybridCacheManager(SpectralCache):
     def view(self, layer: int, new: int | None = None) -> LayerView:
         """What attention reads of one layer: a selection while the sequence is short (sliding layers read their window)."""
         selects = self.selecting and not self.layers[layer].is_sliding
-        return HeavyHitterView(self, layer, new) if selects else super().view(layer, new)
+        if not selects:
+            return super().view(layer, new)
+        chosen = Selection(self.attended, layer, self.hybrid["heavy"], self.hybrid["recent"])
+        return HeavyHitterView(*self.groups.of_layer(layer), self.reading, new, chosen)
 
     def crop(self, tokens_to_remove: int) -> None:
         """See `SpectralCache.crop`."""
@@ -134,22 +138,37 @@ class HybridCacheManager(SpectralCache):
         self.attended = [None] * self.geometry.layers
 
 
+@dataclass(frozen=True)
+class Selection:
+    """What H2O selects from in one layer. attended: of every layer, attention that tokens received `[B, Hk, S]` so far.
+
+    heavy, recent: numbers of tokens.
+    """
+
+    attended: list[Tensor | None]
+    layer: int
+    heavy: int
+    recent: int
+
+
 class HeavyHitterView(LayerView):
     """Heavy hitters and recent tokens of one layer, chosen for each key/value head."""
 
-    cache: HybridCacheManager
-
     watches = True
+
+    def __init__(self, group: CacheGroup, place: int, reading: Reading, new: int | None, selection: Selection) -> None:
+        super().__init__(group, place, reading, new)
+        self.selection = selection
 
     @property
     def chosen(self) -> Tensor | None:
         """Token indices `[B, Hk, n]`, ascending, or None while everything fits into the budget."""
-        hybrid, total = self.cache.hybrid, self.shape[2]
-        attended = self.cache.attended[self.index]
-        old = total - hybrid["recent"]
-        if attended is None or old <= hybrid["heavy"]:
+        selection, total = self.selection, self.shape[2]
+        attended = selection.attended[selection.layer]
+        old = total - selection.recent
+        if attended is None or old <= selection.heavy:
             return None
-        heavy = attended[..., :old].topk(hybrid["heavy"], dim=-1).indices.sort(-1).values
+        heavy = attended[..., :old].topk(selection.heavy, dim=-1).indices.sort(-1).values
         recent = torch.arange(old, total, device=heavy.device).expand(*heavy.shape[:2], -1)
         return torch.cat([heavy, recent], dim=-1)
 
@@ -169,11 +188,11 @@ class HeavyHitterView(LayerView):
         batch, kv, count = chosen.shape
         every = allowed.expand(batch, kv, -1, -1)
         picked = every.gather(3, chosen[:, :, None].expand(-1, -1, every.shape[2], count))
-        return picked.repeat_interleave(self.cache.geometry.group, dim=1)
+        return picked.repeat_interleave(self.tokens.geometry.group, dim=1)
 
     def _over_all(self, p: Tensor, chosen: Tensor) -> Tensor:
         """Probabilities over the chosen tokens as probabilities `[B, H, t, S]` over all."""
-        index = chosen.repeat_interleave(self.cache.geometry.group, dim=1)[:, :, None].expand_as(p)
+        index = chosen.repeat_interleave(self.tokens.geometry.group, dim=1)[:, :, None].expand_as(p)
         return p.new_zeros(*p.shape[:3], self.shape[2]).scatter_(3, index, p)
 
     def weights(self, p: Tensor) -> Tensor:
@@ -182,18 +201,20 @@ class HeavyHitterView(LayerView):
 
     def forget_received(self) -> None:
         """See `LayerView.forget_received`; heavy hitters are counted without this read."""
-        if self.cache.wants_received:
+        if self.reading.watches:
             super().forget_received()
 
     def observe(self, p: Tensor, position: int) -> None:
         """Accumulate attention per key/value head over all tokens, read or not."""
         batch, _, _, count = p.shape
         summed = p.view(batch, self.shape[1], -1, count).sum(2)
-        held = self.cache.attended[self.index]
+        selection = self.selection
+        before = selection.attended[selection.layer]
         total = summed.new_zeros(batch, self.shape[1], self.shape[2])
         chosen = self.chosen if count < self.shape[2] else None
-        if self.cache.wants_received:
+        if self.reading.watches:
             super().observe(p if chosen is None else self._over_all(p, chosen), position)
-        if held is not None:
-            total[..., : held.shape[-1]] = held
-        self.cache.attended[self.index] = total + summed if chosen is None else total.scatter_add_(2, chosen, summed)
+        if before is not None:
+            total[..., : before.shape[-1]] = before
+        after = total + summed if chosen is None else total.scatter_add_(2, chosen, summed)
+        selection.attended[selection.layer] = after

@@ -15,27 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from spectralquant.cache.binding import bind
-from spectralquant.cache.compress.compressor import BlockCompressor
+from spectralquant.cache.compress.compressor import BlockCompressor, CompressionRules
 from spectralquant.cache.compress.reconstructor import AsyncReconstructor
-from spectralquant.cache.making import CacheGroups, usable_tiers
-from spectralquant.cache.passes.cache_passes import CachePasses
+from spectralquant.cache.groups import make_groups
 from spectralquant.cache.passes.repeated import PromptWatch
-from spectralquant.cache.persist.packets import fill_from_packets, pack_cache, pack_tensors
-from spectralquant.cache.persist.restored import require_options, require_whole
-from spectralquant.cache.persist.snapshot import CacheSnapshot, restore, take_snapshot
-from spectralquant.cache.persist.snapshot_file import restoring
+from spectralquant.cache.persist.packets import CacheContents, fill_from_packets, pack_cache, pack_tensors
+from spectralquant.cache.persist.saved_cache import SavedCache
 from spectralquant.cache.policy import make_policy
 from spectralquant.cache.pool import SpectralBufferPool
 from spectralquant.cache.read.reader import BlockReader
-from spectralquant.cache.read.view import LayerView
+from spectralquant.cache.read.view import LayerView, Reading
 from spectralquant.cache.report.accounting import cache_stats
 from spectralquant.cache.report.stats import CacheStats, Spent
 from spectralquant.cache.report.uncompressed import RunReport
 from spectralquant.cache.tiers.base import Tier
-from spectralquant.cache.tiers.registry import kernel_backend
-from spectralquant.cache.tokens.group import CacheGroup, GroupTokens, narrow_windows
+from spectralquant.cache.tiers.registry import TierMaker, kernel_backend, usable_tiers
+from spectralquant.cache.tokens.group import GroupTokens, narrow_windows
 from spectralquant.cache.tokens.layer import SpectralLayer
+from spectralquant.cache.tokens.span import GroupSpan
 from spectralquant.cache.tokens.state import CacheState
+from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
 from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
@@ -44,7 +43,7 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.surroundings import own_arithmetic
 
 
-class SpectralCache(CachePasses):
+class SpectralCache(SavedCache):
     """`model.generate(**inputs, past_key_values=SpectralCache(model, profile))`.
 
     Args:
@@ -133,16 +132,31 @@ class SpectralCache(CachePasses):
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
-        where = {layer: (i, kind.window) for i, kind in enumerate(kinds) for layer in kind.layers}
-        super().__init__(layers=[SpectralLayer(self, i, *where[i]) for i in range(self.geometry.layers)])
+        spans = [GroupSpan(kind) for kind in kinds]
+        of_layer = {layer: span for span in spans for layer in span.kind.layers}
+        own_update = weakref.WeakMethod(self.update)
+        super().__init__(layers=[SpectralLayer(i, of_layer[i], own_update) for i in range(self.geometry.layers)])
         self.pool = pool or SpectralBufferPool("cpu" if host else model_device(model), pinned=host)
         self.reconstructor = AsyncReconstructor(threads, device=model_device(model))
         backend = kernel_backend(kernels, self.geometry, self.pool.device, select)
         self.spent, self.in_forward, self.reads_views, self.over_budget = Spent(), False, False, False
-        self.state = CacheState(self.binding, [GroupTokens.of(self, kind) for kind in kinds])
+        groups = [GroupTokens.of(span, self.geometry, self.layers, window) for span in spans]
+        self.state = CacheState(self.geometry, self.binding.tables, groups)
         self.watch = PromptWatch()
-        self.report = RunReport(policy.first != "exact", window, compress_from, *narrow_windows(self.state.groups))
-        self.groups = CacheGroups.of(self, backend)
+        self.report = RunReport(policy.first != "exact", window, compress_from, *narrow_windows(groups))
+        maker = TierMaker(
+            model,
+            profile,
+            self.geometry,
+            self.pool,
+            self.reconstructor,
+            step_scale,
+            None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {},
+            backend,
+            0 if select is None else INDEX_RANK,
+        )
+        rules = CompressionRules(policy, window, compress_from, background, lag)
+        self.groups = make_groups(self.state, maker, rules, self.reconstructor, self.spent, self.report)
         self.state.keep_ids = self.groups.predict
         self.binding.attach(self)
         weakref.finalize(self, self.report.end)
@@ -171,11 +185,12 @@ class SpectralCache(CachePasses):
 
     def view(self, layer: int, new: int | None = None) -> LayerView:
         """One layer's tokens: all, or what attention reads when the newest `new` tokens are its queries'."""
-        return LayerView(self, layer, new)
+        return LayerView(*self.groups.of_layer(layer), self.reading, new)
 
-    def group_of(self, layer: int) -> CacheGroup:
-        """The group that a layer belongs to."""
-        return next(group for group in self.groups if layer in group.tokens.kind.layers)
+    @property
+    def reading(self) -> Reading:
+        """How layers are read."""
+        return Reading(self.options["select"], self.options["kernels"], self.wants_received, self.spent)
 
     @property
     def tiers(self) -> dict[str, Tier]:
@@ -195,7 +210,7 @@ class SpectralCache(CachePasses):
     @property
     def wants_received(self) -> bool:
         """Whether attention received is counted: the cold tier spends fewer bits on tokens that nobody reads."""
-        return self.policy.reaches_cold and self.options["attention"] == "spectral"
+        return self.policy.reaches_cold and self.reads_spectral
 
     # What generate calls
 
@@ -220,7 +235,7 @@ class SpectralCache(CachePasses):
     def activate_past_recording(self) -> None:
         """Hold what sliding layers no longer read until the next `crop`, so that tokens can be taken back."""
         for group in self.state.groups:
-            group.recording = True
+            group.span.recording = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
@@ -264,14 +279,14 @@ class SpectralCache(CachePasses):
         self.recover()
         return self.groups.evict(blocks)
 
-    # Packets, copies, files
+    # Packets (for copies and files see `SavedCache`)
 
     def pack(self, *, exact: str = "auto") -> list[SpectralPacket]:
         """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`)."""
         self.recover()
         self.groups.settle()
         self.report.kept = True
-        return pack_cache(self, exact)
+        return pack_cache(self.contents, exact)
 
     def compress(self, keys: Tensor, values: Tensor | None = None, token_ids: Tensor | None = None) -> SpectralPacket:
         """A packet of one tensor `keys: [L, Hk, T, D]` (after RoPE at positions 0 … T − 1), with values where given.
@@ -279,7 +294,12 @@ class SpectralCache(CachePasses):
         Nothing is added to the cache; `unpack` gives keys (and values, else the profile's mean) back. `token_ids: [T]`
         are needed where the profile predicts from them.
         """
-        return pack_tensors(self, keys, values, token_ids)
+        return pack_tensors(self.contents, keys, values, token_ids)
+
+    @property
+    def contents(self) -> CacheContents:
+        """What packets are made from and become."""
+        return CacheContents(self.state, self.groups, self.profile, self.options["step_scale"])
 
     @classmethod
     def unpack(
@@ -294,45 +314,10 @@ class SpectralCache(CachePasses):
         several = [SpectralPacket(p) if isinstance(p, (bytes, memoryview)) else p for p in several]
         options.setdefault("tier", "cold" if profile is not None and "cold" in profile.tiers else "auto")
         cache = cls(model, profile, **options)
-        fill_from_packets(cache, several)
+        heads = cache.geometry.heads if cache.wants_received else None
+        fill_from_packets(cache.contents, cache.binding.model, heads, several)
+        cache.report.note_held(cache.state.total, cache.state.coded_tokens)
         return cache
-
-    def save(self, path: str | Path) -> None:
-        """Write the cache as it is (every tier's codes unchanged), atomically."""
-        take_snapshot(self).save(path)
-
-    @classmethod
-    def load(cls, path: str | Path, model: nn.Module, profile: CalibrationProfile | None = None) -> SpectralCache:
-        """Read what `save` wrote.
-
-        Raises:
-            InputError: not such a file. ProfileError: it was saved with another profile.
-        """
-        snapshot = CacheSnapshot.load(path)
-        with restoring(path):
-            require_options(snapshot.facts["options"])
-            cache = restore(cls, snapshot, model, profile)
-            require_whole(cache)
-        return cache
-
-    def __reduce__(self):
-        return _unpickle, (type(self), take_snapshot(self), self.profile)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SpectralCache:
-        """A copy that shares profile, model, pool and the blocks, which never change."""
-        snapshot = take_snapshot(self, share_blocks=True)
-        return restore(type(self), snapshot, self.binding.model, self.profile, pool=self.pool)
-
-    def snapshot_options(self) -> dict[str, Any]:
-        """Keyword arguments that make an equal, empty cache."""
-        return dict(self.options)
-
-    def own_tensors(self) -> dict[str, Tensor]:
-        """Tensors that a kind of cache holds beyond layers, ids and positions: counted, and kept in snapshots."""
-        return {}
-
-    def take_own_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `own_tensors` gave."""
 
     def stats(self) -> CacheStats:
         """What the cache holds now, measured, what it has spent, and what it did not compress.
@@ -341,11 +326,16 @@ class SpectralCache(CachePasses):
         """
         self.recover()
         self.report.end()
-        return cache_stats(self)
+        return cache_stats(
+            self.state,
+            self.groups,
+            self.pool,
+            self.own_tensors().values(),
+            spent=self.spent,
+            failure=self.reconstructor.failure,
+            over_budget=self.over_budget,
+            not_compressed=self.report.reasons(),
+        )
 
 
 SpectralKVCache = SpectralCache
-
-
-def _unpickle(kind: type[SpectralCache], snapshot: CacheSnapshot, profile: CalibrationProfile | None) -> SpectralCache:
-    return restore(kind, snapshot, None, profile)

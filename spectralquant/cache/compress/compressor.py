@@ -27,25 +27,32 @@ NO_IDS = (
 )
 
 
+@dataclass(frozen=True)
+class CompressionRules:
+    """When blocks are coded, and into which tiers; see `SpectralCache`. Numbers of tokens."""
+
+    policy: TierPolicy
+    window: int
+    compress_from: int
+    background: bool
+    lag: int
+
+
 @dataclass
 class BlockCompressor:
     """When and into what blocks of one group of layers are coded.
 
-    With `background`, blocks that are due during decoding are coded by a worker and swapped in `lag` tokens later,
+    With `rules.background`, blocks that are due during decoding are coded by a worker and swapped in `lag` tokens later,
     whatever the worker's speed, so that results do not depend on timing.
     """
 
     state: CacheState
     group: GroupTokens
     tiers: dict[str, Tier]
-    policy: TierPolicy
     reader: BlockReader
+    rules: CompressionRules
     worker: AsyncReconstructor
     spent: Spent
-    window: int
-    compress_from: int
-    background: bool
-    lag: int
     report: RunReport
     _pending: dict[int, list[Task]] = field(default_factory=dict)
     _not_cold: weakref.WeakSet[StoredBlock] = field(default_factory=weakref.WeakSet)
@@ -54,7 +61,7 @@ class BlockCompressor:
         """Let go of what is never read again, code what is due, then apply ages."""
         self.group.forget_unread()
         self._pending = {start: tasks for start, tasks in self._pending.items() if start >= self.group.recent_from}
-        late = self.lag if self.background and self.state.last_new <= BACKGROUND_QUERIES else 0
+        late = self.rules.lag if self.rules.background and self.state.last_new <= BACKGROUND_QUERIES else 0
         if late:
             for start, stop in self._due(0):
                 if start not in self._pending:
@@ -62,7 +69,7 @@ class BlockCompressor:
                         self.worker.submit(
                             self.encode,
                             self.state.leaving(self.group, row, start, stop),
-                            self.policy.first,
+                            self.rules.policy.first,
                             in_order=True,
                         )
                         for row in range(len(self.group.rows))
@@ -108,9 +115,9 @@ class BlockCompressor:
         """Ranges of tokens whose time to be coded has come."""
         out: list[tuple[int, int]] = []
         total, start = self.group.total, self.group.next_start
-        if not self.group.coded or total < self.compress_from:
+        if not self.group.coded or total < self.rules.compress_from:
             return out
-        while total - (stop := self.group.next_stop(start)) >= self.window + lag:
+        while total - (stop := self.group.next_stop(start)) >= self.rules.window + lag:
             out.append((start, stop))
             start = stop
         return out
@@ -137,7 +144,7 @@ class BlockCompressor:
 
         Where a cold block has to go to another tier, that is decided block by block.
         """
-        tier, rows = self.policy.first, range(len(self.group.rows))
+        tier, rows = self.rules.policy.first, range(len(self.group.rows))
         if tier == "cold" and not all(self.state.cold_ready(*each) for each in ranges):
             return [[self.encode(self.state.leaving(self.group, r, *each), tier) for r in rows] for each in ranges]
         lengths = [stop - start for start, stop in ranges]
@@ -152,16 +159,16 @@ class BlockCompressor:
         if any(blocks[index] in self._not_cold for blocks in self.group.rows) and tier == "cold":
             return False
         begin = time.perf_counter()
-        made: dict[StoredBlock, StoredBlock] = {}
+        recoded: dict[StoredBlock, StoredBlock] = {}
         for row, blocks in enumerate(self.group.rows):
             block = blocks[index]
-            if block not in made:
-                made[block] = self.encode(self.decoded(row, block), tier)
-            if made[block].tier != tier:
+            if block not in recoded:
+                recoded[block] = self.encode(self.decoded(row, block), tier)
+            if recoded[block].tier != tier:
                 self._not_cold.add(block)
                 return False
         for blocks in self.group.rows:
-            blocks[index] = made[blocks[index]]
+            blocks[index] = recoded[blocks[index]]
             self.spent.demotions += 1
         self.reader.forget_unused()
         self.spent.compress_s += time.perf_counter() - begin
@@ -180,15 +187,15 @@ class BlockCompressor:
         self.settle()
         moved = 0
         for index in range(len(self.group.rows[0]) if self.group.rows else 0):
-            lower = self.policy.below(self.group.rows[0][index].tier)
+            lower = self.rules.policy.below(self.group.rows[0][index].tier)
             if moved < blocks and lower is not None:
                 moved += self.demote(index, lower)
         return moved
 
     def _apply_ages(self) -> None:
-        if not self.policy.ages or not self.group.rows:
+        if not self.rules.policy.ages or not self.group.rows:
             return
         for index, block in enumerate(self.group.rows[0]):
-            wanted = self.policy.for_age(self.group.total - block.stop)
-            if self.policy.lower(wanted, block.tier):
+            wanted = self.rules.policy.for_age(self.group.total - block.stop)
+            if self.rules.policy.lower(wanted, block.tier):
                 self.demote(index, wanted)

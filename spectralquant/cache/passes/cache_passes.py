@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from transformers import Cache
+from torch import Tensor
 
+from spectralquant.cache.binding import ModelBinding
 from spectralquant.cache.budget import fit_into
-from spectralquant.cache.passes.dropped import generate_frame
-from spectralquant.cache.passes.watch import inside_a_module
+from spectralquant.cache.groups import CacheGroups
+from spectralquant.cache.passes.frames import generate_frame, inside_a_module
+from spectralquant.cache.passes.repeated import PromptWatch
+from spectralquant.cache.passes.watched import WatchedCache
+from spectralquant.cache.policy import TierPolicy
+from spectralquant.cache.report.accounting import held_bytes
+from spectralquant.cache.tokens.state import CacheState
 from spectralquant.errors import InputError, UnsupportedModelError
 from spectralquant.surroundings import own_arithmetic
 
-if TYPE_CHECKING:
-    from spectralquant.cache.binding import ModelBinding
-    from spectralquant.cache.making import CacheGroups
-    from spectralquant.cache.passes.repeated import PromptWatch
-    from spectralquant.cache.policy import TierPolicy
-    from spectralquant.cache.report.uncompressed import RunReport
-    from spectralquant.cache.tokens.state import CacheState
 
-
-class CachePasses(Cache):
+class CachePasses(WatchedCache):
     """The part of a `SpectralCache` that follows a model's forward passes."""
 
     binding: ModelBinding
     state: CacheState
     groups: CacheGroups
     policy: TierPolicy
-    report: RunReport
     watch: PromptWatch
     options: dict[str, Any]
     in_forward: bool
@@ -61,7 +57,7 @@ class CachePasses(Cache):
             )
         self.state.keep_as_it_is()
         self.in_forward = True
-        self.state.begin(batch, new, device)
+        self.state.begin(batch, new, device, self.binding.take())
         self.groups.begin_forward()
 
     @own_arithmetic()
@@ -72,8 +68,20 @@ class CachePasses(Cache):
         self.groups.end_forward()
         if self.state.rows and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
             self.groups.after_forward()
-            fit_into(self, self.policy.max_bytes)
+            self.over_budget = fit_into(self.groups, self.policy.max_bytes, self._held_bytes, self.over_budget)
             self.groups.fill_working_set(self.options["working_set"])
+
+    def _held_bytes(self) -> int:
+        return held_bytes(self.state, self.groups, self.own_tensors().values())
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Tensors that a kind of cache holds beyond layers, ids and positions: counted, and kept in snapshots."""
+        return {}
+
+    @property
+    def reads_spectral(self) -> bool:
+        """See `WatchedCache`."""
+        return self.options["attention"] == "spectral"
 
     def abort_forward(self) -> None:
         """Take back what a pass that failed has appended: the cache is as it was before."""
@@ -88,7 +96,7 @@ class CachePasses(Cache):
         self.abort_forward()
         self.reads_views = reads_views
 
-    def end_pass(self, output: Any, arguments: Mapping[str, Any]) -> None:
+    def end_pass(self, output: Any) -> None:
         """That pass has ended with an output, or with an exception (None)."""
         called, self.reads_views = self.in_forward, False
         if output is None:

@@ -7,23 +7,20 @@ then processes the whole sequence again, so the dropped cache can be emptied and
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
+from spectralquant.cache.passes.frames import generate_frame
+from spectralquant.cache.passes.watched import WatchedCache
 from spectralquant.models.forward import with_cache
-
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
 
 
 def take_back(
-    module: nn.Module, caches: Iterable[SpectralCache], kwargs: dict[str, Any]
-) -> tuple[SpectralCache | None, dict[str, Any]]:
+    module: nn.Module, caches: Iterable[WatchedCache], kwargs: dict[str, Any]
+) -> tuple[WatchedCache | None, dict[str, Any]]:
     """For a pass without a spectral cache: the one that the `generate` around it was given, and arguments that use it.
 
     (None, {}) where there is none, or where the pass is not over the whole sequence; the cache then tells that it was
@@ -43,7 +40,7 @@ def take_back(
     return cache, with_cache(module, cache)
 
 
-def _given_to_generate(caches: Iterable[SpectralCache]) -> SpectralCache | None:
+def _given_to_generate(caches: Iterable[WatchedCache]) -> WatchedCache | None:
     """The cache among `caches` that the innermost `generate` on this thread's stack was called with."""
     frame = generate_frame()
     given = () if frame is None else (frame.f_locals.get("kwargs") or {}).values()
@@ -60,13 +57,3 @@ def _whole_sequence(kwargs: dict[str, Any]) -> bool:
     if torch.is_tensor(mask) and mask.dim() == 2:
         return new.shape[1] == mask.shape[1]
     return mask is None and torch.is_tensor(positions) and int(positions.max()) + 1 == new.shape[1]
-
-
-def generate_frame() -> FrameType | None:
-    """The innermost `generate` of transformers on this thread's stack."""
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "generate" and frame.f_globals.get("__name__", "").startswith("transformers."):
-            return frame
-        frame = frame.f_back
-    return None

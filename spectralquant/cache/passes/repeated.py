@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from spectralquant.cache.passes.dropped import generate_frame
+from spectralquant.cache.passes.frames import generate_frame
 from spectralquant.errors import RepeatedPromptWarning
 
 

@@ -7,32 +7,20 @@ cache behaves as if this library were not there. A copied or pickled model gets 
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from spectralquant.cache.passes.dropped import take_back
+from spectralquant.cache.passes.frames import calls_module
+from spectralquant.cache.passes.watched import WatchedCache
 from spectralquant.cache.read import spectral_attention
 from spectralquant.hooks.implementation import Switch, switched_here
-
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
-
-_CALL = nn.Module._call_impl.__code__
-
-
-def inside_a_module() -> bool:
-    """Whether a module's forward runs on this thread."""
-    frame = sys._getframe()
-    while frame is not None and frame.f_code is not _CALL:
-        frame = frame.f_back
-    return frame is not None
 
 
 class Hook:
@@ -56,18 +44,13 @@ class ForwardPass:
 
     owner: nn.Module
     thread: int
-    cache: weakref.ref[SpectralCache] | None
+    cache: weakref.ref[WatchedCache] | None
     switch: Switch | None
 
     @property
     def running(self) -> bool:
         """Whether the owner's call is still on its thread's stack: Ctrl-C ends a pass without a word to hooks."""
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None:
-            if frame.f_code is _CALL and frame.f_locals.get("self") is self.owner:
-                return True
-            frame = frame.f_back
-        return False
+        return calls_module(self.thread, self.owner)
 
     def close(self) -> None:
         """Give the model its attention back."""
@@ -81,13 +64,13 @@ class PassWatch:
     def __init__(self, modules: Sequence[nn.Module], configs: Sequence[Any]) -> None:
         self._modules = [weakref.ref(m) for m in modules]
         self._configs = tuple(configs)
-        self._caches: weakref.WeakSet[SpectralCache] = weakref.WeakSet()
+        self._caches: weakref.WeakSet[WatchedCache] = weakref.WeakSet()
         self._alive = 0
         self._open: list[ForwardPass] = []
         self._handles: list[Any] = []
         self._lock = threading.RLock()
 
-    def attach(self, cache: SpectralCache, extra: Callable[[], list[Any]]) -> None:
+    def attach(self, cache: WatchedCache, extra: Callable[[], list[Any]]) -> None:
         """Watch for a cache; `extra` sets hooks of the caller's, which live as long."""
         with self._lock:
             self._caches.add(cache)
@@ -113,7 +96,7 @@ class PassWatch:
                 stale.close()
             self._open.clear()
 
-    def of(self, cache: SpectralCache) -> ForwardPass | None:
+    def of(self, cache: WatchedCache) -> ForwardPass | None:
         """The pass that was given `cache` and has not ended (it may have been interrupted)."""
         return next((p for p in self._open if p.cache is not None and p.cache() is cache), None)
 
@@ -125,22 +108,20 @@ class PassWatch:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._clear_interrupted()
         outer = self.here()
-        found = next((v for v in (*args, *kwargs.values()) if v in self._caches_of(v)), None)
-        if outer is not None and (outer.cache is not None or found is None):
+        values = (*args, *kwargs.values())
+        cache = next((v for v in values if isinstance(v, WatchedCache) and v in self._caches), None)
+        if outer is not None and (outer.cache is not None or cache is None):
             return None
         back: dict[str, Any] = {}
-        if found is None and len(self._caches):
-            found, back = take_back(module, self._caches, kwargs)
-        self._enter(module, found)
+        if cache is None and len(self._caches):
+            cache, back = take_back(module, self._caches, kwargs)
+        self._enter(module, cache)
         return (args, {**kwargs, **back}) if back else None
 
-    def _caches_of(self, value: Any) -> Sequence[Any]:
-        return self._caches if hasattr(value, "end_forward") else ()
-
-    def _enter(self, module: nn.Module, cache: SpectralCache | None) -> None:
+    def _enter(self, module: nn.Module, cache: WatchedCache | None) -> None:
         switch = None
         if cache is not None:
-            if cache.options["attention"] == "spectral" and not any(map(switched_here, self._configs)):
+            if cache.reads_spectral and not any(map(switched_here, self._configs)):
                 switch = Switch(self._configs, spectral_attention.IMPLEMENTATION).__enter__()
             cache.begin_pass(switch is not None)
         ref = None if cache is None else weakref.ref(cache)
@@ -155,7 +136,7 @@ class PassWatch:
         current.close()
         cache = None if current.cache is None else current.cache()
         if cache is not None:
-            cache.end_pass(output, kwargs)
+            cache.end_pass(output)
 
     def _clear_interrupted(self) -> None:
         thread = threading.get_ident()

@@ -6,46 +6,56 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from spectralquant.cache.groups import CacheGroup, CacheGroups
 from spectralquant.cache.persist.lazy import LazyLoader
 from spectralquant.cache.persist.packet_layout import require_blocks, require_room
 from spectralquant.cache.persist.prompt import DTYPE_NAMES, RUN_BLOCKS, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tiers.cold import payload_bytes
+from spectralquant.cache.tokens.group import GroupTokens
 from spectralquant.cache.tokens.positions import TokenPositions
+from spectralquant.cache.tokens.state import CacheState
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.packet import CODED, EXACT_DTYPES, PacketHeader, Sections, SpectralPacket, exact_sections
 from spectralquant.errors import InputError, PacketError
 from spectralquant.geometry import BLOCK, SINKS
+from spectralquant.hooks.wrappers import model_device
 from spectralquant.models.limits import require_positions
+from spectralquant.profile.model import CalibrationProfile
 from spectralquant.surroundings import own_arithmetic
-
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
-    from spectralquant.cache.tokens.group import CacheGroup
 
 LAYER_PARTS = ("sink_keys", "sink_values", "keys", "values")
 
 
+@dataclass(frozen=True)
+class CacheContents:
+    """What of a cache packets are made from and become: its tokens, their tiers, and the profile and step of its codes."""
+
+    state: CacheState
+    groups: CacheGroups
+    profile: CalibrationProfile | None
+    step_scale: float
+
+
 @own_arithmetic()
-def pack_cache(cache: SpectralCache, exact: str) -> list[SpectralPacket]:
+def pack_cache(cache: CacheContents, exact: str) -> list[SpectralPacket]:
     """See `SpectralCache.pack`. Hot and warm blocks are coded again as cold ones; without a cold tier they are kept as
     decoded, in the dtype of the exact sections.
 
     Raises:
         InputError: an empty cache, an unknown `exact`, or padded sequences.
     """
-    exact = DTYPE_NAMES[cache.layers[0].dtype] if exact == "auto" and cache.state.rows else exact
-    if not cache.state.rows or not cache.get_seq_length():
+    state = cache.state
+    exact = DTYPE_NAMES[state.groups[0].layers[0].dtype] if exact == "auto" and state.rows else exact
+    if not state.rows or not state.total:
         raise InputError("The cache is empty; run the model on a prompt first.")
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
-    state = cache.state
     if not state.positions.numbered:
         raise InputError(
             "Packets number tokens from 0, but this cache has padding or positions of its own. Pack each prompt without "
@@ -54,8 +64,8 @@ def pack_cache(cache: SpectralCache, exact: str) -> list[SpectralPacket]:
     return [_pack_row(cache, row, exact) for row in range(len(state.rows))]
 
 
-def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
-    g = cache.geometry
+def _pack_row(cache: CacheContents, row: int, exact: str) -> SpectralPacket:
+    g = cache.state.geometry
     header = PacketHeader(
         g.layers,
         g.kv_heads,
@@ -64,45 +74,47 @@ def _pack_row(cache: SpectralCache, row: int, exact: str) -> SpectralPacket:
         BLOCK,
         max(group.tokens.layers[0].sink_keys.shape[2] for group in cache.groups),
         exact,
-        cache.options["step_scale"],
+        cache.step_scale,
         bytes(16) if cache.profile is None else cache.profile.id,
         g.groups if any(g.windows) else (),
     )
-    agreed = _as_one_prompt(cache)
-    return SpectralPacket.build(header, *(_group_sections(cache, group, row, exact, agreed) for group in cache.groups))
+    agreed = _as_one_prompt(cache.state)
+    return SpectralPacket.build(
+        header, *(_group_sections(cache.state, group, row, exact, agreed) for group in cache.groups)
+    )
 
 
-def _group_sections(cache: SpectralCache, group: CacheGroup, row: int, exact: str, agreed: Tensor) -> Sections:
+def _group_sections(state: CacheState, group: CacheGroup, row: int, exact: str, agreed: Tensor) -> Sections:
     """Sections of what one sequence holds in one group of layers; a block is coded where `agreed` (see below) allows it."""
     tokens = group.tokens
-    held = [torch.stack([getattr(layer, n)[row] for layer in tokens.layers]) for n in LAYER_PARTS]
-    sections = exact_sections(0, held[0], held[1], exact)
+    parts = [torch.stack([getattr(layer, n)[row] for layer in tokens.layers]) for n in LAYER_PARTS]
+    sections = exact_sections(0, parts[0], parts[1], exact)
     for block in tokens.rows[row]:
-        data = _cold_bytes(cache, group, row, block) if bool(agreed[block.start : block.stop].all()) else None
+        data = _cold_bytes(state, group, row, block) if bool(agreed[block.start : block.stop].all()) else None
         if data is not None:
             sections.append((block.start, block.tokens, CODED, data))
             continue
         both = (x.to(tokens.layers[0].dtype) for x in group.reader.whole(row, block))
         sections += exact_sections(block.start, *both, exact)
-    return sections + exact_sections(tokens.recent_from, held[2], held[3], exact)
+    return sections + exact_sections(tokens.recent_from, parts[2], parts[3], exact)
 
 
-def _as_one_prompt(cache: SpectralCache) -> Tensor:
+def _as_one_prompt(state: CacheState) -> Tensor:
     """Which tokens bool `[T]` were rotated as a prompt of this length read in one pass is, as a packet's reader does it.
 
     A dynamic model (longrope, dynamic NTK) rotates with other frequencies once the sequence is longer; tokens from before
     stay exact in a packet, and that is said.
     """
-    total, which = cache.state.total, cache.state.positions.which
+    total, which = state.total, state.positions.which
     if which is None:
         return torch.ones(total, dtype=torch.bool)
-    wanted = cache.binding.tables.frequencies_of_prompt(total)
-    same = torch.tensor([torch.equal(held, wanted) for held in cache.state.positions.frequencies])
+    wanted = state.rotary.frequencies_of_prompt(total)
+    same = torch.tensor([torch.equal(used, wanted) for used in state.positions.frequencies])
     agreed = same[which.long()]
-    coded = sum(b.tokens for b in cache.state.rows[0] if not bool(agreed[b.start : b.stop].all()))
+    coded = sum(b.tokens for b in state.rows[0] if not bool(agreed[b.start : b.stop].all()))
     if coded:
         warnings.warn(
-            f"{coded:,} of {cache.state.coded_tokens:,} coded tokens stay exact in the packet: the model rotated their keys "
+            f"{coded:,} of {state.coded_tokens:,} coded tokens stay exact in the packet: the model rotated their keys "
             f"with other frequencies than those of a prompt of {total:,} tokens (longrope or dynamic NTK, read in several "
             "passes). Read the prompt in one pass, or use pack_prompt, for a smaller packet.",
             stacklevel=4,
@@ -111,14 +123,14 @@ def _as_one_prompt(cache: SpectralCache) -> Tensor:
 
 
 @own_arithmetic()
-def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, token_ids: Tensor | None) -> SpectralPacket:
+def pack_tensors(cache: CacheContents, keys: Tensor, values: Tensor | None, token_ids: Tensor | None) -> SpectralPacket:
     """See `SpectralCache.compress`.
 
     Raises:
         InputError: no cold tier, no token ids though the profile predicts from them, or another model's shape.
     """
-    g = cache.geometry
-    if "cold" not in cache.tiers:
+    g = cache.state.geometry
+    if "cold" not in cache.groups[0].tiers:
         raise InputError("compress needs a profile with a cold tier (sq calibrate --tier cold or all).")
     shape = (g.layers, g.kv_heads, keys.shape[2] if keys.dim() == 4 else 0, g.head_dim)
     if not shape[2] or any(x is not None and tuple(x.shape) != shape for x in (keys, values)):
@@ -136,8 +148,8 @@ def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, toke
     for group in cache.groups:
         layers = list(group.tokens.kind.layers)
         own = None if values is None else values[layers]
-        parts.append(_tensor_sections(cache, group, keys[layers], own, token_ids, exact))
-    scale, groups = cache.options["step_scale"], g.groups if any(g.windows) else ()
+        parts.append(_tensor_sections(cache.state, group, keys[layers], own, token_ids, exact))
+    scale, groups = cache.step_scale, g.groups if any(g.windows) else ()
     header = PacketHeader(
         g.layers, g.kv_heads, g.head_dim, shape[2], BLOCK, min(SINKS, shape[2]), exact, scale, cache.profile.id, groups
     )
@@ -145,7 +157,7 @@ def pack_tensors(cache: SpectralCache, keys: Tensor, values: Tensor | None, toke
 
 
 def _tensor_sections(
-    cache: SpectralCache, group: CacheGroup, keys: Tensor, values: Tensor | None, token_ids: Tensor | None, exact: str
+    state: CacheState, group: CacheGroup, keys: Tensor, values: Tensor | None, token_ids: Tensor | None, exact: str
 ) -> Sections:
     """Sections of one group's layers: sinks exact and the rest coded; of sliding layers what can still be read."""
     kind, g, total = group.tokens.kind, group.tokens.geometry, keys.shape[2]
@@ -164,11 +176,11 @@ def _tensor_sections(
         values = mean.expand(g.layers, g.kv_heads, total, g.head_dim).to(keys)
     start = first // BLOCK * BLOCK
     head = 0 if start else min(SINKS, total)
-    places = cache.binding.tables.prompt(total)
+    places = state.rotary.prompt(total)
 
     def block_at(at: int) -> KVBlock:
         stop = min(total, (at // BLOCK + 1) * BLOCK)
-        rotations = cache.state.tables(kind, places.part(slice(at, stop)))
+        rotations = state.tables(kind, places.part(slice(at, stop)))
         seen = (None, -1) if token_ids is None else (token_ids[at:stop], int(token_ids[at - 1]))
         return LeavingBlock(keys[:, :, at:stop], values[:, :, at:stop], at, rotations, None, *seen).plain()
 
@@ -182,7 +194,7 @@ def _tensor_sections(
     return sections
 
 
-def _cold_bytes(cache: SpectralCache, group: CacheGroup, row: int, block: StoredBlock) -> bytes | None:
+def _cold_bytes(state: CacheState, group: CacheGroup, row: int, block: StoredBlock) -> bytes | None:
     """A block as a packet holds it: as it is, or coded again where only this cache could read it; None: not at all."""
     tier = group.tiers.get("cold")
     if tier is None:
@@ -191,15 +203,17 @@ def _cold_bytes(cache: SpectralCache, group: CacheGroup, row: int, block: Stored
     if block.tier == "cold" and not (adaptive and tier.codec.is_enhanced(payload_bytes(block))):
         return tier.to_bytes(block)
     decoded: LeavingBlock | None = group.compressor.decoded(row, block)
-    if not cache.state.cold_ready(block.start, block.stop):
+    if not state.cold_ready(block.start, block.stop):
         decoded = tier.with_ids(decoded)
     codec = tier.codec.base if adaptive else tier.codec
     return None if decoded is None else codec.encode(decoded.plain())
 
 
 @own_arithmetic()
-def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | str | Path]) -> None:
-    """See `SpectralCache.unpack`.
+def fill_from_packets(
+    cache: CacheContents, model: nn.Module, heads: int | None, sources: Sequence[SpectralPacket | str | Path]
+) -> None:
+    """See `SpectralCache.unpack`. heads: for counting received attention (see `SpectralLayer.append`).
 
     Raises:
         PacketError: another profile's packet, packets of different shapes, or one that no cache wrote.
@@ -207,28 +221,26 @@ def fill_from_packets(cache: SpectralCache, sources: Sequence[SpectralPacket | s
     """
     loaders = [LazyLoader(source) for source in sources]
     for loader in loaders:
-        _require(cache, loader.packet)
+        _require(cache, model, loader.packet)
     shapes = {tuple((s.start, s.tokens, s.kind, s.group) for s in loader.packet.sections) for loader in loaders}
     if len(shapes) != 1:
         raise PacketError("Packets of one batch must have the same number of tokens. Unpack them one by one.")
     for group in cache.groups:
-        _fill_group(cache, group, [_row(cache, group, loader) for loader in loaders])
+        _fill_group(group.tokens, model, heads, [_row(cache.groups, group, loader) for loader in loaders])
     state = cache.state
-    cache.report.note_held(state.total, state.coded_tokens)
-    places = cache.binding.tables.prompt(state.total)
+    places = state.rotary.prompt(state.total)
     if places.frequencies is not None:
         state.positions = TokenPositions(None, list(places.frequencies), places.which.to(torch.int32))
     if state.keep_ids:
-        shape, device = (len(loaders), state.total), cache.binding.device
-        state.ids = torch.full(shape, -1, dtype=torch.int32, device=device)
+        shape = (len(loaders), state.total)
+        state.ids = torch.full(shape, -1, dtype=torch.int32, device=model_device(model))
 
 
-def _fill_group(cache: SpectralCache, group: CacheGroup, rows: list[Held]) -> None:
+def _fill_group(tokens: GroupTokens, model: nn.Module, heads: int | None, rows: list[Held]) -> None:
     """Put what packets hold of one group's layers into the cache; a packet may hold more than can still be read."""
-    tokens, dtype, device = group.tokens, cache.binding.model.dtype, cache.binding.device
+    dtype, device = model.dtype, model_device(model)
     tokens.rows = [row.blocks for row in rows]
-    tokens.first, tokens.recent_from = rows[0].first, rows[0].recent_from
-    heads = cache.geometry.heads if cache.wants_received else None
+    tokens.span.first, tokens.span.recent_from = rows[0].first, rows[0].recent_from
     for index, layer in enumerate(tokens.layers):
         sinks, recent = (
             [torch.stack([getattr(row, part)[i][index] for row in rows]).to(device, dtype) for i in range(2)]
@@ -241,8 +253,8 @@ def _fill_group(cache: SpectralCache, group: CacheGroup, rows: list[Held]) -> No
     tokens.forget_unread()
 
 
-def _require(cache: SpectralCache, packet: SpectralPacket) -> None:
-    h, g = packet.header, cache.geometry
+def _require(cache: CacheContents, model: nn.Module, packet: SpectralPacket) -> None:
+    h, g = packet.header, cache.state.geometry
     if (h.layers, h.kv_heads, h.head_dim) != (g.layers, g.kv_heads, g.head_dim):
         raise PacketError(
             f"The packet is of {h.layers} layers × {h.kv_heads} KV heads × {h.head_dim}, this model has {g.layers} × "
@@ -250,17 +262,17 @@ def _require(cache: SpectralCache, packet: SpectralPacket) -> None:
         )
     if h.groups and h.groups != g.groups:
         raise PacketError("The packet's layers read other windows than this model's. Use the model that packed it.")
-    require_positions(cache.binding.model, h.tokens, "The packet", "It belongs to another model.")
+    require_positions(model, h.tokens, "The packet", "It belongs to another model.")
     require_blocks(packet)
     for number, group in enumerate(cache.groups[: len(h.all_groups)]):
         if "cold" in group.tiers:
             require_room(packet, number, group.tiers["cold"].codec)
     if cache.profile is not None:
         require_packet(cache.profile, packet)
-        if packet.coded_tokens and packet.header.step_scale != cache.options["step_scale"]:
+        if packet.coded_tokens and packet.header.step_scale != cache.step_scale:
             raise PacketError(
                 f"The packet was coded with step_scale={packet.header.step_scale:g}, the cache uses "
-                f"{cache.options['step_scale']:g}. Pass step_scale={packet.header.step_scale:g}."
+                f"{cache.step_scale:g}. Pass step_scale={packet.header.step_scale:g}."
             )
     elif packet.coded_tokens:
         raise PacketError("The packet holds coded blocks; unpacking it needs the profile that packed it.")
@@ -277,11 +289,11 @@ class Held:
     recent_from: int
 
 
-def _row(cache: SpectralCache, group: CacheGroup, loader: LazyLoader) -> Held:
+def _row(groups: CacheGroups, group: CacheGroup, loader: LazyLoader) -> Held:
     """One packet's part of a group. A packet of one group serves every group, as far as it is exact."""
     packet, kind, g = loader.packet, group.tokens.kind, group.tokens.geometry
-    split = not packet.header.groups and len(cache.groups) > 1
-    number = 0 if split else cache.groups.index(group)
+    split = not packet.header.groups and len(groups) > 1
+    number = 0 if split else groups.index(group)
     mine = [(i, s) for i, s in enumerate(packet.sections) if s.group == number]
     coded = [at for at, (_, s) in enumerate(mine) if s.kind == CODED]
     if coded and (split or not group.tokens.coded):

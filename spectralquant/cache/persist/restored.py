@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectralquant.cache.tiers.base import StoredBlock
 from spectralquant.cache.tokens.group import GroupTokens
+from spectralquant.cache.tokens.state import CacheState
 from spectralquant.errors import InputError
-from spectralquant.geometry import SINKS
+from spectralquant.geometry import SINKS, CacheGeometry
 from spectralquant.models.limits import require_positions
-
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
 
 WHOLE = (int,)
 OPTIONS = {
@@ -63,37 +61,35 @@ def require_options(options: Any) -> None:
         raise InputError("the saved options of the adaptive codec are no numbers")
 
 
-def require_whole(cache: SpectralCache) -> None:
-    """Refuse a cache whose tensors and blocks do not describe the same tokens.
+def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuse a cache of `model` whose tensors (its `own` ones included) and blocks do not describe the same tokens.
 
     Raises:
         InputError: naming what does not fit.
     """
-    state = cache.state
     if not any(layer.is_initialized for group in state.groups for layer in group.layers):
         _need(all(not group.rows for group in state.groups), "blocks without tokens")
         _need(state.ids is None and not state.positions.tensors(), "ids or positions without tokens")
         return
     batch = state.groups[0].layers[0].keys.shape[0]
     for group in state.groups:
-        _require_group(cache, group, batch)
+        _require_group(group, state.geometry, model.dtype, batch)
     lengths = {layer.get_seq_length() for group in state.groups for layer in group.layers}
     _need(len(lengths) == 1, "layers of different lengths")
     total = lengths.pop()
     _need(all(group.first <= group.kind.first_read(total) for group in state.groups), "tokens that would be read next")
-    require_positions(cache.binding.model, total, "The saved cache", "It belongs to another model.")
+    require_positions(model, total, "The saved cache", "It belongs to another model.")
     _need(state.ids is not None if state.keep_ids else True, "token ids are missing")
     if state.ids is not None:
-        vocabulary = cache.binding.model.get_input_embeddings().weight.shape[0]
+        vocabulary = model.get_input_embeddings().weight.shape[0]
         _need(_whole_numbers(state.ids, (batch, total), -1, vocabulary), "token ids")
     _require_positions(state.positions, batch, total)
-    for name, tensor in cache.own_tensors().items():
-        fits = tensor.dim() == 3 and tensor.shape[0] == batch and tensor.shape[1] == cache.geometry.kv_heads
+    for name, tensor in own.items():
+        fits = tensor.dim() == 3 and tensor.shape[0] == batch and tensor.shape[1] == state.geometry.kv_heads
         _need(fits and tensor.is_floating_point() and tensor.shape[2] <= total, f"own tensor {name}")
 
 
-def _require_group(cache: SpectralCache, group: GroupTokens, batch: int) -> None:
-    g, dtype = cache.geometry, cache.binding.model.dtype
+def _require_group(group: GroupTokens, g: CacheGeometry, dtype: torch.dtype, batch: int) -> None:
     for value in (group.first, group.recent_from):
         _need(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31, "a group's first tokens")
     _need(isinstance(group.recording, bool) and len(group.rows) == batch, "a group's rows")
@@ -107,8 +103,8 @@ def _require_group(cache: SpectralCache, group: GroupTokens, batch: int) -> None
         shape = layer.keys.shape
         _need(len(shape) == 4 and tuple(shape[:2]) == (batch, g.kv_heads) and shape[3] == g.head_dim, "keys")
         _need(layer.values.shape == shape and layer.values.dtype == layer.keys.dtype == dtype, "values")
-        for held in (layer.sink_keys, layer.sink_values):
-            _need(tuple(held.shape) == (batch, g.kv_heads, sinks, g.head_dim) and held.dtype == dtype, "sinks")
+        for sink in (layer.sink_keys, layer.sink_values):
+            _need(tuple(sink.shape) == (batch, g.kv_heads, sinks, g.head_dim) and sink.dtype == dtype, "sinks")
         if layer.received is not None:
             wanted = (batch, g.heads, shape[2])
             _need(tuple(layer.received.shape) == wanted and layer.received.dtype == torch.float32, "attention received")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,19 +13,16 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from spectralquant.cache.binding import bound_model
+from spectralquant.cache.groups import CacheGroup, CacheGroups
 from spectralquant.cache.persist.snapshot_file import checked_facts, file_metadata
 from spectralquant.cache.tiers.base import StoredBlock
 from spectralquant.cache.tokens.positions import TokenPositions
+from spectralquant.cache.tokens.state import CacheState
 from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import write_bytes
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.surroundings import own_arithmetic
-
-if TYPE_CHECKING:
-    from spectralquant.cache.pool import SpectralBufferPool
-    from spectralquant.cache.spectral_cache import SpectralCache
-    from spectralquant.cache.tokens.group import CacheGroup
 
 FIRST_FORMAT, FORMAT = "spectralquant.cache.1", "spectralquant.cache.2"
 LAYER_TENSORS = ("keys", "values", "sink_keys", "sink_values", "received")
@@ -69,33 +67,30 @@ class CacheSnapshot:
 
 
 @own_arithmetic()
-def take_snapshot(cache: SpectralCache, *, share_blocks: bool = False) -> CacheSnapshot:
-    """Freeze a cache; background work is finished first."""
-    cache.recover()
-    cache.groups.settle()
-    cache.report.kept = True
-    state, tensors = cache.state, {}
+def take_snapshot(
+    state: CacheState,
+    groups: CacheGroups,
+    own: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    *,
+    share_blocks: bool = False,
+) -> CacheSnapshot:
+    """Freeze tokens, blocks and a cache's `own` tensors. facts: options, model, windows and profile of the cache."""
+    tensors = {}
     for number, group in enumerate(state.groups):
         for name in LAYER_TENSORS:
-            held = [getattr(layer, name) for layer in group.layers]
-            if group.rows and held[0] is not None:
-                tensors[_name(number, name)] = torch.stack(held).cpu()
-    for name, held in ({"ids": state.ids} | state.positions.tensors()).items():
-        if held is not None:
-            tensors[name] = held.cpu().clone()
-    tensors |= {f"own.{name}": t.cpu().clone() for name, t in cache.own_tensors().items()}
-    for number, drift in _adaptive(cache):
+            of_layers = [getattr(layer, name) for layer in group.layers]
+            if group.rows and of_layers[0] is not None:
+                tensors[_name(number, name)] = torch.stack(of_layers).cpu()
+    for name, tensor in ({"ids": state.ids} | state.positions.tensors()).items():
+        if tensor is not None:
+            tensors[name] = tensor.cpu().clone()
+    tensors |= {f"own.{name}": t.cpu().clone() for name, t in own.items()}
+    for number, drift in _adaptive(groups):
         tensors |= {_name(number, f"adaptive.{name}"): t.cpu() for name, t in drift.state().items()}
-    groups = [_group_facts(group, number, tensors, share_blocks) for number, group in enumerate(cache.groups)]
-    facts = {
-        "options": cache.snapshot_options(),
-        "model": cache.binding.weights_sha256,
-        "windows": list(cache.geometry.windows),
-        "profile": None if cache.profile is None else cache.profile.id.hex(),
-        "groups": groups,
-    }
+    about = [_group_facts(group, number, tensors, share_blocks) for number, group in enumerate(groups)]
     rows = [[list(row) for row in group.rows] for group in state.groups] if share_blocks else None
-    return CacheSnapshot(facts, tensors, rows)
+    return CacheSnapshot({**facts, "groups": about}, tensors, rows)
 
 
 def _name(group: int, name: str) -> str:
@@ -118,48 +113,47 @@ def _group_facts(group: CacheGroup, number: int, tensors: dict[str, Tensor], sha
     }
 
 
-@own_arithmetic()
-def restore(
-    kind: type[SpectralCache],
-    snapshot: CacheSnapshot,
-    model: nn.Module | None,
-    profile: CalibrationProfile | None,
-    *,
-    pool: SpectralBufferPool | None = None,
-) -> SpectralCache:
-    """A cache from a snapshot. Without `model` a bound model of this process with the same weights is used.
+def saved_model(snapshot: CacheSnapshot, model: nn.Module | None, profile: CalibrationProfile | None) -> nn.Module:
+    """The model to restore a snapshot for: `model`, or else a bound model of this process with the same weights.
 
     Raises:
         InputError: no such model. ProfileError: the snapshot was taken with another profile.
     """
     facts = snapshot.facts
-    windows = tuple(facts["windows"])
-    model = bound_model(facts["model"], windows) if model is None else model
+    model = bound_model(facts["model"], tuple(facts["windows"])) if model is None else model
     if model is None:
         raise InputError(
             "No model with the saved cache's weights is bound in this process. Call spectralquant.bind(model) before "
             "unpickling, or use SpectralCache.load(path, model, profile)."
         )
-    mine = None if profile is None else profile.id.hex()
-    if mine != facts["profile"]:
-        raise ProfileError(f"The cache was saved with profile {facts['profile']}, this is {mine}. Load the right one.")
-    cache = kind(model, profile, pool=pool, **facts["options"])
-    device = cache.binding.device
-    if cache.geometry.windows != windows:
+    given = None if profile is None else profile.id.hex()
+    if given != facts["profile"]:
+        raise ProfileError(f"The cache was saved with profile {facts['profile']}, this is {given}. Load the right one.")
+    return model
+
+
+@own_arithmetic()
+def restore_tokens(
+    snapshot: CacheSnapshot, state: CacheState, groups: CacheGroups, device: torch.device
+) -> dict[str, Tensor]:
+    """Put a snapshot's tokens into a new cache of the saved options, on a device; returns the cache's own tensors.
+
+    Raises:
+        InputError: the snapshot is of a model whose layers read other windows.
+    """
+    facts, tensors = snapshot.facts, snapshot.tensors
+    if state.geometry.windows != tuple(facts["windows"]):
         raise InputError("The cache was saved with a model whose layers read other windows. Load it with that model.")
-    state, tensors = cache.state, snapshot.tensors
-    for number, (group, held) in enumerate(zip(cache.groups, facts["groups"], strict=True)):
-        _restore_group(group, number, held, tensors, None if snapshot.rows is None else snapshot.rows[number])
+    for number, (group, about) in enumerate(zip(groups, facts["groups"], strict=True)):
+        shared = None if snapshot.rows is None else snapshot.rows[number]
+        _restore_group(group, number, about, tensors, shared, device)
     if "ids" in tensors:
         state.ids = tensors["ids"].to(device)
     state.positions = TokenPositions.restored(tensors, device)
-    for number, drift in _adaptive(cache):
-        mine = _name(number, "adaptive.")
-        drift.load_state({k.removeprefix(mine): t for k, t in tensors.items() if k.startswith(mine)})
-    own = {k.removeprefix("own."): t.to(device) for k, t in tensors.items() if k.startswith("own.")}
-    cache.take_own_tensors(own)
-    cache.report.note_held(state.total, state.coded_tokens)
-    return cache
+    for number, drift in _adaptive(groups):
+        prefix = _name(number, "adaptive.")
+        drift.load_state({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    return {k.removeprefix("own."): t.to(device) for k, t in tensors.items() if k.startswith("own.")}
 
 
 def _restore_group(
@@ -168,20 +162,21 @@ def _restore_group(
     facts: dict[str, Any],
     tensors: dict[str, Tensor],
     shared: list[list[StoredBlock]] | None,
+    device: torch.device,
 ) -> None:
     """Put a group's tokens where they were."""
     tokens = group.tokens
-    device = group.compressor.state.binding.device
     for index, layer in enumerate(tokens.layers):
-        found = {name: tensors.get(_name(number, name)) for name in LAYER_TENSORS}
-        if any(t is not None and len(t) != len(tokens.layers) for t in found.values()):
+        saved = {name: tensors.get(_name(number, name)) for name in LAYER_TENSORS}
+        if any(t is not None and len(t) != len(tokens.layers) for t in saved.values()):
             raise InputError("The saved cache holds tensors of another number of layers.")
-        found = {name: t[index].to(device).clone() for name, t in found.items() if t is not None}
-        if "keys" in found:
-            layer.lazy_initialization(found["keys"], found["values"])
-        for name, tensor in found.items():
+        own = {name: t[index].to(device).clone() for name, t in saved.items() if t is not None}
+        if "keys" in own:
+            layer.lazy_initialization(own["keys"], own["values"])
+        for name, tensor in own.items():
             setattr(layer, name, tensor)
-    tokens.first, tokens.recent_from, tokens.recording = (facts[k] for k in ("first", "recent_from", "recording"))
+    span = tokens.span
+    span.first, span.recent_from, span.recording = (facts[k] for k in ("first", "recent_from", "recording"))
     if shared is not None:
         tokens.rows = [list(row) for row in shared]
         return
@@ -192,7 +187,7 @@ def _restore_group(
     tokens.rows = [[blocks[i] for i in row] for row in facts["rows"]]
 
 
-def _adaptive(cache: SpectralCache) -> list[tuple[int, AdaptiveRankCompressor]]:
+def _adaptive(groups: CacheGroups) -> list[tuple[int, AdaptiveRankCompressor]]:
     """Adaptive cold codecs by the number of their group."""
-    found = [(i, getattr(g.tiers.get("cold"), "codec", None)) for i, g in enumerate(cache.groups)]
-    return [(i, codec) for i, codec in found if isinstance(codec, AdaptiveRankCompressor)]
+    cold = [(i, getattr(g.tiers.get("cold"), "codec", None)) for i, g in enumerate(groups)]
+    return [(i, codec) for i, codec in cold if isinstance(codec, AdaptiveRankCompressor)]

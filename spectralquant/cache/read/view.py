@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from spectralquant.cache.groups import CacheGroup
 from spectralquant.cache.read.segments import CodeSegment, DenseSegment, RowSegment, Segment
+from spectralquant.cache.report.stats import Spent
 from spectralquant.cache.tiers.hot import unused_slots
 from spectralquant.cache.tiers.hot_rows import HotRowTier
 from spectralquant.errors import InputError
@@ -15,8 +17,17 @@ from spectralquant.geometry import BLOCK
 from spectralquant.hooks.tap import AttentionCall
 from spectralquant.surroundings import own_arithmetic
 
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
+
+@dataclass(frozen=True)
+class Reading:
+    """How a cache is read. select, kernels: see `SpectralCache`. watches: whether attention is to tell how much each recent
+    token received. spent: where reads are counted.
+    """
+
+    select: float | int | None
+    kernels: str
+    watches: bool
+    spent: Spent
 
 
 class LayerView:
@@ -24,13 +35,12 @@ class LayerView:
 
     Of a sliding layer these are the tokens that the first of `new` queries can read, and those after it: what
     transformers' own cache gives attention. start: the index of the first of them. Without `new`, `dense` has a place for
-    every token, and zeros for those that the layer has let go.
+    every token, and zeros for those that the layer has let go. place: the layer's number within its group.
     """
 
-    def __init__(self, cache: SpectralCache, index: int, new: int | None = None) -> None:
-        self.cache, self.index = cache, index
-        self.layer, self.group = cache.layers[index], cache.group_of(index)
-        self.tokens = self.group.tokens
+    def __init__(self, group: CacheGroup, place: int, reading: Reading, new: int | None = None) -> None:
+        self.group, self.place, self.reading = group, place, reading
+        self.tokens, self.layer = group.tokens, group.tokens.layers[place]
         batch, heads, recent, dim = self.layer.keys.shape
         total = self.layer.get_seq_length()
         self.start = max(self.tokens.first, self.tokens.kind.first_read(total - (new or 0)))
@@ -54,12 +64,12 @@ class LayerView:
     @property
     def select(self) -> float | int | None:
         """What part of the rows a read takes."""
-        return self.cache.options["select"]
+        return self.reading.select
 
     @property
     def watches(self) -> bool:
         """Whether attention is to tell how much each recent token received."""
-        return self.cache.wants_received
+        return self.reading.watches
 
     @own_arithmetic()
     def dense(self) -> tuple[Tensor, Tensor]:
@@ -113,11 +123,6 @@ class LayerView:
         out.append(self._recents())
         return [s for s in out if s.tokens]
 
-    @property
-    def place(self) -> int:
-        """The layer's number within its group."""
-        return self.tokens.kind.layers.index(self.index)
-
     def _coded(self, first: int, last: int) -> DenseSegment:
         pairs = [self.group.reader.read(self.place, row, first, last) for row in range(self.shape[0])]
         unread = self._skipped_tokens(first)
@@ -160,12 +165,12 @@ class LayerView:
     def note(self, how: str) -> None:
         """Count a read."""
         counter = f"{how}_reads"
-        setattr(self.cache.spent, counter, getattr(self.cache.spent, counter) + 1)
+        setattr(self.reading.spent, counter, getattr(self.reading.spent, counter) + 1)
 
     def refuse(self, reason: str) -> None:
         """Note why kernels do not take a read; an error where they were asked for."""
-        self.cache.spent.kernel_refusal = reason
-        if self.cache.options["kernels"] == "triton":
+        self.reading.spent.kernel_refusal = reason
+        if self.reading.kernels == "triton":
             raise InputError(
                 f"kernels='triton' was asked for, but the kernel cannot read this layer: {reason}. Use kernels='auto', "
                 "which reads such layers without a kernel and says so in stats()."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.codec.hot.codec import HotCodec
 from spectralquant.codec.hot.linear import row_matrices
 from spectralquant.errors import InputError
-from spectralquant.geometry import CacheGeometry
+from spectralquant.geometry import BLOCK, CacheGeometry, LayerGroup
 from spectralquant.hooks.wrappers import model_device
 from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.model import CalibrationProfile
@@ -34,57 +35,85 @@ from spectralquant.streams import finish_here
 from sqkernels.common.runtime import interpreting
 
 
-def make_tiers(
-    model: nn.Module,
-    profile: CalibrationProfile | None,
-    whole: CacheGeometry,
-    layers: tuple[int, ...],
-    pool: SpectralBufferPool,
-    reconstructor: AsyncReconstructor,
-    step_scale: float,
-    adaptive: Mapping[str, Any] | None = None,
-    backend: str | None = None,
-    index_rank: int = 0,
-) -> dict[str, Tier]:
-    """`exact` and every tier of the profile for some layers of a model; with `adaptive` (its options) the cold tier follows
-    drifting text.
+@dataclass(frozen=True)
+class TierMaker:
+    """What a cache's tiers are made from.
 
-    backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot codes' index.
+    geometry: of the whole model. adaptive: options of `AdaptiveRankCompressor`, with which the cold tier follows drifting
+    text, or None. backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot
+    codes' index.
     """
-    device, geometry = model_device(model), whole.part(layers)
-    tiers: dict[str, Tier] = {"exact": ExactTier(geometry, model.dtype, pool, device)}
-    codecs = {} if profile is None else profile.codecs
-    held = len(codecs)
-    for name in () if profile is None else profile.tiers:
-        tensors = profile.tier_of(name, layers)
-        if tensors is None:
-            continue
-        key = (name, layers, str(device), step_scale)
+
+    model: nn.Module
+    profile: CalibrationProfile | None
+    geometry: CacheGeometry
+    pool: SpectralBufferPool
+    worker: AsyncReconstructor
+    step_scale: float = 1.0
+    adaptive: Mapping[str, Any] | None = None
+    backend: str | None = None
+    index_rank: int = 0
+
+    def tiers(self, layers: tuple[int, ...], *, coded: bool = True) -> dict[str, Tier]:
+        """`exact` and (where blocks are `coded` at all) every tier of the profile, for some layers of the model."""
+        device, geometry = model_device(self.model), self.geometry.part(layers)
+        tiers: dict[str, Tier] = {"exact": ExactTier(geometry, self.model.dtype, self.pool, device)}
+        profile = self.profile if coded else None
+        if profile is None:
+            return tiers
+        before = len(profile.codecs)
+        for name in profile.tiers:
+            tensors = profile.tier_of(name, layers)
+            if tensors is not None:
+                tiers[name] = self._tier(name, profile, tensors, geometry, layers, device)
+        if len(profile.codecs) > before:
+            finish_here(device)  # codecs are shared by caches, which may be read on other streams
+        return tiers
+
+    def _tier(
+        self,
+        name: str,
+        profile: CalibrationProfile,
+        tensors: ColdTensors | FixedTier,
+        geometry: CacheGeometry,
+        layers: tuple[int, ...],
+        device: torch.device,
+    ) -> Tier:
+        codecs = profile.codecs
+        key = (name, layers, str(device), self.step_scale)
         if key not in codecs:
-            codecs[key] = _codec(name, model, tensors, geometry, step_scale)
+            codecs[key] = _codec(name, self.model, tensors, geometry, self.step_scale)
         codec = codecs[key]
-        if name == "hot" and backend is not None:
-            rows = (f"hot rows, index {index_rank}", layers, str(device), 1.0)
+        if name == "hot" and self.backend is not None:
+            rows = (f"hot rows, index {self.index_rank}", layers, str(device), 1.0)
             if rows not in codecs:
-                codecs[rows] = row_matrices(tensors, geometry, range(geometry.layers), device, index_rank)
-            tiers[name] = HotRowTier(codec, codecs[rows], geometry, pool, backend)
-        elif name == "hot":
-            tiers[name] = HotTier(codec, pool)
-        elif name == "warm":
-            tiers[name] = WarmTier(codec, pool)
-        else:
-            guess = None
-            if codec.features is not None:
-                new = TokenGuess(codec, profile.heads.part(layers), profile.sidecar.tiers["cold"].step)
-                guess = codecs.setdefault(("token guess", layers, str(device), step_scale), new)
-            if adaptive is not None:
-                codec = AdaptiveRankCompressor(
-                    codec, profile.heads.part(layers), profile.sidecar.tiers["cold"].step, **adaptive
-                )
-            tiers[name] = ColdTier(codec, reconstructor, guess)
-    if len(codecs) > held:
-        finish_here(device)  # codecs are shared by caches, which may be read on other streams
-    return tiers
+                codecs[rows] = row_matrices(tensors, geometry, range(geometry.layers), device, self.index_rank)
+            return HotRowTier(codec, codecs[rows], geometry, self.pool, self.backend)
+        if name in ("hot", "warm"):
+            return {"hot": HotTier, "warm": WarmTier}[name](codec, self.pool)
+        heads, step, guess = profile.heads.part(layers), profile.sidecar.tiers["cold"].step, None
+        if codec.features is not None:
+            guess = codecs.setdefault(
+                ("token guess", layers, str(device), self.step_scale), TokenGuess(codec, heads, step)
+            )
+        if self.adaptive is not None:
+            codec = AdaptiveRankCompressor(codec, heads, step, **self.adaptive)
+        return ColdTier(codec, self.worker, guess)
+
+
+def usable_tiers(
+    profile: CalibrationProfile, kinds: Sequence[LayerGroup], window: int, wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """The profile's tiers that can code every group of layers that is coded at all.
+
+    Raises:
+        ProfileError: one of `wanted` cannot, because its basis mixes layers of different windows.
+    """
+    coded = [kind for kind in kinds if kind.reads_beyond(window + BLOCK)]
+    for name in wanted:
+        if name in profile.tiers:
+            profile.parts(name, coded)
+    return tuple(n for n in profile.tiers if all(profile.tier_of(n, kind.layers) is not None for kind in coded))
 
 
 def kernel_backend(

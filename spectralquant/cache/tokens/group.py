@@ -4,46 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from spectralquant.cache.tiers.base import StoredBlock
 from spectralquant.cache.tokens.layer import SpectralLayer
+from spectralquant.cache.tokens.span import GroupSpan
 from spectralquant.geometry import BLOCK, SINKS, CacheGeometry, LayerGroup
-
-if TYPE_CHECKING:
-    from spectralquant.cache.compress.compressor import BlockCompressor
-    from spectralquant.cache.read.reader import BlockReader
-    from spectralquant.cache.spectral_cache import SpectralCache
-    from spectralquant.cache.tiers.base import Tier
 
 
 @dataclass
 class GroupTokens:
     """Tokens in order: 4 sinks (while first is 0), coded blocks (`rows[b]`), recent tokens (in `layers`).
 
-    kind: the layers by their place in the model, and their window. coded: whether blocks are coded at all; layers whose
-    window is no larger than what stays exact anyhow only keep that window. first: tokens that were let go because these
-    layers cannot read them any more. recent_from: the first recent token. recording: nothing is let go until the next
-    crop, so that assisted decoding can take tokens back.
+    geometry: of these layers alone. coded: whether blocks are coded at all; layers whose window is no larger than what
+    stays exact anyhow only keep that window.
     """
 
-    kind: LayerGroup
+    span: GroupSpan
     geometry: CacheGeometry
     layers: list[SpectralLayer]
     coded: bool
     rows: list[list[StoredBlock]] = field(default_factory=list)
-    first: int = 0
-    recent_from: int = 0
-    recording: bool = False
 
     @classmethod
-    def of(cls, cache: SpectralCache, kind: LayerGroup) -> GroupTokens:
-        """A group of a new cache's layers."""
-        coded = kind.reads_beyond(cache.options["window"] + BLOCK)
-        return cls(kind, cache.geometry.part(kind.layers), [cache.layers[i] for i in kind.layers], coded)
+    def of(cls, span: GroupSpan, model: CacheGeometry, layers: Sequence[SpectralLayer], window: int) -> GroupTokens:
+        """An empty group out of all `layers` of a model, where `window` tokens at least stay exact."""
+        kind = span.kind
+        return cls(span, model.part(kind.layers), [layers[i] for i in kind.layers], kind.reads_beyond(window + BLOCK))
+
+    @property
+    def kind(self) -> LayerGroup:
+        """See `GroupSpan`."""
+        return self.span.kind
+
+    @property
+    def first(self) -> int:
+        """See `GroupSpan`."""
+        return self.span.first
+
+    @property
+    def recent_from(self) -> int:
+        """See `GroupSpan`."""
+        return self.span.recent_from
+
+    @property
+    def recording(self) -> bool:
+        """See `GroupSpan`."""
+        return self.span.recording
 
     @property
     def total(self) -> int:
@@ -86,7 +96,7 @@ class GroupTokens:
             if sinks:
                 layer.take_sinks(SINKS)
             layer.drop_oldest(tokens)
-        self.recent_from = coded[-1][0].stop if coded else self.recent_from
+        self.span.recent_from = coded[-1][0].stop if coded else self.recent_from
 
     def forget_unread(self, *, cropped: bool = False) -> None:
         """Let go of tokens that no later query can read: whole blocks, or (where nothing is coded yet) recent tokens.
@@ -101,12 +111,12 @@ class GroupTokens:
                 layer.drop_sinks()
             for blocks in self.rows:
                 del blocks[:dead]
-            self.first = self.rows[0][0].start if self.rows[0] else self.recent_from
+            self.span.first = self.rows[0][0].start if self.rows[0] else self.recent_from
         stop = first // BLOCK * BLOCK if self.coded else first
         if not self.coded_tokens and stop > self.first:
             for layer in self.layers:
                 layer.drop_oldest(stop - self.recent_from, keep_storage=True)
-            self.first = self.recent_from = stop
+            self.span.first = self.span.recent_from = stop
 
     def uncroppable(self, target: int) -> str | None:
         """Why only `target` tokens cannot be kept, or None: what their next query reads must still be held."""
@@ -129,29 +139,29 @@ class GroupTokens:
                 both = [whole(row, blocks[-1]) for row, blocks in enumerate(self.rows)]
             for blocks in self.rows:
                 blocks.pop()
-            self.recent_from = last.start
+            self.span.recent_from = last.start
             for index, layer in enumerate(self.layers if both else ()):
                 kept = [torch.stack([pair[i][index] for pair in both])[:, :, : target - last.start] for i in range(2)]
                 layer.give_back(*kept)
         if not self.coded_tokens:
             for layer in self.layers:
                 layer.merge_sinks()
-            self.recent_from = 0 if not self.first else self.recent_from
+            self.span.recent_from = 0 if not self.first else self.recent_from
             if target == 0:
-                self.first = self.recent_from = 0
+                self.span.first = self.span.recent_from = 0
             extra = self.total - target
             for layer in self.layers:
                 layer.keep_newest_but(extra)
 
     def as_it_is(self) -> dict[str, Any]:
         """What there is, by reference: tensors and blocks are replaced, never changed."""
-        held = {"rows": [list(row) for row in self.rows], "first": self.first, "recent_from": self.recent_from}
-        return {**held, "layers": [dict(vars(layer)) for layer in self.layers]}
+        blocks = {"rows": [list(row) for row in self.rows], "first": self.first, "recent_from": self.recent_from}
+        return {**blocks, "layers": [dict(vars(layer)) for layer in self.layers]}
 
-    def go_back(self, held: dict[str, Any]) -> None:
+    def go_back(self, before: dict[str, Any]) -> None:
         """Become again what `as_it_is` gave."""
-        self.rows, self.first, self.recent_from = held["rows"], held["first"], held["recent_from"]
-        for layer, attributes in zip(self.layers, held["layers"], strict=True):
+        self.rows, self.span.first, self.span.recent_from = before["rows"], before["first"], before["recent_from"]
+        for layer, attributes in zip(self.layers, before["layers"], strict=True):
             vars(layer).clear()
             vars(layer).update(attributes)
 
@@ -163,19 +173,9 @@ class GroupTokens:
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self.rows, self.first, self.recent_from = [], 0, 0
+        self.rows, self.span.first, self.span.recent_from = [], 0, 0
         for layer in self.layers:
             layer.reset()
-
-
-@dataclass(frozen=True)
-class CacheGroup:
-    """A group's tokens, the tiers that hold its blocks, and who reads and codes them."""
-
-    tokens: GroupTokens
-    tiers: dict[str, Tier]
-    reader: BlockReader
-    compressor: BlockCompressor
 
 
 def narrow_windows(groups: Sequence[GroupTokens]) -> tuple[str | None, bool]:

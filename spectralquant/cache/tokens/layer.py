@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-if TYPE_CHECKING:
-    from spectralquant.cache.spectral_cache import SpectralCache
-    from spectralquant.cache.tokens.group import GroupTokens
+from spectralquant.cache.tokens.span import GroupSpan
 
 
 class SpectralLayer(CacheLayerMixin):
     """Sinks `[B, Hk, s, D]` and recent tokens `[B, Hk, n, D]`; received: attention `[B, H, n]`, NaN where unknown.
 
     Blocks span all layers of a group (see `GroupTokens`) and belong to the cache, so cropping and reordering are the
-    cache's business. window: tokens that a query reads at most, itself included, or None for all.
+    cache's business. index: the layer's place in the model. span: of its group. cache_update: the cache's `update`, held
+    weakly: a dropped cache frees its pages at once.
     """
 
     is_croppable = True
     is_compileable = False
 
-    def __init__(self, cache: SpectralCache, index: int, group: int, window: int | None) -> None:
+    def __init__(self, index: int, span: GroupSpan, cache_update: weakref.WeakMethod[Any]) -> None:
         super().__init__()
-        self._cache, self.index, self._group = weakref.ref(cache), index, group
-        self.window = window
+        self.index, self.span, self._cache_update = index, span, cache_update
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
         self.received: Tensor | None = None
 
     @property
-    def cache(self) -> SpectralCache:
-        """The cache this layer belongs to (held weakly: a dropped cache frees its pages at once)."""
-        return self._cache()
-
-    @property
-    def tokens(self) -> GroupTokens:
-        """The tokens of this layer's group."""
-        return self.cache.state.groups[self._group]
+    def window(self) -> int | None:
+        """Tokens that a query reads at most, itself included, or None for all."""
+        return self.span.kind.window
 
     @property
     def is_sliding(self) -> bool:
@@ -50,11 +43,11 @@ class SpectralLayer(CacheLayerMixin):
     @property
     def record_past(self) -> bool:
         """Whether tokens beyond the window are held until the next crop (`activate_past_recording`)."""
-        return self.tokens.recording
+        return self.span.recording
 
     @record_past.setter
     def record_past(self, value: bool) -> None:
-        self.tokens.recording = value
+        self.span.recording = value
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -75,17 +68,17 @@ class SpectralLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object):
         """See `SpectralCache.update`."""
-        return self.cache.update(key_states, value_states, self.index)
+        return self._cache_update()(key_states, value_states, self.index)
 
     def get_seq_length(self) -> int:
         if not self.is_initialized:
             return 0
-        return self.tokens.recent_from + self.keys.shape[2]
+        return self.span.recent_from + self.keys.shape[2]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(tokens that attention is given, index of the first of them): of a sliding layer no more than its window."""
         total = self.get_seq_length()
-        first = self.tokens.kind.first_read(total)
+        first = self.span.kind.first_read(total)
         return total - first + query_length, first
 
     def get_max_length(self) -> int:

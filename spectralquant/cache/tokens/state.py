@@ -9,26 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectralquant.cache.binding import ModelBinding
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tokens.group import GroupTokens
 from spectralquant.cache.tokens.positions import TokenPositions
+from spectralquant.cache.tokens.seen import SeenTokens
 from spectralquant.errors import InputError
-from spectralquant.geometry import LayerGroup
-from spectralquant.hooks.rotary_tables import Places, Rotations
+from spectralquant.geometry import CacheGeometry, LayerGroup
+from spectralquant.hooks.rotary_tables import Places, RotaryTables, Rotations
 from spectralquant.surroundings import own_arithmetic
 
 
 @dataclass
 class CacheState:
-    """groups: layers by how far back they read; the first reads furthest.
+    """geometry, rotary: of the whole model. groups: layers by how far back they read; the first reads furthest.
 
     ids: int32 `[B, T]`, or None where nothing needs them; an id of −1 was not seen (inputs_embeds, or the exact part of a
     packet). positions: where tokens stand.
     last_new: tokens that the latest forward pass appended.
     """
 
-    binding: ModelBinding
+    geometry: CacheGeometry
+    rotary: RotaryTables
     groups: list[GroupTokens]
     keep_ids: bool = False
     ids: Tensor | None = None
@@ -48,8 +49,8 @@ class CacheState:
         own, groups = self._kept
         for name, value in own.items():
             setattr(self, name, value)
-        for group, held in zip(self.groups, groups, strict=True):
-            group.go_back(held)
+        for group, before in zip(self.groups, groups, strict=True):
+            group.go_back(before)
         self._kept = None
 
     def forget_kept(self) -> None:
@@ -84,11 +85,6 @@ class CacheState:
             )
 
     @property
-    def layers(self) -> list:
-        """Layers of the first group."""
-        return self.groups[0].layers
-
-    @property
     def rows(self) -> list[list[StoredBlock]]:
         """Blocks of the first group, sequence by sequence."""
         return self.groups[0].rows
@@ -103,19 +99,18 @@ class CacheState:
         """Tokens per sequence."""
         return self.groups[0].total
 
-    def begin(self, batch: int, new: int, device: torch.device) -> None:
-        """Note ids and positions of `new` tokens that a forward pass (or a direct `update`) is about to append."""
+    def begin(self, batch: int, new: int, device: torch.device, seen: SeenTokens) -> None:
+        """Note what was seen of `new` tokens that a forward pass (or a direct `update`) is about to append."""
         past = self.total
         for group in self.groups:
             group.rows = group.rows or [[] for _ in range(batch)]
         self.last_new = new
-        ids, positions, frequencies = self.binding.take()
-        self.positions.append(past, new, batch, positions, frequencies)
+        self.positions.append(past, new, batch, seen.positions, seen.frequencies)
         if self.keep_ids:
-            seen = ids is not None and ids.shape[-1] == new
-            mine = ids.expand(batch, new) if seen else torch.full((batch, new), -1, device=device)
-            mine = mine.to(device, torch.int32)
-            self.ids = mine if self.ids is None else torch.cat([self.ids, mine], dim=1)
+            complete = seen.ids is not None and seen.ids.shape[-1] == new
+            added = seen.ids.expand(batch, new) if complete else torch.full((batch, new), -1, device=device)
+            added = added.to(device, torch.int32)
+            self.ids = added if self.ids is None else torch.cat([self.ids, added], dim=1)
 
     def token_ids(self, row: int, start: int, stop: int) -> tuple[Tensor | None, int]:
         """Token ids int64 `[stop − start]` and the id before them (−1: none); None where they were not seen."""
@@ -133,8 +128,8 @@ class CacheState:
 
     def tables(self, kind: LayerGroup, places: Places) -> Rotations:
         """Rotations of a group's layers at `places`."""
-        found = self.binding.tables(places)
-        return tuple(found[layer] for layer in kind.layers)
+        every = self.rotary(places)
+        return tuple(every[layer] for layer in kind.layers)
 
     def leaving(self, group: GroupTokens, row: int, start: int, stop: int) -> LeavingBlock:
         """A copy of recent tokens start … stop of one sequence, in one group's layers."""
@@ -168,5 +163,5 @@ class CacheState:
 
     def exact_tensors(self) -> list[Tensor]:
         """Sinks, recent tokens and what is kept about tokens."""
-        found = [t for group in self.groups for layer in group.layers for t in layer.tensors()]
-        return found + ([] if self.ids is None else [self.ids]) + list(self.positions.tensors().values())
+        exact = [t for group in self.groups for layer in group.layers for t in layer.tensors()]
+        return exact + ([] if self.ids is None else [self.ids]) + list(self.positions.tensors().values())

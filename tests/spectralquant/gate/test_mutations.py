@@ -19,7 +19,7 @@ FAULTS = {
     ),
     "a window never compressed": (
         "spectralquant/cache/compress/compressor.py",
-        "if not self.group.coded or total < self.compress_from:",
+        "if not self.group.coded or total < self.rules.compress_from:",
         "if total >= 0:",
         "cache/hot/works",
     ),
