@@ -20,8 +20,9 @@ from spectralquant.cache.persist.prompt import pack_prompt
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
+from spectralquant.models.config import load_config
 from spectralquant.models.forward import with_cache
-from spectralquant.models.load import LoadedModel, load_config, load_model
+from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.results.files import results_file

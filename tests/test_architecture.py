@@ -65,6 +65,63 @@ def test_nothing_imports_upwards(path):
             assert here == "__init__" or words[1] == here or RANK[words[1]] <= RANK[here], f"{path} imports {name}"
 
 
+def module_name(path: Path, top: Path) -> str:
+    """What a file is imported as; `top` is the folder that its package lies in."""
+    return ".".join(path.relative_to(top).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path: Path, modules: set[str]):
+    """Which of `modules` a file imports anywhere: at the top, in functions, and for type checkers alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: write the whole name of what is imported"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield from ({inner, node.module} & modules) if inner not in modules else (inner,)
+
+
+def circles(files: dict[str, Path]) -> list[list[str]]:
+    """Modules that import each other in a circle, each circle with all its modules."""
+    graph = {name: set(imported_modules(path, set(files))) - {name} for name, path in files.items()}
+
+    def reached_from(start: str) -> set[str]:
+        reached, todo = set(), [start]
+        while todo:
+            new = graph[todo.pop()] - reached
+            reached |= new
+            todo += new
+        return reached
+
+    reach = {name: reached_from(name) for name in graph}
+    return sorted(
+        map(sorted, {frozenset(m for m in reach[name] if name in reach[m]) for name in graph} - {frozenset()})
+    )
+
+
+def test_no_circles_of_files():
+    files = {module_name(path, (ROOT / top).parent): path for top in TOPS for path in (ROOT / top).rglob("*.py")}
+    assert circles(files) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["import p.b", "def f():\n    from p import b", "if TYPE_CHECKING:\n    from p.b import x"]
+)
+def test_a_circle_is_seen(tmp_path, text):
+    (tmp_path / "p").mkdir()
+    for name, content in {
+        "__init__": "",
+        "a": text,
+        "b": "from p import c",
+        "c": "import p.a",
+        "d": "import p.a",
+    }.items():
+        (tmp_path / "p" / f"{name}.py").write_text(content)
+    files = {module_name(path, tmp_path): path for path in tmp_path.rglob("*.py")}
+    assert circles(files) == [["p.a", "p.b", "p.c"]]
+
+
 def test_every_package_has_a_rank():
     assert {
         p.name.removesuffix(".py")

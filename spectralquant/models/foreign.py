@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spectralquant.errors import ProfileError, SourceError
-from spectralquant.models.load import load_config
+from spectralquant.models.config import load_config
 from spectralquant.models.schema import ModelIdentity
 
 

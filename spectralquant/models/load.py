@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +21,13 @@ from transformers import (
 from spectralquant.errors import InputError, SourceError, UnsupportedModelError, did_you_mean
 from spectralquant.geometry import CacheGeometry
 from spectralquant.hooks.wrappers import model_device
-from spectralquant.known_faults import gguf_fault
 from spectralquant.models.builtin.folder import builtin_folder
 from spectralquant.models.builtin.table import BUILTIN_MODELS
 from spectralquant.models.builtin.table import PREFIX as BUILTIN
-from spectralquant.models.gguf_header import gguf_metadata
+from spectralquant.models.gguf.load import load_gguf
 from spectralquant.models.probe import probe_geometry, refuse_unsupported
-from spectralquant.models.random_model import PREFIX, random_config, random_model
-from spectralquant.models.shapes import parse_shape
+from spectralquant.models.quiet import first_line, quiet_transformers
+from spectralquant.models.random_model import PREFIX, random_model
 from spectralquant.text.bos import begin_with_bos
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -104,7 +100,7 @@ def load_model(
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
-    with _quiet_transformers():
+    with quiet_transformers():
         if spec.startswith(BUILTIN):
             model, tokenizer = _load_folder(builtin_folder(spec, offline=offline, report=report), kind, local=True)
         elif spec.startswith(PREFIX):
@@ -126,48 +122,6 @@ def load_model(
     return LoadedModel(spec, model, tokenizer, probe_geometry(model))
 
 
-def load_config(spec: str, *, offline: bool = False) -> Any:
-    """A model's transformers configuration, without its weights.
-
-    Raises:
-        SourceError: there is no such model, or it cannot be reached.
-    """
-    if spec.startswith(PREFIX):
-        return random_config(parse_shape(spec.removeprefix(PREFIX)))
-    with _quiet_transformers():
-        try:
-            folder = builtin_folder(spec, offline=offline) if spec.startswith(BUILTIN) else spec
-            return AutoConfig.from_pretrained(folder, local_files_only=offline or Path(folder).is_dir())
-        except SourceError:
-            raise
-        except Exception as error:  # transformers raises OSError, ValueError, KeyError, … for bad folders
-            raise SourceError(f"The configuration of {spec!r} cannot be read: {_first_line(error)}") from error
-
-
-def load_gguf(path: Path, *, dtype: str | torch.dtype) -> tuple[nn.Module, Any]:
-    """Load a GGUF file with its weights dequantized to `dtype`.
-
-    Raises:
-        SourceError: damaged, or of an architecture that this transformers reads wrongly.
-    """
-    header = gguf_metadata(path)
-    if (fault := gguf_fault(str(header.get("general.architecture")))) is not None:
-        raise SourceError(f"{path} is not used: {fault}")
-    options: dict[str, Any] = {"gguf_file": path.name, "dtype": dtype}
-    if hasattr(transformers, "GgufConfig"):
-        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = AutoModelForCausalLM.from_pretrained(path.parent, **options)
-    except Exception as error:  # the gguf reader raises almost anything on damaged files
-        raise SourceError(f"{path} cannot be read as a GGUF model ({_first_line(error)}). Check the file.") from error
-    if header.get("tokenizer.ggml.add_bos_token"):
-        begin_with_bos(tokenizer, header.get("tokenizer.ggml.bos_token_id"), str(path))
-    return model, tokenizer
-
-
 def _load_folder(folder: str | Path, dtype: torch.dtype, *, local: bool) -> tuple[nn.Module, Any]:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=local)
@@ -181,7 +135,7 @@ def _load_folder(folder: str | Path, dtype: torch.dtype, *, local: bool) -> tupl
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError, … for bad folders
-        raise SourceError(f"Model {str(folder)!r} cannot be loaded: {_first_line(error)}") from error
+        raise SourceError(f"Model {str(folder)!r} cannot be loaded: {first_line(error)}") from error
     refuse_unsupported(model)
     if config.model_type.startswith(NEED_BOS) and tokenizer.bos_token_id is not None:
         begin_with_bos(tokenizer, tokenizer.bos_token_id, str(folder))
@@ -212,23 +166,3 @@ def _load_hub(name: str, dtype: torch.dtype, offline: bool) -> tuple[nn.Module, 
             f"{error} Check the hub id, the network (or drop --offline), and your access to the model; "
             f"a local folder or {', '.join(BUILTIN_MODELS)} needs no hub.{did_you_mean(name, BUILTIN_MODELS)}"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()

@@ -120,14 +120,3 @@ def _fields(text: str) -> dict[str, int]:
             raise InputError(f"{name} is given twice in the shape {text!r}.")
         values[name] = int(number)
     return values
-
-
-def shape_of_model(spec: str, *, offline: bool = False) -> ModelShape:
-    """The shape of a built-in model, a folder or a hub id, from its configuration alone.
-
-    Raises:
-        SourceError: there is no such model, or it cannot be reached.
-    """
-    from spectralquant.models.load import load_config
-
-    return ModelShape.of_config(spec, load_config(spec, offline=offline))

@@ -71,8 +71,9 @@ def profile(
     from spectralquant.bench.run import KERNELS, ProfileRequest, predict_device, profile_device
     from spectralquant.errors import InputError
     from spectralquant.hooks.decoder import position_limit_of
-    from spectralquant.models.load import load_config, pick_device
-    from spectralquant.models.shapes import parse_shape, shape_of_model
+    from spectralquant.models.config import load_config, shape_of_model
+    from spectralquant.models.load import pick_device
+    from spectralquant.models.shapes import parse_shape
     from sqcli.output import Output
 
     if shape is not None and model is not None:

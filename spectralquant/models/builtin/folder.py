@@ -90,7 +90,7 @@ def _fetch_and_convert(model: BuiltinModel, target: Path, offline: bool, report:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantize a GGUF file to float32 and save it with its tokenizer in safetensors form."""
-    from spectralquant.models.load import load_gguf
+    from spectralquant.models.gguf.load import load_gguf
 
     model, tokenizer = load_gguf(gguf, dtype="float32")
     model.save_pretrained(folder)

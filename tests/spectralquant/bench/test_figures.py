@@ -14,7 +14,8 @@ from spectralquant.bench.memory import memory_rows
 from spectralquant.bench.prediction import Roof
 from spectralquant.bench.run import ProfileRequest, predict_device
 from spectralquant.errors import InputError
-from spectralquant.models.shapes import parse_shape, shape_of_model
+from spectralquant.models.config import shape_of_model
+from spectralquant.models.shapes import parse_shape
 
 
 def test_predictions_are_marked_and_time_nothing():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from spectralquant.errors import SourceError
-from spectralquant.models.gguf_header import gguf_metadata
-from spectralquant.models.load import load_gguf
+from spectralquant.models.gguf.header import gguf_metadata
+from spectralquant.models.gguf.load import load_gguf
 
 
 @pytest.fixture

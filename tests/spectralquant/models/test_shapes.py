@@ -3,7 +3,8 @@
 import pytest
 
 from spectralquant.errors import InputError
-from spectralquant.models.load import load_config, load_model
+from spectralquant.models.config import load_config
+from spectralquant.models.load import load_model
 from spectralquant.models.shapes import SHAPES, parse_shape
 
 
