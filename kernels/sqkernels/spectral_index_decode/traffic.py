@@ -6,9 +6,9 @@ import torch
 
 from sqkernels.common.attention import Partials, Preparation, reduce_arguments
 from sqkernels.common.matrices import RowMatrices
+from sqkernels.common.meta import call_without_memory
 from sqkernels.common.traffic import (
     Arguments,
-    call_without_memory,
     prepare_bytes,
     prepare_flops,
     reduce_bytes,
