@@ -60,6 +60,10 @@ class Rotation:
         """Some of the tokens."""
         return Rotation(self.cos[tokens], self.sin[tokens], self.pairs)
 
+    def to(self, device: torch.device | str) -> Rotation:
+        """The same on a device."""
+        return Rotation(self.cos.to(device), self.sin.to(device), self.pairs)
+
     def across(self, axes: int) -> Rotation:
         """For tensors with `axes` axes between tokens and coordinates."""
         shape = (self.cos.shape[0], *(1,) * axes, self.cos.shape[1])

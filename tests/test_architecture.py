@@ -20,6 +20,7 @@ INSIDE = [
         "known_faults",
         "files",
         "claims",
+        "processes",
         "provenance",
         "sizes",
         "streams",

@@ -14,6 +14,7 @@ from spectralquant.calibration.targets import Target, parse_target
 from spectralquant.hooks.wrappers import usable_model
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
+from spectralquant.processes import Processes
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.text.tokens import tokenize
 
@@ -28,12 +29,14 @@ def calibrate(
     settings: CalibrationSettings | None = None,
     name: str | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> CalibrationProfile:
+    processes: Processes | None = None,
+) -> CalibrationProfile | None:
     """Calibrate `model` on `text` (one string or many documents) and return its profile (not yet saved).
 
     `target` is what the first tier is solved for, as `Ratio(33)` or `"kl=0.01"`; everything else is in `settings`. The
     model may be wrapped (`torch.compile`, DDP, PEFT). It runs as it was loaded, in evaluation mode and without the
-    caller's autocast or inference mode; its modes and gradient flags are as before when this returns.
+    caller's autocast or inference mode; its modes and gradient flags are as before when this returns. Several
+    `processes` (see `spectralquant.processes`) share the steps; all but the first get None.
 
     Raises:
         UnsupportedModelError, SourceError, InputError: see their messages.
@@ -47,4 +50,5 @@ def calibrate(
     loaded = LoadedModel(name, model, tokenizer, probe_geometry(model))
     documents = [text] if isinstance(text, str) else text
     need = settings.steps * settings.window + 2 * settings.held_out_windows * settings.held_out_window
-    return calibrate_model(loaded, tokenize(tokenizer, documents, need), settings, text_name="text", progress=progress)
+    tokens = tokenize(tokenizer, documents, need)
+    return calibrate_model(loaded, tokens, settings, text_name="text", progress=progress, processes=processes)

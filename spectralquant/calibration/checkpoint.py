@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectralquant.errors import InputError
 from spectralquant.files import read_json, write_bytes, write_json
+from spectralquant.processes import LostProcessError
 
 EVERY = 25
 
@@ -36,14 +37,14 @@ class Checkpoint:
         """Around writing: an error of it says what stays on the disk.
 
         Raises:
-            InputError: the disk is full, or a folder cannot be written.
+            InputError: the disk is full, or a folder cannot be written. LostProcessError: another process ended.
         """
         try:
             yield
-        except InputError as error:
+        except (InputError, LostProcessError) as error:
             if not self.mine or not self.folder.is_dir():
                 raise
-            raise InputError(
+            raise type(error)(
                 f"{error} What is finished stays in {self.folder}: the same command with --resume goes on from there; delete "
                 "that folder to give the attempt up."
             ) from error

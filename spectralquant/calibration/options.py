@@ -11,23 +11,29 @@ from spectralquant.geometry import BLOCK, CacheGeometry
 METRICS = ("fisher", "attention", "energy")
 TIERS = ("cold", "warm", "hot")
 DEFAULT_TARGETS = {"cold": "ratio=33", "warm": "ratio=8", "hot": "ratio=4"}
-MAX_SPAN_WIDTH = 8192
+BASES = ("auto", "dense", "two-level")
+MAX_SPAN_WIDTH = {"dense": 8192, "two-level": 32768}
+SAMPLE_BYTES = 10 << 30
 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
     """What to calibrate. One step is one window of `window` tokens, forward and backward.
 
-    span: head, layer, a number of layers, all, or auto (all layers where one dense eigenproblem stays under 8,192
-    coordinates, else as many layers as do; method.md section 2). block: size of the blocks a cache will compress;
+    span: head, layer, a number of layers, all, or auto (as many layers as stay under 8,192 coordinates with a dense basis
+    and under 32,768 with one of two levels; method.md section 2). basis: dense, two-level, or auto (two-level where a span
+    has several layers). block: size of the blocks a cache will compress;
     gradients are taken only through reads from at least two blocks later. predict: tokens or none. profile_budget:
-    bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen.
+    bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen. recompute:
+    run layers again in the backward pass instead of keeping what they computed. sample_bytes: host memory for the
+    windows of the second pass, at most.
     """
 
     steps: int = 100
     window: int = 512
     metric: str = "fisher"
     span: str = "auto"
+    basis: str = "auto"
     tiers: tuple[str, ...] = ("cold",)
     targets: dict[str, Target] = field(default_factory=dict)
     predict: str = "tokens"
@@ -36,6 +42,8 @@ class CalibrationSettings:
     held_out_windows: int = 2
     held_out_window: int = 1024
     profile_budget: int | None = None
+    recompute: bool = False
+    sample_bytes: int = SAMPLE_BYTES
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -46,6 +54,10 @@ class CalibrationSettings:
             )
         if self.predict not in ("tokens", "none"):
             raise InputError(f"--predict {self.predict!r} is not one of tokens, none.")
+        if self.basis not in BASES:
+            raise InputError(
+                f"--basis {self.basis!r} is not one of {', '.join(BASES)}.{did_you_mean(self.basis, BASES)}"
+            )
         if self.window < 3 * self.block:
             raise InputError(
                 f"--window {self.window} is too short: a token leaves the recent window after two blocks "
@@ -61,6 +73,11 @@ class CalibrationSettings:
         """The goal of a tier."""
         return self.targets.get(tier, parse_target(DEFAULT_TARGETS[tier]))
 
+    @property
+    def two_level(self) -> bool:
+        """Whether bases of several layers are solved in two levels."""
+        return self.basis != "dense"
+
     def span_width(self, geometry: CacheGeometry) -> int:
         """Coordinates per group of the cold tier.
 
@@ -68,11 +85,12 @@ class CalibrationSettings:
             InputError: not a known span, or a number of layers that does not divide L.
         """
         if self.span == "auto":
+            widest = MAX_SPAN_WIDTH["two-level" if self.two_level else "dense"]
             best = max(
                 (
                     n
                     for n in range(1, geometry.layers + 1)
-                    if geometry.layers % n == 0 and n * geometry.layer_width <= MAX_SPAN_WIDTH
+                    if geometry.layers % n == 0 and n * geometry.layer_width <= widest
                 ),
                 default=1,
             )

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from spectralquant.calibration.basis.heads import head_spectra
 from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer
-from spectralquant.calibration.capture.samples import SampleWindow, keep_sample, sample_indices
-from spectralquant.calibration.capture.step import CapturedStep, capture_step, require_gradients
-from spectralquant.calibration.checkpoint import EVERY, Checkpoint
+from spectralquant.calibration.capture.passes import require_gradients
+from spectralquant.calibration.capture.samples import SampleWindow
+from spectralquant.calibration.checkpoint import Checkpoint
 from spectralquant.calibration.cold.budget import fit_to_budget
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
+from spectralquant.calibration.first_pass import FirstPass
 from spectralquant.calibration.fixed.fit import FixedFitter
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.solve import solve_cold, solve_fixed
@@ -31,12 +32,12 @@ from spectralquant.codec.cold.features import TokenFeatures, embedding_projectio
 from spectralquant.errors import InputError, SourceError
 from spectralquant.files import user_path
 from spectralquant.geometry import BLOCK, SINKS
-from spectralquant.hooks.decoder import longest_context
 from spectralquant.hooks.wrappers import usable_model
 from spectralquant.models.identity import model_identity
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
+from spectralquant.processes import Processes
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.schema import (
     SCHEMA_VERSION,
@@ -52,9 +53,7 @@ from spectralquant.surroundings import own_run
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
-KEEP_SAMPLES_BYTES = 2 << 30
 FILE_OVERHEAD = 20_000
-GOLDEN = 0.6180339887498949
 
 
 def calibrate_model(
@@ -67,21 +66,26 @@ def calibrate_model(
     resume: bool = False,
     held_out: TokenText | None = None,
     progress: Progress = lambda stage, done, total: None,
-) -> CalibrationProfile:
+    processes: Processes | None = None,
+) -> CalibrationProfile | None:
     """Calibrate a model on text; with `out` the run is checkpointed there and the profile saved.
 
-    Held-out windows are taken from `held_out`, or from `text` after the calibration windows.
+    Held-out windows are taken from `held_out`, or from `text` after the calibration windows. Of several `processes` that
+    call this with the same arguments the first returns the profile, and the others None.
 
     Raises:
         SourceError: too little text. InputError: nothing to resume, or options that cannot be met.
         UnsupportedModelError: see `usable_model`; or weights that gradients cannot flow past.
+        LostProcessError: another process ended.
     """
     loaded = replace(loaded, model=usable_model(loaded.model))
     if settings.metric == "fisher":
         require_gradients(loaded.model)
-    claim = contextlib.nullcontext() if out is None else claimed(out, "--out")
+    others = processes is not None and not processes.first
+    claim = contextlib.nullcontext() if out is None or others else claimed(out, "--out")
     with claim, own_run(loaded.model):
-        return CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress).execute()
+        run = CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress, processes)
+        return run.execute()
 
 
 class CalibrationRun:
@@ -97,7 +101,9 @@ class CalibrationRun:
         resume: bool,
         held_out: TokenText | None,
         progress: Progress,
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
         for name, length in (("--window", settings.window), ("--held-out-window", settings.held_out_window)):
             require_positions(loaded.model, length, f"{name} {length}", "Use a shorter window.")
         self.loaded, self.settings, self.text_name, self.progress = loaded, settings, text_name, progress
@@ -120,7 +126,7 @@ class CalibrationRun:
         self.identity = model_identity(loaded.name, loaded.model, self.geometry)
         self.features = None
         if settings.predict == "tokens" and "cold" in settings.tiers:
-            embedding = embedding_weight(loaded.model).float()
+            embedding = embedding_weight(loaded.model)
             self.features = TokenFeatures(embedding, embedding_projection(embedding))
         self.stem = None if out is None else user_path(out)
         self.checkpoint = None if self.stem is None else Checkpoint(self.stem, self._fingerprint())
@@ -128,6 +134,7 @@ class CalibrationRun:
             raise InputError("Resuming needs the profile's path (--out).")
         self.resume = resume
         self.times: dict[str, float] = {}
+        self.peaks: dict[str, int] = {}
 
     def _fingerprint(self) -> dict[str, Any]:
         s = self.settings
@@ -146,14 +153,14 @@ class CalibrationRun:
             "dtype": str(self.loaded.model.dtype),
         }
 
-    def execute(self) -> CalibrationProfile:
-        """All stages; an error says what stays on the disk."""
+    def execute(self) -> CalibrationProfile | None:
+        """All stages; an error says what stays on the disk. None in all processes but the first."""
         with contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.kept():
-            return self._execute()
+            with self._stage("capture"):
+                sums, samples = self.first_pass()
+            return self._solve(sums, samples) if self.processes.first else None
 
-    def _execute(self) -> CalibrationProfile:
-        with self._stage("capture"):
-            sums, samples = self.first_pass()
+    def _solve(self, sums: CalibrationSums, samples: list[SampleWindow]) -> CalibrationProfile:
         cold = None
         tiers: dict[str, Any] = {}
         summaries: dict[str, Any] = {}
@@ -181,7 +188,11 @@ class CalibrationRun:
             profile.seal()
         else:
             with self._stage("save"):
-                profile.sidecar.run |= {"stages_s": self.times, "peak_memory_bytes": peak_memory_bytes()}
+                profile.sidecar.run |= {
+                    "stages_s": self.times,
+                    "stages_peak_bytes": self.peaks,
+                    "peak_memory_bytes": peak_memory_bytes(),
+                }
                 profile.save(self.stem)
                 self.checkpoint.remove()
         return profile
@@ -222,7 +233,7 @@ class CalibrationRun:
             FixedFitter(
                 [m.part(layers, layer_width) for m in moments],
                 (width, width),
-                [sample.part(layers, layer_width) for sample in samples],
+                [sample.part(layers) for sample in samples],
                 use_metric=use_metric,
                 rotated=hot,
             )
@@ -257,6 +268,7 @@ class CalibrationRun:
         common = {
             "use_metric": self.settings.metric != "energy",
             "features": self.features,
+            "two_level": self.settings.two_level,
             "progress": lambda text: self.progress(text, 0, 1),
         }
         features, block, width = sums.features if predict else None, self.settings.block, self.geometry.layer_width
@@ -267,69 +279,22 @@ class CalibrationRun:
         fitters = []
         for layers in self.split:
             moments = [m.part(layers, width) for m in sums.moments]
-            some = [sample.part(layers, width) for sample in samples]
+            some = [sample.part(layers) for sample in samples]
             own = None if features is None else features.part(layer_columns(layers, width))
             spans = {"span": min(span, moments[0].span), "feature_moments": own}
             fitters.append(ColdFitter(self.geometry.part(layers), moments, some, block, **spans, **common))
         return SplitColdFitter(self.geometry, self.split, fitters)
 
     def first_pass(self) -> tuple[CalibrationSums, list[SampleWindow]]:
+        """Sums over all steps, and the sample windows (in the first process)."""
         sums = CalibrationSums(self.loaded.model, self.geometry, self.span, self.features, self.settings)
-        done = 0
-        if self.resume:
-            done, state = self.checkpoint.load()
-            if state:
-                sums.load_state(state)
-        elif self.checkpoint is not None:
-            self.checkpoint.begin()
-        wanted = sample_indices(self.settings.steps)
-        samples: dict[int, SampleWindow] = {}
-        per_window = 4 * 4 * self.geometry.width * self.settings.window
-        keep = per_window * len(wanted) <= KEEP_SAMPLES_BYTES or self.device.type == "cpu"
-        try:
-            for index in range(done, self.settings.steps):
-                self.progress("calibrate", index, self.settings.steps)
-                step = self._capture(index, sample=index in wanted and keep)
-                sums.add(step, self.windows[index])
-                if index in wanted and keep:
-                    samples[index] = self._sample(index, step)
-                done = index + 1
-                if self.checkpoint is not None and done % EVERY == 0 and done < self.settings.steps:
-                    self.checkpoint.save(done, sums.state())
-        except KeyboardInterrupt:
-            if self.checkpoint is not None and done:
-                self.checkpoint.save(done, sums.state())
-            raise
-        if self.checkpoint is not None:
-            self.checkpoint.save(done, sums.state())
-        sums.finish()
-        self.progress("calibrate", self.settings.steps, self.settings.steps)
-        for index in wanted:
-            if index not in samples:
-                self.progress("sample windows", wanted.index(index), len(wanted))
-                samples[index] = self._sample(index, self._capture(index, sample=True))
-        return sums, [samples[i] for i in wanted]
-
-    def _capture(self, index: int, *, sample: bool) -> CapturedStep:
-        return capture_step(
-            self.loaded.model,
-            self.geometry,
-            self.windows[index],
-            backward=self.settings.metric == "fisher",
-            received_block=self.settings.block if sample else None,
-            far_block=self.settings.block if self.far else None,
-            offset=self._offset(index),
+        steps = FirstPass(
+            self.loaded, self.windows, self.settings, sums, self.far, self.checkpoint, self.processes, self.progress
         )
-
-    def _offset(self, index: int) -> int:
-        """Position of a window, spread over all that the model has: the hot tier codes rotated keys, and those of the
-        first window's length say little about later ones (slow rotations have hardly begun there).
-        """
-        room = (longest_context(self.loaded.model) or 0) - self.settings.window
-        return int(index * GOLDEN % 1 * room) if room > 0 and "hot" in self.settings.tiers else 0
-
-    def _sample(self, index: int, step: CapturedStep) -> SampleWindow:
-        return keep_sample(step, self.windows[index], self.settings.block, rotated="hot" in self.settings.tiers)
+        samples = steps.run(resume=self.resume)
+        if self.processes.first:
+            sums.finish()
+        return sums, samples
 
     def _water_level(self, sums: CalibrationSums) -> float:
         """Without a cold tier: the step at which per-head Gaussian components would take two bits a scalar."""
@@ -359,7 +324,7 @@ class CalibrationRun:
                 metric=s.metric,
                 span=s.span,
                 span_width=self.span,
-                solver=f"dense {str(FrequencyAnalyzer.solver_dtype(self.span, self.device)).removeprefix('torch.')} eigh",
+                solver=self._solver(),
                 block=s.block,
                 sinks=SINKS,
                 predict=s.predict if self.features else "none",
@@ -372,15 +337,28 @@ class CalibrationRun:
                 dtype=str(self.loaded.model.dtype).removeprefix("torch."),
                 held_out_sha256=tokens_sha256(self.held_out),
                 stages_s=self.times,
+                stages_peak_bytes=self.peaks,
+                processes=self.processes.size,
+                reduced_bytes=self.processes.bytes,
+                reduce_s=round(self.processes.seconds, 3),
             ),
         )
 
+    def _solver(self) -> str:
+        """What solved the cold tier's eigenproblems."""
+        precision = str(FrequencyAnalyzer.solver_dtype(self.span, self.device)).removeprefix("torch.")
+        two = self.settings.two_level and self.span > self.geometry.layer_width
+        return f"{'two-level' if two else 'dense'} {precision} eigh"
+
     @contextmanager
     def _stage(self, name: str):
-        start = time.perf_counter()
+        on_gpu, start = self.device.type == "cuda", time.perf_counter()
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
         yield
-        if self.device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize(self.device)
+            self.peaks[name] = torch.cuda.max_memory_allocated(self.device)
         self.times[name] = round(time.perf_counter() - start, 3)
 
 

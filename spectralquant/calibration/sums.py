@@ -50,20 +50,25 @@ class CalibrationSums:
             self.output_gram = output_projection_gram(model, geometry)
 
     def add(self, step: CapturedStep, ids: Tensor) -> None:
-        """Add one captured window without its sinks."""
-        flat = lambda x: None if x is None else x[SINKS:].flatten(1)  # noqa: E731
-        keys, values = flat(step.keys), flat(step.values)
+        """Add one captured window without its sinks, one large tensor after the other."""
+        flat = lambda x: x[SINKS:].flatten(1)  # noqa: E731
         block = self.settings.block
         read = max(SINKS, ((len(ids) - 1) // block - 1) * block)
         grads = lambda x: x[SINKS:read].flatten(1)  # noqa: E731 (later tokens leave the recent window unread: zeros)
         fisher = self.settings.metric == "fisher"
-        self.moments[0].add(keys, grads(step.key_grads) if fisher else None)
-        self.moments[1].add(values, grads(step.value_grads) if fisher else None)
         if self.rotated is not None:
             self.rotated.add(flat(step.keys_rotated), grads(step.rotated_grads) if fisher else None)
-        if self.features is not None:
-            rows = self.extractor(ids, -1)[SINKS:].to(keys.device)
-            self.features.add(rows, (keys, values))
+        features = None if self.extractor is None else self.extractor(ids, -1)[SINKS:].to(step.rotated.device)
+        if features is not None:
+            self.features.add_features(features)
+        for kind, moment in enumerate(self.moments):
+            rows = flat(step.values if kind else step.keys)
+            if features is not None:
+                self.features.add_cross(features, rows, kind)
+            moment.add(rows, None)
+            del rows
+            if fisher:
+                moment.add_metric(grads(step.value_grads if kind else step.key_grads))
         if self.query_grams is not None:
             for gram, queries in zip(self.query_grams, (step.queries, step.queries_rotated), strict=True):
                 g = self.geometry
@@ -112,6 +117,10 @@ class CalibrationSums:
             part.load_state(name, state)
         for i, gram in enumerate(self.query_grams or ()):
             gram.copy_(state[f"query_gram.{i}"])
+
+    def clear(self) -> None:
+        """Start again from nothing."""
+        self.load_state({name: torch.zeros_like(tensor) for name, tensor in self.state().items()})
 
     def merge(self, other: CalibrationSums) -> None:
         """Add the sums of a run over other text with the same settings."""

@@ -23,6 +23,9 @@ def calibrate(
     tier: Annotated[str, typer.Option(help="cold, warm, hot or all.")] = "cold",
     metric: Annotated[str, typer.Option(help="fisher, attention (no backward pass) or energy (plain PCA).")] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
+    basis: Annotated[
+        str, typer.Option(help="dense, two-level (small and over more layers) or auto (two-level over several layers).")
+    ] = "auto",
     predict: Annotated[
         str, typer.Option(help="tokens: predict keys and values from token ids first; or none.")
     ] = "tokens",
@@ -61,6 +64,7 @@ def calibrate(
         window=window,
         metric=metric,
         span=span,
+        basis=basis,
         tiers=tiers,
         predict=predict,
         seed=seed,
@@ -76,27 +80,31 @@ def calibrate(
     from spectralquant.calibration.run import calibrate_model
     from spectralquant.claims import claimed
     from spectralquant.models.load import load_model
+    from spectralquant.processes import processes
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
     from sqcli.output import Output
     from sqcli.results import calibration_result
     from sqcli.terminal.calibration import calibration_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
-    with claimed(stem, "--out"):
-        pass  # a run that writes there is refused before the model is loaded; calibrate_model claims it for itself
-    sources = open_sources(data, offline=offline, report=output.note)
-    extra = open_sources(held_out_data, offline=offline, report=output.note) if held_out_data else None
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
-    need = steps * window + 2 * held_out * held_out_window
-    text = tokenize_sources(loaded.tokenizer, sources, need, window=window, report=output.note)
-    other = extra and tokenize_sources(
-        loaded.tokenizer, extra, 2 * held_out * held_out_window, window=held_out_window, report=output.note
-    )
-    with output.progress() as bar:
-        profile = calibrate_model(
-            loaded, text, settings, text_name=text_name(sources), out=stem, resume=resume, held_out=other, progress=bar
+    with processes(device) as (own, device):
+        output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet) if own.first else Output(quiet=True)
+        if own.first:
+            with claimed(stem, "--out"):
+                pass  # a run that writes there is refused before the model is loaded; calibrate_model claims it for itself
+        sources = open_sources(data, offline=offline, report=output.note)
+        extra = open_sources(held_out_data, offline=offline, report=output.note) if held_out_data else None
+        loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+        need = steps * window + 2 * held_out * held_out_window
+        text = tokenize_sources(loaded.tokenizer, sources, need, window=window, report=output.note)
+        other = extra and tokenize_sources(
+            loaded.tokenizer, extra, 2 * held_out * held_out_window, window=held_out_window, report=output.note
         )
+        names = {"text_name": text_name(sources), "out": stem, "resume": resume, "held_out": other, "processes": own}
+        with output.progress() as bar:
+            profile = calibrate_model(loaded, text, settings, **names, progress=bar)
+    if profile is None:
+        return
     output.show(*calibration_view(profile, stem))
     output.finish(calibration_result(profile), title=f"sq calibrate --steps {steps}")
 

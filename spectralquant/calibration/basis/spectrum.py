@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectralquant.profile.factors import BasisFactors
+
 EPSILON = 0.01
 LARGE = 2048
 
@@ -20,16 +22,20 @@ class WeightedBasis:
     """Basis of p coordinates with r kept components, sorted by falling variance.
 
     analysis `[r, p]`, synthesis `[p, r]`, mean `[p]`, variance `[r]` (of y = A(x − μ), in units of the metric).
+    factors: its product form, where it has one. lost: variance outside its r components.
     """
 
     analysis: Tensor
     synthesis: Tensor
     mean: Tensor
     variance: Tensor
+    factors: BasisFactors | None = None
+    lost: float = 0.0
 
     def truncate(self, rank: int) -> WeightedBasis:
         """Keep the leading `rank` components."""
-        return WeightedBasis(self.analysis[:rank], self.synthesis[:, :rank], self.mean, self.variance[:rank])
+        lost = self.lost + float(self.variance[rank:].sum())
+        return WeightedBasis(self.analysis[:rank], self.synthesis[:, :rank], self.mean, self.variance[:rank], lost=lost)
 
 
 class FrequencyAnalyzer:
@@ -43,16 +49,19 @@ class FrequencyAnalyzer:
         """float64, except for large problems on a CPU, where it takes a minute each and float32 is accurate enough."""
         return torch.float32 if p > LARGE and device.type == "cpu" else torch.float64
 
-    def solve(self, covariance: Tensor, metric: Tensor | None, mean: Tensor) -> WeightedBasis:
+    def solve(
+        self, covariance: Tensor, metric: Tensor | None, mean: Tensor, *, damping: float | None = None
+    ) -> WeightedBasis:
         """Full-rank basis from `covariance, metric: [p, p]`; `metric=None` is the identity (energy).
 
+        damping: what is added to the metric's diagonal; by default ε times its mean.
         Signs are fixed (largest entry of each analysis row positive), so equal input gives equal output.
         """
         p = covariance.shape[0]
         dtype = self.solver_dtype(p, covariance.device)
         covariance = covariance.to(dtype)
         metric = None if metric is None else metric.to(dtype)
-        factor = metric_factor(metric, p, self.epsilon, covariance)
+        factor = metric_factor(metric, p, self.epsilon, covariance, damping)
         weighted = factor @ covariance @ factor.T
         weighted = (weighted + weighted.T) / 2
         eigenvalues, vectors = torch.linalg.eigh(weighted)
@@ -64,14 +73,15 @@ class FrequencyAnalyzer:
         return WeightedBasis(analysis * signs[:, None], synthesis, mean, eigenvalues.flip(0).clamp_min(0))
 
 
-def metric_factor(metric: Tensor | None, p: int, epsilon: float, like: Tensor) -> Tensor:
-    """Upper-triangular R `[p, p]` with RᵀR = M + ε·tr(M)/p·I."""
+def metric_factor(metric: Tensor | None, p: int, epsilon: float, like: Tensor, damping: float | None = None) -> Tensor:
+    """Upper-triangular R `[p, p]` with RᵀR = M + ε·tr(M)/p·I, or M + damping·I."""
     if metric is None:
         return torch.eye(p, dtype=like.dtype, device=like.device)
     trace = metric.diagonal().mean().item()
-    if trace <= 0:
+    if trace + (damping or 0.0) <= 0:
         return torch.eye(p, dtype=like.dtype, device=like.device)
-    damped = metric + epsilon * trace * torch.eye(p, dtype=metric.dtype, device=metric.device)
+    added = epsilon * trace if damping is None else damping
+    damped = metric + added * torch.eye(p, dtype=metric.dtype, device=metric.device)
     return torch.linalg.cholesky(damped, upper=True)
 
 

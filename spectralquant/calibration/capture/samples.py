@@ -1,4 +1,7 @@
-"""The second, short pass: sixteen windows kept as they are, to fit tables, centroids, codebooks and importance."""
+"""The second, short pass: up to sixteen windows kept as they are, to fit tables, centroids, codebooks and importance.
+
+They wait in host memory (pinned where there is a GPU) in the model's own precision, so that no window is run twice.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from spectralquant.calibration.capture.step import CapturedStep
-from spectralquant.geometry import SINKS
-from spectralquant.profile.tensors import layer_columns
+from spectralquant.calibration.capture.step import Captured, CapturedStep
+from spectralquant.geometry import SINKS, CacheGeometry
 
 SAMPLE_WINDOWS = 16
 
@@ -19,53 +21,81 @@ SAMPLE_WINDOWS = 16
 class SampleWindow:
     """One captured window without its sinks; T tokens, on the CPU.
 
-    keys, values, key_grads, value_grads: float32 `[T, P]` (keys before RoPE); received: `[T, L, H]`.
+    captured: keys, values and their gradients. received: `[T, L, H]`.
     token_ids: int64 `[T]`, previous_id: the id before the first of them. far: bool `[T]`, tokens that enough later
-    queries read from beyond the recent window, so that their gradients mean something.
-    keys_rotated: float32 `[T, P]`, kept for the hot tier only.
+    queries read from beyond the recent window, so that their gradients mean something. block: the block of each token.
     """
 
-    keys: Tensor
-    values: Tensor
-    key_grads: Tensor | None
-    value_grads: Tensor | None
+    captured: Captured
     received: Tensor | None
     token_ids: Tensor
     previous_id: int
     far: Tensor
     block: Tensor
-    keys_rotated: Tensor | None
 
-    def part(self, layers: Sequence[int], layer_width: int) -> SampleWindow:
+    @property
+    def has_gradients(self) -> bool:
+        """Whether there was a backward pass."""
+        return self.captured.plain_gradients is not None
+
+    def rows(self, kind: int, device: torch.device | str = "cpu", *, rotated: bool = False) -> Tensor:
+        """Keys (kind 0; before RoPE, or after it) or values (kind 1), float32 `[T, P]`."""
+        part = self._on(device)
+        return (part.values if kind else part.keys_rotated if rotated else part.keys).flatten(1)
+
+    def far_gradients(self, kind: int, device: torch.device | str = "cpu") -> Tensor:
+        """Gradients of keys before RoPE (kind 0) or values (kind 1) of the far tokens, float32 `[T', P]`."""
+        part = self._on(device)
+        return (part.value_grads if kind else part.key_grads).flatten(1)[self.far.to(device)]
+
+    def _on(self, device: torch.device | str) -> Captured:
+        moved = self.captured.each(lambda x: x.to(device, non_blocking=True))
+        return replace(moved, rotations=tuple(None if r is None else r.to(device) for r in moved.rotations))
+
+    def part(self, layers: Sequence[int]) -> SampleWindow:
         """The same tokens in some of the layers."""
-        columns = layer_columns(layers, layer_width)
-        pick = lambda x: None if x is None else x[:, columns]  # noqa: E731
-        names = ("keys", "values", "key_grads", "value_grads", "keys_rotated")
-        received = None if self.received is None else self.received[:, list(layers)]
-        return replace(self, **{name: pick(getattr(self, name)) for name in names}, received=received)
+        own = self.captured.each(lambda x: x[:, list(layers)])
+        own = replace(own, rotations=tuple(own.rotations[i] for i in layers))
+        return replace(self, captured=own, received=None if self.received is None else self.received[:, list(layers)])
 
 
-def sample_indices(steps: int) -> list[int]:
-    """Which of the steps are kept: up to sixteen, evenly spaced."""
+def sample_bytes(geometry: CacheGeometry, window: int, element: int, *, backward: bool) -> int:
+    """Host memory of one sample window of a model whose keys and values take `element` bytes each."""
+    tensors = 4 if backward else 2
+    return window * (tensors * geometry.width * element + 4 * geometry.layers * geometry.heads)
+
+
+def sample_indices(steps: int, window_bytes: int = 0, limit: int = 0) -> list[int]:
+    """Which of the steps are kept: up to sixteen, evenly spaced, of `window_bytes` each within `limit`; at least one."""
     count = min(SAMPLE_WINDOWS, steps)
+    if window_bytes:
+        count = max(1, min(count, limit // window_bytes))
     return sorted({i * steps // count for i in range(count)})
 
 
-def keep_sample(step: CapturedStep, ids: Tensor, block: int, *, rotated: bool) -> SampleWindow:
-    """Cut the sinks off a captured step and move it to the CPU."""
+def keep_sample(step: CapturedStep, ids: Tensor, block: int) -> SampleWindow:
+    """Cut the sinks off a captured step and move it to the host."""
     total = len(ids)
     index = torch.arange(total)[SINKS:] // block
-    flat = lambda x: None if x is None else x[SINKS:].flatten(1).cpu()  # noqa: E731
-    received = None if step.received is None else step.received.permute(2, 0, 1)[SINKS:].contiguous().cpu()
-    return SampleWindow(
-        keys=flat(step.keys),
-        values=flat(step.values),
-        key_grads=flat(step.key_grads),
-        value_grads=flat(step.value_grads),
-        received=received,
+    rotations = {id(r): None if r is None else r.part(slice(SINKS, None)).to("cpu") for r in step.rotations}
+    captured = Captured(step.rotated, step.plain, step.rotated_gradients, step.plain_gradients, step.rotations).each(
+        lambda x: _to_host(x[SINKS:])
+    )
+    received = None if step.received is None else step.received.permute(2, 0, 1)[SINKS:].contiguous()
+    sample = SampleWindow(
+        captured=replace(captured, rotations=tuple(rotations[id(r)] for r in step.rotations)),
+        received=None if received is None else _to_host(received),
         token_ids=ids[SINKS:].cpu(),
         previous_id=int(ids[SINKS - 1]),
         far=index <= (total - 1) // block - 2,
         block=index,
-        keys_rotated=flat(step.keys_rotated) if rotated else None,
     )
+    if step.rotated.is_cuda:
+        torch.cuda.current_stream(step.rotated.device).synchronize()
+    return sample
+
+
+def _to_host(x: Tensor) -> Tensor:
+    if not x.is_cuda:
+        return x.cpu()
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)

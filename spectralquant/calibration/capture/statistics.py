@@ -46,6 +46,23 @@ class SymmetricSum:
         """The diagonal `[p]`."""
         return torch.cat([self.tiles[i, i].diagonal() for i in range(len(self.edges) - 1)])
 
+    def block(self, rows: slice, columns: slice | None = None) -> Tensor:
+        """Some rows of the symmetric matrix in some columns (by default the same ones), float32."""
+        columns = rows if columns is None else columns
+        first = self.tiles[0, 0]
+        out = first.new_empty(rows.stop - rows.start, columns.stop - columns.start)
+        spans = list(zip(self.edges, self.edges[1:], strict=False))
+        for i, (top, bottom) in enumerate(spans):
+            a, b = max(rows.start, top), min(rows.stop, bottom)
+            for j, (left, right) in enumerate(spans):
+                c, d = max(columns.start, left), min(columns.stop, right)
+                if a < b and c < d:
+                    tile = self.tiles[i, j] if i >= j else self.tiles[j, i].T
+                    out[a - rows.start : b - rows.start, c - columns.start : d - columns.start] = tile[
+                        a - top : b - top, c - left : d - left
+                    ]
+        return out
+
     def merge(self, other: SymmetricSum) -> None:
         """Add another sum of the same width."""
         for key, tile in self.tiles.items():
@@ -86,8 +103,13 @@ class SpanMoments:
         for i, second in enumerate(self.second):
             part = slice(i * self.span, (i + 1) * self.span)
             second.add(x[:, part])
-            if metric_rows is not None:
-                self.metric[i].add(metric_rows[:, part])
+        if metric_rows is not None:
+            self.add_metric(metric_rows)
+
+    def add_metric(self, rows: Tensor) -> None:
+        """Add the Gram matrix of `rows: [T', P]` to the metric of tokens that are counted elsewhere."""
+        for i, metric in enumerate(self.metric):
+            metric.add(rows[:, i * self.span : (i + 1) * self.span])
 
     def merge(self, other: SpanMoments) -> None:
         """Add the sums of another run over other text."""
@@ -131,16 +153,22 @@ class SpanMoments:
         A group that costs nothing (a layer that nothing reads) is given `least_metric`: not 0, where no basis could be
         told from another, and far from 1, which would make it dearer than all others.
         """
-        for i in range(self.width // self.span):
-            covariance = self.covariance(i)
-            matrix = self.metric_matrix(i) if metric else None
-            for at in range(0, self.span, span):
-                part = slice(at, at + span)
-                start = i * self.span + at
-                own = None if matrix is None else matrix[part, part]
-                if own is not None and own.diagonal().mean().item() < self.least_metric:
-                    own = own + self.least_metric * torch.eye(span, dtype=own.dtype, device=own.device)
-                yield slice(start, start + span), covariance[part, part], own
+        for start in range(0, self.width, span):
+            own = self._metric_block(start, span) if metric else None
+            if own is not None and own.diagonal().mean().item() < self.least_metric:
+                own = own + self.least_metric * torch.eye(span, dtype=own.dtype, device=own.device)
+            yield slice(start, start + span), self._covariance_block(start, span), own
+
+    def _covariance_block(self, start: int, span: int) -> Tensor:
+        i, at = divmod(start, self.span)
+        mean = self.mean[start : start + span]
+        return self.second[i].block(slice(at, at + span)).double() / self.count - torch.outer(mean, mean)
+
+    def _metric_block(self, start: int, span: int) -> Tensor:
+        i, at = divmod(start, self.span)
+        if self.head_metric is None:
+            return self.metric[i].block(slice(at, at + span)).double() / self.count
+        return self.metric_matrix(i)[at : at + span, at : at + span]
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """Named tensors for a checkpoint."""
@@ -247,6 +275,11 @@ class GroupedMoments:
         for columns, part in zip(self.columns, self.parts, strict=True):
             part.add(x[:, columns], None if metric_rows is None else metric_rows[:, columns])
 
+    def add_metric(self, rows: Tensor) -> None:
+        """See `SpanMoments.add_metric`."""
+        for columns, part in zip(self.columns, self.parts, strict=True):
+            part.add_metric(rows[:, columns])
+
     def merge(self, other: GroupedMoments) -> None:
         """See `SpanMoments.merge`."""
         for mine, theirs in zip(self.parts, other.parts, strict=True):
@@ -310,12 +343,20 @@ class FeatureMoments:
 
     def add(self, features: Tensor, targets: tuple[Tensor, Tensor]) -> None:
         """Add tokens: features `[T, F]`, keys and values each `[T, P]`."""
+        self.add_features(features)
+        for kind, rows in enumerate(targets):
+            self.add_cross(features, rows, kind)
+
+    def add_features(self, features: Tensor) -> None:
+        """Add the part of `add` that needs no targets."""
         self.count += features.shape[0]
         self.sum += features.sum(0, dtype=torch.float64)
         self.gram.add(features)
+
+    def add_cross(self, features: Tensor, targets: Tensor, kind: int) -> None:
+        """Add the part of `add` that needs the keys (kind 0) or values (kind 1) `[T, P]` alone."""
         half = self.cross.shape[1] // 2
-        self.cross[:, :half].addmm_(features.T, targets[0])
-        self.cross[:, half:].addmm_(features.T, targets[1])
+        self.cross[:, kind * half : (kind + 1) * half].addmm_(features.T, targets)
 
     def part(self, columns: Tensor) -> FeatureMoments:
         """The sums for some of the P coordinates."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from spectralquant.calibration.basis.predictor import Predictor, residual_covariance, solve_predictor
 from spectralquant.calibration.basis.rank import RankAllocator
 from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer, WeightedBasis
+from spectralquant.calibration.basis.two_level import solve_two_levels, two_level_problems
 from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments
 from spectralquant.calibration.cold.importance import fit_importance, log_importance
@@ -20,6 +21,7 @@ from spectralquant.codec.cold import coded_block
 from spectralquant.codec.cold.features import TokenFeatures
 from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
 from spectralquant.geometry import CacheGeometry
+from spectralquant.profile.factors import unit_rows
 from spectralquant.profile.tensors import ColdTier, StoredBasis, empty, on_cpu
 
 CENTROID_RANGE = (0.6, 1.2)
@@ -59,16 +61,18 @@ class ColdFitter:
         feature_moments: FeatureMoments | None = None,
         importance: bool = True,
         span: int | None = None,
+        two_level: bool = False,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.geometry = geometry
         self.block = block
         self.features = features if feature_moments is not None else None
         self.span = moments[0].span if span is None else span
+        self.two_level = two_level and self.span > geometry.layer_width and self.span == moments[0].span
         self.allowed: list[Tensor | None] = [None, None]
         self.device = moments[0].sum.device
         self.samples = samples
-        self.importance = importance and samples[0].key_grads is not None and samples[0].received is not None
+        self.importance = importance and samples[0].has_gradients and samples[0].received is not None
         self.predictors: list[Predictor | None] = []
         self.bases: list[list[WeightedBasis]] = []
         for kind, moment in enumerate(moments):
@@ -84,6 +88,13 @@ class ColdFitter:
         predictor = gram = cross = None
         if features is not None:
             predictor, gram, cross = solve_predictor(features, moment, kind)
+        if self.two_level:
+            predicted = None if predictor is None else (predictor.weight, gram, cross)
+            offset = moment.mean if predictor is None else predictor.offset
+            problems = two_level_problems(moment, self.geometry.layer_width, predicted, metric=use_metric)
+            self.bases.append([solve_two_levels(problem, offset[part].float()) for part, problem in problems])
+            self.predictors.append(predictor)
+            return
         analyzer = FrequencyAnalyzer()
         bases = []
         for part, covariance, metric in moment.groups(self.span, metric=use_metric):
@@ -103,7 +114,7 @@ class ColdFitter:
         rows = []
         mean = torch.cat([b.mean for b in self.bases[kind]])
         for sample in self.samples:
-            x = (sample.keys, sample.values)[kind].to(self.device) - mean
+            x = sample.rows(kind, self.device) - mean
             predictor = self.predictors[kind]
             if predictor is not None:
                 x = x - self.features(sample.token_ids, sample.previous_id).to(self.device) @ predictor.weight
@@ -191,7 +202,7 @@ class ColdFitter:
             alive_value=len(kept[1]) / width,
             importance_r2=(r2[0], r2[1]),
             overhead_bytes=self._overhead_bytes(),
-            captured_energy=tuple((self.variance[i][kept[i]].sum() / self.variance[i].sum()).item() for i in range(2)),
+            captured_energy=tuple(self._captured(i, kept[i]) for i in range(2)),
         )
         return on_cpu(tier), report
 
@@ -213,33 +224,38 @@ class ColdFitter:
         """Squared gradients float32 `[N', P]` of the coefficients of the N' far sample tokens."""
         rows = []
         for sample in self.samples:
-            g = (sample.key_grads, sample.value_grads)[kind][sample.far].to(self.device)
+            g = sample.far_gradients(kind, self.device)
             rows.append(self._per_group(g, kind, lambda part, basis: part @ basis.synthesis).square_())
         return torch.cat(rows)
 
     def _stored(self, kind: int, kept: Tensor, step: float) -> StoredBasis:
         bases = self.bases[kind]
-        span = len(bases[0].mean)
-        analysis, synthesis, ranks = [], [], []
-        for i, basis in enumerate(bases):
-            local = kept[(kept >= i * span) & (kept < (i + 1) * span)] - i * span
-            ranks.append(len(local))
+        analysis, synthesis, picked, start = [], [], [], 0
+        for basis in bases:
+            local = kept[(kept >= start) & (kept < start + len(basis.variance))] - start
+            start += len(basis.variance)
+            picked.append(local)
             analysis.append(basis.analysis[local])
             synthesis.append(basis.synthesis.T[local])
-        a, s = torch.cat(analysis), torch.cat(synthesis)
-        a_norm, s_norm = a.norm(dim=1).clamp_min(1e-30), s.norm(dim=1).clamp_min(1e-30)
+        a, s = unit_rows(torch.cat(analysis)), unit_rows(torch.cat(synthesis))
         predictor = self.predictors[kind]
         width = self.geometry.width
         return StoredBasis(
-            analysis=(a / a_norm[:, None]).half(),
-            synthesis=(s / s_norm[:, None]).half(),
-            gain=a_norm / step,
-            back=s_norm * step,
+            analysis=a[0],
+            synthesis=s[0],
+            gain=a[1] / step,
+            back=s[1] * step,
             mean=torch.cat([b.mean for b in bases]),
-            ranks=torch.tensor(ranks),
+            ranks=torch.tensor([len(local) for local in picked]),
             variance=self.variance[kind][kept] / step**2,
             predictor=torch.zeros(0, width).half() if predictor is None else predictor.weight.half(),
+            factors=tuple(b.factors.picked(i) for b, i in zip(bases, picked, strict=True)) if self.two_level else None,
         )
+
+    def _captured(self, kind: int, kept: Tensor) -> float:
+        """Share of the weighted variance in the kept components."""
+        lost = sum(basis.lost for basis in self.bases[kind])
+        return float(self.variance[kind][kept].sum() / (self.variance[kind].sum() + lost))
 
     def _projection(self) -> Tensor:
         if self.features is None or self.features.projection is None:

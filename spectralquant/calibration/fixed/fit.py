@@ -32,15 +32,22 @@ class FixedFitter:
         rotated: bool,
     ) -> None:
         self.bases = [_sub_bases(m, span, use_metric) for m, span in zip(moments, spans, strict=True)]
-        self.samples = []
+        self.samples: list[Tensor] = []
         for kind in range(2):
-            name = ("keys_rotated" if rotated else "keys", "values")[kind]
-            rows = torch.cat([getattr(s, name) for s in samples])
-            rows = rows[:: max(1, -(-len(rows) // MAX_TOKENS))].to(moments[0].sum.device)
-            self.samples.append(self._normalized(rows, kind))
+            self.samples.append(self._normalized(self._rows(samples, kind, moments[0].sum.device, rotated), kind))
         self.weights = [torch.cat([b.variance for b in bases]).clamp_min(1e-30) for bases in self.bases]
         self.fit_points = fit_uniform_codebooks if rotated else fit_codebooks
         self.generator = MaskGenerator(torch.cat(self.samples, dim=1), torch.cat(self.weights), in_place=rotated)
+
+    @staticmethod
+    def _rows(samples: Sequence[SampleWindow], kind: int, device: torch.device, rotated: bool) -> Tensor:
+        """Keys or values float32 `[N, P]` of evenly spaced sample tokens, `MAX_TOKENS` at most."""
+        stride = max(1, -(-sum(len(s.token_ids) for s in samples) // MAX_TOKENS))
+        parts, first = [], 0
+        for sample in samples:
+            parts.append(sample.rows(kind, device, rotated=rotated)[first::stride])
+            first = (first - len(sample.token_ids)) % stride
+        return torch.cat(parts)
 
     def _normalized(self, rows: Tensor, kind: int) -> Tensor:
         span = len(self.bases[kind][0].mean)

@@ -1,0 +1,169 @@
+"""A basis in product form: what a profile's file holds of a basis that spans many layers.
+
+Analysis rows are outer rows times block-diagonal inner rows (a block a layer), and so are synthesis rows; both factors
+are kept as integers with one scale a row. A dense basis over 32 layers takes many times more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from spectralquant.errors import ProfileError
+
+COARSE, FINE = 127.0, 32767.0
+PARTS = ("fine", "coarse", "scale")
+MATRICES = ("inner_analysis", "inner_synthesis", "outer_analysis", "outer_synthesis")
+
+
+@dataclass(frozen=True)
+class IntegerRows:
+    """Rows of a matrix as integers: the first K of 16 bits, the others of 8, each times its own scale.
+
+    fine: int16 `[K, p]`, coarse: int8 `[R − K, p]`, scale: float32 `[R]`. What a row multiplies may be a hundred steps
+    large in the leading components, where 8 bits would leave an error that shows.
+    """
+
+    fine: Tensor
+    coarse: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, fine: int) -> IntegerRows:
+        """Round each row to the nearest of 65,535 (the first `fine`) or 255 levels."""
+        fine = min(fine, len(rows))
+        top = torch.full((len(rows),), COARSE, device=rows.device)
+        top[:fine] = FINE
+        scale = rows.abs().amax(1).clamp_min(1e-30).float() / top
+        levels = (rows / scale[:, None].to(rows)).round()
+        return cls(
+            levels[:fine].clamp(-FINE, FINE).to(torch.int16), levels[fine:].clamp(-COARSE, COARSE).to(torch.int8), scale
+        )
+
+    def __len__(self) -> int:
+        return len(self.scale)
+
+    @property
+    def width(self) -> int:
+        """p, numbers in a row."""
+        return self.coarse.shape[1]
+
+    def dense(self) -> Tensor:
+        """Float32 `[R, p]`."""
+        return torch.cat([self.fine.float(), self.coarse.float()]) * self.scale[:, None]
+
+    def picked(self, index: Tensor) -> IntegerRows:
+        """Some of the rows, in rising order."""
+        count = len(self.fine)
+        first, rest = index[index < count], index[index >= count] - count
+        return IntegerRows(self.fine[first], self.coarse[rest], self.scale[index])
+
+    def to(self, device: torch.device | str) -> IntegerRows:
+        """The same on a device."""
+        return IntegerRows(self.fine.to(device), self.coarse.to(device), self.scale.to(device))
+
+
+@dataclass(frozen=True)
+class BasisFactors:
+    """Product form of the basis of one group of layers: R kept components, R₁ inner ones.
+
+    inner_analysis, inner_synthesis: `[R₁, C]`, layer after layer, `inner_ranks: int64 [layers]` of each. outer_analysis,
+    outer_synthesis: `[R, R₁]`.
+    """
+
+    inner_analysis: IntegerRows
+    inner_synthesis: IntegerRows
+    inner_ranks: Tensor
+    outer_analysis: IntegerRows
+    outer_synthesis: IntegerRows
+
+    def picked(self, index: Tensor) -> BasisFactors:
+        """Some of the R components, in rising order."""
+        return replace(
+            self,
+            outer_analysis=self.outer_analysis.picked(index),
+            outer_synthesis=self.outer_synthesis.picked(index),
+        )
+
+    def rows(self, kind: str) -> Tensor:
+        """Dense rows float32 `[R, layers·C]` of "analysis" or "synthesis"."""
+        inner, outer = (getattr(self, f"{level}_{kind}") for level in ("inner", "outer"))
+        counts, width = self.inner_ranks.tolist(), inner.width
+        out, column = outer.scale.new_empty(len(outer), len(counts) * width), 0
+        rows = outer.dense()
+        for i, block in enumerate(inner.dense().split(counts)):
+            out[:, i * width : (i + 1) * width] = rows[:, column : column + len(block)] @ block
+            column += len(block)
+        return out
+
+
+def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of norm 1 in half precision, and the norms float32."""
+    norm = rows.norm(dim=1).clamp_min(1e-30)
+    return (rows / norm[:, None]).half(), norm
+
+
+def factor_tensors(prefix: str, groups: Sequence[BasisFactors]) -> dict[str, Tensor]:
+    """What a file holds of a basis in the place of analysis and synthesis."""
+    out = {}
+    for i, factors in enumerate(groups):
+        out[f"{prefix}.{i}.inner_ranks"] = factors.inner_ranks
+        for name in MATRICES:
+            for part in PARTS:
+                out[f"{prefix}.{i}.{name}.{part}"] = getattr(getattr(factors, name), part)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in out.items()}
+
+
+def factors_in(prefix: str, tensors: dict[str, Tensor]) -> tuple[BasisFactors, ...] | None:
+    """The factors that `factor_tensors` wrote, or None for a basis that a file holds as it is.
+
+    Raises:
+        ProfileError: they do not fit each other or the basis's ranks.
+    """
+    if f"{prefix}.0.inner_ranks" not in tensors:
+        return None
+    ranks = tensors.get(f"{prefix}.ranks")
+    if ranks is None or ranks.dim() != 1 or ranks.dtype != torch.int64:
+        raise ProfileError(f"The profile's tensor file is damaged: {prefix}.ranks is no list of ranks.")
+    found = []
+    for i, rank in enumerate(ranks.tolist()):
+        try:
+            parts = {n: IntegerRows(*(tensors[f"{prefix}.{i}.{n}.{part}"] for part in PARTS)) for n in MATRICES}
+            factors = BasisFactors(inner_ranks=tensors[f"{prefix}.{i}.inner_ranks"], **parts)
+        except KeyError as error:
+            raise ProfileError(f"The profile's tensor file lacks {error}: it is damaged.") from error
+        if not _fit(factors, rank):
+            raise ProfileError(f"The profile's tensor file is damaged: the factors of {prefix} do not fit each other.")
+        found.append(factors)
+    return tuple(found)
+
+
+def dense_rows(groups: Sequence[BasisFactors], kind: str) -> Tensor:
+    """Unit rows float16 `[R, p]` ("analysis" or "synthesis") of all groups."""
+    return unit_rows(torch.cat([factors.rows(kind) for factors in groups]))[0]
+
+
+def _fit(factors: BasisFactors, rank: int) -> bool:
+    counts, inner, outer = factors.inner_ranks, factors.inner_analysis, factors.outer_analysis
+    pairs = ((inner, inner), (factors.inner_synthesis, inner), (outer, outer), (factors.outer_synthesis, outer))
+    return (
+        all(_sound(rows, like) for rows, like in pairs)
+        and counts.dim() == 1
+        and counts.dtype == torch.int64
+        and bool((counts >= 0).all())
+        and int(counts.sum()) == len(inner) == outer.width
+        and len(outer) == rank
+    )
+
+
+def _sound(rows: IntegerRows, like: IntegerRows) -> bool:
+    kinds = ((rows.fine, torch.int16, 2), (rows.coarse, torch.int8, 2), (rows.scale, torch.float32, 1))
+    return (
+        all(part.dtype == kind and part.dim() == axes for part, kind, axes in kinds)
+        and rows.fine.shape[1] == rows.coarse.shape[1] == like.width
+        and len(rows.fine) + len(rows.coarse) == len(rows.scale) == len(like.scale)
+        and bool(rows.scale.isfinite().all())
+    )
