@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spectralquant.errors import InputError
-from spectralquant.files import read_json, write_bytes, write_json
+from spectralquant.files import atomic_path, read_json, write_json
 from spectralquant.processes import LostProcessError
 
 EVERY = 25
+BYTES_PER_SECOND = 5e8
+SHARE = 0.2
 
 
 class Checkpoint:
@@ -27,6 +30,7 @@ class Checkpoint:
         self.folder = stem.with_name(stem.name + ".partial")
         self.fingerprint = fingerprint
         self.mine = False
+        self.since = time.perf_counter()
 
     def begin(self) -> None:
         """Note that a run has started, so that it can be resumed even if killed before its first checkpoint."""
@@ -49,11 +53,18 @@ class Checkpoint:
                 "that folder to give the attempt up."
             ) from error
 
+    def due(self, state: dict[str, Tensor]) -> bool:
+        """Whether enough was done since the last one: writing is to take no more than a fifth of the time."""
+        size = sum(t.numel() * t.element_size() for t in state.values())
+        return time.perf_counter() - self.since > size / BYTES_PER_SECOND / SHARE
+
     def save(self, step: int, state: dict[str, Tensor]) -> None:
         """Store the sums after `step` steps; the previous checkpoint is replaced only when this one is complete."""
         name = f"sums-{step}.safetensors"
-        write_bytes(self.folder / name, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+        with atomic_path(self.folder / name) as path:
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
         self._note(step, name)
+        self.since = time.perf_counter()
 
     def _note(self, step: int, file: str | None) -> None:
         self.mine = True

@@ -103,8 +103,8 @@ class FirstPass:
             self.sums.load_state(state)
             if not self.processes.first:
                 self.sums.clear()
-        if self._writes:
-            self.checkpoint.save(stop, self.sums.state())
+        if self._writes and self.checkpoint.due(state := self.sums.state()):
+            self.checkpoint.save(stop, state)
         return stop
 
     def _wanted(self) -> list[int]:

@@ -54,20 +54,25 @@ class SplitColdFitter:
         starts = [f.allocator.step_for_bits(16 / ratio, 2 * f.geometry.width) for f in self.fitters]
         weights = [2 * f.geometry.width / scalars for f in self.fitters]
         start = sum(s * w for s, w in zip(starts, weights, strict=True))
-        return search_step(lambda step, stride: self.fit(step, stride)[1].predicted_ratio, ratio, start)
+        return search_step(lambda step, stride: self.report(step, stride).predicted_ratio, ratio, start)
 
     def fit(self, step: float, stride: int = 1) -> tuple[SplitTier, ColdReport]:
         """See `ColdFitter.fit`; the report is of all groups together, a token being coded in each."""
         both = [fitter.fit(step, stride) for fitter in self.fitters]
-        tier = SplitTier(tuple(self.layers), tuple(tier for tier, _ in both))
-        reports = [report for _, report in both]
+        return SplitTier(tuple(self.layers), tuple(tier for tier, _ in both)), self._together([r for _, r in both])
+
+    def report(self, step: float, stride: int = 1) -> ColdReport:
+        """See `ColdFitter.report`."""
+        return self._together([fitter.report(step, stride) for fitter in self.fitters])
+
+    def _together(self, reports: list[ColdReport]) -> ColdReport:
         widths = [f.geometry.width for f in self.fitters]
         mean = lambda values: sum(v * w for v, w in zip(values, widths, strict=True)) / sum(widths)  # noqa: E731
         bits = sum(r.bits_per_token for r in reports)
         fp16 = sum(f.geometry.fp16_bytes_per_token for f in self.fitters)
         pairs = lambda name: tuple(mean([getattr(r, name)[i] for r in reports]) for i in range(2))  # noqa: E731
-        report = ColdReport(
-            step=step,
+        return ColdReport(
+            step=reports[0].step,
             bits_per_token=bits,
             predicted_ratio=8 * fp16 / bits,
             alive_key=mean([r.alive_key for r in reports]),
@@ -76,7 +81,6 @@ class SplitColdFitter:
             captured_energy=pairs("captured_energy"),
             overhead_bytes=sum(r.overhead_bytes for r in reports),
         )
-        return tier, report
 
 
 @dataclass

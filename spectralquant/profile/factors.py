@@ -6,7 +6,6 @@ are kept as integers with one scale a row. A dense basis over 32 layers takes ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -100,28 +99,46 @@ class BasisFactors:
         return out
 
 
+@dataclass(frozen=True)
+class SmallForm:
+    """What a file holds of a basis of several layers: the factors of each group, and the token predictor `[P, F]` transposed.
+
+    Rounding the predictor costs no error: what is coded is the difference from the rounded prediction.
+    """
+
+    groups: tuple[BasisFactors, ...]
+    predictor: IntegerRows
+
+    def rows(self, kind: str) -> Tensor:
+        """Unit rows float16 `[R, p]` of "analysis" or "synthesis"."""
+        return unit_rows(torch.cat([factors.rows(kind) for factors in self.groups]))[0]
+
+    def dense_predictor(self) -> Tensor:
+        """Float16 `[F, P]`."""
+        return self.predictor.dense().T.half().contiguous()
+
+
 def unit_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of norm 1 in half precision, and the norms float32."""
     norm = rows.norm(dim=1).clamp_min(1e-30)
     return (rows / norm[:, None]).half(), norm
 
 
-def factor_tensors(prefix: str, groups: Sequence[BasisFactors]) -> dict[str, Tensor]:
-    """What a file holds of a basis in the place of analysis and synthesis."""
-    out = {}
-    for i, factors in enumerate(groups):
+def small_tensors(prefix: str, form: SmallForm) -> dict[str, Tensor]:
+    """What a file holds in the place of analysis, synthesis and predictor."""
+    out = _row_tensors(f"{prefix}.predictor", form.predictor)
+    for i, factors in enumerate(form.groups):
         out[f"{prefix}.{i}.inner_ranks"] = factors.inner_ranks
         for name in MATRICES:
-            for part in PARTS:
-                out[f"{prefix}.{i}.{name}.{part}"] = getattr(getattr(factors, name), part)
+            out |= _row_tensors(f"{prefix}.{i}.{name}", getattr(factors, name))
     return {name: tensor.detach().cpu().contiguous() for name, tensor in out.items()}
 
 
-def factors_in(prefix: str, tensors: dict[str, Tensor]) -> tuple[BasisFactors, ...] | None:
-    """The factors that `factor_tensors` wrote, or None for a basis that a file holds as it is.
+def small_form_in(prefix: str, tensors: dict[str, Tensor]) -> SmallForm | None:
+    """What `small_tensors` wrote, or None for a basis that a file holds as it is.
 
     Raises:
-        ProfileError: they do not fit each other or the basis's ranks.
+        ProfileError: its parts do not fit each other or the basis's ranks.
     """
     if f"{prefix}.0.inner_ranks" not in tensors:
         return None
@@ -129,21 +146,24 @@ def factors_in(prefix: str, tensors: dict[str, Tensor]) -> tuple[BasisFactors, .
     if ranks is None or ranks.dim() != 1 or ranks.dtype != torch.int64:
         raise ProfileError(f"The profile's tensor file is damaged: {prefix}.ranks is no list of ranks.")
     found = []
-    for i, rank in enumerate(ranks.tolist()):
-        try:
-            parts = {n: IntegerRows(*(tensors[f"{prefix}.{i}.{n}.{part}"] for part in PARTS)) for n in MATRICES}
-            factors = BasisFactors(inner_ranks=tensors[f"{prefix}.{i}.inner_ranks"], **parts)
-        except KeyError as error:
-            raise ProfileError(f"The profile's tensor file lacks {error}: it is damaged.") from error
-        if not _fit(factors, rank):
-            raise ProfileError(f"The profile's tensor file is damaged: the factors of {prefix} do not fit each other.")
-        found.append(factors)
-    return tuple(found)
+    try:
+        predictor = _rows_in(f"{prefix}.predictor", tensors)
+        for i in range(len(ranks)):
+            parts = {name: _rows_in(f"{prefix}.{i}.{name}", tensors) for name in MATRICES}
+            found.append(BasisFactors(inner_ranks=tensors[f"{prefix}.{i}.inner_ranks"], **parts))
+    except KeyError as error:
+        raise ProfileError(f"The profile's tensor file lacks {error}: it is damaged.") from error
+    if not _sound(predictor, predictor) or not all(map(_fit, found, ranks.tolist())):
+        raise ProfileError(f"The profile's tensor file is damaged: the factors of {prefix} do not fit each other.")
+    return SmallForm(tuple(found), predictor)
 
 
-def dense_rows(groups: Sequence[BasisFactors], kind: str) -> Tensor:
-    """Unit rows float16 `[R, p]` ("analysis" or "synthesis") of all groups."""
-    return unit_rows(torch.cat([factors.rows(kind) for factors in groups]))[0]
+def _row_tensors(prefix: str, rows: IntegerRows) -> dict[str, Tensor]:
+    return {f"{prefix}.{part}": getattr(rows, part) for part in PARTS}
+
+
+def _rows_in(prefix: str, tensors: dict[str, Tensor]) -> IntegerRows:
+    return IntegerRows(*(tensors[f"{prefix}.{part}"] for part in PARTS))
 
 
 def _fit(factors: BasisFactors, rank: int) -> bool:

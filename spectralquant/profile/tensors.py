@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import ProfileError
-from spectralquant.profile.factors import BasisFactors, dense_rows, factor_tensors, factors_in
+from spectralquant.profile.factors import SmallForm, small_form_in, small_tensors
 
 KINDS = ("key", "value")
+SMALL = ("analysis", "synthesis", "predictor")
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class StoredBasis:
 
     analysis, synthesis: float16 `[R, p]` unit rows. gain, back: float32 `[R]`: coefficients are
     gain · (analysis · x), x is synthesisᵀ · (back · coefficients). mean: float32 `[P]`. ranks: int64 `[P/p]`.
-    variance: float32 `[R]` of the coefficients. predictor: float16 `[F, P]`, or `[0, P]` for none. factors: what a file holds
-    in the place of analysis and synthesis, a group each (see `profile.factors`), or None where it holds these.
+    variance: float32 `[R]` of the coefficients. predictor: float16 `[F, P]`, or `[0, P]` for none. small: what a file holds
+    in the place of analysis, synthesis and predictor (see `profile.factors`), or None where it holds these.
     """
 
     analysis: Tensor
@@ -32,7 +33,7 @@ class StoredBasis:
     ranks: Tensor
     variance: Tensor
     predictor: Tensor
-    factors: tuple[BasisFactors, ...] | None = None
+    small: SmallForm | None = None
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,12 @@ def flatten(prefix: str, part: object) -> dict[str, Tensor]:
         return out
     for f in fields(part):
         value = getattr(part, f.name)
-        if isinstance(part, StoredBasis) and part.factors is not None and f.name in ("analysis", "synthesis"):
+        if isinstance(part, StoredBasis) and part.small is not None and f.name in SMALL:
             continue
         if value is None:
             continue
-        if f.name == "factors":
-            out |= factor_tensors(prefix, value)
+        if isinstance(value, SmallForm):
+            out |= small_tensors(prefix, value)
         elif isinstance(value, Tensor):
             out[f"{prefix}.{f.name}"] = value.detach().cpu().contiguous()
         else:
@@ -188,11 +189,12 @@ def unflatten(prefix: str, kind: type, tensors: dict[str, Tensor]):
         parts = tuple(unflatten(f"{prefix}.{i}", kind, tensors) for i in range(count))
         return SplitTier(tuple(tuple(each.tolist()) for each in layers), parts)
     values = {}
-    if kind is StoredBasis and (factors := factors_in(prefix, tensors)) is not None:
-        values = {"factors": factors, **{name: dense_rows(factors, name) for name in ("analysis", "synthesis")}}
+    if kind is StoredBasis and (small := small_form_in(prefix, tensors)) is not None:
+        values = {"small": small, "predictor": small.dense_predictor()}
+        values |= {name: small.rows(name) for name in ("analysis", "synthesis")}
     for f in fields(kind):
         name = f"{prefix}.{f.name}"
-        if f.name in values or f.name == "factors":
+        if f.name in values or f.name == "small":
             continue
         if f.type in ("StoredBasis", StoredBasis):
             values[f.name] = unflatten(name, StoredBasis, tensors)

@@ -1,7 +1,7 @@
 """A basis over many layers in two levels: one a layer, then one across layers on the coefficients that are worth keeping.
 
 A dense basis over P coordinates needs a P × P eigenproblem and 2·R·P numbers in the profile. Here each layer is solved on its
-own (C × C), its leading components are kept, and the eigenproblem across layers is theirs (P′ × P′, P′ ≤ 8,192). Both
+own (C × C), its leading components are kept, and the eigenproblem across layers is theirs (P′ × P′; over all groups P′ ≤ 8,192). Both
 levels weigh errors by the same metric, the part of it between layers included. What is lost is what the dropped components
 of the first level carry: at most `DROPPED` of the weighted energy where P′ allows it.
 """
@@ -21,7 +21,7 @@ from spectralquant.profile.factors import BasisFactors, IntegerRows
 
 MAX_INNER = 8192
 DROPPED = 1e-4
-FINE_OUTER = 512
+FINE_OUTER = 256
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from spectralquant.calibration.basis.predictor import Predictor, residual_covariance, solve_predictor
 from spectralquant.calibration.basis.rank import RankAllocator
 from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer, WeightedBasis
-from spectralquant.calibration.basis.two_level import solve_two_levels, two_level_problems
+from spectralquant.calibration.basis.two_level import MAX_INNER, solve_two_levels, two_level_problems
 from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments
 from spectralquant.calibration.cold.importance import fit_importance, log_importance
@@ -21,7 +21,7 @@ from spectralquant.codec.cold import coded_block
 from spectralquant.codec.cold.features import TokenFeatures
 from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
 from spectralquant.geometry import CacheGeometry
-from spectralquant.profile.factors import unit_rows
+from spectralquant.profile.factors import IntegerRows, SmallForm, unit_rows
 from spectralquant.profile.tensors import ColdTier, StoredBasis, empty, on_cpu
 
 CENTROID_RANGE = (0.6, 1.2)
@@ -92,7 +92,9 @@ class ColdFitter:
             predicted = None if predictor is None else (predictor.weight, gram, cross)
             offset = moment.mean if predictor is None else predictor.offset
             problems = two_level_problems(moment, self.geometry.layer_width, predicted, metric=use_metric)
-            self.bases.append([solve_two_levels(problem, offset[part].float()) for part, problem in problems])
+            most = MAX_INNER * self.span // moment.width
+            solved = [solve_two_levels(problem, offset[part].float(), most=most) for part, problem in problems]
+            self.bases.append(solved)
             self.predictors.append(predictor)
             return
         analyzer = FrequencyAnalyzer()
@@ -111,15 +113,25 @@ class ColdFitter:
 
     def _coefficients(self, kind: int) -> Tensor:
         """Coefficients float32 `[N, P]` of all sample tokens, in units of the metric."""
-        rows = []
         mean = torch.cat([b.mean for b in self.bases[kind]])
-        for sample in self.samples:
+        predictor = self.predictors[kind]
+
+        def rows(sample: SampleWindow) -> Tensor:
             x = sample.rows(kind, self.device) - mean
-            predictor = self.predictors[kind]
             if predictor is not None:
-                x = x - self.features(sample.token_ids, sample.previous_id).to(self.device) @ predictor.weight
-            rows.append(self._per_group(x, kind, lambda part, basis: part @ basis.analysis.T))
-        return torch.cat(rows)
+                x -= self.features(sample.token_ids, sample.previous_id).to(self.device) @ predictor.weight
+            return self._per_group(x, kind, lambda part, basis: part @ basis.analysis.T)
+
+        return self._stacked(kind, sum(len(s.token_ids) for s in self.samples), map(rows, self.samples))
+
+    def _stacked(self, kind: int, count: int, parts: Iterable[Tensor]) -> Tensor:
+        """Parts of `[count, components]` one under the other, of which only one is held beside the whole."""
+        out = torch.empty(count, sum(len(b.variance) for b in self.bases[kind]), device=self.device)
+        at = 0
+        for part in parts:
+            out[at : at + len(part)] = part
+            at += len(part)
+        return out
 
     def _per_group(self, x: Tensor, kind: int, function: Callable[[Tensor, WeightedBasis], Tensor]) -> Tensor:
         span = len(self.bases[kind][0].mean)
@@ -150,10 +162,17 @@ class ColdFitter:
     def step_for_ratio(self, ratio: float) -> float:
         """The base step at which the fitted tables predict this payload ratio."""
         start = self.allocator.step_for_bits(16 / ratio, 2 * self.geometry.width)
-        return search_step(lambda step, stride: self.fit(step, stride)[1].predicted_ratio, ratio, start)
+        return search_step(lambda step, stride: self.report(step, stride).predicted_ratio, ratio, start)
+
+    def report(self, step: float, stride: int = 1) -> ColdReport:
+        """What `fit` would report, without the tier."""
+        return self._fit(step, stride, complete=False)[1]
 
     def fit(self, step: float, stride: int = 1) -> tuple[ColdTier, ColdReport]:
         """The complete tier at base step `step` and what its tables predict on every `stride`-th sample token."""
+        return self._fit(step, stride, complete=True)
+
+    def _fit(self, step: float, stride: int, *, complete: bool) -> tuple[ColdTier | None, ColdReport]:
         kept = [self.kept(kind, step) for kind in range(2)]
         y = [c[:, k] / step for c, k in zip(self.coefficients, kept, strict=True)]
         classes, model, r2 = self._classes(y, kept)
@@ -178,6 +197,20 @@ class ColdFitter:
         per_class = class_tables(classes)
         if self.importance:
             bits += sum(-per_class[i].log2()[classes[:, i]].mean().item() for i in range(2))
+        bits_total = bits + 8 * self._overhead_bytes()
+        width = self.geometry.width
+        report = ColdReport(
+            step=step,
+            bits_per_token=bits_total,
+            predicted_ratio=8 * self.geometry.fp16_bytes_per_token / bits_total,
+            alive_key=len(kept[0]) / width,
+            alive_value=len(kept[1]) / width,
+            importance_r2=(r2[0], r2[1]),
+            overhead_bytes=self._overhead_bytes(),
+            captured_energy=tuple(self._captured(i, kept[i]) for i in range(2)),
+        )
+        if not complete:
+            return None, report
         split = len(kept[0])
         tier = ColdTier(
             key=self._stored(0, kept[0], step),
@@ -191,18 +224,6 @@ class ColdFitter:
             importance_weight=model.weight,
             importance_bias=model.bias,
             embedding_projection=self._projection(),
-        )
-        bits_total = bits + 8 * self._overhead_bytes()
-        width = self.geometry.width
-        report = ColdReport(
-            step=step,
-            bits_per_token=bits_total,
-            predicted_ratio=8 * self.geometry.fp16_bytes_per_token / bits_total,
-            alive_key=len(kept[0]) / width,
-            alive_value=len(kept[1]) / width,
-            importance_r2=(r2[0], r2[1]),
-            overhead_bytes=self._overhead_bytes(),
-            captured_energy=tuple(self._captured(i, kept[i]) for i in range(2)),
         )
         return on_cpu(tier), report
 
@@ -222,11 +243,12 @@ class ColdFitter:
 
     def _squared_gradients(self, kind: int) -> Tensor:
         """Squared gradients float32 `[N', P]` of the coefficients of the N' far sample tokens."""
-        rows = []
-        for sample in self.samples:
+
+        def rows(sample: SampleWindow) -> Tensor:
             g = sample.far_gradients(kind, self.device)
-            rows.append(self._per_group(g, kind, lambda part, basis: part @ basis.synthesis).square_())
-        return torch.cat(rows)
+            return self._per_group(g, kind, lambda part, basis: part @ basis.synthesis).square_()
+
+        return self._stacked(kind, sum(int(s.far.sum()) for s in self.samples), map(rows, self.samples))
 
     def _stored(self, kind: int, kept: Tensor, step: float) -> StoredBasis:
         bases = self.bases[kind]
@@ -238,8 +260,15 @@ class ColdFitter:
             analysis.append(basis.analysis[local])
             synthesis.append(basis.synthesis.T[local])
         a, s = unit_rows(torch.cat(analysis)), unit_rows(torch.cat(synthesis))
-        predictor = self.predictors[kind]
-        width = self.geometry.width
+        weight = (
+            self.predictors[kind].weight
+            if self.predictors[kind] is not None
+            else a[0].new_zeros(0, self.geometry.width)
+        )
+        small = None
+        if self.two_level:
+            groups = tuple(b.factors.picked(i) for b, i in zip(bases, picked, strict=True))
+            small = SmallForm(groups, IntegerRows.of(weight.float().T, 0))
         return StoredBasis(
             analysis=a[0],
             synthesis=s[0],
@@ -248,8 +277,8 @@ class ColdFitter:
             mean=torch.cat([b.mean for b in bases]),
             ranks=torch.tensor([len(local) for local in picked]),
             variance=self.variance[kind][kept] / step**2,
-            predictor=torch.zeros(0, width).half() if predictor is None else predictor.weight.half(),
-            factors=tuple(b.factors.picked(i) for b, i in zip(bases, picked, strict=True)) if self.two_level else None,
+            predictor=weight.half(),
+            small=small,
         )
 
     def _captured(self, kind: int, kept: Tensor) -> float:
