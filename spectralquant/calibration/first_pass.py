@@ -110,7 +110,7 @@ class FirstPass:
     def _wanted(self) -> list[int]:
         element, backward = self.loaded.model.dtype.itemsize, self.settings.metric == "fisher"
         size = sample_bytes(self.loaded.geometry, self.settings.window, element, backward=backward)
-        return sample_indices(self.settings.steps, size, self.settings.sample_bytes)
+        return sample_indices(self.settings.steps, size, self.settings.sample_bytes, self.settings.sample_windows)
 
     def _capture(self, index: int, *, sample: bool) -> CapturedStep:
         return capture_step(

@@ -25,8 +25,8 @@ class CalibrationSettings:
     has several layers). block: size of the blocks a cache will compress;
     gradients are taken only through reads from at least two blocks later. predict: tokens or none. profile_budget:
     bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen. recompute:
-    run layers again in the backward pass instead of keeping what they computed. sample_bytes: host memory for the
-    windows of the second pass, at most.
+    run layers again in the backward pass instead of keeping what they computed. sample_windows, sample_bytes: windows
+    of the second pass and host memory for them, at most.
     """
 
     steps: int = 100
@@ -43,6 +43,7 @@ class CalibrationSettings:
     held_out_window: int = 1024
     profile_budget: int | None = None
     recompute: bool = False
+    sample_windows: int = 16
     sample_bytes: int = SAMPLE_BYTES
 
     def __post_init__(self) -> None:

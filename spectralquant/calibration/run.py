@@ -171,6 +171,7 @@ class CalibrationRun:
                 tiers["cold"], summaries["cold"] = solve_cold(
                     cold, self.loaded, self.settings.target("cold"), self.held_out, self.progress
                 )
+            cold = None  # its coefficients are the largest thing on the device
         for name in ("warm", "hot"):
             if name in self.settings.tiers:
                 with self._stage(f"{name} tier"):

@@ -14,8 +14,6 @@ from torch import Tensor
 from spectralquant.calibration.capture.step import Captured, CapturedStep
 from spectralquant.geometry import SINKS, CacheGeometry
 
-SAMPLE_WINDOWS = 16
-
 
 @dataclass(frozen=True)
 class SampleWindow:
@@ -65,11 +63,9 @@ def sample_bytes(geometry: CacheGeometry, window: int, element: int, *, backward
     return window * (tensors * geometry.width * element + 4 * geometry.layers * geometry.heads)
 
 
-def sample_indices(steps: int, window_bytes: int = 0, limit: int = 0) -> list[int]:
-    """Which of the steps are kept: up to sixteen, evenly spaced, of `window_bytes` each within `limit`; at least one."""
-    count = min(SAMPLE_WINDOWS, steps)
-    if window_bytes:
-        count = max(1, min(count, limit // window_bytes))
+def sample_indices(steps: int, window_bytes: int, limit: int, most: int) -> list[int]:
+    """Which of the steps are kept: evenly spaced, at most `most`, of `window_bytes` each within `limit`; at least one."""
+    count = max(1, min(most, steps, limit // window_bytes))
     return sorted({i * steps // count for i in range(count)})
 
 

@@ -1,0 +1,233 @@
+"""The memory plan: what each stage of a calibration will hold on its device, before anything is loaded.
+
+Every figure is predicted from the model's shape and the settings alone; `profiles/results/calibrate-scale.json` holds them
+beside measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from spectralquant.calibration.basis.two_level import MAX_INNER
+from spectralquant.calibration.capture.loss import ROWS
+from spectralquant.calibration.capture.samples import sample_bytes, sample_indices
+from spectralquant.calibration.capture.statistics import MAX_TILE
+from spectralquant.calibration.fixed.fit import MAX_TOKENS
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.codec.cold.features import MAX_DIMS
+from spectralquant.errors import InputError
+from spectralquant.geometry import SINKS, CacheGeometry
+from spectralquant.models.shapes import ModelShape
+
+USABLE = 0.93  # of a card: the rest goes to the driver, the libraries and what fragments
+F32, F64 = 4, 8
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """What a plan needs to know of a model: its shape, the bytes of all its weights, and of one number (2 or 4)."""
+
+    shape: ModelShape
+    weights: int
+    element: int
+
+    @property
+    def geometry(self) -> CacheGeometry:
+        """The cache's geometry, as far as a configuration tells."""
+        s = self.shape
+        layers = len(s.windows) or s.layers
+        return CacheGeometry(layers, s.heads, s.kv_heads, s.head_dim, (True,) * layers, s.windows)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's parts in bytes on the device, by name; they are held at the same time."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def peak(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Predicted bytes of a calibration with `settings`. host: sample windows in (pinned) host memory. profile: at most."""
+
+    settings: CalibrationSettings
+    span: int
+    stages: tuple[Stage, ...]
+    host: int
+    profile: int
+    samples: int
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device in the largest stage."""
+        return max(stage.peak for stage in self.stages)
+
+    def fits(self, memory: int | None) -> bool:
+        """Whether a device of `memory` bytes will do."""
+        return memory is None or self.peak <= USABLE * memory
+
+
+class Planner:
+    """Plans for one model on one kind of device."""
+
+    def __init__(self, model: PlannedModel, *, cuda: bool) -> None:
+        self.model, self.geometry, self.cuda = model, model.geometry, cuda
+
+    def plan(self, settings: CalibrationSettings) -> MemoryPlan:
+        """What these settings take."""
+        span = max(settings.group_spans(self.geometry))
+        samples = self._samples(settings)
+        size = sample_bytes(self.geometry, settings.window, self.model.element, backward=settings.metric == "fisher")
+        stages = [self._capture(settings, span)]
+        if "cold" in settings.tiers:
+            stages += self._cold(settings, span, samples)
+        for tier in ("warm", "hot"):
+            if tier in settings.tiers:
+                stages.append(self._fixed(settings, span, samples, tier))
+        return MemoryPlan(settings, span, tuple(stages), samples * size, self._profile(settings, span), samples)
+
+    def fitted(self, settings: CalibrationSettings, memory: int) -> MemoryPlan:
+        """The first plan that fits `memory` bytes: layers run again, then fewer sample windows, then shorter spans.
+
+        Raises:
+            InputError: none does; the message says what would.
+        """
+        plan = None
+        for candidate in self._candidates(settings):
+            plan = self.plan(candidate)
+            if plan.fits(memory):
+                return plan
+        largest = max(plan.stages, key=lambda stage: stage.peak)
+        weights = self.model.weights
+        advice = (
+            "Offload the weights (load the model with accelerate's device_map, and pass it to spectralquant.calibrate), or "
+            "use a larger card."
+            if weights > 0.8 * USABLE * memory
+            else "Use a shorter --window, --tier cold, --predict none, or --metric attention (no backward pass)."
+        )
+        raise InputError(
+            f"This calibration needs {plan.peak / 1e9:.1f} GB (stage {largest.name!r}), and the device gives "
+            f"{USABLE * memory / 1e9:.1f} GB; the weights take {weights / 1e9:.1f}. {advice}"
+        )
+
+    def _candidates(self, settings: CalibrationSettings) -> Iterator[CalibrationSettings]:
+        spans = [settings.span]
+        if settings.span == "auto":
+            widest = max(settings.group_spans(self.geometry)) // self.geometry.layer_width
+            layers = self.geometry.layers
+            spans += [str(n) for n in range(widest - 1, 0, -1) if layers % n == 0]
+        yield settings
+        again = replace(settings, recompute=settings.metric == "fisher")
+        windows = [n for n in (settings.sample_windows, 8, 4) if n <= settings.sample_windows]
+        for span in spans:
+            for count in windows:
+                yield replace(again, span=span, sample_windows=count)
+
+    def _samples(self, settings: CalibrationSettings) -> int:
+        size = sample_bytes(self.geometry, settings.window, self.model.element, backward=settings.metric == "fisher")
+        return len(sample_indices(settings.steps, size, settings.sample_bytes, settings.sample_windows))
+
+    def _features(self, settings: CalibrationSettings) -> int:
+        if settings.predict != "tokens" or "cold" not in settings.tiers:
+            return 0
+        return 2 * min(MAX_DIMS, self.model.shape.hidden)
+
+    def _sums(self, settings: CalibrationSettings, span: int) -> int:
+        g, sums = self.geometry, 2 if settings.metric == "fisher" else 1
+        features = self._features(settings)
+        total = 2 * sums * (g.width // span) * _tiles(span) * F32
+        total += (2 * g.width * features + _tiles(features)) * F32
+        if "hot" in settings.tiers:
+            total += sums * g.width * g.head_dim * F32
+        if settings.metric == "attention":
+            total += 3 * g.width * g.head_dim * F64
+        return total
+
+    def _held(self, settings: CalibrationSettings, span: int) -> dict[str, int]:
+        return {"weights": self.model.weights, "statistics": self._sums(settings, span)}
+
+    def _capture(self, settings: CalibrationSettings, span: int) -> Stage:
+        g, s, e, t = self.geometry, self.model.shape, self.model.element, settings.window
+        queries = g.heads * g.head_dim
+        backward = settings.metric == "fisher"
+        layer = t * (8 * s.hidden + 2 * queries * e + 3 * s.intermediate * e)
+        if backward:
+            blocks = -(-t // settings.block)
+            read = settings.block * blocks * (blocks + 1) // 2
+            layer += 2 * read * e * (queries if g.group > 1 and self.cuda else g.layer_width)
+        records = (4 if backward else 2) * g.width * t * e
+        if settings.metric == "attention":
+            records += g.layers * t * queries * e
+        if not backward:
+            activations = layer
+        elif settings.recompute:
+            activations = g.layers * t * s.hidden * e + int(1.5 * layer)
+        else:
+            activations = g.layers * layer
+        logits = (2 if backward else 1) * s.vocab * t * e + 3 * ROWS * s.vocab * F32
+        observed = 3 * g.heads * (t // 8) * t * F32
+        running = {"activations": activations, "logits": logits, "keys, values, gradients": records + observed}
+        adding = {"keys, values, gradients": 2 * records + 2 * g.width * t * F32}
+        return Stage("capture", self._held(settings, span) | max(running, adding, key=lambda p: sum(p.values())))
+
+    def _rank(self, settings: CalibrationSettings, span: int) -> int:
+        """Components that are solved for, of keys or of values."""
+        two = settings.two_level and span > self.geometry.layer_width
+        groups = self.geometry.width // span
+        return groups * min(span, MAX_INNER * span // self.geometry.width) if two else self.geometry.width
+
+    def _cold(self, settings: CalibrationSettings, span: int, samples: int) -> list[Stage]:
+        g, rank, features = self.geometry, self._rank(settings, span), self._features(settings)
+        tokens = samples * (settings.window - SINKS)
+        far = max(0, settings.window - 2 * settings.block) * samples if settings.metric == "fisher" else 0
+        held = self._held(settings, span)
+        problem = min(span, rank * span // g.width)
+        fitter = {
+            "predictor": 2 * features * g.width * F32,
+            "bases": 2 * 2 * rank * span * F32,
+            "coefficients": 2 * (tokens + far) * rank * F32,
+        }
+        solver = 7 * problem**2 * (F64 if self.cuda or problem <= 2048 else F32) + 2 * features * g.width * F64
+        fitting = (2 * tokens + far) * rank * F32 + tokens * rank * F32
+        codec = 2 * 2 * rank * span * F32 + 2 * features * g.width * F32
+        return [
+            Stage("bases", held | fitter | {"eigenproblem": solver} if solver > 0 else held | fitter),
+            Stage("cold tier", held | fitter | {"fitting, or measuring": max(fitting, 4 * codec)}),
+        ]
+
+    def _fixed(self, settings: CalibrationSettings, span: int, samples: int, tier: str) -> Stage:
+        tokens = min(MAX_TOKENS, samples * (settings.window - SINKS))
+        width = self.geometry.head_dim if tier == "hot" else self.geometry.layer_width
+        own = {
+            "samples": 2 * 5 * tokens * self.geometry.width * F32,
+            "bases": 2 * 2 * self.geometry.width * width * F32,
+        }
+        return Stage(f"{tier} tier", self._held(settings, span) | own)
+
+    def _profile(self, settings: CalibrationSettings, span: int) -> int:
+        g, features = self.geometry, self._features(settings)
+        total = 2 * g.layers * g.kv_heads * (4 * g.head_dim**2 + 8 * g.head_dim)
+        if "cold" in settings.tiers:
+            rank = self._rank(settings, span)
+            if settings.two_level and span > g.layer_width:
+                own = min(span, rank * span // g.width)
+                total += 2 * (2 * 2 * rank * g.layer_width + 2 * rank * own + features * g.width)
+            else:
+                total += 2 * 2 * (2 * rank * span + features * g.width)
+        for tier, width in (("warm", g.layer_width), ("hot", g.head_dim)):
+            if tier in settings.tiers:
+                total += 2 * 2 * 2 * g.width * width
+        return total
+
+
+def _tiles(width: int) -> int:
+    """Numbers in the lower tiles of a symmetric matrix (see `SymmetricSum`)."""
+    count = -(-width // MAX_TILE)
+    size = -(-width // count) if width else 0
+    return count * (count + 1) // 2 * size**2
