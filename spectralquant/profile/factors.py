@@ -36,7 +36,8 @@ class IntegerRows:
         fine = min(fine, len(rows))
         top = torch.full((len(rows),), COARSE, device=rows.device)
         top[:fine] = FINE
-        scale = rows.abs().amax(1).clamp_min(1e-30).float() / top
+        largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(len(rows))
+        scale = largest.clamp_min(1e-30).float() / top
         levels = (rows / scale[:, None].to(rows)).round()
         return cls(
             levels[:fine].clamp(-FINE, FINE).to(torch.int16), levels[fine:].clamp(-COARSE, COARSE).to(torch.int8), scale
