@@ -19,11 +19,10 @@ from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.solve import choose_centroids, cold_method
-from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
 from spectralquant.methods.base import Method
-from spectralquant.methods.coding.spectral import SpectralFixed
+from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec
 from spectralquant.models.forward import with_cache
 from spectralquant.models.identity import model_identity, weights_sha256
 from spectralquant.models.load import LoadedModel
@@ -71,7 +70,7 @@ def tier_study(
         for ratio in getattr(study, name):
             tier = fitter.fit(16 / ratio)
             tiers.setdefault(name, tier)
-            codec = FixedRateCodec(tier, loaded.geometry, loaded.device, rotated=name == "hot")
+            codec = fixed_codec(name == "hot")(tier, loaded.geometry, loaded.device)
             methods.append(SpectralFixed(codec, target_ratio=ratio))
     fitter = run.cold_fitter(sums, samples)
     summaries: dict[str, TierSummary] = {}

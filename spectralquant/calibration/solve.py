@@ -91,7 +91,7 @@ def solve_fixed(
     search, report = held_out.chunk(2)
 
     def method(bits: float) -> Method:
-        return tier_method(fitter.fit(bits), loaded, rotated=name == "hot")
+        return tier_method(fitter.fit(bits), loaded, hot=name == "hot")
 
     bits = target.bits or 16 / _ratio_for_quality(
         lambda r: _measure_one(loaded, method(16 / r), search, progress, f"solving for {target}"), target, 6.0

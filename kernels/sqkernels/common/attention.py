@@ -5,8 +5,9 @@ Shape letters as in `device`: B sequences, Hk key/value heads of G query heads e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class AttentionTensors:
 
     def as_list(self) -> list[Tensor]:
         """As a `torch.library` operator takes them: `AttentionTensors(*tensors)` gives the object back."""
-        return [getattr(self, f.name) for f in fields(self)]
+        return list(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ class AttentionCall:
         """From an operator's arguments."""
         return cls(AttentionTensors(*tensors), LayoutArguments.from_numbers(layout), scaling)
 
-    @property
+    @functools.cached_property
     def group(self) -> int:
         """Query heads of a key/value head."""
         return self.tensors.query.shape[1] // self.layout.heads
 
-    @property
+    @functools.cached_property
     def kv_heads(self) -> int:
         """Key/value heads of all sequences: B·Hk, the first axis of every grid."""
         return self.tensors.query.shape[0] * self.layout.heads

@@ -48,7 +48,7 @@ class ReconstructCall:
 
     def as_list(self) -> list[Tensor]:
         """As a `torch.library` operator takes it: `ReconstructCall(*tensors)` gives the object back."""
-        return [getattr(self, f.name) for f in fields(self)]
+        return list(vars(self).values())
 
     @property
     def arguments(self) -> dict[str, Any]:

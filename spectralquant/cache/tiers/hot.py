@@ -42,8 +42,8 @@ class HotTier(PagedTier):
                 part = self.parts[layer][kind]
                 packed = pair[kind].page(x.transpose(0, 1).reshape(run.tokens, -1).float())
                 for page, (first, last) in zip(pages, block_ranges(lengths), strict=True):
-                    there = page.data[part.offset : part.offset + part.rows * BLOCK].view(part.rows, BLOCK)
-                    there[:, BLOCK - (last - first) :].copy_(packed[:, first:last])
+                    slots = page.data[part.offset : part.offset + part.rows * BLOCK].view(part.rows, BLOCK)
+                    slots[:, BLOCK - (last - first) :].copy_(packed[:, first:last])
         return self.stored(run, lengths, pages)
 
     def pages(self, layer: int, kind: int, blocks: Sequence[StoredBlock]) -> Tensor:

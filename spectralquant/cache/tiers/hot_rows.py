@@ -71,8 +71,8 @@ class HotRowTier(PagedTier):
             table = torch.tensor(offsets, dtype=torch.int64, device=device)
             pages = RowPages(base, table, first, tokens, self.matrices)
             self._table = (unread, [weakref.ref(block) for block in blocks], pages)
-        found = self._table[2]
-        return RowPages(found.storage, found.pages, found.first, found.tokens, self.layers[layer])
+        whole = self._table[2]
+        return RowPages(whole.storage, whole.pages, whole.first, whole.tokens, self.layers[layer])
 
     def dense(
         self, layer: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch

@@ -149,5 +149,5 @@ def _codec(
     if name == "hot":
         return HotCodec(tier, geometry, device)
     if name == "warm":
-        return FixedRateCodec(tier, geometry, device, rotated=False)
+        return FixedRateCodec(tier, geometry, device)
     return SpectralCodec(tier, geometry, embedding_weight(model), device, step_scale)

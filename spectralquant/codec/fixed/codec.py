@@ -1,7 +1,5 @@
-"""`FixedRateCodec`: warm and hot tiers, codes of fixed width per component.
-
-Warm codes keys before RoPE in a basis per layer; hot codes rotated keys in a basis per head, so that attention can
-read the codes in place (method.md sections 3 and 5).
+"""`FixedRateCodec`: the warm tier, codes of fixed width per component, of keys before RoPE in a basis per layer (method.md
+section 3). Hot codes, which attention reads in place, have their own codec (`codec.hot`).
 """
 
 from __future__ import annotations
@@ -12,26 +10,23 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.projector import SpectralProjector
 from spectralquant.geometry import CacheGeometry
 from spectralquant.profile.tensors import FixedTier
-from spectralquant.rotary import Rotation
 from spectralquant.streams import finish_here
 from sqkernels.bitpack import BitRows
 
 
 @dataclass(frozen=True)
 class FixedBlock:
-    """Packed codes uint8 `[T, bytes]` of keys and values, and the rotations a hot block is rotated back with."""
+    """Packed codes uint8 `[T, bytes]` of keys and values."""
 
     keys: Tensor
     values: Tensor
-    rotations: tuple[Rotation | None, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the codes; there is nothing else (rotations follow from positions)."""
+        """Bytes of the codes; there is nothing else."""
         return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
 
 
@@ -63,20 +58,17 @@ def _passed(middles: Tensor, y: Tensor) -> Tensor:
     """How many of its row's sorted `middles: [n, k]` lie below each of `y: [n, T]`, uint8 (NaN: all of them)."""
     if middles.shape[1] > 15 or y.device.type != "cpu":
         return torch.searchsorted(middles, y).to(torch.uint8)
-    found = torch.zeros(y.shape, dtype=torch.uint8)
+    passed = torch.zeros(y.shape, dtype=torch.uint8)
     for middle in middles.unbind(1):  # a few comparisons of whole rows are faster than a search for each value
-        found += (y <= middle[:, None]).logical_not_()
-    return found
+        passed += (y <= middle[:, None]).logical_not_()
+    return passed
 
 
 class FixedRateCodec:
-    """Encoder and decoder of one profile's warm or hot tier."""
+    """Encoder and decoder of one profile's warm tier."""
 
-    def __init__(
-        self, tier: FixedTier, geometry: CacheGeometry, device: torch.device | str = "cpu", *, rotated: bool
-    ) -> None:
+    def __init__(self, tier: FixedTier, geometry: CacheGeometry, device: torch.device | str = "cpu") -> None:
         self.geometry, self.device = geometry, torch.device(device)
-        self.rotated = rotated
         self.projectors = (SpectralProjector(tier.key, device), SpectralProjector(tier.value, device))
         self.bits = (tier.key_bits, tier.value_bits)
         self.packing = tuple(BitRows(bits, device) for bits in self.bits)
@@ -86,12 +78,11 @@ class FixedRateCodec:
 
     def encode(self, block: KVBlock) -> FixedBlock:
         """Quantize and pack a block."""
-        keys = rotate_block_keys(block, block.keys) if self.rotated else block.keys
         packed = []
-        for i, x in enumerate((keys, block.values)):
+        for i, x in enumerate((block.keys, block.values)):
             y = self.projectors[i].project(x.reshape(block.tokens, -1).float(), None)
             packed.append(self.packing[i].pack(self.books[i].encode(y)))
-        return FixedBlock(packed[0], packed[1], block.rotations)
+        return FixedBlock(packed[0], packed[1])
 
     def decode(self, coded: FixedBlock) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`."""
@@ -100,15 +91,14 @@ class FixedRateCodec:
         for i, packed in enumerate((coded.keys, coded.values)):
             y = self.books[i].decode(self.packing[i].unpack(packed))
             out.append(self.projectors[i].reconstruct(y, None).view(shape))
-        keys = unrotate_block_keys(coded, out[0]) if self.rotated else out[0]
-        return keys, out[1]
+        return out[0], out[1]
 
     def layer_bytes(self, layer: int, kind: int) -> tuple[int, int]:
         """First and one past the last byte of a row that hold codes of one layer's keys (0) or values (1)."""
         return self._layer(layer, kind)[:2]
 
     def decode_layer(self, rows: Tensor, layer: int, kind: int) -> Tensor:
-        """Keys (before RoPE, or after in a rotated tier) or values float32 `[T, C]` from `layer_bytes` of each row."""
+        """Keys (before RoPE) or values float32 `[T, C]` from `layer_bytes` of each row."""
         _, _, packing, books = self._layer(layer, kind)
         projector, width = self.projectors[kind], self.geometry.layer_width
         y = books.decode(packing.unpack(rows)[:, 1:])

@@ -1,5 +1,8 @@
 """`HotCodec`: fixed-rate codes of rotated keys and of values, laid out for reading in place.
 
+The one encoder of hot codes in torch: what the evaluation measures is what a cache holds. On a GPU `sqkernels` writes the
+same codes as rows (`codec.hot.pages`).
+
 Points are evenly spaced, so a key is k̂ = codes · D + c with one matrix D and one vector c a layer. Attention then needs
 only q · k̂ = codes · (D q) + c · q: the query is transformed once and keys are never materialized; for values the codes
 are summed and transformed once (method.md section 5).
@@ -12,10 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectralquant.codec.block import KVBlock
+from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
 from spectralquant.codec.hot.bands import BandLayout
 from spectralquant.codec.hot.linear import head_codes
 from spectralquant.geometry import CacheGeometry
 from spectralquant.profile.tensors import FixedTier
+from spectralquant.rotary import Rotation
 
 
 @dataclass(frozen=True)
@@ -40,8 +46,22 @@ class HotMatrices:
 
     def dense(self, pages: Tensor) -> Tensor:
         """Float32 `[n·S, C]` of packed bytes `[n, row_bytes, S]`."""
-        found = self.layout.shifted(pages).transpose(1, 2)
-        return (found @ self.decode.flatten(0, 1).T + self.constant).flatten(0, 1)
+        codes = self.layout.shifted(pages).transpose(1, 2)
+        return (codes @ self.decode.flatten(0, 1).T + self.constant).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class HotBlock:
+    """A block's keys and values layer by layer, packed bytes uint8 `[row_bytes, T]`, and the rotations keys are turned back
+    with."""
+
+    pages: tuple[tuple[Tensor, Tensor], ...]
+    rotations: tuple[Rotation | None, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes; there is nothing else (rotations follow from positions)."""
+        return sum(page.untyped_storage().nbytes() for pair in self.pages for page in pair)
 
 
 class HotCodec:
@@ -53,6 +73,27 @@ class HotCodec:
             tuple(_matrices(tier, geometry, layer, kind, device) for kind in ("key", "value"))
             for layer in range(geometry.layers)
         ]
+
+    def encode(self, block: KVBlock) -> HotBlock:
+        """Quantize and pack a block."""
+        both = (rotate_block_keys(block, block.keys), block.values)
+        flat = [x.float().flatten(2) for x in both]
+        pages = (
+            tuple(m.page(x[:, layer]) for m, x in zip(pair, flat, strict=True))
+            for layer, pair in enumerate(self.layers)
+        )
+        return HotBlock(tuple(pages), block.rotations)
+
+    def decode(self, coded: HotBlock) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values, float32 `[T, L, Hk, D]`."""
+        both = (
+            torch.stack(
+                [pair[i].dense(pages[i][None]) for pair, pages in zip(self.layers, coded.pages, strict=True)], 1
+            )
+            for i in range(2)
+        )
+        keys, values = (x.unflatten(2, (self.geometry.kv_heads, self.geometry.head_dim)) for x in both)
+        return unrotate_block_keys(coded, keys), values
 
 
 def _matrices(

@@ -18,11 +18,10 @@ from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.solve import cold_method
-from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.coding.spectral import SpectralFixed
+from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec
 from spectralquant.models.forward import with_cache
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
@@ -113,9 +112,7 @@ def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, i
     if tier == "cold":
         method = cold_method(profile.tier("cold"), loaded)
     else:
-        method = SpectralFixed(
-            FixedRateCodec(profile.tier(tier), loaded.geometry, loaded.device, rotated=tier == "hot")
-        )
+        method = SpectralFixed(fixed_codec(tier == "hot")(profile.tier(tier), loaded.geometry, loaded.device))
     row = measure(loaded.model, loaded.geometry, ids[None], [method])[0].row(loaded.geometry, loaded.name, len(ids))
     fields = ("payload_ratio", "whole_cache_ratio", "kl_nats", "top1", "coded_tokens")
     return [_row(f"harness/{tier}/{field}", row[field]) for field in fields]

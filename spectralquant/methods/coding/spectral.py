@@ -10,6 +10,7 @@ from torch import Tensor
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.fixed.codec import FixedBlock, FixedRateCodec
+from spectralquant.codec.hot.codec import HotBlock, HotCodec
 from spectralquant.codec.packet import INDEX_ENTRY
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.geometry import CacheGeometry
@@ -48,20 +49,25 @@ class SpectralCold:
 
 
 class SpectralFixed:
-    """Warm or hot tier: packed fixed-rate codes."""
+    """Warm or hot tier: packed fixed-rate codes, by the codec that a cache uses."""
 
     name = "spectral"
     exact_bits = 16
 
-    def __init__(self, codec: FixedRateCodec, **options: Any) -> None:
+    def __init__(self, codec: FixedRateCodec | HotCodec, **options: Any) -> None:
         self.codec = codec
-        self.options = {"tier": "hot" if codec.rotated else "warm", **options}
+        self.options = {"tier": "hot" if isinstance(codec, HotCodec) else "warm", **options}
 
-    def encode(self, block: KVBlock) -> FixedBlock:
+    def encode(self, block: KVBlock) -> FixedBlock | HotBlock:
         return self.codec.encode(block)
 
-    def decode(self, encoded: FixedBlock) -> tuple[Tensor, Tensor]:
+    def decode(self, encoded: FixedBlock | HotBlock) -> tuple[Tensor, Tensor]:
         return self.codec.decode(encoded)
+
+
+def fixed_codec(hot: bool) -> type[FixedRateCodec] | type[HotCodec]:
+    """The codec of the hot or of the warm tier."""
+    return HotCodec if hot else FixedRateCodec
 
 
 def spectral_from_profile(
@@ -83,7 +89,7 @@ def spectral_from_profile(
     if tier != "cold" and (step_scale != 1.0 or adaptive):
         raise InputError(f"spectral: step_scale and adaptive belong to the cold tier, not to {tier}.")
     if tier != "cold":
-        return tier_method(profile.tier(tier), loaded, rotated=tier == "hot")
+        return tier_method(profile.tier(tier), loaded, hot=tier == "hot")
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
     return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive=adaptive, **options)
 
@@ -93,14 +99,14 @@ def tier_method(
     loaded: LoadedModel,
     exact_bits: int = 16,
     *,
-    rotated: bool = False,
+    hot: bool = False,
     step: float = 1.0,
     adaptive: bool = False,
     **options: Any,
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier as a method for the harness, group by group where layers do not read equally far back.
 
-    rotated: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows.
+    hot: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows.
 
     Raises:
         ProfileError: its bases mix layers of several groups.
@@ -115,7 +121,7 @@ def tier_method(
                 "such layers apart."
             )
         if isinstance(tensors, FixedTier):
-            return SpectralFixed(FixedRateCodec(tensors, geometry, loaded.device, rotated=rotated), **options)
+            return SpectralFixed(fixed_codec(hot)(tensors, geometry, loaded.device), **options)
         codec = SpectralCodec(tensors, geometry, embedding, loaded.device, step, adaptive)
         return SpectralCold(codec, exact_bits, **options)
 

@@ -6,10 +6,9 @@ from conftest import profile_of
 
 from spectralquant import SpectralCache
 from spectralquant.calibration.solve import cold_method
-from spectralquant.codec.fixed.codec import FixedRateCodec
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.coding.spectral import SpectralFixed
+from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -41,7 +40,7 @@ def test_streaming_kl_equals_the_harness(architecture, tier):
     if tier == "cold":
         method = cold_method(profile.tier("cold"), loaded)
     else:
-        method = SpectralFixed(FixedRateCodec(profile.tier(tier), loaded.geometry, rotated=tier == "hot"))
+        method = SpectralFixed(fixed_codec(tier == "hot")(profile.tier(tier), loaded.geometry))
     found = stream_window(loaded.model, loaded.geometry, ids, [method])[0]
     cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
     assert streamed_kl(loaded.model, cache, ids) == pytest.approx(found.kl / found.tokens, rel=0.02)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_block_keys
-from spectralquant.codec.fixed.codec import FixedBlock, _Codebooks, _passed
+from spectralquant.codec.fixed.codec import _Codebooks, _passed
+from spectralquant.codec.hot.codec import HotBlock
 from spectralquant.rotary import Rotation
 
 
@@ -37,8 +38,8 @@ def test_layers_that_share_their_tables_are_rotated_at_once_and_alike(rotated_di
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(6, 3, 2, 8, generator=generator)
     angle = torch.randn(6, rotated_dim // 2, generator=generator)
-    shared = FixedBlock(keys, keys, (Rotation(angle.cos(), angle.sin()),) * 3)
-    apart = FixedBlock(keys, keys, tuple(Rotation(angle.cos(), angle.sin()) for _ in range(3)))
+    shared = HotBlock((), (Rotation(angle.cos(), angle.sin()),) * 3)
+    apart = HotBlock((), tuple(Rotation(angle.cos(), angle.sin()) for _ in range(3)))
     for function in (rotate_block_keys, unrotate_block_keys):
         assert torch.allclose(function(shared, keys), function(apart, keys), atol=1e-6)
     assert torch.allclose(unrotate_block_keys(shared, rotate_block_keys(shared, keys)), keys, atol=1e-5)

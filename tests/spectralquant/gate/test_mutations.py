@@ -38,7 +38,7 @@ FAULTS = {
     ),
     "a compressor that does nothing": (
         "spectralquant/codec/fixed/codec.py",
-        "        return keys, out[1]\n",
+        "        return out[0], out[1]\n",
         "        return coded.plain\n",
         "calibration/works",
     ),
@@ -96,12 +96,12 @@ def _remember_what_was_coded(file: Path) -> None:
     source = file.read_text()
     for before, after in (
         (
-            "    rotations: tuple[Rotation | None, ...]\n",
-            "    rotations: tuple[Rotation | None, ...]\n    plain: tuple = ()\n",
+            "    keys: Tensor\n    values: Tensor\n",
+            "    keys: Tensor\n    values: Tensor\n    plain: tuple = ()\n",
         ),
         (
-            "return FixedBlock(packed[0], packed[1], block.rotations)",
-            "return FixedBlock(packed[0], packed[1], block.rotations, (block.keys.float(), block.values.float()))",
+            "return FixedBlock(packed[0], packed[1])",
+            "return FixedBlock(packed[0], packed[1], (block.keys.float(), block.values.float()))",
         ),
     ):
         assert source.count(before) == 1
