@@ -41,6 +41,19 @@ class CodedSymbols:
     ids: tuple[tuple[int, np.ndarray] | None, ...]
 
 
+@dataclass(frozen=True)
+class SparseSymbols:
+    """The same with escaped values apart: symbols int8 `[R, N]` hold 0 in their places, flat positions int64 `[E]`; escaped: int32
+    `[E]`, on the device, and their largest magnitude. classes: uint8 `[2, N]`."""
+
+    symbols: Tensor
+    positions: Tensor
+    escaped: Tensor
+    largest: int
+    classes: Tensor
+    ids: tuple[tuple[int, np.ndarray] | None, ...]
+
+
 class EntropyCoder:
     """Coder for blocks of key and value symbols.
 
@@ -159,6 +172,17 @@ class EntropyCoder:
         Raises:
             PacketError: the words, states or side bytes do not belong to these tables.
         """
+        found = self.decode_sparse(blocks)
+        symbols = found.symbols.to(torch.int32 if found.largest >= INT16 else torch.int16)
+        symbols.view(-1)[found.positions] = found.escaped.to(symbols.dtype)
+        return CodedSymbols(symbols, found.classes.T.long(), found.ids)
+
+    def decode_sparse(self, blocks: Sequence[RansParts]) -> SparseSymbols:
+        """`decode` before escaped values are put in their places; waits for the device once.
+
+        Raises:
+            PacketError: the words, states or side bytes do not belong to these tables.
+        """
         for b in blocks:
             if b.shape.tokens * self.least_bits > 16 * (len(b.words) + len(b.states)):
                 raise PacketError(
@@ -167,7 +191,7 @@ class EntropyCoder:
                 )
         table = StreamTable.of([b.shape for b in blocks], self.rows)
         neutral = [np.full((2, b.shape.tokens), NEUTRAL, np.uint8) if b.classes is None else b.classes for b in blocks]
-        classes = torch.from_numpy(np.concatenate(neutral, axis=1)).to(self.device)
+        classes = self._moved(np.concatenate(neutral, axis=1))
         shifts = None
         if any(b.shifts is not None for b in blocks):
             none = np.full(groups(self.ranks[0]) + groups(self.ranks[1]), NO_SHIFT, np.uint8)
@@ -175,24 +199,32 @@ class EntropyCoder:
         streams = torch.from_numpy(np.concatenate([b.streams for b in blocks]))
         try:
             result = decode(
-                torch.from_numpy(np.concatenate([b.words for b in blocks])).to(self.device),
+                self._moved(np.concatenate([b.words for b in blocks])),
                 streams[:, 0].contiguous(),
-                torch.from_numpy(np.concatenate([b.states for b in blocks])).to(self.device),
+                self._moved(np.concatenate([b.states for b in blocks])),
                 streams[:, 1].contiguous(),
                 table,
                 self._contexts(classes, shifts),
                 self.tables,
-                dtype=torch.int32 if any(b.wide for b in blocks) else torch.int16,
+                dtype=torch.int8,
             )
         except ValueError as error:
             raise PacketError(f"A block contradicts its profile: {error}.") from error
-        if bool(result.status.any()):
+        finals, status = result.finals.cpu(), result.status.cpu()
+        if bool(status.any()):
             raise PacketError("A block's entropy-coded words are damaged.")
-        finals = _pieces(result.finals.cpu().numpy(), np.array([b.shape.total_lanes for b in blocks]))
-        ids, values = zip(*(_side(b, f.view(np.uint8)) for b, f in zip(blocks, finals, strict=True)), strict=True)
-        escaped = torch.from_numpy(np.concatenate(values)).to(self.device, result.symbols.dtype)
-        result.symbols.view(-1)[result.positions] = escaped
-        return CodedSymbols(result.symbols, classes.T.long(), ids)
+        held = _pieces(finals.numpy(), np.array([b.shape.total_lanes for b in blocks]))
+        ids, values = zip(*(_side(b, f.view(np.uint8)) for b, f in zip(blocks, held, strict=True)), strict=True)
+        escaped = np.concatenate(values)
+        largest = int(np.abs(escaped.astype(np.int64)).max(initial=self.tables.span))
+        return SparseSymbols(result.symbols, result.positions, self._moved(escaped), largest, classes, ids)
+
+    def _moved(self, array: np.ndarray) -> Tensor:
+        """On the device; through pinned memory, which is copied without waiting."""
+        tensor = torch.from_numpy(array)
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def ideal_bits(self, symbols: Tensor, classes: Tensor) -> float:
         """Bits that the tables charge for symbols int32 `[R, N]` and classes `[N, 2]`, eight for each escaped value."""

@@ -44,7 +44,7 @@ class SpectralCodec:
     `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
     `adaptive` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
     `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better. dtype: of
-    the products (see `codec.products`).
+    the products (None: see `codec.products`).
     """
 
     def __init__(
@@ -55,13 +55,14 @@ class SpectralCodec:
         device: torch.device | str = "cpu",
         step_scale: float = 1.0,
         adaptive: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.geometry = geometry
         self.device = torch.device(device)
         self.step_scale = step_scale
         self.adaptive = adaptive
         self.tier = tier
-        self.dtype = product_dtype(tier, self.device, step_scale)
+        self.dtype = product_dtype(tier, self.device, step_scale) if dtype is None else dtype
         self.projectors = tuple(SpectralProjector(basis, device, self.dtype) for basis in (tier.key, tier.value))
         self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
         self.coder = EntropyCoder(tier.tables, (tier.key_choice, tier.value_choice), device)
@@ -211,10 +212,9 @@ class SpectralCodec:
         return self._dequantized(CodedSymbols(both, torch.from_numpy(classes).to(self.device), (ids,)))
 
     def _dequantized(self, coded: CodedSymbols) -> BlockCoefficients:
-        ids = None
+        features, ids = self.token_rows(coded.ids), None
         if all(pair is not None for pair in coded.ids):
             ids = tuple((before, torch.from_numpy(numbers)) for before, numbers in coded.ids)
-        features = self._rows(ids or [(-1, None)])
         steps = class_step(coded.classes) * self.step_scale
         split = self.coder.ranks[0]
         parts = coded.symbols[:split].T, coded.symbols[split:].T
@@ -233,6 +233,14 @@ class SpectralCodec:
                 rows = slice(e.first, e.first + len(e.residual))
                 both[e.kind][rows, e.column : e.column + e.residual.shape[1]] += e.residual
         return both[0], both[1]
+
+    def token_rows(self, ids: Sequence[tuple[int, np.ndarray] | None]) -> TokenRows | None:
+        """Features of decoded blocks' tokens, or None where the profile predicts nothing.
+
+        Raises:
+            PacketError: no ids though the profile predicts from them, or ids that the model does not have.
+        """
+        return self._rows([(-1, None) if pair is None else (pair[0], torch.from_numpy(pair[1])) for pair in ids])
 
     def _rows(self, ids: Sequence[tuple[int, Tensor | None]]) -> TokenRows | None:
         if self.features is None:

@@ -1,0 +1,168 @@
+"""Checked entry points."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sqkernels.common import runtime
+from sqkernels.spectral_rows import reference
+from sqkernels.spectral_rows.layout import TokenSlots, Turns
+
+__all__ = ["TokenSlots", "Turns", "dequantize", "gather_rows", "quantize", "row_energy", "store_rows"]
+
+
+def dequantize(
+    symbols: Tensor,
+    classes: Tensor,
+    split: int,
+    centroid: Tensor,
+    scale: Tensor,
+    positions: Tensor,
+    escaped: Tensor,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """Coefficients float16 `[R, N]` of symbols (int8, int16 or int32) `[R, N]`: symbol · scale · 2^((class − 4) / 2), ±1 as centroid.
+
+    classes: uint8 `[2, N]`, for the rows before `split` and for those from it on. centroid, scale: float32 `[R]`. positions: int64
+    `[E]`, flat places whose symbols are escaped: int32 `[E]` instead (those outside the matrix are left out).
+
+    Raises:
+        ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
+    """
+    rows, columns = symbols.shape
+    _expect("classes", classes, torch.uint8, (2, columns))
+    _expect("centroid", centroid, torch.float32, (rows,))
+    _expect("scale", scale, torch.float32, (rows,))
+    _expect("positions", positions, torch.int64, (len(positions),))
+    _expect("escaped", escaped, torch.int32, (len(positions),))
+    arguments = (symbols.contiguous(), classes.contiguous(), split, centroid, scale, positions, escaped)
+    if runtime.choose(backend, symbols.device) == "reference":
+        return reference.dequantize(*arguments)
+    from sqkernels.spectral_rows.launch import dequantize as launch
+
+    return launch(*arguments)
+
+
+def store_rows(
+    x: Tensor,
+    constant: Tensor,
+    predicted: tuple[Tensor, Tensor] | None,
+    rows: tuple[Tensor, Tensor] | None,
+    turns: Turns | None,
+    out: Tensor,
+    slots: TokenSlots,
+    heads: int,
+    *,
+    factor: float = 1.0,
+    backend: str = "auto",
+) -> None:
+    """Write keys or values of one layer into a cache: factor · x: `[N, C]` + constant: float32 `[C]` + predictions, keys turned.
+
+    predicted: two matrices `[U, C]`, of which `rows`, two int32 `[N]`, name each token's row. turns: None for values, and for keys
+    without rotary embedding. Nothing checks that `slots` lie inside `out`: whoever makes them knows.
+
+    Raises:
+        ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
+    """
+    _check(x.shape, constant, predicted, rows, turns, slots, heads)
+    if x.stride(1) != 1:
+        raise ValueError("rows of x must have adjacent coordinates")
+    arguments = (x, constant, predicted, rows, turns, out, slots, heads, factor)
+    if runtime.choose(backend, x.device) == "reference":
+        return reference.store_rows(*arguments)
+    from sqkernels.spectral_rows.launch import store_rows as launch
+
+    return launch(*arguments)
+
+
+def gather_rows(
+    cache: Tensor,
+    slots: TokenSlots,
+    heads: int,
+    dim: int,
+    constant: Tensor,
+    predicted: tuple[Tensor, Tensor] | None,
+    rows: tuple[Tensor, Tensor] | None,
+    turns: Turns | None,
+    out: Tensor,
+    *,
+    backend: str = "auto",
+) -> None:
+    """The inverse of `store_rows`: into float16 out: `[N, heads · dim]`; what is beyond float16 becomes infinite.
+
+    Raises:
+        ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
+    """
+    _check(out.shape, constant, predicted, rows, turns, slots, heads)
+    _expect("out", out, torch.float16, (len(slots.offsets), heads * dim))
+    arguments = (cache, slots, heads, dim, constant, predicted, rows, turns)
+    if runtime.choose(backend, cache.device) == "reference":
+        out.copy_(reference.gather_rows(*arguments))
+        return
+    from sqkernels.spectral_rows.launch import gather_rows as launch
+
+    launch(*arguments, out)
+
+
+def quantize(
+    y: Tensor, gain: Tensor, classes: Tensor, split: int, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Symbols int16 `[R, N]`, gain · y / 2^((class − 4) / 2) rounded to nearest, of y: float32 `[R, N]`; and bool `[N]`, tokens
+    that have a symbol beyond 15 bits or none at all (0 stands in its place).
+
+    Raises:
+        ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
+    """
+    rows, columns = y.shape
+    _expect("y", y, torch.float32, (rows, columns))
+    _expect("gain", gain, torch.float32, (rows,))
+    _expect("classes", classes, torch.uint8, (2, columns))
+    if runtime.choose(backend, y.device) == "reference":
+        return reference.quantize(y, gain, classes, split)
+    from sqkernels.spectral_rows.launch import quantize as launch
+
+    return launch(y.contiguous(), gain, classes.contiguous(), split)
+
+
+def row_energy(y: Tensor, gain: Tensor, *, backend: str = "auto") -> Tensor:
+    """Sum of squares float32 `[N]` of gain · y, y: float32 `[R, N]`; always added up in the same order.
+
+    Raises:
+        ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
+    """
+    _expect("y", y, torch.float32, tuple(y.shape))
+    _expect("gain", gain, torch.float32, (len(y),))
+    if runtime.choose(backend, y.device) == "reference":
+        return reference.row_energy(y, gain)
+    from sqkernels.spectral_rows.launch import row_energy as launch
+
+    return launch(y.contiguous(), gain)
+
+
+def _check(shape, constant, predicted, rows, turns, slots, heads) -> None:
+    tokens, width = shape
+    if width % heads:
+        raise ValueError(f"{width} coordinates are not {heads} heads")
+    _expect("constant", constant, torch.float32, (width,))
+    _expect("offsets", slots.offsets, torch.int64, (tokens,))
+    if (predicted is None) != (rows is None):
+        raise ValueError("predicted and rows come together")
+    if predicted is not None:
+        for matrix, row in zip(predicted, rows, strict=True):
+            if matrix.dim() != 2 or matrix.shape[1] != width or matrix.stride(1) != 1:
+                raise ValueError(f"predictions must be [U, {width}] with adjacent coordinates, not {list(matrix.shape)}")
+            _expect("rows", row, torch.int32, (tokens,))
+        if predicted[0].stride(0) != predicted[1].stride(0):
+            raise ValueError("both predictions must have rows equally far apart")
+    if turns is not None:
+        if 2 * turns.pairs > width // heads:
+            raise ValueError(f"{turns.pairs} pairs are more than a head of {width // heads} has")
+        for table in (turns.cos, turns.sin):
+            _expect("cos and sin", table, torch.float32, (tokens, turns.pairs))
+
+
+def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {dtype} {list(shape)}, not {tensor.dtype} {list(tensor.shape)}")

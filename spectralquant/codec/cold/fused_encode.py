@@ -1,0 +1,147 @@
+"""`FusedEncoder`: keys and values of a cache to coded blocks, all blocks at once.
+
+The way of `FusedDecoder` backwards: one pass turns keys back, takes mean and prediction off and writes float16 coordinates, a
+matrix product a group of layers analyses them, one pass quantizes, and the range coder codes. Blocks of many sequences go
+together. What does not fit (a coefficient that is not finite or beyond 15 bits, a block that would not shrink) is left to
+the caller, who stores it raw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectralquant.codec.cold import coded_block, rans_block
+from spectralquant.codec.cold.features import TokenProducts, TokenRows
+from spectralquant.codec.cold.importance import FLOOR, NEUTRAL
+from spectralquant.codec.cold.layer_slots import LayerSlots, groups_of, layer_predictions
+from spectralquant.codec.cold.spectral import SpectralCodec
+from spectralquant.codec.products import half_product
+from sqkernels.spectral_rows import gather_rows, quantize, row_energy
+
+RUN_TOKENS = 8192
+Ids = tuple[int, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """Blocks of `lengths` tokens that lie side by side in `places`. ids: of each block, where the profile predicts from them.
+    received: float32 `[N, L, H]`, or None where attention was not observed (all tokens are then of the neutral class).
+    """
+
+    places: LayerSlots
+    lengths: Sequence[int]
+    ids: Sequence[Ids | None]
+    received: Tensor | None = None
+
+    def part(self, first: int, last: int) -> BlockRun:
+        """Blocks first … last."""
+        start, stop = sum(self.lengths[:first]), sum(self.lengths[:last])
+        received = None if self.received is None else self.received[start:stop]
+        return BlockRun(self.places.part(start, stop), self.lengths[first:last], self.ids[first:last], received)
+
+
+class FusedEncoder:
+    """Of a codec whose products are float16."""
+
+    def __init__(self, codec: SpectralCodec, backend: str = "auto") -> None:
+        if codec.dtype != torch.float16:
+            raise ValueError(f"fused encoding takes a codec with float16 products, not {codec.dtype}")
+        self.codec, self.backend = codec, backend
+        self.split, self.rows = codec.coder.ranks[0], codec.coder.rows
+        self.gain = torch.cat([p.gain for p in codec.projectors]).float().contiguous()
+
+    def encode(self, run: BlockRun) -> list[bytes | None]:
+        """Bytes of every block, None for those that have to be stored raw. Waits for the device a few times a run of 8,192 tokens.
+
+        Raises:
+            PacketError: no ids though the profile predicts from them, or ids that the model does not have.
+        """
+        out: list[bytes | None] = []
+        first = 0
+        while first < len(run.lengths):
+            last, tokens = first, 0
+            while last < len(run.lengths) and (last == first or tokens + run.lengths[last] <= RUN_TOKENS):
+                tokens += run.lengths[last]
+                last += 1
+            out += self._encode(run.part(first, last))
+            first = last
+        return out
+
+    def symbols(self, run: BlockRun) -> tuple[Tensor, Tensor, Tensor]:
+        """Symbols int16 `[R, N]`, classes uint8 `[2, N]` and bool `[N]`, tokens that cannot be coded; without waiting."""
+        features = self.codec.token_rows(run.ids)
+        y = self._coefficients(run.places, features, sum(run.lengths))
+        classes = self._classes(y, run.received)
+        symbols, bad = quantize(y, self.gain / self.codec.step_scale, classes, self.split, backend=self.backend)
+        return symbols, classes, bad
+
+    def _encode(self, run: BlockRun) -> list[bytes | None]:
+        symbols, classes, bad = self.symbols(run)
+        lengths = list(run.lengths)
+        good = ~np.array([part.any() for part in np.split(bad.cpu().numpy(), np.cumsum(lengths)[:-1])], dtype=bool)
+        if not good.all():
+            keep = torch.from_numpy(np.repeat(good, lengths)).to(symbols.device)
+            symbols, classes = symbols[:, keep].contiguous(), classes[:, keep]
+        coded = [i for i in range(len(lengths)) if good[i]]
+        parts = iter([])
+        if coded:
+            picked = [lengths[i] for i in coded], [run.ids[i] for i in coded]
+            parts = iter(self.codec.coder.encode(symbols, classes.T, *picked, adaptive=self.codec.adaptive))
+        out: list[bytes | None] = []
+        for length, fits in zip(lengths, good, strict=True):
+            data = rans_block.join(next(parts)) if fits else None
+            most = coded_block.HEADER.size + length * self.codec.geometry.fp16_bytes_per_token
+            out.append(data if data is not None and len(data) < most else None)
+        return out
+
+    def _coefficients(self, places: LayerSlots, features: TokenRows | None, tokens: int) -> Tensor:
+        """Float32 `[R, N]`, before gains."""
+        y = torch.empty(self.rows, tokens, dtype=torch.float32, device=self.codec.device)
+        half = None if features is None else replace(features, rows=features.rows.half())
+        for kind, projector in enumerate(self.codec.projectors):
+            width = self.codec.geometry.layer_width
+            unit = max(projector.span, width)
+            x = torch.empty(tokens, unit, dtype=torch.float16, device=y.device)
+            for start in range(0, self.codec.geometry.width, unit):
+                columns = slice(start, start + unit)
+                products = None if half is None else half.times(projector.predictor[:, columns])
+                self._gather(places, kind, start, products, x)
+                for rows, own, at in groups_of(projector.ranks, projector.span, columns):
+                    if rows.stop > rows.start:
+                        out = y[rows.start + kind * self.split : rows.stop + kind * self.split]
+                        half_product(projector.analysis[rows], x[:, at : at + own.stop - own.start].T, out)
+        return y
+
+    def _gather(self, places: LayerSlots, kind: int, start: int, products: TokenProducts | None, x: Tensor) -> None:
+        """Coordinates of some layers, from column `start` on, into x."""
+        g, mean = self.codec.geometry, self.codec.projectors[kind].mean
+        width = g.layer_width
+        rows = None if products is None else (products.own.int(), products.before.int())
+        for at in range(0, x.shape[1], width):
+            layer = (start + at) // width
+            gather_rows(
+                (places.values if kind else places.keys)[layer],
+                places.slots,
+                g.kv_heads,
+                g.head_dim,
+                mean[start + at : start + at + width],
+                layer_predictions(products, at, width),
+                rows,
+                None if kind else places.turns[layer],
+                x[:, at : at + width],
+                backend=self.backend,
+            )
+
+    def _classes(self, y: Tensor, received: Tensor | None) -> Tensor:
+        """Uint8 `[2, N]`."""
+        if received is None:
+            return torch.full((2, y.shape[1]), NEUTRAL, dtype=torch.uint8, device=y.device)
+        parts = (y[: self.split], self.gain[: self.split]), (y[self.split :], self.gain[self.split :])
+        energies = [torch.log(row_energy(*p, backend=self.backend) / len(p[0]) + 1e-9) for p in parts]
+        features = torch.cat([torch.log(received.flatten(1) + FLOOR), torch.stack(energies, dim=1)], dim=1)
+        return self.codec.importance.classes(features).T.to(torch.uint8).contiguous()
