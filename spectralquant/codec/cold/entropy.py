@@ -29,6 +29,7 @@ from sqkernels.entropy.tables import FRACTION, PRECISION, TOTAL
 
 LANE_BITS, LANE_BITS_FREE = 24, 8  # what a lane costs, without and with side bytes in its first state
 LANES_SHARE = 0.008
+INT16 = 2**15
 
 
 @dataclass(frozen=True)
