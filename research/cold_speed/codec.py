@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from research.cold_speed.sample import SpeedSample, blocks_of, geometry_of, tier_of
-from spectralquant.codec.cold.fused_decode import FusedDecoder
+from spectralquant.codec.cold.fused_decode import STEP_COLUMNS, FusedDecoder
 from spectralquant.codec.cold.fused_encode import BlockRun, FusedEncoder
 from spectralquant.codec.cold.layer_slots import LayerSlots
 from spectralquant.codec.cold.spectral import SpectralCodec
@@ -80,7 +80,7 @@ def cache_for(shape: ModelShape, tokens: int, batch: int, device: torch.device) 
     pairs = torch.arange(0, shape.head_dim, 2, device=device) / shape.head_dim
     angle = place[:, None] * 500_000.0**-pairs
     turns = Turns(angle.cos(), angle.sin())
-    return LayerSlots(keys, values, TokenSlots.dense(keys[0], row, place), [turns] * shape.layers)
+    return LayerSlots.of(keys, values, TokenSlots.dense(keys[0], row, place), [turns] * shape.layers)
 
 
 def codec_rows(bench: Bench) -> list[Row]:
@@ -137,13 +137,15 @@ def _product_seconds(bench: Bench, decoder: FusedDecoder) -> float:
     """The synthesis products alone."""
     run = decoder.decode(bench.blocks)
     width = bench.codec.geometry.layer_width
+    step = max(1, STEP_COLUMNS // width)
 
     def products() -> None:
         for begin in range(0, run.tokens, 8192):
-            for layer in range(bench.codec.geometry.layers):
+            for first in range(0, bench.codec.geometry.layers, step):
                 for kind in range(2):
-                    columns = slice(layer * width, (layer + 1) * width)
-                    decoder._product(run, kind, columns, begin, min(run.tokens, begin + 8192))
+                    last = min(bench.codec.geometry.layers, first + step)
+                    columns = slice(first * width, last * width)
+                    decoder.product(run, kind, columns, begin, min(run.tokens, begin + 8192))
 
     return timed(products, True)[0]
 
@@ -184,7 +186,7 @@ def check(bench: Bench) -> Row:
                 a, b = exact.view(BLOCK, g.kv_heads, -1).chunk(2, dim=2)
                 cos, sin = t.cos.double().cpu()[:, None], t.sin.double().cpu()[:, None]
                 exact = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=2).flatten(1)
-            cache = (bench.places.values if kind else bench.places.keys)[layer]
+            cache = (bench.places.values if kind else bench.places.keys).tensors[layer]
             row, place = divmod(tokens.start, bench.tokens)
             found = cache[row, :, place : place + BLOCK].transpose(0, 1).flatten(1).double().cpu()
             worst = max(worst, float((found - exact).norm() / exact.norm()))

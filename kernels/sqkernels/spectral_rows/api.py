@@ -7,9 +7,9 @@ from torch import Tensor
 
 from sqkernels.common import runtime
 from sqkernels.spectral_rows import reference
-from sqkernels.spectral_rows.layout import TokenSlots, Turns
+from sqkernels.spectral_rows.layout import LayerTensors, TokenSlots, Turns
 
-__all__ = ["TokenSlots", "Turns", "dequantize", "gather_rows", "quantize", "row_energy", "store_rows"]
+__all__ = ["dequantize", "gather_rows", "quantize", "row_energy", "store_rows"]
 
 
 def dequantize(
@@ -20,10 +20,12 @@ def dequantize(
     scale: Tensor,
     positions: Tensor,
     escaped: Tensor,
+    out: Tensor,
     *,
     backend: str = "auto",
-) -> Tensor:
-    """Coefficients float16 `[R, N]` of symbols (int8, int16 or int32) `[R, N]`: symbol · scale · 2^((class − 4) / 2), ±1 as centroid.
+) -> None:
+    """Coefficients of symbols (int8, int16 or int32) `[R, N]` into float16 out: `[R, N]`: symbol · scale · 2^((class − 4) / 2), ±1
+    as centroid.
 
     classes: uint8 `[2, N]`, for the rows before `split` and for those from it on. centroid, scale: float32 `[R]`. positions: int64
     `[E]`, flat places whose symbols are escaped: int32 `[E]` instead (those outside the matrix are left out).
@@ -37,7 +39,10 @@ def dequantize(
     _expect("scale", scale, torch.float32, (rows,))
     _expect("positions", positions, torch.int64, (len(positions),))
     _expect("escaped", escaped, torch.int32, (len(positions),))
-    arguments = (symbols.contiguous(), classes.contiguous(), split, centroid, scale, positions, escaped)
+    _expect("out", out, torch.float16, (rows, columns))
+    if out.numel() and out.stride(1) != 1:
+        raise ValueError("rows of out must have adjacent coefficients")
+    arguments = (symbols.contiguous(), classes.contiguous(), split, centroid, scale, positions, escaped, out)
     if runtime.choose(backend, symbols.device) == "reference":
         return reference.dequantize(*arguments)
     from sqkernels.spectral_rows.launch import dequantize as launch
@@ -48,28 +53,28 @@ def dequantize(
 def store_rows(
     x: Tensor,
     constant: Tensor,
-    predicted: tuple[Tensor, Tensor] | None,
-    rows: tuple[Tensor, Tensor] | None,
+    predicted: Tensor | None,
+    rows: Tensor | None,
     turns: Turns | None,
-    out: Tensor,
+    out: LayerTensors,
+    first: int,
     slots: TokenSlots,
     heads: int,
     *,
     factor: float = 1.0,
     backend: str = "auto",
 ) -> None:
-    """Write keys or values of one layer into a cache: factor · x: `[N, C]` + constant: float32 `[C]` + predictions, keys turned.
+    """Write keys or values of n layers, from layer `first` on, into a cache: factor · x: `[N, n·C]` + constant: float32 `[n·C]` +
+    predictions, keys turned.
 
-    predicted: two matrices `[U, C]`, of which `rows`, two int32 `[N]`, name each token's row. turns: None for values, and for keys
-    without rotary embedding. Nothing checks that `slots` lie inside `out`: whoever makes them knows.
+    predicted: `[2, U, n·C]`, two matrices of which `rows`, int32 `[2, N]`, name each token's rows. turns: None for values, and for keys
+    without rotary embedding. Nothing checks that `slots` lie inside the cache: whoever makes them knows.
 
     Raises:
         ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
     """
-    _check(x.shape, constant, predicted, rows, turns, slots, heads)
-    if x.stride(1) != 1:
-        raise ValueError("rows of x must have adjacent coordinates")
-    arguments = (x, constant, predicted, rows, turns, out, slots, heads, factor)
+    _check(x, constant, predicted, rows, turns, out, first, slots, heads)
+    arguments = (x, constant, predicted, rows, turns, out, first, slots, heads, factor)
     if runtime.choose(backend, x.device) == "reference":
         return reference.store_rows(*arguments)
     from sqkernels.spectral_rows.launch import store_rows as launch
@@ -78,32 +83,31 @@ def store_rows(
 
 
 def gather_rows(
-    cache: Tensor,
+    cache: LayerTensors,
+    first: int,
     slots: TokenSlots,
     heads: int,
-    dim: int,
     constant: Tensor,
-    predicted: tuple[Tensor, Tensor] | None,
-    rows: tuple[Tensor, Tensor] | None,
+    predicted: Tensor | None,
+    rows: Tensor | None,
     turns: Turns | None,
     out: Tensor,
     *,
     backend: str = "auto",
 ) -> None:
-    """The inverse of `store_rows`: into float16 out: `[N, heads · dim]`; what is beyond float16 becomes infinite.
+    """The inverse of `store_rows`: into float16 out: `[N, n·C]`; what is beyond float16 becomes infinite.
 
     Raises:
         ValueError: shapes or dtypes disagree. RuntimeError: Triton was asked for and cannot run here.
     """
-    _check(out.shape, constant, predicted, rows, turns, slots, heads)
-    _expect("out", out, torch.float16, (len(slots.offsets), heads * dim))
-    arguments = (cache, slots, heads, dim, constant, predicted, rows, turns)
-    if runtime.choose(backend, cache.device) == "reference":
-        out.copy_(reference.gather_rows(*arguments))
-        return
+    _check(out, constant, predicted, rows, turns, cache, first, slots, heads)
+    _expect("out", out, torch.float16, tuple(out.shape))
+    arguments = (cache, first, slots, heads, constant, predicted, rows, turns, out)
+    if runtime.choose(backend, out.device) == "reference":
+        return reference.gather_rows(*arguments)
     from sqkernels.spectral_rows.launch import gather_rows as launch
 
-    launch(*arguments, out)
+    return launch(*arguments)
 
 
 def quantize(
@@ -141,24 +145,35 @@ def row_energy(y: Tensor, gain: Tensor, *, backend: str = "auto") -> Tensor:
     return launch(y.contiguous(), gain)
 
 
-def _check(shape, constant, predicted, rows, turns, slots, heads) -> None:
-    tokens, width = shape
-    if width % heads:
-        raise ValueError(f"{width} coordinates are not {heads} heads")
+def _check(
+    x: Tensor,
+    constant: Tensor,
+    predicted: Tensor | None,
+    rows: Tensor | None,
+    turns: Turns | None,
+    cache: LayerTensors,
+    first: int,
+    slots: TokenSlots,
+    heads: int,
+) -> None:
+    tokens, width = x.shape
+    dim = cache.tensors[0].shape[-1]
+    if width % (heads * dim) or not 0 <= first <= len(cache.tensors) - width // (heads * dim):
+        raise ValueError(f"{width} coordinates are not those of layers from {first} on, of {len(cache.tensors)}")
+    if x.stride(1) != 1 or cache.tensors[0].stride(-1) != 1:
+        raise ValueError("coordinates of a token must be adjacent")
     _expect("constant", constant, torch.float32, (width,))
     _expect("offsets", slots.offsets, torch.int64, (tokens,))
     if (predicted is None) != (rows is None):
         raise ValueError("predicted and rows come together")
     if predicted is not None:
-        for matrix, row in zip(predicted, rows, strict=True):
-            if matrix.dim() != 2 or matrix.shape[1] != width or matrix.stride(1) != 1:
-                raise ValueError(f"predictions must be [U, {width}] with adjacent coordinates, not {list(matrix.shape)}")
-            _expect("rows", row, torch.int32, (tokens,))
-        if predicted[0].stride(0) != predicted[1].stride(0):
-            raise ValueError("both predictions must have rows equally far apart")
+        _expect("predicted", predicted, predicted.dtype, (2, predicted.shape[1], width))
+        _expect("rows", rows, torch.int32, (2, tokens))
+        if predicted.stride(2) != 1 or (tokens and rows.stride(1) != 1):
+            raise ValueError("predictions and rows must have adjacent numbers")
     if turns is not None:
-        if 2 * turns.pairs > width // heads:
-            raise ValueError(f"{turns.pairs} pairs are more than a head of {width // heads} has")
+        if 2 * turns.pairs > dim:
+            raise ValueError(f"{turns.pairs} pairs are more than a head of {dim} has")
         for table in (turns.cos, turns.sin):
             _expect("cos and sin", table, torch.float32, (tokens, turns.pairs))
 

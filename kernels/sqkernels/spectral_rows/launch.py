@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sqkernels.common.launch import next_power
-from sqkernels.spectral_rows.layout import TokenSlots, Turns
+from sqkernels.spectral_rows.layout import LayerTensors, TokenSlots, Turns
 
 TILE_ROWS, TILE_COLUMNS = 16, 256
 ESCAPES = 256
@@ -24,33 +24,32 @@ def dequantize(
     scale: Tensor,
     positions: Tensor,
     escaped: Tensor,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     """See `api.dequantize`."""
     from sqkernels.spectral_rows.triton import dequantize_kernel, escaped_kernel
 
     rows, columns = symbols.shape
-    out = torch.empty(rows, columns, dtype=torch.float16, device=symbols.device)
-    if not out.numel():
-        return out
+    if not symbols.numel():
+        return
     shared = (classes, centroid, scale, out)
+    numbers = (rows, columns, split, out.stride(0))
     dequantize_kernel[_grid(rows, columns)](
-        symbols, *shared, rows, columns, split, ROWS=TILE_ROWS, COLUMNS=TILE_COLUMNS, num_warps=4
+        symbols, *shared, *numbers, ROWS=TILE_ROWS, COLUMNS=TILE_COLUMNS, num_warps=4
     )
     if len(positions):
         grid = (-(-len(positions) // ESCAPES),)
-        escaped_kernel[grid](
-            positions, escaped, *shared, len(positions), rows, columns, split, TILE=ESCAPES, num_warps=4
-        )
-    return out
+        escaped_kernel[grid](positions, escaped, *shared, len(positions), *numbers, TILE=ESCAPES, num_warps=4)
 
 
 def store_rows(
     x: Tensor,
     constant: Tensor,
-    predicted: tuple[Tensor, Tensor] | None,
-    rows: tuple[Tensor, Tensor] | None,
+    predicted: Tensor | None,
+    rows: Tensor | None,
     turns: Turns | None,
-    out: Tensor,
+    out: LayerTensors,
+    first: int,
     slots: TokenSlots,
     heads: int,
     factor: float,
@@ -58,12 +57,12 @@ def store_rows(
     """See `api.store_rows`."""
     from sqkernels.spectral_rows.triton import store_kernel
 
-    tokens, dim = len(x), x.shape[1] // heads
+    tokens, dim = len(x), out.tensors[0].shape[-1]
     if not tokens:
         return
     own, before, own_row, before_row, stride = _predictions(predicted, rows, constant)
     cos, sin = (constant, constant) if turns is None else (turns.cos.contiguous(), turns.sin.contiguous())
-    store_kernel[(-(-tokens // TOKENS), heads)](
+    store_kernel[(-(-tokens // TOKENS), x.shape[1] // dim)](
         x,
         constant,
         own,
@@ -72,9 +71,11 @@ def store_rows(
         before_row,
         cos,
         sin,
-        out,
+        out.tensors[0],
+        out.offsets[first:],
         slots.offsets.contiguous(),
         tokens,
+        heads,
         x.stride(0),
         stride,
         slots.head_stride,
@@ -84,26 +85,27 @@ def store_rows(
 
 
 def gather_rows(
-    cache: Tensor,
+    cache: LayerTensors,
+    first: int,
     slots: TokenSlots,
     heads: int,
-    dim: int,
     constant: Tensor,
-    predicted: tuple[Tensor, Tensor] | None,
-    rows: tuple[Tensor, Tensor] | None,
+    predicted: Tensor | None,
+    rows: Tensor | None,
     turns: Turns | None,
     out: Tensor,
 ) -> None:
     """See `api.gather_rows`."""
     from sqkernels.spectral_rows.triton import gather_kernel
 
-    tokens = len(out)
+    tokens, dim = len(out), cache.tensors[0].shape[-1]
     if not tokens:
         return
     own, before, own_row, before_row, stride = _predictions(predicted, rows, constant)
     cos, sin = (constant, constant) if turns is None else (turns.cos.contiguous(), turns.sin.contiguous())
-    gather_kernel[(-(-tokens // TOKENS), heads)](
-        cache,
+    gather_kernel[(-(-tokens // TOKENS), out.shape[1] // dim)](
+        cache.tensors[0],
+        cache.offsets[first:],
         slots.offsets.contiguous(),
         constant,
         own,
@@ -114,6 +116,7 @@ def gather_rows(
         sin,
         out,
         tokens,
+        heads,
         out.stride(0),
         stride,
         slots.head_stride,
@@ -151,11 +154,11 @@ def _grid(rows: int, columns: int) -> tuple[int, int]:
     return -(-columns // TILE_COLUMNS), -(-rows // TILE_ROWS)
 
 
-def _predictions(predicted: tuple[Tensor, Tensor] | None, rows: tuple[Tensor, Tensor] | None, any_tensor: Tensor):
+def _predictions(predicted: Tensor | None, rows: Tensor | None, any_tensor: Tensor) -> tuple[Any, ...]:
     """Both matrices, both rows, and how far apart the matrices' rows are; any tensor where there are none."""
     if predicted is None:
         return (any_tensor,) * 4 + (0,)
-    return (*predicted, *(r.contiguous() for r in rows), predicted[0].stride(0))
+    return predicted[0], predicted[1], rows[0], rows[1], predicted.stride(1)
 
 
 def _constants(dim: int, turns: Turns | None, predicted: bool) -> dict[str, Any]:

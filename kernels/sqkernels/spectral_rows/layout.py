@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,28 @@ class TokenSlots:
     def part(self, first: int, last: int) -> TokenSlots:
         """Of some tokens."""
         return TokenSlots(self.offsets[first:last], self.head_stride)
+
+
+@dataclass(frozen=True)
+class LayerTensors:
+    """Keys (or values) of some layers, a tensor each, alike in shape, dtype and strides."""
+
+    tensors: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        first = self.tensors[0]
+        for t in self.tensors:
+            if (t.shape, t.dtype, t.device, t.stride()) != (first.shape, first.dtype, first.device, first.stride()):
+                raise ValueError("the tensors of all layers must be alike")
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Int64 `[L]`: elements from the first layer's first one to each layer's."""
+        size = self.tensors[0].itemsize
+        starts = torch.tensor([t.data_ptr() for t in self.tensors])
+        if bool(((starts - starts[0]) % size != 0).any()):
+            raise ValueError("the tensors of all layers must be aligned to their elements")
+        return ((starts - starts[0]) // size).to(self.tensors[0].device)
 
 
 @dataclass(frozen=True)

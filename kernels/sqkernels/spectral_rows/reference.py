@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sqkernels.spectral_rows.layout import TokenSlots, Turns
+from sqkernels.spectral_rows.layout import LayerTensors, TokenSlots, Turns
 
 LIMIT = 32767
 NEUTRAL = 4
@@ -25,23 +25,25 @@ def dequantize(
     scale: Tensor,
     positions: Tensor,
     escaped: Tensor,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     """See `api.dequantize`."""
     whole = symbols.int()
     inside = (positions >= 0) & (positions < whole.numel())
     whole.view(-1)[positions[inside]] = escaped[inside].int()
     value = whole.float()
     value = torch.where(whole.abs() == 1, value * centroid[:, None], value)
-    return (value * scale[:, None] * class_steps(classes, split, len(whole))).half()
+    out.copy_(value * scale[:, None] * class_steps(classes, split, len(whole)))
 
 
 def store_rows(
     x: Tensor,
     constant: Tensor,
-    predicted: tuple[Tensor, Tensor] | None,
-    rows: tuple[Tensor, Tensor] | None,
+    predicted: Tensor | None,
+    rows: Tensor | None,
     turns: Turns | None,
-    out: Tensor,
+    out: LayerTensors,
+    first: int,
     slots: TokenSlots,
     heads: int,
     factor: float,
@@ -50,37 +52,44 @@ def store_rows(
     value = x.float() * factor + constant
     if predicted is not None:
         value += predicted[0].float()[rows[0].long()] + predicted[1].float()[rows[1].long()]
-    value = value.view(len(x), heads, -1)
+    dim = out.tensors[0].shape[-1]
+    value = value.view(len(x), -1, dim)
     if turns is not None:
-        first, second = turns.columns(x.device)
-        a, b = value[..., first], value[..., second]
+        one, two = turns.columns(x.device)
+        a, b = value[..., one], value[..., two]
         cos, sin = turns.cos[:, None], turns.sin[:, None]
-        value[..., first], value[..., second] = a * cos - b * sin, b * cos + a * sin
-    _flat(out)[_places(slots, heads, value.shape[2])] = value.to(out.dtype)
+        value[..., one], value[..., two] = a * cos - b * sin, b * cos + a * sin
+    for i, layer in enumerate(value.split(heads, dim=1)):
+        tensor = out.tensors[first + i]
+        _flat(tensor)[_places(slots, heads, dim)] = layer.to(tensor.dtype)
 
 
 def gather_rows(
-    cache: Tensor,
+    cache: LayerTensors,
+    first: int,
     slots: TokenSlots,
     heads: int,
-    dim: int,
     constant: Tensor,
-    predicted: tuple[Tensor, Tensor] | None,
-    rows: tuple[Tensor, Tensor] | None,
+    predicted: Tensor | None,
+    rows: Tensor | None,
     turns: Turns | None,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     """See `api.gather_rows`."""
-    value = _flat(cache)[_places(slots, heads, dim)].float()
+    dim = cache.tensors[0].shape[-1]
+    count = out.shape[1] // (heads * dim)
+    places = _places(slots, heads, dim)
+    value = torch.cat([_flat(t)[places] for t in cache.tensors[first : first + count]], dim=1).float()
     if turns is not None:
-        first, second = turns.columns(cache.device)
-        a, b = value[..., first], value[..., second]
+        one, two = turns.columns(out.device)
+        a, b = value[..., one], value[..., two]
         cos, sin = turns.cos[:, None], turns.sin[:, None]
         size = cos.square() + sin.square()
-        value[..., first], value[..., second] = (a * cos + b * sin) / size, (b * cos - a * sin) / size
+        value[..., one], value[..., two] = (a * cos + b * sin) / size, (b * cos - a * sin) / size
     value = value.flatten(1) - constant
     if predicted is not None:
         value -= predicted[0].float()[rows[0].long()] + predicted[1].float()[rows[1].long()]
-    return value.half()
+    out.copy_(value)
 
 
 def quantize(y: Tensor, gain: Tensor, classes: Tensor, split: int) -> tuple[Tensor, Tensor]:

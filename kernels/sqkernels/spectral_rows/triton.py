@@ -13,32 +13,35 @@ def _step(CLASSES, kind, column, columns, there):
     return tl.exp2((classes.to(tl.float32) - 4.0) * 0.5)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "split"])
+@triton.jit(do_not_specialize=["rows", "split"])
 def dequantize_kernel(
-    SYMBOLS, CLASSES, CENTROID, SCALE, OUT, rows, columns, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    SYMBOLS, CLASSES, CENTROID, SCALE, OUT, rows, columns, split, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Grid (tiles of columns, tiles of rows). SYMBOLS: `[R, N]`. CLASSES: uint8 `[2, N]`. OUT: float16 `[R, N]`."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    """Grid (tiles of columns, tiles of rows). SYMBOLS: `[R, N]`. CLASSES: uint8 `[2, N]`. OUT: float16 `[R, N]`, rows `width` apart."""
+    first_row = tl.program_id(1) * ROWS
+    first = tl.program_id(0) * COLUMNS
+    r, c = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    row, column = first_row + r, first + c
     some, there = row < rows, column < columns
     steps = tl.where(
         (row >= split)[:, None],
         _step(CLASSES, 1, column, columns, there)[None, :],
         _step(CLASSES, 0, column, columns, there)[None, :],
     )
-    place = row.to(tl.int64)[:, None] * columns + column[None, :]
     mask = some[:, None] & there[None, :]
-    symbol = tl.load(SYMBOLS + place, mask=mask, other=0).to(tl.int32)
+    symbols = SYMBOLS + first_row.to(tl.int64) * columns + first
+    symbol = tl.load(symbols + (r[:, None] * columns + c[None, :]), mask=mask, other=0).to(tl.int32)
     centroid = tl.load(CENTROID + row, mask=some, other=1.0)[:, None]
     scale = tl.load(SCALE + row, mask=some, other=0.0)[:, None]
     value = symbol.to(tl.float32)
     value = tl.where((symbol == 1) | (symbol == -1), value * centroid, value)
-    tl.store(OUT + place, (value * scale * steps).to(tl.float16), mask=mask)
+    out = OUT + first_row.to(tl.int64) * width + first
+    tl.store(out + (r[:, None] * width + c[None, :]), (value * scale * steps).to(tl.float16), mask=mask)
 
 
-@triton.jit(do_not_specialize=["count", "rows", "columns", "split"])
+@triton.jit(do_not_specialize=["count", "rows", "columns", "split", "width"])
 def escaped_kernel(
-    POSITIONS, ESCAPED, CLASSES, CENTROID, SCALE, OUT, count, rows, columns, split, TILE: tl.constexpr
+    POSITIONS, ESCAPED, CLASSES, CENTROID, SCALE, OUT, count, rows, columns, split, width, TILE: tl.constexpr
 ):
     """Grid (tiles of escaped values). Puts int32 `[E]` values in their places, int64 `[E]`, in OUT: float16 `[R, N]`."""
     at = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -53,7 +56,7 @@ def escaped_kernel(
     centroid = tl.load(CENTROID + row, mask=here, other=1.0)
     value = tl.where((symbol == 1) | (symbol == -1), value * centroid, value)
     scale = tl.load(SCALE + row, mask=here, other=0.0)
-    tl.store(OUT + place, (value * scale * step).to(tl.float16), mask=here)
+    tl.store(OUT + row * width + column, (value * scale * step).to(tl.float16), mask=here)
 
 
 @triton.jit
@@ -66,7 +69,7 @@ def _offset(CONSTANT, OWN, BEFORE, own, before, column, there, mask, stride, PRE
     return offset
 
 
-@triton.jit(do_not_specialize=["tokens", "factor"])
+@triton.jit(do_not_specialize=["tokens", "heads", "factor"])
 def store_kernel(
     X,
     CONSTANT,
@@ -77,8 +80,10 @@ def store_kernel(
     COS,
     SIN,
     OUT,
+    LAYERS,
     OFFSETS,
     tokens,
+    heads,
     width,
     stride,
     head_stride,
@@ -91,8 +96,8 @@ def store_kernel(
     PREDICTED: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Grid (tiles of tokens, heads). X: `[N, heads · D]`, rows `width` apart. OWN, BEFORE: `[U, heads · D]`, rows `stride` apart.
-    OWN_ROW, BEFORE_ROW: int32 `[N]`. COS, SIN: float32 `[N, F]`."""
+    """Grid (tiles of tokens, layers · heads). X: `[N, layers · heads · D]`, rows `width` apart. OWN, BEFORE: `[U, layers · heads · D]`,
+    rows `stride` apart. LAYERS: int64, where each layer begins after OUT. OWN_ROW, BEFORE_ROW: int32 `[N]`. COS, SIN: float32 `[N, F]`."""
     t = tl.program_id(0) * T + tl.arange(0, T)
     head = tl.program_id(1)
     live = t < tokens
@@ -100,7 +105,7 @@ def store_kernel(
     if PREDICTED:
         own = tl.load(OWN_ROW + t, mask=live, other=0).to(tl.int64)
         before = tl.load(BEFORE_ROW + t, mask=live, other=0).to(tl.int64)
-    out = OUT + tl.load(OFFSETS + t, mask=live, other=0) + head * head_stride
+    out = OUT + tl.load(LAYERS + head // heads) + (head % heads) * head_stride + tl.load(OFFSETS + t, mask=live, other=0)
     x = X + t.to(tl.int64) * width
     if F > 0:
         j = tl.arange(0, FP)
@@ -128,9 +133,10 @@ def store_kernel(
         tl.store(out[:, None] + d[None, :], value.to(OUT.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens", "heads"])
 def gather_kernel(
     CACHE,
+    LAYERS,
     OFFSETS,
     CONSTANT,
     OWN,
@@ -141,6 +147,7 @@ def gather_kernel(
     SIN,
     X,
     tokens,
+    heads,
     width,
     stride,
     head_stride,
@@ -152,7 +159,7 @@ def gather_kernel(
     PREDICTED: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Grid (tiles of tokens, heads). The inverse of `store_kernel`; X: float16 `[N, heads · D]`, rows `width` apart."""
+    """Grid (tiles of tokens, layers · heads). The inverse of `store_kernel`; X: float16 `[N, layers · heads · D]`, rows `width` apart."""
     t = tl.program_id(0) * T + tl.arange(0, T)
     head = tl.program_id(1)
     live = t < tokens
@@ -160,7 +167,8 @@ def gather_kernel(
     if PREDICTED:
         own = tl.load(OWN_ROW + t, mask=live, other=0).to(tl.int64)
         before = tl.load(BEFORE_ROW + t, mask=live, other=0).to(tl.int64)
-    source = CACHE + tl.load(OFFSETS + t, mask=live, other=0) + head * head_stride
+    source = CACHE + tl.load(LAYERS + head // heads) + (head % heads) * head_stride
+    source += tl.load(OFFSETS + t, mask=live, other=0)
     x = X + t.to(tl.int64) * width
     if F > 0:
         j = tl.arange(0, FP)
@@ -191,7 +199,7 @@ def gather_kernel(
         tl.store(x[:, None] + at[None, :], value.to(tl.float16), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "split"])
+@triton.jit(do_not_specialize=["rows", "split"])
 def quantize_kernel(
     Y, GAIN, CLASSES, SYMBOLS, BAD, rows, columns, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -217,7 +225,7 @@ def quantize_kernel(
     tl.store(BAD + column, bad.to(tl.uint8), mask=there & (bad > 0))
 
 
-@triton.jit(do_not_specialize=["rows", "columns"])
+@triton.jit(do_not_specialize=["rows"])
 def energy_kernel(Y, GAIN, OUT, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Grid (tiles of columns, parts of `ROWS` rows). OUT: float32 `[parts, N]`, sums of squares of gain · Y."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectralquant.codec.cold.entropy_decode import PendingSymbols, SparseSymbols
 from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
 from spectralquant.codec.cold.rans_block import DIGITS, WIDE, RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT, SHIFT_GROUP, SHIFTS, groups
 from spectralquant.codec.cold.table_shifts import ShiftSearch
-from spectralquant.errors import PacketError, ProfileError
-from sqkernels.entropy import BlockShape, Contexts, RansTables, StreamTable, decode, encode, escape_positions
+from spectralquant.errors import ProfileError
+from sqkernels.entropy import BlockShape, Contexts, RansTables, StreamTable, encode, escape_positions
 from sqkernels.entropy.contexts import CLASSES as CLASS_SLOTS
 from sqkernels.entropy.tables import FRACTION, PRECISION, TOTAL
 
@@ -38,19 +39,6 @@ class CodedSymbols:
     classes: int64 `[N, 2]`. ids: each block's id before it and its ids `[T]` (−1: unknown), or None."""
 
     symbols: Tensor
-    classes: Tensor
-    ids: tuple[tuple[int, np.ndarray] | None, ...]
-
-
-@dataclass(frozen=True)
-class SparseSymbols:
-    """The same with escaped values apart: symbols int8 `[R, N]` hold 0 in their places, flat positions int64 `[E]`; escaped: int32
-    `[E]`, on the device, and their largest magnitude. classes: uint8 `[2, N]`."""
-
-    symbols: Tensor
-    positions: Tensor
-    escaped: Tensor
-    largest: int
     classes: Tensor
     ids: tuple[tuple[int, np.ndarray] | None, ...]
 
@@ -136,7 +124,7 @@ class EntropyCoder:
         table = StreamTable.of(shapes, self.rows)
         classes = classes.T.to(self.device, torch.uint8).contiguous()
         shifts = self._best_shifts(symbols, classes, lengths) if adaptive else None
-        contexts = self._contexts(classes, shifts)
+        contexts = self.contexts(classes, shifts)
         positions, escapes = escape_positions(symbols, table, contexts, self.tables)
         values = symbols.reshape(-1)[positions].cpu().numpy()
         escapes = escapes.cpu().numpy()
@@ -184,48 +172,11 @@ class EntropyCoder:
         Raises:
             PacketError: the words, states or side bytes do not belong to these tables.
         """
-        for b in blocks:
-            if b.shape.tokens * self.least_bits > 16 * (len(b.words) + len(b.states)):
-                raise PacketError(
-                    f"A block announces {b.shape.tokens} tokens, but {len(b.words)} words cannot code that many with this "
-                    "profile's tables."
-                )
-        table = StreamTable.of([b.shape for b in blocks], self.rows)
-        neutral = [np.full((2, b.shape.tokens), NEUTRAL, np.uint8) if b.classes is None else b.classes for b in blocks]
-        classes = self._moved(np.concatenate(neutral, axis=1))
-        shifts = None
-        if any(b.shifts is not None for b in blocks):
-            none = np.full(groups(self.ranks[0]) + groups(self.ranks[1]), NO_SHIFT, np.uint8)
-            shifts = np.stack([none if b.shifts is None else b.shifts for b in blocks])
-        streams = torch.from_numpy(np.concatenate([b.streams for b in blocks]))
-        try:
-            result = decode(
-                self._moved(np.concatenate([b.words for b in blocks])),
-                streams[:, 0].contiguous(),
-                self._moved(np.concatenate([b.states for b in blocks])),
-                streams[:, 1].contiguous(),
-                table,
-                self._contexts(classes, shifts),
-                self.tables,
-                dtype=torch.int8,
-            )
-        except ValueError as error:
-            raise PacketError(f"A block contradicts its profile: {error}.") from error
-        finals, status = result.finals.cpu(), result.status.cpu()
-        if bool(status.any()):
-            raise PacketError("A block's entropy-coded words are damaged.")
-        held = _pieces(finals.numpy(), np.array([b.shape.total_lanes for b in blocks]))
-        ids, values = zip(*(_side(b, f.view(np.uint8)) for b, f in zip(blocks, held, strict=True)), strict=True)
-        escaped = np.concatenate(values)
-        largest = int(np.abs(escaped.astype(np.int64)).max(initial=self.tables.span))
-        return SparseSymbols(result.symbols, result.positions, self._moved(escaped), largest, classes, ids)
+        return self.start(blocks).finish()
 
-    def _moved(self, array: np.ndarray) -> Tensor:
-        """On the device; through pinned memory, which is copied without waiting."""
-        tensor = torch.from_numpy(array)
-        if self.device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+    def start(self, blocks: Sequence[RansParts]) -> PendingSymbols:
+        """The first half of `decode_sparse`, which waits for nothing."""
+        return PendingSymbols(self, blocks)
 
     def ideal_bits(self, symbols: Tensor, classes: Tensor) -> float:
         """Bits that the tables charge for symbols int32 `[R, N]` and classes `[N, 2]`, eight for each escaped value."""
@@ -243,7 +194,8 @@ class EntropyCoder:
         found = self.search.best(symbols, self._tables_of(classes), self.group, lengths)
         return None if (found == NO_SHIFT).all() else found
 
-    def _contexts(self, classes: Tensor, shifts: np.ndarray | None) -> Contexts:
+    def contexts(self, classes: Tensor, shifts: np.ndarray | None) -> Contexts:
+        """Which table codes which symbol; shifts: uint8 indices `[B, groups]`, or None."""
         if shifts is None:
             return Contexts(self.choice, classes, self.ranks[0])
         amounts = torch.tensor(SHIFTS, dtype=torch.int16)[torch.from_numpy(shifts.astype(np.int64))]
@@ -275,26 +227,3 @@ def _escape_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     folded = np.where(v >= 0, 2 * v, -2 * v - 1)
     wide = folded >= WIDE
     return np.where(wide, WIDE, folded).astype(np.uint8), values[wide].astype("<i4").view(np.uint8)
-
-
-def _side(block: RansParts, held: np.ndarray) -> tuple[tuple[int, np.ndarray] | None, np.ndarray]:
-    """Ids and escaped values int32 `[E]` from what the lanes held and the tail.
-
-    Raises:
-        PacketError: the bytes do not fit together.
-    """
-    both = np.concatenate([held, block.tail])
-    if both[block.side :].any():
-        raise PacketError("A block's lanes end with data that nothing asks for.")
-    at, count = block.id_bytes, block.escapes
-    folded = both[at : at + count].astype(np.int32)
-    wide = folded == WIDE
-    if int(wide.sum()) != block.wide:
-        raise PacketError("A block holds another number of wide values than it announces.")
-    values = np.where(folded & 1, -(folded + 1) // 2, folded // 2)
-    values[wide] = both[at + count : block.side].view("<i4")
-    if not block.id_width:
-        return None, values
-    ids = both[:at].view(f"<u{block.id_width}").astype(np.int64)
-    ids = np.where(ids == (1 << 8 * block.id_width) - 1, -1, ids)
-    return (int(ids[0]), ids[1:]), values

@@ -58,7 +58,7 @@ class TokenFeatures:
     def __init__(self, embedding: Tensor, projection: Tensor | None = None) -> None:
         """`embedding: [vocabulary, hidden]` of the model; `projection: [hidden, d]` where hidden is large."""
         self.embedding = embedding.detach()
-        self.projection = projection
+        self.projection = None if projection is None else projection.to(embedding.device)
         self.dims = embedding.shape[1] if projection is None else projection.shape[1]
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.features import TokenRows
 from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
-from spectralquant.codec.cold.layer_slots import LayerSlots, groups_of, layer_predictions
+from spectralquant.codec.cold.layer_slots import LayerSlots, Predictions, groups_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.codec.products import HALF_LARGEST
@@ -27,7 +27,8 @@ from sqkernels.spectral_rows import dequantize, store_rows
 
 RUN_BYTES = 1 << 30
 STEP_TOKENS = 8192
-STEP_COLUMNS = 1024
+STEP_COLUMNS = 4096
+CHUNK_BLOCKS = 64
 Steps = Sequence[tuple[LayerSlots, int, int]]
 
 
@@ -55,7 +56,8 @@ class FusedDecoder:
         self.split, self.rows = codec.coder.ranks[0], codec.coder.rows
         self.centroid = torch.cat([q.centroid for q in codec.quantizers]).float().contiguous()
         self.scale = torch.cat([p.back for p in codec.projectors]).float() * codec.step_scale
-        self.largest_scale = float(self.scale.max()) if len(self.scale) else 0.0
+        steps = 2.0 ** ((CLASSES - 1 - NEUTRAL) / 2)
+        self.largest_scale = float(self.scale.max()) * steps if len(self.scale) else 0.0
 
     @staticmethod
     def takes(data: bytes | memoryview) -> bool:
@@ -68,74 +70,90 @@ class FusedDecoder:
         return max(1, RUN_BYTES // (2 * max(1, self.rows)))
 
     def decode(self, blocks: Sequence[bytes | memoryview]) -> DecodedRun:
-        """Coefficients of blocks; waits for the device once.
+        """Coefficients of blocks; the host waits for the device once every 64 blocks, which then has the next ones in hand.
 
         Raises:
             PacketError: damaged bytes.
         """
-        codec = self.codec
-        found = codec.coder.decode_sparse([rans_block.split(b, codec.coder.ranks, len(SHIFTS)) for b in blocks])
-        largest = found.largest * self.largest_scale * 2.0 ** ((CLASSES - 1 - NEUTRAL) / 2)
+        coder = self.codec.coder
+        pending = []
+        for first in range(0, len(blocks), CHUNK_BLOCKS):
+            some = blocks[first : first + CHUNK_BLOCKS]
+            pending.append(coder.start([rans_block.split(b, coder.ranks, len(SHIFTS)) for b in some]))
+        found = [p.finish() for p in pending]
+        largest = max(f.largest for f in found) * self.largest_scale
         factor = 2.0 ** max(0, math.ceil(math.log2(largest / HALF_LARGEST))) if largest > 0 else 1.0
-        coefficients = dequantize(
-            found.symbols,
-            found.classes,
-            self.split,
-            self.centroid,
-            self.scale / factor if factor != 1 else self.scale,
-            found.positions,
-            found.escaped,
-            backend=self.backend,
-        )
-        return DecodedRun(coefficients, factor, codec.token_rows(found.ids))
+        scale = self.scale / factor if factor != 1 else self.scale
+        tokens = sum(f.symbols.shape[1] for f in found)
+        out = torch.empty(self.rows, tokens, dtype=torch.float16, device=self.codec.device)
+        at = 0
+        for f in found:
+            part = out[:, at : at + f.symbols.shape[1]]
+            at += f.symbols.shape[1]
+            dequantize(
+                f.symbols,
+                f.classes,
+                self.split,
+                self.centroid,
+                scale,
+                f.positions,
+                f.escaped,
+                part,
+                backend=self.backend,
+            )
+        return DecodedRun(out, factor, self.codec.token_rows([pair for f in found for pair in f.ids]))
 
     def write(self, run: DecodedRun, to: LayerSlots, written: Callable[[int], None] = lambda layer: None) -> None:
         """Enqueue the rest, layer 0 first. `written` is told each layer whose work has been enqueued."""
-        half = None if run.features is None else replace(run.features, rows=run.features.rows.half())
-        step = max(1, STEP_COLUMNS // self.codec.geometry.layer_width)
-        layers, ends = self.codec.geometry.layers, range(0, run.tokens, STEP_TOKENS)
-        parts = [(to.part(at, min(run.tokens, at + STEP_TOKENS)), at, min(run.tokens, at + STEP_TOKENS)) for at in ends]
-        for first in range(0, layers, step):
-            last = min(layers, first + step)
+        predictions = None if run.features is None else Predictions(run.features)
+        ends = [min(run.tokens, at + STEP_TOKENS) for at in range(0, run.tokens, STEP_TOKENS)]
+        parts = [(to.part(at, end), at, end) for at, end in zip([0, *ends[:-1]], ends, strict=True)]
+        layers, first = self.codec.geometry.layers, 0
+        while first < layers:
+            last = min(layers, first + self._layers_at_once(first))
             for kind in range(2):
-                self._write_layers(run, half, parts, kind, first, last)
+                for begin, end in to.alike(first, last) if kind == 0 else ((first, last),):
+                    self._write_layers(run, predictions, parts, kind, begin, end)
             for layer in range(first, last):
                 written(layer)
+            first = last
+
+    def _layers_at_once(self, first: int) -> int:
+        """Few at the start, so that the first is ready soon."""
+        return max(1, (STEP_COLUMNS if first else STEP_COLUMNS // 4) // self.codec.geometry.layer_width)
 
     def _write_layers(
-        self, run: DecodedRun, features: TokenRows | None, to: Steps, kind: int, first: int, last: int
+        self, run: DecodedRun, predictions: Predictions | None, to: Steps, kind: int, first: int, last: int
     ) -> None:
         projector, g = self.codec.projectors[kind], self.codec.geometry
         columns = slice(first * g.layer_width, last * g.layer_width)
-        predicted = rows = None
-        if projector.predictor is not None:
-            predicted = features.times(projector.predictor[:, columns])
-            own, before = predicted.own.int(), predicted.before.int()
+        predicted = None if predictions is None else predictions.of(projector.predictor, columns)
         for part, begin, end in to:
-            x = self._product(run, kind, columns, begin, end)
-            if predicted is not None:
-                rows = own[begin:end], before[begin:end]
-            for layer in range(first, last):
-                at = (layer - first) * g.layer_width
-                store_rows(
-                    x[:, at : at + g.layer_width],
-                    projector.mean[layer * g.layer_width : (layer + 1) * g.layer_width],
-                    layer_predictions(predicted, at, g.layer_width),
-                    rows,
-                    None if kind else part.turns[layer],
-                    (part.values if kind else part.keys)[layer],
-                    part.slots,
-                    g.kv_heads,
-                    factor=run.factor,
-                    backend=self.backend,
-                )
+            store_rows(
+                self.product(run, kind, columns, begin, end),
+                projector.mean[columns],
+                predicted,
+                None if predictions is None else predictions.rows[:, begin:end],
+                None if kind else part.turns[first],
+                part.values if kind else part.keys,
+                first,
+                part.slots,
+                g.kv_heads,
+                factor=run.factor,
+                backend=self.backend,
+            )
 
-    def _product(self, run: DecodedRun, kind: int, columns: slice, begin: int, end: int) -> Tensor:
+    def product(self, run: DecodedRun, kind: int, columns: slice, begin: int, end: int) -> Tensor:
         """Float16 `[n, columns]`: coefficients of some tokens times their part of the synthesis matrix."""
         projector = self.codec.projectors[kind]
-        parts = []
-        for group, own, _ in groups_of(projector.ranks, projector.span, columns):
+        groups = list(groups_of(projector.ranks, projector.span, columns))
+        width = columns.stop - columns.start
+        out = torch.empty(end - begin, width, dtype=torch.float16, device=run.coefficients.device)
+        for group, own, at in groups:
             rows = slice(group.start + kind * self.split, group.stop + kind * self.split)
-            y = run.coefficients[rows, begin:end].T
-            parts.append(y @ projector.synthesis[group, own] if group.stop > group.start else y.new_zeros(len(y), own.stop - own.start))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            into = out[:, at : at + own.stop - own.start]
+            if group.stop > group.start:
+                torch.mm(run.coefficients[rows, begin:end].T, projector.synthesis[group, own], out=into)
+            else:
+                into.zero_()
+        return out

@@ -9,16 +9,16 @@ the caller, who stores it raw.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectralquant.codec.cold import coded_block, rans_block
-from spectralquant.codec.cold.features import TokenProducts, TokenRows
+from spectralquant.codec.cold.features import TokenRows
 from spectralquant.codec.cold.importance import FLOOR, NEUTRAL
-from spectralquant.codec.cold.layer_slots import LayerSlots, groups_of, layer_predictions
+from spectralquant.codec.cold.layer_slots import LayerSlots, Predictions, groups_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.products import half_product
 from sqkernels.spectral_rows import gather_rows, quantize, row_energy
@@ -102,38 +102,40 @@ class FusedEncoder:
     def _coefficients(self, places: LayerSlots, features: TokenRows | None, tokens: int) -> Tensor:
         """Float32 `[R, N]`, before gains."""
         y = torch.empty(self.rows, tokens, dtype=torch.float32, device=self.codec.device)
-        half = None if features is None else replace(features, rows=features.rows.half())
+        predictions = None if features is None else Predictions(features)
+        g = self.codec.geometry
         for kind, projector in enumerate(self.codec.projectors):
-            width = self.codec.geometry.layer_width
-            unit = max(projector.span, width)
+            unit = max(projector.span, g.layer_width)
             x = torch.empty(tokens, unit, dtype=torch.float16, device=y.device)
-            for start in range(0, self.codec.geometry.width, unit):
+            for start in range(0, g.width, unit):
                 columns = slice(start, start + unit)
-                products = None if half is None else half.times(projector.predictor[:, columns])
-                self._gather(places, kind, start, products, x)
+                self._gather(places, kind, columns, predictions, x)
                 for rows, own, at in groups_of(projector.ranks, projector.span, columns):
                     if rows.stop > rows.start:
                         out = y[rows.start + kind * self.split : rows.stop + kind * self.split]
                         half_product(projector.analysis[rows], x[:, at : at + own.stop - own.start].T, out)
         return y
 
-    def _gather(self, places: LayerSlots, kind: int, start: int, products: TokenProducts | None, x: Tensor) -> None:
-        """Coordinates of some layers, from column `start` on, into x."""
-        g, mean = self.codec.geometry, self.codec.projectors[kind].mean
+    def _gather(
+        self, places: LayerSlots, kind: int, columns: slice, predictions: Predictions | None, x: Tensor
+    ) -> None:
+        """Coordinates of the layers that `columns` are into x."""
+        g, projector = self.codec.geometry, self.codec.projectors[kind]
         width = g.layer_width
-        rows = None if products is None else (products.own.int(), products.before.int())
-        for at in range(0, x.shape[1], width):
-            layer = (start + at) // width
+        predicted = None if predictions is None else predictions.of(projector.predictor, columns)
+        layers = columns.start // width, columns.stop // width
+        for first, last in places.alike(*layers) if kind == 0 else (layers,):
+            own = slice(first * width - columns.start, last * width - columns.start)
             gather_rows(
-                (places.values if kind else places.keys)[layer],
+                places.values if kind else places.keys,
+                first,
                 places.slots,
                 g.kv_heads,
-                g.head_dim,
-                mean[start + at : start + at + width],
-                layer_predictions(products, at, width),
-                rows,
-                None if kind else places.turns[layer],
-                x[:, at : at + width],
+                projector.mean[first * width : last * width],
+                None if predicted is None else predicted[:, :, own],
+                None if predictions is None else predictions.rows,
+                None if kind else places.turns[first],
+                x[:, own],
                 backend=self.backend,
             )
 

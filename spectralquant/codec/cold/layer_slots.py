@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from spectralquant.codec.cold.features import TokenProducts
+from spectralquant.codec.cold.features import TokenRows
 from spectralquant.rotary import HALVES, Rotation
-from sqkernels.spectral_rows import TokenSlots, Turns
+from sqkernels.spectral_rows import LayerTensors, TokenSlots, Turns
 
 
 @dataclass(frozen=True)
 class LayerSlots:
-    """One tensor of keys and one of values a layer, `slots` of N tokens in all of them, and how each layer turns its keys."""
+    """Keys and values of all layers, `slots` of N tokens in all of them, and how each layer turns its keys."""
 
-    keys: Sequence[Tensor]
-    values: Sequence[Tensor]
+    keys: LayerTensors
+    values: LayerTensors
     slots: TokenSlots
     turns: Sequence[Turns | None]
+
+    @classmethod
+    def of(
+        cls, keys: Sequence[Tensor], values: Sequence[Tensor], slots: TokenSlots, turns: Sequence[Turns | None]
+    ) -> LayerSlots:
+        """From one tensor of keys and one of values a layer."""
+        return cls(LayerTensors(tuple(keys)), LayerTensors(tuple(values)), slots, turns)
 
     def part(self, first: int, last: int) -> LayerSlots:
         """Of tokens first … last."""
@@ -29,6 +37,14 @@ class LayerSlots:
                 shared[id(t)] = t.part(first, last)
         turns = [None if t is None else shared[id(t)] for t in self.turns]
         return LayerSlots(self.keys, self.values, self.slots.part(first, last), turns)
+
+    def alike(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Runs of layers first … last that turn their keys alike."""
+        start = first
+        for layer in range(first + 1, last + 1):
+            if layer == last or self.turns[layer] is not self.turns[start]:
+                yield start, layer
+                start = layer
 
 
 def turns_of(rotations: Sequence[Rotation | None]) -> list[Turns | None]:
@@ -51,8 +67,14 @@ def groups_of(ranks: Sequence[int], span: int, columns: slice) -> Iterator[tuple
         start += rank
 
 
-def layer_predictions(products: TokenProducts | None, at: int, width: int) -> tuple[Tensor, Tensor] | None:
-    """The columns of one layer, `width` from `at` on."""
-    if products is None:
-        return None
-    return products.as_own[:, at : at + width], products.as_before[:, at : at + width]
+class Predictions:
+    """What token ids predict, for any columns: float16 `[2, U + 1, columns]`, of tokens themselves and as predecessors."""
+
+    def __init__(self, features: TokenRows) -> None:
+        self.features = features.rows.half()
+        self.rows = torch.stack([features.own, features.before]).int()
+
+    def of(self, predictor: Tensor, columns: slice) -> Tensor:
+        """Those of a predictor's columns."""
+        both = predictor.view(2, -1, predictor.shape[1])[:, :, columns]
+        return self.features @ both

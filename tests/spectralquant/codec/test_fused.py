@@ -64,7 +64,7 @@ def in_a_cache(blocks, dtype=torch.float32):
     angles = [torch.cat([getattr(b.rotations[0], n) for b in blocks]).to(DEVICE) for n in ("cos", "sin")]
     turns = turns_of([dataclasses.replace(blocks[0].rotations[0], cos=angles[0], sin=angles[1]), None])
     slots = TokenSlots.dense(keys[0], rows.to(DEVICE), tokens.to(DEVICE))
-    return LayerSlots(list(keys), list(values), slots, turns), (rows, tokens)
+    return LayerSlots.of(list(keys), list(values), slots, turns), (rows, tokens)
 
 
 def pairs_of(blocks):
@@ -80,7 +80,7 @@ def test_fused_decoding_gives_what_the_codec_gives(backend, spans, predict):
     decoder = FusedDecoder(half, backend)
     assert all(map(decoder.takes, data))
     places, (rows, tokens) = in_a_cache(blocks)
-    for cache in (*places.keys, *places.values):
+    for cache in (*places.keys.tensors, *places.values.tensors):
         cache.fill_(7.0)
     seen = []
     decoder.write(decoder.decode(data), places, seen.append)
@@ -90,7 +90,7 @@ def test_fused_decoding_gives_what_the_codec_gives(backend, spans, predict):
     values = torch.cat([v for _, v in expected])
     for layer in range(2):
         for found, wanted in ((places.keys, keys), (places.values, values)):
-            found = found[layer].cpu()
+            found = found.tensors[layer].cpu()
             assert torch.allclose(found[rows, :, tokens], wanted[:, layer], atol=0.02)
             untouched = torch.ones(found.shape[0], found.shape[2], dtype=torch.bool)
             untouched[rows, tokens] = False
@@ -153,7 +153,7 @@ def test_huge_coefficients_do_not_overflow(backend):
     assert run.factor > 1
     decoder.write(run, places)
     wanted = rotate_block_keys(blocks[0], plain.decode(data[0])[0])[:, 0]
-    found = places.keys[0].cpu()[rows, :, tokens]
+    found = places.keys.tensors[0].cpu()[rows, :, tokens]
     assert (found - wanted).norm() / wanted.norm() < 1e-3
 
 
