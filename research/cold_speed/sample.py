@@ -63,7 +63,9 @@ def geometry_of(shape: ModelShape) -> CacheGeometry:
     return CacheGeometry(shape.layers, shape.heads, shape.kv_heads, shape.head_dim, (True,) * shape.layers)
 
 
-def tier_of(scaled: SymbolSample, geometry: CacheGeometry, hidden: int, device: torch.device, seed: int = 0) -> ColdTier:
+def tier_of(
+    scaled: SymbolSample, geometry: CacheGeometry, hidden: int, device: torch.device, seed: int = 0
+) -> ColdTier:
     """A cold tier whose symbols are those of `scaled`; see the module's text."""
     generator = torch.Generator(device).manual_seed(seed)
     ranks = (scaled.key_choice.shape[1], scaled.value_choice.shape[1])

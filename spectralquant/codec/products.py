@@ -72,7 +72,9 @@ def product(x: Tensor, matrix: Tensor) -> Tensor:
 def half_product(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
     """Float32 x @ matrix of float16 matrices, into `out` where it is given."""
     if x.is_cuda:
-        return torch.mm(x, matrix, out_dtype=torch.float32, out=out) if out is not None else torch.mm(
-            x, matrix, out_dtype=torch.float32
+        return (
+            torch.mm(x, matrix, out_dtype=torch.float32, out=out)
+            if out is not None
+            else torch.mm(x, matrix, out_dtype=torch.float32)
         )
     return torch.mm(x.float(), matrix.float(), out=out) if out is not None else x.float() @ matrix.float()

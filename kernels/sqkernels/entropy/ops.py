@@ -10,7 +10,8 @@ from sqkernels.entropy.contexts import Contexts
 from sqkernels.entropy.layout import STREAM_LANES, StreamTable
 from sqkernels.entropy.tables import PRECISION, RansTables
 
-WARPS = 1
+WARPS: int | None = None  # of a stream; None: by the number of streams
+MANY_STREAMS = 1500  # from which they keep a GPU busy with fewer warps each
 COPY_TILE = 1024
 ESCAPE_STEPS, ESCAPE_WARPS = 32, 4
 
@@ -106,6 +107,10 @@ def _arguments(table: StreamTable, contexts: Contexts, device: torch.device) -> 
     return tuple(t.to(device).contiguous() for t in (fields, contexts.choice, contexts.classes, shifts, group))
 
 
+def _warps(streams: int, few: int) -> int:
+    return WARPS or (few if streams > MANY_STREAMS else 4)
+
+
 def _repeated(table: StreamTable) -> bool:
     """Whether some lane codes more than one column of a row."""
     return bool((table.fields[:, 3] > table.fields[:, 6]).any())
@@ -158,7 +163,7 @@ def _rans_decode(
             SHIFTED=shifts.numel() > 0,
             REPEATED=bool(repeated),
             LANES=STREAM_LANES,
-            num_warps=WARPS,
+            num_warps=_warps(len(fields), 1),
         )
     return out, positions, finals, status
 
@@ -215,7 +220,7 @@ def _rans_encode(
             SHIFTED=shifts.numel() > 0,
             REPEATED=bool(repeated),
             LANES=STREAM_LANES,
-            num_warps=WARPS,
+            num_warps=_warps(len(fields), 2),
         )
     return scratch, counts, states
 

@@ -110,9 +110,7 @@ def gather_rows(
     return launch(*arguments)
 
 
-def quantize(
-    y: Tensor, gain: Tensor, classes: Tensor, split: int, *, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
+def quantize(y: Tensor, gain: Tensor, classes: Tensor, split: int, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
     """Symbols int16 `[R, N]`, gain · y / 2^((class − 4) / 2) rounded to nearest, of y: float32 `[R, N]`; and bool `[N]`, tokens
     that have a symbol beyond 15 bits or none at all (0 stands in its place).
 

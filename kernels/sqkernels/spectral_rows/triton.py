@@ -105,7 +105,9 @@ def store_kernel(
     if PREDICTED:
         own = tl.load(OWN_ROW + t, mask=live, other=0).to(tl.int64)
         before = tl.load(BEFORE_ROW + t, mask=live, other=0).to(tl.int64)
-    out = OUT + tl.load(LAYERS + head // heads) + (head % heads) * head_stride + tl.load(OFFSETS + t, mask=live, other=0)
+    out = (
+        OUT + tl.load(LAYERS + head // heads) + (head % heads) * head_stride + tl.load(OFFSETS + t, mask=live, other=0)
+    )
     x = X + t.to(tl.int64) * width
     if F > 0:
         j = tl.arange(0, FP)
@@ -200,9 +202,7 @@ def gather_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "split"])
-def quantize_kernel(
-    Y, GAIN, CLASSES, SYMBOLS, BAD, rows, columns, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+def quantize_kernel(Y, GAIN, CLASSES, SYMBOLS, BAD, rows, columns, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Grid (tiles of columns, tiles of rows). Y: float32 `[R, N]`. SYMBOLS: int16 `[R, N]`. BAD: uint8 `[N]`, set to 1 where a
     symbol is not finite or beyond 15 bits."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)

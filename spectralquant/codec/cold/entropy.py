@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.cold.entropy_decode import PendingSymbols, SparseSymbols
+from spectralquant.codec.cold.entropy_encode import encode_blocks
 from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
-from spectralquant.codec.cold.rans_block import DIGITS, WIDE, RansParts
+from spectralquant.codec.cold.rans_block import DIGITS, RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT, SHIFT_GROUP, SHIFTS, groups
 from spectralquant.codec.cold.table_shifts import ShiftSearch
 from spectralquant.errors import ProfileError
-from sqkernels.entropy import BlockShape, Contexts, RansTables, StreamTable, encode, escape_positions
+from sqkernels.entropy import BlockShape, Contexts, RansTables
 from sqkernels.entropy.contexts import CLASSES as CLASS_SLOTS
 from sqkernels.entropy.tables import FRACTION, PRECISION, TOTAL
 
@@ -118,42 +119,10 @@ class EntropyCoder:
         *,
         adaptive: bool = False,
     ) -> list[RansParts]:
-        """Code blocks of `lengths` tokens: symbols int32 `[R, N]`, classes `[N, 2]`, ids as in `CodedSymbols`."""
-        written = [_id_bytes(i) for i in ids]
-        shapes = [self.shape(n, len(w)) for n, w in zip(lengths, written, strict=True)]
-        table = StreamTable.of(shapes, self.rows)
+        """Code blocks of `lengths` tokens: symbols int16 or int32 `[R, N]`, classes `[N, 2]`, ids as in `CodedSymbols`."""
         classes = classes.T.to(self.device, torch.uint8).contiguous()
         shifts = self._best_shifts(symbols, classes, lengths) if adaptive else None
-        contexts = self.contexts(classes, shifts)
-        positions, escapes = escape_positions(symbols, table, contexts, self.tables)
-        values = symbols.reshape(-1)[positions].cpu().numpy()
-        escapes = escapes.cpu().numpy()
-        sides = [
-            np.concatenate([w, *_escape_bytes(v)])
-            for w, v in zip(written, _pieces(values, table.per_block(escapes)), strict=True)
-        ]
-        held = [np.pad(s[: 2 * n], (0, max(0, 2 * n - len(s)))) for s, n in _with_lanes(sides, shapes)]
-        initial = torch.from_numpy(np.concatenate(held).view("<u2")).to(self.device)
-        coded = encode(symbols, initial, table, contexts, self.tables)
-        counts = coded.counts.cpu().numpy()
-        words = _pieces(coded.words.cpu().numpy(), table.per_block(counts))
-        states = _pieces(coded.states.cpu().numpy(), np.array([s.total_lanes for s in shapes]))
-        streams = _pieces(np.stack([counts, escapes], axis=1), np.array([s.streams for s in shapes]))
-        columns = _pieces(classes.cpu().numpy().T, np.array(lengths))
-        return [
-            RansParts(
-                shape,
-                0 if ids[i] is None else _id_width(*ids[i]),
-                streams[i],
-                (len(sides[i]) - len(written[i]) - int(streams[i][:, 1].sum())) // 4,
-                columns[i].T if (columns[i] != NEUTRAL).any() else None,
-                None if shifts is None or (shifts[i] == NO_SHIFT).all() else shifts[i],
-                states[i],
-                words[i],
-                sides[i][2 * shape.total_lanes :],
-            )
-            for i, shape in enumerate(shapes)
-        ]
+        return encode_blocks(self, symbols, classes, lengths, ids, shifts)
 
     def decode(self, blocks: Sequence[RansParts]) -> CodedSymbols:
         """Inverse of `encode`.
@@ -200,30 +169,3 @@ class EntropyCoder:
             return Contexts(self.choice, classes, self.ranks[0])
         amounts = torch.tensor(SHIFTS, dtype=torch.int16)[torch.from_numpy(shifts.astype(np.int64))]
         return Contexts(self.choice, classes, self.ranks[0], amounts.to(self.device), self.group)
-
-
-def _pieces(array: np.ndarray, counts: np.ndarray) -> list[np.ndarray]:
-    return np.split(array, np.cumsum(counts)[:-1])
-
-
-def _with_lanes(sides: Sequence[np.ndarray], shapes: Sequence[BlockShape]) -> list[tuple[np.ndarray, int]]:
-    return [(side, shape.total_lanes) for side, shape in zip(sides, shapes, strict=True)]
-
-
-def _id_width(previous: int, ids: np.ndarray) -> int:
-    return 2 if max(int(ids.max(initial=0)), previous) < 0xFFFF else 4
-
-
-def _id_bytes(ids: tuple[int, np.ndarray] | None) -> np.ndarray:
-    if ids is None:
-        return np.zeros(0, np.uint8)
-    both = np.concatenate([[ids[0]], ids[1]])
-    return both.astype(f"<u{_id_width(*ids)}", casting="unsafe").view(np.uint8)
-
-
-def _escape_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A byte for each escaped value, and the bytes of those that need more."""
-    v = values.astype(np.int64)
-    folded = np.where(v >= 0, 2 * v, -2 * v - 1)
-    wide = folded >= WIDE
-    return np.where(wide, WIDE, folded).astype(np.uint8), values[wide].astype("<i4").view(np.uint8)

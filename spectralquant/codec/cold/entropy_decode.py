@@ -100,9 +100,7 @@ class PendingSymbols:
         )
 
 
-def split_sides(
-    blocks: Sequence[RansParts], held: np.ndarray
-) -> tuple[tuple[BlockIds, ...], np.ndarray, np.ndarray]:
+def split_sides(blocks: Sequence[RansParts], held: np.ndarray) -> tuple[tuple[BlockIds, ...], np.ndarray, np.ndarray]:
     """Ids of each block, and of all blocks together escaped values as bytes uint8 `[E]` and the wide ones int32 `[W]`.
 
     held: uint8, what the lanes of all blocks held.

@@ -240,17 +240,17 @@ class SpectralCodec:
         Raises:
             PacketError: no ids though the profile predicts from them, or ids that the model does not have.
         """
-        return self._rows([(-1, None) if pair is None else (pair[0], torch.from_numpy(pair[1])) for pair in ids])
+        return self._rows([(-1, None) if pair is None else pair for pair in ids])
 
-    def _rows(self, ids: Sequence[tuple[int, Tensor | None]]) -> TokenRows | None:
+    def _rows(self, ids: Sequence[tuple[int, Tensor | np.ndarray | None]]) -> TokenRows | None:
         if self.features is None:
             return None
         if any(numbers is None for _, numbers in ids):
             raise PacketError("This profile predicts from token ids, but the block carries none.")
-        limit = len(self.features.embedding)
-        if any(before >= limit or (len(n) and int(n.max()) >= limit) for before, n in ids):
-            raise PacketError("A block names a token id outside the model's vocabulary.")
-        return self.features.rows(ids)
+        try:
+            return self.features.rows(ids)
+        except IndexError as error:
+            raise PacketError("A block names a token id outside the model's vocabulary.") from error
 
     def _ids(self, block: KVBlock) -> tuple[int, np.ndarray] | None:
         if self.features is None or block.token_ids is None:
