@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from research.cold_speed.sample import SpeedSample, blocks_of, geometry_of, tier_of
-from spectralquant.codec.cold.fused_decode import STEP_COLUMNS, FusedDecoder
-from spectralquant.codec.cold.fused_encode import BlockRun, FusedEncoder
-from spectralquant.codec.cold.layer_slots import LayerSlots
+from spectralquant.codec.cold.fused.decode import STEP_COLUMNS, FusedDecoder
+from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.products import half_product
 from spectralquant.geometry import BLOCK

@@ -9,9 +9,9 @@ from profiles_for_tests import GEOMETRY, random_block, random_codec
 
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys
-from spectralquant.codec.cold.fused_decode import FusedDecoder
-from spectralquant.codec.cold.fused_encode import BlockRun, FusedEncoder
-from spectralquant.codec.cold.layer_slots import LayerSlots, groups_of, turns_of
+from spectralquant.codec.cold.fused.decode import FusedDecoder
+from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, groups_of, turns_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.errors import PacketError
 from sqkernels.spectral_rows import TokenSlots

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.features import TokenRows
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of
 from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
-from spectralquant.codec.cold.layer_slots import LayerSlots, Predictions, groups_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.codec.products import HALF_LARGEST

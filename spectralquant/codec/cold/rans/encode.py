@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectralquant.codec.cold.importance import NEUTRAL
+from spectralquant.codec.cold.rans.setting import CoderSetting
 from spectralquant.codec.cold.rans_block import WIDE, RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT
 from spectralquant.streams import to_device, to_host
 from sqkernels.entropy import BlockShape, StreamTable, encode, escape_positions
 
-if TYPE_CHECKING:
-    from spectralquant.codec.cold.entropy import EntropyCoder
-
 BlockIds = tuple[int, np.ndarray] | None
 
 
 def encode_blocks(
-    coder: EntropyCoder,
+    coder: CoderSetting,
     symbols: Tensor,
     classes: Tensor,
     lengths: Sequence[int],

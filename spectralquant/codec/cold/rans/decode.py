@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spectralquant.codec.cold.importance import NEUTRAL
+from spectralquant.codec.cold.rans.setting import CoderSetting
 from spectralquant.codec.cold.rans_block import WIDE, RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT, groups
 from spectralquant.errors import PacketError
 from spectralquant.streams import to_device, to_host
 from sqkernels.entropy import Decoded, StreamTable, decode
-
-if TYPE_CHECKING:
-    from spectralquant.codec.cold.entropy import EntropyCoder
 
 BlockIds = tuple[int, np.ndarray] | None
 
@@ -47,7 +44,7 @@ class PendingSymbols:
         PacketError: more tokens than the words can hold, or numbers that contradict the profile.
     """
 
-    def __init__(self, coder: EntropyCoder, blocks: Sequence[RansParts]) -> None:
+    def __init__(self, coder: CoderSetting, blocks: Sequence[RansParts]) -> None:
         self.coder, self.blocks = coder, blocks
         for b in blocks:
             if b.shape.tokens * coder.least_bits > 16 * (len(b.words) + len(b.states)):

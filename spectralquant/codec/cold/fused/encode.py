@@ -17,8 +17,8 @@ from torch import Tensor
 
 from spectralquant.codec.cold import coded_block, rans_block
 from spectralquant.codec.cold.features import TokenRows
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of
 from spectralquant.codec.cold.importance import FLOOR, NEUTRAL
-from spectralquant.codec.cold.layer_slots import LayerSlots, Predictions, groups_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.products import half_product
 from sqkernels.spectral_rows import gather_rows, quantize, row_energy
