@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from research.coder.symbols import SymbolSample
 from research.cold_speed.sample import SpeedSample, blocks_of, geometry_of, tier_of
 from spectralquant.codec.cold.fused.decode import STEP_COLUMNS, FusedDecoder
 from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
@@ -38,6 +39,7 @@ class Bench:
     blocks: list[bytes]
     ids: list[tuple[int, np.ndarray]]
     places: LayerSlots
+    overhead: float
 
     @property
     def fp16_bytes(self) -> int:
@@ -68,7 +70,16 @@ def make_bench(
     text = np.tile(sample.text(tokens), batch)
     blocks = blocks_of(codec, scaled, text, neutral=neutral)
     ids = [(int(text[at - 1]) if at % tokens else -1, text[at : at + BLOCK]) for at in range(0, batch * tokens, BLOCK)]
-    return Bench(shape, tokens, batch, codec, blocks, ids, cache_for(shape, tokens, batch, device))
+    places = cache_for(shape, tokens, batch, device)
+    return Bench(shape, tokens, batch, codec, blocks, ids, places, _overhead(codec, scaled, blocks))
+
+
+def _overhead(codec: SpectralCodec, scaled: SymbolSample, blocks: Sequence[bytes]) -> float:
+    """Bytes of the first blocks beyond what their tables charge and their ids, as a share."""
+    some = blocks[:16]
+    columns = slice(0, BLOCK * len(some))
+    bits = codec.coder.ideal_bits(scaled.symbols[:, columns].int().to(codec.device), scaled.classes[columns])
+    return (sum(map(len, some)) - 2 * (BLOCK + 1) * len(some)) / (bits / 8) - 1
 
 
 def cache_for(shape: ModelShape, tokens: int, batch: int, device: torch.device) -> LayerSlots:
@@ -94,6 +105,7 @@ def codec_rows(bench: Bench) -> list[Row]:
         "rank_keys": bench.codec.coder.ranks[0],
         "rank_values": bench.codec.coder.ranks[1],
         "span": bench.codec.projectors[0].span,
+        "streams_overhead_share": bench.overhead,
         "unique_ids": len(np.unique(np.concatenate([i for _, i in bench.ids]))),
     }
     rows = [_decode_row(bench) | base, _encode_row(bench) | base]

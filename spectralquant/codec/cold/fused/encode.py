@@ -75,7 +75,7 @@ class FusedEncoder:
     def symbols(self, run: BlockRun) -> tuple[Tensor, Tensor, Tensor]:
         """Symbols int16 `[R, N]`, classes uint8 `[2, N]` and bool `[N]`, tokens that cannot be coded; without waiting."""
         features = self.codec.token_rows(run.ids)
-        y = self._coefficients(run.places, features, sum(run.lengths))
+        y = self.coefficients(run.places, features, sum(run.lengths))
         classes = self._classes(y, run.received)
         symbols, bad = quantize(y, self.gain / self.codec.step_scale, classes, self.split, backend=self.backend)
         return symbols, classes, bad
@@ -99,7 +99,7 @@ class FusedEncoder:
             out.append(data if data is not None and len(data) < most else None)
         return out
 
-    def _coefficients(self, places: LayerSlots, features: TokenRows | None, tokens: int) -> Tensor:
+    def coefficients(self, places: LayerSlots, features: TokenRows | None, tokens: int) -> Tensor:
         """Float32 `[R, N]`, before gains."""
         y = torch.empty(self.rows, tokens, dtype=torch.float32, device=self.codec.device)
         predictions = None if features is None else Predictions(features)
