@@ -8,11 +8,12 @@ from torch import Tensor
 from sqkernels.spectral_rows.layout import LayerTensors, TokenSlots, Turns
 
 LIMIT = 32767
-NEUTRAL = 4
+NEUTRAL, MOST = 4, 8
 
 
 def class_steps(classes: Tensor, split: int, rows: int) -> Tensor:
-    """Float32 `[R, N]`: 2^((class − 4) / 2) of every row's kind."""
+    """Float32 `[R, N]`: 2^((class − 4) / 2) of every row's kind; 1 for classes beyond 8."""
+    classes = torch.where(classes > MOST, NEUTRAL, classes)
     kind = (torch.arange(rows, device=classes.device) >= split).long()
     return torch.exp2((classes.float() - NEUTRAL) / 2)[kind]
 

@@ -8,8 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def _step(CLASSES, kind, column, columns, there):
-    """2^((class − 4) / 2) of some columns, for keys (kind 0) or values."""
+    """2^((class − 4) / 2) of some columns, for keys (kind 0) or values; 1 for classes beyond 8."""
     classes = tl.load(CLASSES + kind * columns + column, mask=there, other=4)
+    classes = tl.where(classes > 8, 4, classes)
     return tl.exp2((classes.to(tl.float32) - 4.0) * 0.5)
 
 

@@ -16,7 +16,7 @@ from spectralquant.codec.cold.coefficients import BlockCoefficients, joined
 from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
 from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
 from spectralquant.codec.cold.features import TokenFeatures, TokenRows
-from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.importance import CLASSES, ImportanceModel, class_step, importance_features
 from spectralquant.codec.cold.quantizer import SpectralQuantizer
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.codec.products import product_dtype
@@ -77,7 +77,7 @@ class SpectralCodec:
     @functools.cached_property
     def reader_v1(self) -> EntropyReaderV1:
         """For blocks of packets of format version 1."""
-        choice = (self.tier.key_choice.numpy(), self.tier.value_choice.numpy())
+        choice = tuple(c[:CLASSES].numpy() for c in (self.tier.key_choice, self.tier.value_choice))
         return EntropyReaderV1(self.tier.tables.numpy(), choice, self.tier.class_tables.numpy())
 
     def encode(self, block: KVBlock) -> bytes:
@@ -135,7 +135,7 @@ class SpectralCodec:
             own = [c[at : at + b.tokens] for c in y]
             at += b.tokens
             if b.received is None:
-                parts.append(torch.full((b.tokens, 2), NEUTRAL, device=self.device))
+                parts.append(torch.full((b.tokens, 2), self.coder.unseen, device=self.device))
             else:
                 parts.append(self.importance.classes(importance_features(b.received.to(self.device), *own)))
         return torch.cat(parts)

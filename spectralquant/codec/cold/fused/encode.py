@@ -18,7 +18,7 @@ from torch import Tensor
 from spectralquant.codec.cold import coded_block, rans_block
 from spectralquant.codec.cold.features import TokenRows
 from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of
-from spectralquant.codec.cold.importance import FLOOR, NEUTRAL
+from spectralquant.codec.cold.importance import FLOOR
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.products import half_product
 from sqkernels.spectral_rows import gather_rows, quantize, row_energy
@@ -30,7 +30,7 @@ Ids = tuple[int, np.ndarray]
 @dataclass(frozen=True)
 class BlockRun:
     """Blocks of `lengths` tokens that lie side by side in `places`. ids: of each block, where the profile predicts from them.
-    received: float32 `[N, L, H]`, or None where attention was not observed (all tokens are then of the neutral class).
+    received: float32 `[N, L, H]`, or None where attention was not observed (all tokens are then of the class `UNSEEN`).
     """
 
     places: LayerSlots
@@ -142,7 +142,7 @@ class FusedEncoder:
     def _classes(self, y: Tensor, received: Tensor | None) -> Tensor:
         """Uint8 `[2, N]`."""
         if received is None:
-            return torch.full((2, y.shape[1]), NEUTRAL, dtype=torch.uint8, device=y.device)
+            return torch.full((2, y.shape[1]), self.codec.coder.unseen, dtype=torch.uint8, device=y.device)
         parts = (y[: self.split], self.gain[: self.split]), (y[self.split :], self.gain[self.split :])
         energies = [torch.log(row_energy(*p, backend=self.backend) / len(p[0]) + 1e-9) for p in parts]
         features = torch.cat([torch.log(received.flatten(1) + FLOOR), torch.stack(energies, dim=1)], dim=1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectralquant.codec.cold.importance import NEUTRAL
+from spectralquant.codec.cold.importance import NEUTRAL, UNSEEN
 from spectralquant.codec.cold.rans.setting import CoderSetting
 from spectralquant.codec.cold.rans_block import WIDE, RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT, groups
@@ -52,9 +52,10 @@ class PendingSymbols:
                     f"A block announces {b.shape.tokens} tokens, but {len(b.words)} words cannot code that many with this "
                     "profile's tables."
                 )
+            if b.unseen and coder.unseen != UNSEEN:
+                raise PacketError("A block was coded with tables for tokens unseen, which this profile does not have.")
         device = coder.device
-        neutral = [np.full((2, b.shape.tokens), NEUTRAL, np.uint8) if b.classes is None else b.classes for b in blocks]
-        self.classes = to_device(neutral, device, axis=1)
+        self.classes = to_device([_classes(b) for b in blocks], device, axis=1)
         shifts = None
         if any(b.shifts is not None for b in blocks):
             none = np.full(groups(coder.ranks[0]) + groups(coder.ranks[1]), NO_SHIFT, np.uint8)
@@ -95,6 +96,13 @@ class PendingSymbols:
             self.classes,
             ids,
         )
+
+
+def _classes(block: RansParts) -> np.ndarray:
+    """Uint8 `[2, T]`."""
+    if block.classes is not None:
+        return block.classes
+    return np.full((2, block.shape.tokens), UNSEEN if block.unseen else NEUTRAL, np.uint8)
 
 
 def split_sides(blocks: Sequence[RansParts], held: np.ndarray) -> tuple[tuple[BlockIds, ...], np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectralquant.codec.cold.importance import NEUTRAL
+from spectralquant.codec.cold.importance import NEUTRAL, UNSEEN
 from spectralquant.codec.cold.rans.setting import CoderSetting
 from spectralquant.codec.cold.rans_block import WIDE, RansParts
 from spectralquant.codec.cold.symbols import NO_SHIFT
@@ -48,14 +48,21 @@ def encode_blocks(
             0 if ids[i] is None else _id_width(*ids[i]),
             streams[i],
             (len(sides[i]) - len(written[i]) - int(streams[i][:, 1].sum())) // 4,
-            columns[i].T if (columns[i] != NEUTRAL).any() else None,
+            _stated(columns[i]),
             None if shifts is None or (shifts[i] == NO_SHIFT).all() else shifts[i],
             states[i],
             words[i],
             sides[i][2 * shape.total_lanes :],
+            bool(len(columns[i])) and columns[i][0, 0] == UNSEEN,
         )
         for i, shape in enumerate(shapes)
     ]
+
+
+def _stated(classes: np.ndarray) -> np.ndarray | None:
+    """Classes uint8 `[T, 2]` as a block states them, or None where all are neutral or unseen."""
+    alike = (classes == NEUTRAL).all() or (classes == UNSEEN).all()
+    return None if alike else classes.T
 
 
 def _folded(symbols: Tensor, positions: Tensor, escapes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
+from spectralquant.codec.cold.importance import NEUTRAL, UNSEEN
 from spectralquant.codec.cold.symbols import SHIFT_GROUP, SHIFTS, groups
 from spectralquant.errors import ProfileError
 from sqkernels.entropy import BlockShape, Contexts, RansTables
@@ -22,8 +22,8 @@ LANES_SHARE = 0.008
 class CoderSetting:
     """What coding and decoding share.
 
-    tables: float32 `[K, 32]` probabilities (31 symbols −15…15, then escape). choice: per kind uint8 `[9, R]`, the table
-    of each importance class and component.
+    tables: float32 `[K, 32]` probabilities (31 symbols −15…15, then escape). choice: per kind uint8 `[9 or 10, R]`, the
+    table of each importance class and component (the tenth: of tokens unseen).
 
     Raises:
         ProfileError: tables that are no probabilities, or a choice among tables that are not there.
@@ -40,13 +40,19 @@ class CoderSetting:
         if both.numel() and int(both.max()) >= self.tables.count:
             raise ProfileError(f"The profile names a table beyond the {self.tables.count} it has. Calibrate again.")
         padded = torch.zeros(len(both), CLASS_SLOTS, dtype=torch.uint8)
-        padded[:, :CLASSES] = both
+        self.classes = both.shape[1]
+        padded[:, : self.classes] = both
         self.choice = padded.to(self.device)
         group = [torch.arange(r) // SHIFT_GROUP for r in self.ranks]
         self.group = torch.cat([group[0], group[1] + groups(self.ranks[0])]).int().to(self.device)
         neutral = both[:, NEUTRAL].long()
         self.expected_bits = int(self.tables.entropy[neutral].sum()) // FRACTION  # a token, times 1,024
         self.expected_escapes = int(self.tables.frequency[neutral, -1].sum())  # likewise
+
+    @property
+    def unseen(self) -> int:
+        """The class of tokens whose attention nobody saw; the neutral one where a profile has no tables for them."""
+        return UNSEEN if self.classes > UNSEEN else NEUTRAL
 
     @functools.cached_property
     def least_bits(self) -> float:
@@ -55,7 +61,7 @@ class CoderSetting:
         shifted = [best[(torch.arange(len(best)) + shift).clamp(0, len(best) - 1)] for shift in SHIFTS]
         symbols = torch.stack(shifted).min(0).values[self.choice.cpu().long()]
         parts = symbols[: self.ranks[0]], symbols[self.ranks[0] :]
-        return sum(float(part[:, :CLASSES].sum(0).min()) for part in parts)
+        return sum(float(part[:, : self.classes].sum(0).min()) for part in parts)
 
     def least_bytes(self, tokens: int) -> int:
         """Bytes of streams, states, words and tail that `tokens` tokens take at the very least, ids aside.
