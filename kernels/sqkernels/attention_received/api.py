@@ -7,9 +7,8 @@ from torch import Tensor
 
 from sqkernels.attention_received import reference
 from sqkernels.common import runtime
-from sqkernels.common.launch import next_power
 
-KEYS, QUERIES = 64, 64
+KEYS = 64
 MAX_DIM = 256
 
 
@@ -36,27 +35,6 @@ def attention_received(
         return reference.attention_received(query, key, lse, scaling, block)
     if dim > MAX_DIM:
         raise ValueError(f"the kernel takes head dimensions up to {MAX_DIM}, not {dim}")
-    from sqkernels.attention_received.triton import received_kernel
+    from sqkernels.attention_received.launch import attention_received as launch
 
-    query, key = (t if t.stride(3) == 1 else t.contiguous() for t in (query, key))
-    out = torch.empty(batch, heads, tokens, dtype=torch.float32, device=query.device)
-    if out.numel():
-        received_kernel[(-(-tokens // KEYS), batch * heads)](
-            query,
-            key,
-            lse.contiguous(),
-            out,
-            tokens,
-            heads,
-            heads // key.shape[1],
-            *query.stride()[:3],
-            *key.stride()[:3],
-            scaling,
-            D=dim,
-            DP=max(16, next_power(dim)),
-            BLOCK=block,
-            KEYS=KEYS,
-            QUERIES=QUERIES,
-            num_warps=4,
-        )
-    return out
+    return launch(query, key, lse, scaling, block)

@@ -77,7 +77,7 @@ def escape_positions(
     if not len(table):
         return torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int64, device=device)
     parts = max(1, -(-int(table.steps.max()) // ESCAPE_STEPS))
-    counts = torch.empty(len(table), parts, dtype=torch.int64, device=device)
+    counts = torch.zeros(len(table), parts, dtype=torch.int64, device=device)
     fields, choice, classes, shifts, group = _arguments(table, contexts, device)
     shared = (symbols.contiguous(), fields, choice, classes, shifts, group, tables.on(device)[1])
     numbers = (table.columns, contexts.split, max(1, shifts.shape[-1]), tables.count)

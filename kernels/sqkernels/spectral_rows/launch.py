@@ -55,14 +55,14 @@ def store_rows(
     factor: float,
 ) -> None:
     """See `api.store_rows`."""
-    from sqkernels.spectral_rows.triton import store_kernel
+    from sqkernels.spectral_rows.triton import store_rows_kernel
 
     tokens, dim = len(x), out.tensors[0].shape[-1]
     if not tokens:
         return
     own, before, own_row, before_row, stride = _predictions(predicted, rows, constant)
     cos, sin = (constant, constant) if turns is None else (turns.cos.contiguous(), turns.sin.contiguous())
-    store_kernel[(-(-tokens // TOKENS), x.shape[1] // dim)](
+    store_rows_kernel[(-(-tokens // TOKENS), x.shape[1] // dim)](
         x,
         constant,
         own,
@@ -96,14 +96,14 @@ def gather_rows(
     out: Tensor,
 ) -> None:
     """See `api.gather_rows`."""
-    from sqkernels.spectral_rows.triton import gather_kernel
+    from sqkernels.spectral_rows.triton import gather_rows_kernel
 
     tokens, dim = len(out), cache.tensors[0].shape[-1]
     if not tokens:
         return
     own, before, own_row, before_row, stride = _predictions(predicted, rows, constant)
     cos, sin = (constant, constant) if turns is None else (turns.cos.contiguous(), turns.sin.contiguous())
-    gather_kernel[(-(-tokens // TOKENS), out.shape[1] // dim)](
+    gather_rows_kernel[(-(-tokens // TOKENS), out.shape[1] // dim)](
         cache.tensors[0],
         cache.offsets[first:],
         slots.offsets.contiguous(),

@@ -71,7 +71,7 @@ def _offset(CONSTANT, OWN, BEFORE, own, before, column, there, mask, stride, PRE
 
 
 @triton.jit(do_not_specialize=["tokens", "heads", "factor"])
-def store_kernel(
+def store_rows_kernel(
     X,
     CONSTANT,
     OWN,
@@ -137,7 +137,7 @@ def store_kernel(
 
 
 @triton.jit(do_not_specialize=["tokens", "heads"])
-def gather_kernel(
+def gather_rows_kernel(
     CACHE,
     LAYERS,
     OFFSETS,
@@ -162,7 +162,7 @@ def gather_kernel(
     PREDICTED: tl.constexpr,
     T: tl.constexpr,
 ):
-    """Grid (tiles of tokens, layers · heads). The inverse of `store_kernel`; X: float16 `[N, layers · heads · D]`, rows `width` apart."""
+    """Grid (tiles of tokens, layers · heads). The inverse of `store_rows_kernel`; X: float16 `[N, layers · heads · D]`, rows `width` apart."""
     t = tl.program_id(0) * T + tl.arange(0, T)
     head = tl.program_id(1)
     live = t < tokens
