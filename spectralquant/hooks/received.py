@@ -49,11 +49,9 @@ def _plain(call: AttentionCall) -> bool:
 
 def _attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Output `[B, H, T, D]` and the rows' log-sum-exps float32 `[B, H, T]`."""
-    group = call.query.shape[1] // call.key.shape[1]
     if _by_cudnn(call.query):
-        key, value = (x if group == 1 else x.repeat_interleave(group, dim=1) for x in (call.key, call.value))
         found = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            call.query, key, value, None, True, 0.0, True, scale=call.scaling
+            call.query, call.key, call.value, None, True, 0.0, True, scale=call.scaling
         )
         return found[0], found[1].view(call.query.shape[:3])
     found = torch.ops.aten._scaled_dot_product_flash_attention(

@@ -125,7 +125,7 @@ def quantize(y: Tensor, gain: Tensor, classes: Tensor, split: int, *, backend: s
         return reference.quantize(y, gain, classes, split)
     from sqkernels.spectral_rows.launch import quantize as launch
 
-    return launch(y.contiguous(), gain, classes.contiguous(), split)
+    return launch(_adjacent(y), gain, classes.contiguous(), split)
 
 
 def row_energy(y: Tensor, gain: Tensor, *, backend: str = "auto") -> Tensor:
@@ -140,7 +140,11 @@ def row_energy(y: Tensor, gain: Tensor, *, backend: str = "auto") -> Tensor:
         return reference.row_energy(y, gain)
     from sqkernels.spectral_rows.launch import row_energy as launch
 
-    return launch(y.contiguous(), gain)
+    return launch(_adjacent(y), gain)
+
+
+def _adjacent(y: Tensor) -> Tensor:
+    return y if y.stride(1) == 1 else y.contiguous()
 
 
 def _check(

@@ -133,7 +133,18 @@ def quantize(y: Tensor, gain: Tensor, classes: Tensor, split: int) -> tuple[Tens
     bad = torch.zeros(columns, dtype=torch.uint8, device=y.device)
     if y.numel():
         quantize_kernel[_grid(rows, columns)](
-            y, gain, classes, symbols, bad, rows, columns, split, ROWS=TILE_ROWS, COLUMNS=TILE_COLUMNS, num_warps=4
+            y,
+            gain,
+            classes,
+            symbols,
+            bad,
+            rows,
+            columns,
+            split,
+            y.stride(0),
+            ROWS=TILE_ROWS,
+            COLUMNS=TILE_COLUMNS,
+            num_warps=4,
         )
     return symbols, bad.bool()
 
@@ -146,7 +157,9 @@ def row_energy(y: Tensor, gain: Tensor) -> Tensor:
     parts = torch.zeros(-(-rows // ENERGY_ROWS), columns, dtype=torch.float32, device=y.device)
     if y.numel():
         grid = (-(-columns // TILE_COLUMNS), len(parts))
-        energy_kernel[grid](y, gain, parts, rows, columns, ROWS=ENERGY_ROWS, COLUMNS=TILE_COLUMNS, num_warps=4)
+        energy_kernel[grid](
+            y, gain, parts, rows, columns, y.stride(0), ROWS=ENERGY_ROWS, COLUMNS=TILE_COLUMNS, num_warps=4
+        )
     return parts.sum(0)
 
 

@@ -203,8 +203,10 @@ def gather_rows_kernel(
 
 
 @triton.jit(do_not_specialize=["rows", "split"])
-def quantize_kernel(Y, GAIN, CLASSES, SYMBOLS, BAD, rows, columns, split, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Grid (tiles of columns, tiles of rows). Y: float32 `[R, N]`. SYMBOLS: int16 `[R, N]`. BAD: uint8 `[N]`, set to 1 where a
+def quantize_kernel(
+    Y, GAIN, CLASSES, SYMBOLS, BAD, rows, columns, split, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Grid (tiles of columns, tiles of rows). Y: float32 `[R, N]`, rows `width` apart. SYMBOLS: int16 `[R, N]`. BAD: uint8 `[N]`, set to 1 where a
     symbol is not finite or beyond 15 bits."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -217,7 +219,7 @@ def quantize_kernel(Y, GAIN, CLASSES, SYMBOLS, BAD, rows, columns, split, ROWS: 
     place = row.to(tl.int64)[:, None] * columns + column[None, :]
     mask = some[:, None] & there[None, :]
     gain = tl.load(GAIN + row, mask=some, other=0.0)[:, None]
-    scaled = tl.load(Y + place, mask=mask, other=0.0) * (gain / steps)
+    scaled = tl.load(Y + (row.to(tl.int64)[:, None] * width + column[None, :]), mask=mask, other=0.0) * (gain / steps)
     good = (scaled < 32767.0) & (scaled > -32767.0)
     kept = tl.where(good, scaled, 0.0)
     rounded = (kept + 12582912.0) - 12582912.0  # to nearest, ties to even: 1.5 · 2^23
@@ -227,8 +229,8 @@ def quantize_kernel(Y, GAIN, CLASSES, SYMBOLS, BAD, rows, columns, split, ROWS: 
 
 
 @triton.jit(do_not_specialize=["rows"])
-def energy_kernel(Y, GAIN, OUT, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Grid (tiles of columns, parts of `ROWS` rows). OUT: float32 `[parts, N]`, sums of squares of gain · Y."""
+def energy_kernel(Y, GAIN, OUT, rows, columns, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Grid (tiles of columns, parts of `ROWS` rows). OUT: float32 `[parts, N]`, sums of squares of gain · Y (rows `width` apart)."""
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     there = column < columns
     total = tl.zeros([COLUMNS], dtype=tl.float32)
@@ -237,6 +239,6 @@ def energy_kernel(Y, GAIN, OUT, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.c
         row = first + start + tl.arange(0, 16)
         mask = (row < rows)[:, None] & there[None, :]
         gain = tl.load(GAIN + row, mask=row < rows, other=0.0)[:, None]
-        y = tl.load(Y + row.to(tl.int64)[:, None] * columns + column[None, :], mask=mask, other=0.0) * gain
+        y = tl.load(Y + row.to(tl.int64)[:, None] * width + column[None, :], mask=mask, other=0.0) * gain
         total += tl.sum(y * y, 0)
     tl.store(OUT + tl.program_id(1) * columns + column, total, mask=there)

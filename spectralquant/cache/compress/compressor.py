@@ -146,7 +146,7 @@ class BlockCompressor:
         Where a cold block has to go to another tier, that is decided block by block.
         """
         tier, rows = self.rules.policy.first, range(len(self.group.rows))
-        if tier == "cold" and not all(self.state.cold_ready(*each) for each in ranges):
+        if tier == "cold" and not self.state.cold_ready(ranges[0][0], ranges[-1][1]):
             return [[self.encode(self.state.leaving(self.group, r, *each), tier) for r in rows] for each in ranges]
         lengths = [stop - start for start, stop in ranges]
         with torch.no_grad():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from spectralquant.cache.binding import bind
 from spectralquant.cache.passes.repeated import UnpackedCache
@@ -245,7 +246,6 @@ def unpack_cache(
         for kind, start in zip(h.all_groups, starts, strict=True)
     ]
     rotations = binding.tables(binding.tables.prompt(h.tokens))
-
     Unpacking(packet, codecs, held, starts, rotations).run(threads, progress)
     cache = UnpackedCache(config=model.config)
     where = {layer: (i, at) for i, kind in enumerate(h.all_groups) for at, layer in enumerate(kind.layers)}
@@ -257,9 +257,14 @@ def unpack_cache(
 
 def fill_layer(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor, tokens: int) -> None:
     """Put the newest of `tokens` tokens `[B, Hk, n, D]` into a layer of transformers' own cache, which has seen them all."""
+    own = cache.layers[layer]
+    if type(own) is DynamicLayer:  # without a copy
+        own.lazy_initialization(keys, values)
+        own.keys, own.values = keys, values
+        return
     cache.update(keys, values, layer)
-    if getattr(cache.layers[layer], "is_sliding", False):
-        cache.layers[layer].cumulative_length = tokens
+    if getattr(own, "is_sliding", False):
+        own.cumulative_length = tokens
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.features import TokenRows
-from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of, padded
 from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.cold.symbols import SHIFTS
@@ -34,16 +34,13 @@ Steps = Sequence[tuple[LayerSlots, int, int]]
 
 @dataclass(frozen=True)
 class DecodedRun:
-    """Coefficients float16 `[R, N]` of consecutive blocks, keys' components first, in units of coordinates / factor."""
+    """Coefficients float16 `[R, N']` of consecutive blocks of N tokens, keys' components first, in units of coordinates / factor;
+    N' is N padded (with anything)."""
 
     coefficients: Tensor
+    tokens: int
     factor: float
     features: TokenRows | None
-
-    @property
-    def tokens(self) -> int:
-        """N."""
-        return self.coefficients.shape[1]
 
 
 class FusedDecoder:
@@ -85,7 +82,7 @@ class FusedDecoder:
         factor = 2.0 ** max(0, math.ceil(math.log2(largest / HALF_LARGEST))) if largest > 0 else 1.0
         scale = self.scale / factor if factor != 1 else self.scale
         tokens = sum(f.symbols.shape[1] for f in found)
-        out = torch.empty(self.rows, tokens, dtype=torch.float16, device=self.codec.device)
+        out = torch.empty(self.rows, padded(tokens), dtype=torch.float16, device=self.codec.device)
         at = 0
         for f in found:
             part = out[:, at : at + f.symbols.shape[1]]
@@ -101,7 +98,7 @@ class FusedDecoder:
                 part,
                 backend=self.backend,
             )
-        return DecodedRun(out, factor, self.codec.token_rows([pair for f in found for pair in f.ids]))
+        return DecodedRun(out, tokens, factor, self.codec.token_rows([pair for f in found for pair in f.ids]))
 
     def write(self, run: DecodedRun, to: LayerSlots, written: Callable[[int], None] = lambda layer: None) -> None:
         """Enqueue the rest, layer 0 first. `written` is told each layer whose work has been enqueued."""
@@ -145,6 +142,7 @@ class FusedDecoder:
 
     def product(self, run: DecodedRun, kind: int, columns: slice, begin: int, end: int) -> Tensor:
         """Float16 `[n, columns]`: coefficients of some tokens times their part of the synthesis matrix."""
+        count, end = end - begin, begin + padded(end - begin)
         projector = self.codec.projectors[kind]
         groups = list(groups_of(projector.ranks, projector.span, columns))
         width = columns.stop - columns.start
@@ -156,4 +154,4 @@ class FusedDecoder:
                 torch.mm(run.coefficients[rows, begin:end].T, projector.synthesis[group, own], out=into)
             else:
                 into.zero_()
-        return out
+        return out[:count]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spectralquant.codec.cold import coded_block, rans_block
 from spectralquant.codec.cold.features import TokenRows
-from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of, padded
 from spectralquant.codec.cold.importance import FLOOR
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.products import half_product
@@ -101,20 +101,20 @@ class FusedEncoder:
 
     def coefficients(self, places: LayerSlots, features: TokenRows | None, tokens: int) -> Tensor:
         """Float32 `[R, N]`, before gains."""
-        y = torch.empty(self.rows, tokens, dtype=torch.float32, device=self.codec.device)
+        y = torch.empty(self.rows, padded(tokens), dtype=torch.float32, device=self.codec.device)
         predictions = None if features is None else Predictions(features)
         g = self.codec.geometry
         for kind, projector in enumerate(self.codec.projectors):
             unit = max(projector.span, g.layer_width)
-            x = torch.empty(tokens, unit, dtype=torch.float16, device=y.device)
+            x = torch.empty(padded(tokens), unit, dtype=torch.float16, device=y.device)
             for start in range(0, g.width, unit):
                 columns = slice(start, start + unit)
-                self._gather(places, kind, columns, predictions, x)
+                self._gather(places, kind, columns, predictions, x[:tokens])
                 for rows, own, at in groups_of(projector.ranks, projector.span, columns):
                     if rows.stop > rows.start:
                         out = y[rows.start + kind * self.split : rows.stop + kind * self.split]
                         half_product(projector.analysis[rows], x[:, at : at + own.stop - own.start].T, out)
-        return y
+        return y[:, :tokens]
 
     def _gather(
         self, places: LayerSlots, kind: int, columns: slice, predictions: Predictions | None, x: Tensor

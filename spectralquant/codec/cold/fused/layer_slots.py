@@ -12,6 +12,8 @@ from spectralquant.codec.cold.features import TokenRows
 from spectralquant.rotary import HALVES, Rotation
 from sqkernels.spectral_rows import LayerTensors, TokenSlots, Turns
 
+ALIGNED = 64
+
 
 @dataclass(frozen=True)
 class LayerSlots:
@@ -65,6 +67,11 @@ def groups_of(ranks: Sequence[int], span: int, columns: slice) -> Iterator[tuple
         if first < last:
             yield slice(start, start + rank), slice(first - i * span, last - i * span), first - columns.start
         start += rank
+
+
+def padded(tokens: int) -> int:
+    """Tokens that products take in place of `tokens`: of numbers that no power of two divides they take several times as long."""
+    return -(-tokens // ALIGNED) * ALIGNED
 
 
 class Predictions:
