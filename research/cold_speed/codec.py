@@ -15,7 +15,8 @@ from torch import Tensor
 
 from research.coder.symbols import SymbolSample
 from research.cold_speed.sample import SpeedSample, blocks_of, geometry_of, tier_of
-from spectralquant.codec.cold.fused.decode import STEP_COLUMNS, FusedDecoder
+from spectralquant.codec.cold.fused.bases import STEP_COLUMNS
+from spectralquant.codec.cold.fused.decode import FusedDecoder
 from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
 from spectralquant.codec.cold.fused.layer_slots import LayerSlots
 from spectralquant.codec.cold.spectral import SpectralCodec

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from research.coder.symbols import SymbolSample
-from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.basis.two_level import FINE_OUTER, MAX_INNER
+from spectralquant.calibration.options import MAX_SPAN_WIDTH, CalibrationSettings
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.features import MAX_DIMS
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.geometry import BLOCK, CacheGeometry
 from spectralquant.models.shapes import ModelShape
+from spectralquant.profile.factors import BasisFactors, IntegerRows, SmallForm
 from spectralquant.profile.tensors import ColdTier, StoredBasis, empty
 
 CENTROID = 0.9
@@ -51,11 +53,24 @@ class SpeedSample:
 
     def at(self, shape: ModelShape, own: ModelShape, blocks: int, seed: int = 0) -> SymbolSample:
         """Symbols of `blocks` blocks at a shape; `own` is the shape that the sample was taken at."""
-        return self.symbols.scaled(shape.kv_bytes_per_token / own.kv_bytes_per_token, blocks, seed)
+        found = self.symbols.scaled(shape.kv_bytes_per_token / own.kv_bytes_per_token, blocks, seed)
+        return _of_rank(found, MAX_INNER)
 
     def text(self, tokens: int) -> np.ndarray:
         """The first `tokens` ids of the text, which begins anew where it ends."""
         return np.resize(self.ids.numpy(), tokens)
+
+
+def _of_rank(found: SymbolSample, most: int) -> SymbolSample:
+    """At most `most` components of each kind, evenly spaced: no basis across layers keeps more."""
+    split = found.key_choice.shape[1]
+    choices, symbols = [], []
+    for choice, part in ((found.key_choice, found.symbols[:split]), (found.value_choice, found.symbols[split:])):
+        rank = choice.shape[1]
+        keep = torch.arange(min(rank, most)) * rank // min(rank, most)
+        choices.append(choice[:, keep].contiguous())
+        symbols.append(part[keep])
+    return SymbolSample(found.tables, *choices, torch.cat(symbols), found.classes, found.source)
 
 
 def geometry_of(shape: ModelShape) -> CacheGeometry:
@@ -95,25 +110,36 @@ def _basis(
 ) -> StoredBasis:
     """Random orthonormal rows a span, and weights that give coordinates a mean square of 1."""
     span = CalibrationSettings().span_width(g)
-    spans = g.width // span
-    ranks = [rank * (i + 1) // spans - rank * i // spans for i in range(spans)]
-    rows = [_orthonormal(r, span, device, generator) for r in ranks]
+    if span != g.width:
+        raise ValueError(f"{g.width} coordinates are more than one basis takes")
+    small = _factors(rank, g, device, generator) if span > MAX_SPAN_WIDTH["dense"] else None
+    rows = _orthonormal(rank, span, device, generator) if small is None else small.rows("synthesis")
     variance = symbols.float().square().mean(1).clamp_min(1e-3)
     back = float((g.width / variance.sum()) ** 0.5)
     predictor = torch.randn(2 * dims, g.width, generator=generator, device=device).mul_(
         (PREDICTED_SHARE / (2 * dims)) ** 0.5
     )
-    matrix = torch.cat(rows).half().cpu()
+    matrix = rows.half().cpu()
     return StoredBasis(
         analysis=matrix,
         synthesis=matrix,
         gain=torch.full((rank,), 1 / back),
         back=torch.full((rank,), back),
         mean=torch.randn(g.width, generator=torch.Generator().manual_seed(0)),
-        ranks=torch.tensor(ranks),
+        ranks=torch.tensor([rank]),
         variance=variance,
         predictor=predictor.half().cpu(),
+        small=None if small is None else SmallForm((small,), IntegerRows.of(torch.zeros(0, 2 * dims), 0)),
     )
+
+
+def _factors(rank: int, g: CacheGeometry, device: torch.device, generator: torch.Generator) -> BasisFactors:
+    """As `sq calibrate` solves them in two levels: as many inner components as it takes at most, evenly over the layers."""
+    own = min(g.layer_width, MAX_INNER // g.layers)
+    inner = torch.cat([_orthonormal(own, g.layer_width, device, generator) for _ in range(g.layers)])
+    outer = _orthonormal(rank, own * g.layers, device, generator)
+    parts = IntegerRows.of(inner, len(inner)), IntegerRows.of(outer, FINE_OUTER)
+    return BasisFactors(parts[0], parts[0], torch.full((g.layers,), own), parts[1], parts[1])
 
 
 def _orthonormal(rank: int, span: int, device: torch.device, generator: torch.Generator) -> Tensor:

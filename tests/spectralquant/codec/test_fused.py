@@ -9,11 +9,13 @@ from profiles_for_tests import GEOMETRY, random_block, random_codec
 
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_block_keys
+from spectralquant.codec.cold.fused.bases import FactoredBasis, bases_of
 from spectralquant.codec.cold.fused.decode import FusedDecoder
 from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
 from spectralquant.codec.cold.fused.layer_slots import LayerSlots, groups_of, turns_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.errors import PacketError
+from spectralquant.profile.factors import BasisFactors, IntegerRows, SmallForm
 from sqkernels.spectral_rows import TokenSlots
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -174,3 +176,53 @@ def test_groups_of_columns_cover_each_column_once():
         (slice(3, 5), slice(0, 8), 12),
         (slice(5, 9), slice(0, 4), 20),
     ]
+
+
+def factored_codecs(inner=12):
+    """The random codec with a basis in product form, two layers of `inner` components each."""
+    tier, bases = random_codec().tier, {}
+    for kind in ("key", "value"):
+        generator = torch.Generator().manual_seed(len(kind))
+        blocks = [torch.linalg.qr(torch.randn(32, inner, generator=generator))[0].T * 3 for _ in range(2)]
+        outer = torch.linalg.qr(torch.randn(2 * inner, 2 * inner, generator=generator))[0]
+        parts = IntegerRows.of(torch.cat(blocks), 2 * inner), IntegerRows.of(outer, 4)
+        factors = BasisFactors(parts[0], parts[0], torch.tensor([inner, inner]), parts[1], parts[1])
+        small = SmallForm((factors,), IntegerRows.of(torch.zeros(0, 0), 0))
+        rows, count = small.rows("synthesis"), 2 * inner
+        old = getattr(tier, kind)
+        bases[kind] = dataclasses.replace(
+            old,
+            analysis=rows,
+            synthesis=rows,
+            gain=old.gain[:count],
+            back=old.back[:count],
+            variance=old.variance[:count],
+            ranks=torch.tensor([count]),
+            small=small,
+        )
+        bases[f"{kind}_choice"] = getattr(tier, f"{kind}_choice")[:, :count].contiguous()
+        bases[f"{kind}_centroid"] = getattr(tier, f"{kind}_centroid")[:count]
+    tier = dataclasses.replace(tier, **bases)
+    plain = SpectralCodec(tier, GEOMETRY, None, dtype=torch.float32)
+    return SpectralCodec(tier, GEOMETRY, None, DEVICE, dtype=torch.float16), plain
+
+
+def test_bases_in_product_form_code_as_dense_ones_do():
+    half, plain = factored_codecs()
+    assert all(isinstance(b, FactoredBasis) for b in bases_of(half))
+    blocks = some_blocks((128, 50))
+    places, (rows, tokens) = in_a_cache(blocks)
+    run = BlockRun(places, [b.tokens for b in blocks], pairs_of(blocks))
+    symbols, _, bad = FusedEncoder(half).symbols(run)
+    expected = plain.quantized([dataclasses.replace(b, received=None) for b in blocks])
+    differ = (symbols.cpu().int() - expected.symbols).abs()
+    assert not bad.any() and differ.max() <= 1 and (differ > 0).float().mean() < 0.01
+    data = plain.encode_run(blocks)
+    decoder = FusedDecoder(half)
+    decoder.write(decoder.decode(data), places)
+    decoded = [plain.decode(d) for d in data]
+    keys = torch.cat([rotate_block_keys(b, k) for b, (k, _) in zip(blocks, decoded, strict=True)])
+    values = torch.cat([v for _, v in decoded])
+    for found, wanted in ((places.keys, keys), (places.values, values)):
+        for layer in range(2):
+            assert torch.allclose(found.tensors[layer].cpu()[rows, :, tokens], wanted[:, layer], atol=0.02)

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.features import TokenRows
-from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of, padded
+from spectralquant.codec.cold.fused.bases import STEP_COLUMNS, bases_of
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, padded
 from spectralquant.codec.cold.importance import CLASSES, NEUTRAL
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.cold.symbols import SHIFTS
@@ -27,7 +28,6 @@ from sqkernels.spectral_rows import dequantize, store_rows
 
 RUN_BYTES = 1 << 30
 STEP_TOKENS = 8192
-STEP_COLUMNS = 4096
 CHUNK_BLOCKS = 64
 Steps = Sequence[tuple[LayerSlots, int, int]]
 
@@ -53,6 +53,7 @@ class FusedDecoder:
         self.split, self.rows = codec.coder.ranks[0], codec.coder.rows
         self.centroid = torch.cat([q.centroid for q in codec.quantizers]).float().contiguous()
         self.scale = torch.cat([p.back for p in codec.projectors]).float() * codec.step_scale
+        self.bases = bases_of(codec)
         steps = 2.0 ** ((CLASSES - 1 - NEUTRAL) / 2)
         self.largest_scale = float(self.scale.max()) * steps if len(self.scale) else 0.0
 
@@ -142,16 +143,7 @@ class FusedDecoder:
 
     def product(self, run: DecodedRun, kind: int, columns: slice, begin: int, end: int) -> Tensor:
         """Float16 `[n, columns]`: coefficients of some tokens times their part of the synthesis matrix."""
-        count, end = end - begin, begin + padded(end - begin)
-        projector = self.codec.projectors[kind]
-        groups = list(groups_of(projector.ranks, projector.span, columns))
-        width = columns.stop - columns.start
-        out = torch.empty(end - begin, width, dtype=torch.float16, device=run.coefficients.device)
-        for group, own, at in groups:
-            rows = slice(group.start + kind * self.split, group.stop + kind * self.split)
-            into = out[:, at : at + own.stop - own.start]
-            if group.stop > group.start:
-                torch.mm(run.coefficients[rows, begin:end].T, projector.synthesis[group, own], out=into)
-            else:
-                into.zero_()
-        return out[:count]
+        rows = slice(self.split, None) if kind else slice(0, self.split)
+        return self.bases[kind].synthesize(run.coefficients[rows, begin : begin + padded(end - begin)], columns)[
+            : end - begin
+        ]

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from spectralquant.codec.cold import coded_block, rans_block
 from spectralquant.codec.cold.features import TokenRows
-from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, groups_of, padded
+from spectralquant.codec.cold.fused.bases import bases_of
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, padded
 from spectralquant.codec.cold.importance import FLOOR
 from spectralquant.codec.cold.spectral import SpectralCodec
-from spectralquant.codec.products import half_product
 from sqkernels.spectral_rows import gather_rows, quantize, row_energy
 
 RUN_TOKENS = 8192
@@ -53,6 +53,7 @@ class FusedEncoder:
             raise ValueError(f"fused encoding takes a codec with float16 products, not {codec.dtype}")
         self.codec, self.backend = codec, backend
         self.split, self.rows = codec.coder.ranks[0], codec.coder.rows
+        self.bases = bases_of(codec)
         self.gain = torch.cat([p.gain for p in codec.projectors]).float().contiguous()
 
     def encode(self, run: BlockRun) -> list[bytes | None]:
@@ -103,17 +104,11 @@ class FusedEncoder:
         """Float32 `[R, N]`, before gains."""
         y = torch.empty(self.rows, padded(tokens), dtype=torch.float32, device=self.codec.device)
         predictions = None if features is None else Predictions(features)
-        g = self.codec.geometry
-        for kind, projector in enumerate(self.codec.projectors):
-            unit = max(projector.span, g.layer_width)
-            x = torch.empty(padded(tokens), unit, dtype=torch.float16, device=y.device)
-            for start in range(0, g.width, unit):
-                columns = slice(start, start + unit)
-                self._gather(places, kind, columns, predictions, x[:tokens])
-                for rows, own, at in groups_of(projector.ranks, projector.span, columns):
-                    if rows.stop > rows.start:
-                        out = y[rows.start + kind * self.split : rows.stop + kind * self.split]
-                        half_product(projector.analysis[rows], x[:, at : at + own.stop - own.start].T, out)
+        for kind, basis in enumerate(self.bases):
+            out = y[self.split :] if kind else y[: self.split]
+            basis.analyze(
+                lambda columns, x, kind=kind: self._gather(places, kind, columns, predictions, x[:tokens]), out
+            )
         return y[:, :tokens]
 
     def _gather(
