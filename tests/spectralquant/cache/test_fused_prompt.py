@@ -62,7 +62,7 @@ def test_packets_of_either_kind_are_read_by_the_other(with_halves):
     assert abs(first.nbytes - second.nbytes) < 0.01 * first.nbytes
     for packet in (first, second):
         both = [dense(unpack_cache(loaded.model, p, packet)) for p in (plain, profile)]
-        assert (both[0] - both[1]).norm() / both[0].norm() < 2e-3
+        assert (both[0] - both[1]).norm() / both[0].norm() < 5e-3
 
 
 def test_a_cold_cache_codes_and_reads_a_prompt(with_halves):

@@ -21,7 +21,7 @@ from spectralquant.codec.projector import SpectralProjector
 from spectralquant.profile.factors import BasisFactors, SmallForm, unit_rows
 
 INNER_ALIGNED = 8
-STEP_COLUMNS = 4096
+STEP_COLUMNS = 8192
 Gather = Callable[[slice, Tensor], None]  # fills float16 `[N', columns]` with coordinates
 
 

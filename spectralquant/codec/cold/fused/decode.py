@@ -28,7 +28,7 @@ from sqkernels.spectral_rows import dequantize, store_rows
 
 RUN_BYTES = 1 << 30
 STEP_TOKENS = 8192
-CHUNK_BLOCKS = 64
+CHUNK_BLOCKS = 32
 Steps = Sequence[tuple[LayerSlots, int, int]]
 
 
@@ -68,7 +68,7 @@ class FusedDecoder:
         return max(1, RUN_BYTES // (2 * max(1, self.rows)))
 
     def decode(self, blocks: Sequence[bytes | memoryview]) -> DecodedRun:
-        """Coefficients of blocks; the host waits for the device once every 64 blocks, which then has the next ones in hand.
+        """Coefficients of blocks; the host waits for the device once every 32 blocks, which then has the next ones in hand.
 
         Raises:
             PacketError: damaged bytes.
@@ -118,7 +118,7 @@ class FusedDecoder:
 
     def _layers_at_once(self, first: int) -> int:
         """Few at the start, so that the first is ready soon."""
-        return max(1, (STEP_COLUMNS if first else STEP_COLUMNS // 4) // self.codec.geometry.layer_width)
+        return max(1, (STEP_COLUMNS if first else STEP_COLUMNS // 8) // self.codec.geometry.layer_width)
 
     def _write_layers(
         self, run: DecodedRun, predictions: Predictions | None, to: Steps, kind: int, first: int, last: int
