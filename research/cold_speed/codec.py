@@ -25,7 +25,7 @@ from spectralquant.geometry import BLOCK
 from spectralquant.models.shapes import ModelShape
 from sqkernels.spectral_rows import TokenSlots, Turns
 
-RUNS = 9
+RUNS = 7
 Row = dict[str, Any]
 
 
@@ -229,9 +229,9 @@ def product_rate(device: torch.device) -> float:
     return 2 * 8192**3 / timed(lambda: half_product(a, b), device.type == "cuda")[0] / 1e12
 
 
-def timed(call: Callable[[], Any], cuda: bool, runs: int = RUNS) -> tuple[float, Row]:
+def timed(call: Callable[[], Any], cuda: bool, runs: int = RUNS, warm: int = 2) -> tuple[float, Row]:
     """Median wall-clock seconds of a call until the device is idle, and spread; garbage collection waits."""
-    for _ in range(2):
+    for _ in range(warm):
         call()
     times = []
     gc.collect()

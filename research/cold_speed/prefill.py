@@ -40,7 +40,7 @@ FIT_TOKENS = 2048
 def prefill_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, shape: ModelShape) -> list[Row]:
     """Times of one context: prefill, prefill with cold writing, packing, and the first token from a packet."""
     model, tokens = loaded.model, ids.shape[1]
-    runs = RUNS if tokens <= 8192 else 5
+    runs, warm = (RUNS, 2) if tokens <= 8192 else (3, 1)
     base = {"model": shape.name, "context": tokens, "batch": 1, "fp16_bytes": tokens * shape.kv_bytes_per_token}
 
     def plain() -> Tensor:
@@ -54,12 +54,12 @@ def prefill_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, 
     out: list[Row] = []
     with torch.no_grad():
         for name, call in (("prefill", plain), ("prefill with cold writing", cold)):
-            seconds, spread = timed(call, True, runs)
+            seconds, spread = timed(call, True, runs, warm)
             out.append(base | {"what": name, "seconds": seconds, **spread})
         packet = pack_prompt(model, profile, ids)[0]
-        seconds, spread = timed(lambda: pack_prompt(model, profile, ids), True, 3)
+        seconds, spread = timed(lambda: pack_prompt(model, profile, ids), True, min(runs, 3), 0)
         out.append(base | {"what": "prefill and packing", "seconds": seconds, **spread, **_facts(packet)})
-        out += [base | row | _facts(packet) for row in _first_tokens(loaded, profile, packet, ids, runs)]
+        out += [base | row | _facts(packet) for row in _first_tokens(loaded, profile, packet, ids, runs, warm)]
     for row in out:
         row["gb_s"] = row["fp16_bytes"] / row["seconds"] / 1e9
     return out
@@ -70,7 +70,7 @@ def _facts(packet: SpectralPacket) -> Row:
 
 
 def _first_tokens(
-    loaded: LoadedModel, profile: CalibrationProfile, packet: SpectralPacket, ids: Tensor, runs: int
+    loaded: LoadedModel, profile: CalibrationProfile, packet: SpectralPacket, ids: Tensor, runs: int, warm: int
 ) -> list[Row]:
     """Unpacking alone and until the logits of one more token are there: from pinned memory, from disk."""
     model = loaded.model
@@ -92,7 +92,7 @@ def _first_tokens(
         ("unpacking from pinned memory", lambda: unpacked(memory())),
         ("first token from pinned memory", lambda: first_token(memory())),
     ):
-        seconds, spread = timed(call, True, runs)
+        seconds, spread = timed(call, True, runs, warm)
         out.append({"what": name, "seconds": seconds, **spread, "token_s": token})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prompt.sqkv"
@@ -106,7 +106,7 @@ def _first_tokens(
             from_disk()
 
         for name, call in (("first token from disk", uncached), ("first token from disk, file cached", from_disk)):
-            seconds, spread = timed(call, True, runs)
+            seconds, spread = timed(call, True, runs, warm)
             out.append({"what": name, "seconds": seconds, **spread, "token_s": token})
     return out
 

@@ -9,6 +9,7 @@ packets have these spectra again, so encoding them is timed on them.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def tier_of(
     ranks = (scaled.key_choice.shape[1], scaled.value_choice.shape[1])
     dims = min(MAX_DIMS, hidden)
     bases, split = [], (scaled.symbols[: ranks[0]], scaled.symbols[ranks[0] :])
-    for rank, symbols in zip(ranks, split, strict=True):
-        bases.append(_basis(rank, symbols, geometry, dims, device, generator))
+    for kind, (rank, symbols) in enumerate(zip(ranks, split, strict=True)):
+        bases.append(_basis(kind, rank, symbols, geometry, dims, device, generator))
     projection = torch.randn(hidden, dims, generator=generator, device=device).cpu() / hidden**0.5
     heads = geometry.layers * geometry.heads
     return ColdTier(
@@ -105,21 +106,28 @@ def tier_of(
     )
 
 
+@functools.lru_cache(maxsize=4)
+def _rows(rank: int, g: CacheGeometry, device: torch.device, seed: int) -> tuple[Tensor, BasisFactors | None]:
+    """Random orthonormal rows float16 `[rank, P]` on the CPU, and their factors where the shape's basis has two levels."""
+    generator = torch.Generator(device).manual_seed(seed)
+    if CalibrationSettings().span_width(g) != g.width:
+        raise ValueError(f"{g.width} coordinates are more than one basis takes")
+    if g.width <= MAX_SPAN_WIDTH["dense"]:
+        return _orthonormal(rank, g.width, device, generator).half().cpu(), None
+    factors = _factors(rank, g, device, generator)
+    return factors.rows("synthesis").half().cpu(), factors
+
+
 def _basis(
-    rank: int, symbols: Tensor, g: CacheGeometry, dims: int, device: torch.device, generator: torch.Generator
+    kind: int, rank: int, symbols: Tensor, g: CacheGeometry, dims: int, device: torch.device, generator: torch.Generator
 ) -> StoredBasis:
     """Random orthonormal rows a span, and weights that give coordinates a mean square of 1."""
-    span = CalibrationSettings().span_width(g)
-    if span != g.width:
-        raise ValueError(f"{g.width} coordinates are more than one basis takes")
-    small = _factors(rank, g, device, generator) if span > MAX_SPAN_WIDTH["dense"] else None
-    rows = _orthonormal(rank, span, device, generator) if small is None else small.rows("synthesis")
+    matrix, small = _rows(rank, g, device, int(generator.initial_seed()) + kind)
     variance = symbols.float().square().mean(1).clamp_min(1e-3)
     back = float((g.width / variance.sum()) ** 0.5)
     predictor = torch.randn(2 * dims, g.width, generator=generator, device=device).mul_(
         (PREDICTED_SHARE / (2 * dims)) ** 0.5
     )
-    matrix = rows.half().cpu()
     return StoredBasis(
         analysis=matrix,
         synthesis=matrix,

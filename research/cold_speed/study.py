@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,8 @@ SMALL_BATCH = 16
 KVTC_SECONDS = 0.380  # decoding 8K tokens of an 8B model: Staniszewski & Łańcucki 2025, arXiv 2511.01815
 MADE = (
     "Symbols, their tables, importance classes and the share of kept components are those of the sample's profile; components repeat, "
-    "each with its tables and with symbols of other tokens of the same class, up to the shape's width. Spans are those that "
-    "sq calibrate chooses at the shape; bases are random orthonormal rows. Token ids are a real text's. For prefill and first tokens the "
+    "each with its tables and with symbols of other tokens of the same class, up to the shape's width. Bases are those "
+    "that sq calibrate chooses at the shape (at 8B two levels over all layers, kept as two factors), of random orthonormal rows. Token ids are a real text's. For prefill and first tokens the "
     "model has random weights, and means and gains are fitted so that its coefficients have the sample's variances."
 )
 Progress = Callable[[str, int, int], None]
@@ -70,7 +70,8 @@ def cold_speed_study(
         keep(f"{LARGE}, {tokens:,} tokens", _shape_rows(sample, own, large, tokens, 1, device, checks))
     keep("small model, batch 16", _shape_rows(sample, own, own, CONTEXTS[0], SMALL_BATCH, device, checks))
     keep("other coders", _other_coders(sample, own, large, device))
-    keep("prefill", _model_rows(sample, own, large, device))
+    for new in _model_rows(sample, own, large, device):
+        keep("prefill", new)
     checks |= random_round_trips(sample.symbols, device, random_blocks, progress)
     checks["product_tflop_s"] = product_rate(device)
     keep("done")
@@ -115,14 +116,12 @@ def _copy_row(fp16: int, device: torch.device) -> Row:
     }
 
 
-def _model_rows(sample: SpeedSample, own: ModelShape, shape: ModelShape, device: torch.device) -> list[Row]:
+def _model_rows(sample: SpeedSample, own: ModelShape, shape: ModelShape, device: torch.device) -> Iterator[list[Row]]:
     loaded = load_model(f"random:{shape.name}", device=str(device), dtype="bfloat16", offline=True)
-    out: list[Row] = []
     ids = torch.from_numpy(sample.text(max(CONTEXTS)).astype(np.int64))[None].to(device)
     profile = fitted_profile(loaded, sample, own, shape, ids)
     for tokens in CONTEXTS:
-        out += prefill_rows(loaded, profile, ids[:, :tokens], shape)
-    return out
+        yield prefill_rows(loaded, profile, ids[:, :tokens], shape)
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:
