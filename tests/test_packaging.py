@@ -18,10 +18,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("spectralquant", "sqcli", "sqkernels")
-# Fast, and together they touch packets, stored test data, the order of packages and the recipes' text.
+# Fast, and together they touch packets, profiles, stored test data and kernels.
 SDIST_TESTS = (
-    "tests/test_architecture.py",
     "tests/spectralquant/test_stored_files.py",
+    "tests/spectralquant/codec/test_packet.py",
     "tests/sqkernels/test_bitpack.py",
 )
 
@@ -93,7 +93,7 @@ def test_the_sdist_passes_tests_of_its_own(sdist):
     environment |= {"PYTHONPATH": f"{sdist}{os.pathsep}{sdist / 'kernels'}"}
     done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *SDIST_TESTS, cwd=sdist, env=environment)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert re.search(r"\d{3} passed", done.stdout)
+    assert re.search(r"\d{2,} passed", done.stdout)
     assert (sdist / "examples").is_dir() and (sdist / "CONTRIBUTING.md").is_file()
 
 
