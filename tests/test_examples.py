@@ -23,7 +23,7 @@ def test_a_notebook_is_stored_without_output(path):
     assert code and not any(cell.outputs or cell.execution_count for cell in code)
 
 
-@pytest.mark.slow  # half a minute each: the built-in model is calibrated on eight windows
+@pytest.mark.slow  # half a minute each: the built-in model is calibrated on four windows
 @pytest.mark.model
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
