@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,14 @@ def profile(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Also whole decode steps of a model with random weights.")
     ] = False,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate",
+            help="Time model.generate instead, over compressed and dense caches (random weights at --shape).",
+        ),
+    ] = False,
+    new_tokens: Annotated[int, typer.Option(min=2, help="With --generate: tokens that are generated.")] = 128,
     flex: Annotated[bool, typer.Option(help="FlexAttention among the baselines (compiles for some seconds).")] = True,
     device_model: Annotated[
         str | None,
@@ -81,6 +90,13 @@ def profile(
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
     if stored is not None:
         _show(stored, context, batch, output, html)
+        return
+    if generate:
+        if model is not None:
+            raise InputError("--generate times a model with random weights at --shape; --model is not for it.")
+        contexts = _numbers(context or "8192,32768,131072", "--context")
+        batches = _numbers(batch or "1,4,8,16", "--batch")
+        _generate(shape or "llama-3.1-8b", contexts, batches, new_tokens, share, pick_device(device), output, html)
         return
     request = ProfileRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
@@ -124,6 +140,44 @@ def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
         output.note(f"Wrote {html}")
 
 
+def _generate(
+    shape: str,
+    contexts: tuple[int, ...],
+    batches: tuple[int, ...],
+    new: int,
+    share: float,
+    device: Any,
+    output: Output,
+    html: Path | None,
+) -> None:
+    """Calibrate a model with random weights for two steps, and time `generate` over its caches."""
+    from spectralquant.bench.generate.run import GenerateRequest, generate_results
+    from spectralquant.calibration.api import calibrate
+    from spectralquant.calibration.options import CalibrationSettings
+    from spectralquant.models.load import load_model
+    from spectralquant.models.shapes import parse_shape
+    from spectralquant.text.read import load_text
+    from sqcli.html.page import write_page
+    from sqcli.html.report import report_page
+    from sqcli.terminal.generate import generate_view
+
+    request = GenerateRequest(contexts=contexts, batches=batches, new=new, select=share)
+    loaded = load_model(f"random:{shape}", device=str(device))
+    request.check(loaded.model.config.max_position_embeddings)
+    settings = CalibrationSettings(window=384, tiers=("hot", "warm"), held_out_windows=1, held_out_window=512)
+    with output.progress() as bar:
+        profile = calibrate(
+            loaded.model, loaded.tokenizer, load_text("builtin:pydoc"), steps=2, settings=settings, progress=bar
+        )
+        facts = {"calibration_steps": 2, "calibration_window": settings.window}
+        result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, _saver(output))
+    output.show(*generate_view(result))
+    output.finish(result, title="sq profile --generate")
+    if html is not None:
+        write_page(html, report_page([("generate", result)]))
+        output.note(f"Wrote {html}")
+
+
 def _show(stored: Path, context: str | None, batch: str | None, output: Output, html: Path | None) -> None:
     """A stored profile again, some contexts and batches of it."""
     from spectralquant.errors import InputError
@@ -156,14 +210,18 @@ def _keep(result: dict[str, Any], stored: Path, field: str, wanted: tuple[int, .
 
 def _measure(request: ProfileRequest, device: Any, output: Output, run: Any) -> dict[str, Any]:
     """Measure; every finished cell is in the JSON file already if the run ends early."""
+    with output.progress() as bar:
+        return run(request, device, bar, _saver(output))
+
+
+def _saver(output: Output) -> Callable[[dict[str, Any]], None]:
     from spectralquant.files import write_json
 
-    def save(result: dict) -> None:
+    def save(result: dict[str, Any]) -> None:
         if output.json_file not in (None, "-"):
             write_json(output.json_file, result)
 
-    with output.progress() as bar:
-        return run(request, device, bar, save)
+    return save
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:
