@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from spectralquant.bench.end_to_end import whole_step_ms
 from spectralquant.bench.generate.contenders import Contender, Dynamic, Growing, Hot, Place, Static, least_tokens
+from spectralquant.bench.generate.first_calls import first_call_rows
 from spectralquant.bench.generate.measure import decode_row, first_token_row
 from spectralquant.bench.generate.summary import summary_of
 from spectralquant.bench.inputs import CodeSettings
@@ -114,6 +115,7 @@ def generate_results(
             step = whole_step_ms(shape, CodeSettings(share=request.select), 32768, batch, device)
             rows.append({"kind": "whole_step", "method": "hot", "context": 32768, "batch": batch, "step_ms": step})
             _free()
+        rows += first_call_rows(shape)
     cells = list(cells_of(request))
     for done, cell in enumerate(cells):
         progress(f"{cell.method}, {cell.context} x {cell.batch or 'most'}", done, len(cells))
@@ -165,8 +167,3 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def methods(rows: Sequence[Row]) -> list[str]:
-    """The methods that rows are of, in their order."""
-    return list(dict.fromkeys(row["method"] for row in rows))

@@ -26,6 +26,9 @@ def summary_of(rows: Sequence[Row]) -> dict[str, float | None]:
         ours = decode.get(("hot", 32768, batch))
         return None if whole is None or ours is None else whole["step_ms"] * ours["tokens_per_s"] / (1000 * batch)
 
+    def seconds(cache: str) -> float | None:
+        return next((r["seconds"] for r in rows if r.get("compilation_cache") == cache), None)
+
     both = [speedup("hot", c, b) for m, c, b in decode if m == "static_compiled"]
     stalls = [r["stall_ms"] for (m, _, _), r in decode.items() if m == "hot"]
     return {
@@ -35,4 +38,6 @@ def summary_of(rows: Sequence[Row]) -> dict[str, float | None]:
         "share_of_whole_step_32k_b1": share(1),
         "share_of_whole_step_32k_b8": share(8),
         "stall_ms": max(stalls, default=None),
+        "first_calls_s": seconds("empty"),
+        "first_calls_cached_s": seconds("filled"),
     }
