@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+from sqcli.options import Csv, Data, Device, Json, Model, Offline, Quiet, Svg
 
 if TYPE_CHECKING:
     from spectralquant.gate.run import Outcome
@@ -40,7 +40,7 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(help="Write verdicts as Markdown.")] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report, but always exit with 0.")] = False,
     model: Model = "builtin:smollm2-135m",
-    data: Data = DEFAULT_DATA,
+    data: Data = ("builtin:gate",),
     device: Device = "auto",
     offline: Offline = False,
     json: Json = None,
@@ -52,7 +52,8 @@ def gate(
     input.
 
     Figures that do not depend on the machine get a tolerance; times get statistics (and need --against, or ratios taken in
-    one process). A baseline of another GPU, dtype, model, text or schema is inconclusive, never a pass.
+    one process). A baseline of another GPU, dtype, model, text or schema is inconclusive, never a pass, and with it --run
+    measures nothing.
 
     Example: [bold]sq gate --run smoke --baseline profiles/baselines/smoke.json --junit gate.xml[/bold]
     """
@@ -90,7 +91,10 @@ def gate(
             before, now = compare_installs(against, rounds, bar)
     elif run is not None:
         with output.progress() as bar:
-            now = run_suite(run, model, data, device, offline, bar, output.note)
+            wanted = None if update_baseline or save is not None else before
+            now = run_suite(run, model, data, device, offline, bar, output.note, wanted)
+        if not now["rows"]:
+            output.note("Nothing was measured: the baseline is of something else. --save FILE measures all the same.")
         if save is not None:
             write_json(save, now)
             output.note(f"Wrote {save}")

@@ -76,7 +76,7 @@ def pack(
             exact=exact,
             step_scale=step_scale,
             adaptive=adaptive,
-            progress=lambda d, t: bar("encoding blocks", d, t),
+            progress=bar,
         )[0]
     packet.save(out)
     row = packet_row(packet) | {"prefill_and_encode_s": time.perf_counter() - start, "file": str(out)}

@@ -32,6 +32,7 @@ from spectralquant.codec.packet import (
 )
 from spectralquant.errors import InputError, PacketError
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
+from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
 from spectralquant.hooks.wrappers import model_device, runs_model
@@ -44,6 +45,7 @@ from spectralquant.rotary import Rotation, undo_rope
 from spectralquant.streams import as_caller
 
 Progress = Callable[[int, int], None]
+StageProgress = Callable[[str, int, int], None]
 RUN_BLOCKS = 16
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -82,7 +84,7 @@ def pack_prompt(
     exact: str = "auto",
     step_scale: float = 1.0,
     adaptive: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
@@ -117,17 +119,21 @@ def _pack_one(
     ids: Tensor,
     exact: str,
     step_scale: float,
-    progress: Progress,
+    progress: StageProgress,
 ) -> SpectralPacket:
     binding = bind(model)
     geometry, total = binding.geometry, len(ids)
     seen: list[tuple[Tensor, Tensor, Tensor, Rotation | None]] = []
 
-    def observe(call: AttentionCall) -> None:
+    def observe(call: AttentionCall) -> Tensor | None:
         if call.shared:
-            return
+            return None
+        progress("reading the prompt", len(seen), geometry.layers)
         rotation = call.rotation(geometry.layout) if geometry.rotary[call.layer] else None
-        seen.append((call.key[0], call.value[0], attention_received(call, BLOCK), rotation))
+        output, sums = causal_attention(call) or (None, None)
+        received = attention_received(call, BLOCK, None if sums is None else sums[0])
+        seen.append((call.key[0], call.value[0], received, rotation))
+        return output
 
     binding.tables.forget_lengths()
     with AttentionTap(model, observe):
@@ -143,7 +149,7 @@ def _pack_one(
         head = first if first == SINKS else 0
         sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
         for at in range(0, len(ranges), RUN_BLOCKS):
-            progress(done, steps)
+            progress("encoding blocks", done, steps)
             blocks = []
             for start, stop in ranges[at : at + RUN_BLOCKS]:
                 part = slice(start, stop)
@@ -159,7 +165,7 @@ def _pack_one(
             coded, done = codecs[group].encode_run(blocks), done + len(blocks)
             sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
         parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
-    progress(steps, steps)
+    progress("encoding blocks", steps, steps)
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, min(SINKS, total))
     groups = geometry.groups if any(geometry.windows) else ()
     return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)
