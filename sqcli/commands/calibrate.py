@@ -84,6 +84,7 @@ def calibrate(
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
     from sqcli.output import Output
+    from sqcli.plans import calibration_plan
     from sqcli.results import calibration_result
     from sqcli.terminal.calibration import calibration_view
 
@@ -101,7 +102,9 @@ def calibrate(
             loaded.tokenizer, extra, 2 * held_out * held_out_window, window=held_out_window, report=output.note
         )
         names = {"text_name": text_name(sources), "out": stem, "resume": resume, "held_out": other, "processes": own}
-        with output.progress() as bar:
+        searched = [t for t in tiers if settings.target(t).bits is None]
+        plan = calibration_plan(steps, window, [t for t in TIERS if t in tiers], searched)
+        with output.progress(plan) as bar:
             profile = calibrate_model(loaded, text, settings, **names, progress=bar)
     if profile is None:
         return
