@@ -28,7 +28,8 @@ from spectralquant.hooks.implementation import (
     switched_here,
 )
 from spectralquant.hooks.softmax import unknown_option
-from spectralquant.rotary import RotaryLayout, Rotation
+from spectralquant.rotary import Rotation
+from spectralquant.rotary_layout import RotaryLayout
 
 IMPLEMENTATION = "spectralquant_tap"
 

@@ -89,6 +89,24 @@ def text_name(sources: Sequence[TextSource]) -> str:
     return " + ".join(f"{s.name}={s.weight:g}" for s in sources)
 
 
+def require_name(spec: str) -> None:
+    """Check what a text is called, and its weight; nothing is read.
+
+    Raises:
+        InputError: there is no text of that name, or its weight is not positive.
+    """
+    name, _ = parse_weight(spec)
+    if name not in BUILTIN and not name.startswith(("file:", "hub:")) and not is_path(name):
+        raise _unknown(name)
+
+
+def _unknown(spec: str) -> InputError:
+    return InputError(
+        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
+        f"{did_you_mean(spec, BUILTIN)}"
+    )
+
+
 def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
     if spec == "builtin:pydoc":
         return _pydoc()
@@ -106,10 +124,7 @@ def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
         return hub_documents(spec.removeprefix("hub:"), offline, report)
     if spec and not spec.startswith("builtin:") and is_path(spec):
         return file_documents(spec, report)
-    raise InputError(
-        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
-        f"{did_you_mean(spec, BUILTIN)}"
-    )
+    raise _unknown(spec)
 
 
 def _pydoc() -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.typos import check_data, check_target, checked, metric_names, one_of, tier_names
 
 
 def calibrate(
@@ -18,16 +19,31 @@ def calibrate(
     window: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 512,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="ratio=33, bits=2, dppl=0.18 or kl=0.01; for one of several tiers warm:ratio=8."),
+        typer.Option(
+            help="ratio=33 (default), bits=2, dppl=0.18 or kl=0.01; for one of several tiers warm:ratio=8.",
+            callback=checked(check_target),
+        ),
     ] = None,
-    tier: Annotated[str, typer.Option(help="cold, warm, hot or all.")] = "cold",
-    metric: Annotated[str, typer.Option(help="fisher, attention (no backward pass) or energy (plain PCA).")] = "fisher",
+    tier: Annotated[
+        str, typer.Option(help="cold, warm, hot or all.", callback=one_of("--tier", tier_names, several=True))
+    ] = "cold",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="fisher, attention (no backward pass) or energy (plain PCA).",
+            callback=one_of("--metric", metric_names),
+        ),
+    ] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
     basis: Annotated[
         str, typer.Option(help="dense, two-level (small and over more layers) or auto (two-level over several layers).")
     ] = "auto",
     predict: Annotated[
-        str, typer.Option(help="tokens: predict keys and values from token ids first; or none.")
+        str,
+        typer.Option(
+            help="tokens: predict keys and values from token ids first; or none.",
+            callback=one_of("--predict", ("tokens", "none")),
+        ),
     ] = "tokens",
     profile_budget: Annotated[
         str | None, typer.Option(help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit.")
@@ -35,9 +51,13 @@ def calibrate(
     held_out: Annotated[int, typer.Option(min=1, help="Held-out windows to solve on, and as many to report on.")] = 2,
     held_out_window: Annotated[int, typer.Option(min=1, help="Tokens per held-out window.")] = 1024,
     held_out_data: Annotated[
-        list[str] | None, typer.Option(help="Other text for the held-out windows, as --data.")
+        list[str] | None,
+        typer.Option(help="Other text for the held-out windows, as --data.", callback=checked(check_data)),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Profile path: OUT.safetensors and OUT.json are written.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Profile path: OUT.safetensors and OUT.json are written. Default: profiles/MODEL-TEXT."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
     ] = False,

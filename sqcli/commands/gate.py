@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sqcli.options import Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+from sqcli.typos import one_of, suite_names
 
 if TYPE_CHECKING:
     from spectralquant.gate.run import Outcome
@@ -22,7 +23,10 @@ def gate(
     current: Annotated[
         Path | None, typer.Option("--current", "-c", help="Results of compare, calibrate, profile or a suite.")
     ] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Measure a suite now: smoke (CPU) or gpu.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Measure a suite now: smoke (CPU) or gpu.", callback=one_of("--run", suite_names)),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="Time this install and another in turn: a virtual environment, a Python, or a checkout."),
@@ -65,6 +69,7 @@ def gate(
     from spectralquant.gate.run import judge, run_suite, write_baseline
     from spectralquant.results.files import read_results
     from sqcli.output import Output
+    from sqcli.plans import smoke_plan
 
     given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
     if len(given) != 1:
@@ -90,7 +95,11 @@ def gate(
         with output.progress() as bar:
             before, now = compare_installs(against, rounds, bar)
     elif run is not None:
-        with output.progress() as bar:
+        from spectralquant.calibration.options import TIERS
+        from spectralquant.gate.suites.smoke import SmokeSettings
+
+        plan = smoke_plan(SmokeSettings().steps, SmokeSettings().window, TIERS) if run == "smoke" else ()
+        with output.progress(plan) as bar:
             wanted = None if update_baseline or save is not None else before
             now = run_suite(run, model, data, device, offline, bar, output.note, wanted)
         if not now["rows"]:
