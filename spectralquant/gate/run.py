@@ -52,11 +52,11 @@ def judge(baseline: dict[str, Any], current: dict[str, Any], limits: Limits, *, 
     """
     before = metrics_of(baseline, "The baseline")
     limits.require_matches(before)
+    now = metrics_of(current, "The current results") if current.get("measured", True) else {}
     different = [] if interleaved else mismatches(baseline, current)
     if different:
         why = "; ".join(different)
         return Outcome([Verdict(name, INCONCLUSIVE, why, m.value) for name, m in before.items()], different)
-    now = metrics_of(current, "The current results")
     return Outcome(decide(before, now, limits, interleaved=interleaved, doubt=_doubt(baseline, current)), [])
 
 
@@ -96,7 +96,9 @@ def run_suite(
 
         where = pick_device(device)
         header = gpu_suite_header(where)
-        return header if baseline is not None and mismatches(baseline, header) else gpu_suite(where, progress)
+        if baseline is not None and mismatches(baseline, header):
+            return header | {"measured": False}
+        return gpu_suite(where, progress)
     from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite, smoke_suite_header
     from spectralquant.models.load import load_model
     from spectralquant.text.mix import tokenize_sources
@@ -107,7 +109,7 @@ def run_suite(
     text = tokenize_sources(loaded.tokenizer, sources, TOKENS, window=SmokeSettings().window, report=report)
     header = smoke_suite_header(loaded, text, text_name(sources))
     if baseline is not None and mismatches(baseline, header):
-        return header
+        return header | {"measured": False}
     result = smoke_suite(loaded, text, text_name(sources), None, progress)
     result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
     return result

@@ -102,7 +102,7 @@ def gate(
         with output.progress(plan) as bar:
             wanted = None if update_baseline or save is not None else before
             now = run_suite(run, model, data, device, offline, bar, output.note, wanted)
-        if not now["rows"]:
+        if not now.get("measured", True):
             output.note("Nothing was measured: the baseline is of something else. --save FILE measures all the same.")
         if save is not None:
             write_json(save, now)
