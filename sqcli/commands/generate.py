@@ -41,7 +41,9 @@ def generate(
 ) -> None:
     """Generate from a SpectralCache and show what it held and spent.
 
-    Example: [bold]sq generate --profile profiles/demo "The history of tea begins in"[/bold]
+    Nothing is compressed below 256 tokens, so a short prompt gains nothing.
+
+    Example: [bold]sq generate --profile profiles/demo --tier hot --file manual.txt[/bold]
     """
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size
