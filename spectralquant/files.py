@@ -45,7 +45,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _way_out(error: OSError) -> str:
     """What helps where a file could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "Free some space or choose another folder"
     if error.errno == errno.EISDIR:
         return "Give the name of a file"
