@@ -62,7 +62,12 @@ def profile(small_folder, tmp_path_factory) -> Path:
         out.with_suffix(".svg"),
     )
     assert done.returncode == 0, done.stderr
-    assert "smaller at KL" in done.stdout.splitlines()[0] and "aimed at 10.0:1" in done.stdout and "Next:" in done.stdout and "Rank (of 16)" in done.stdout
+    assert (
+        "smaller at KL" in done.stdout.splitlines()[0]
+        and "aimed at 10.0:1" in done.stdout
+        and "Next:" in done.stdout
+        and "Rank (of 16)" in done.stdout
+    )
     return out
 
 

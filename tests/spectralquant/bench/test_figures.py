@@ -135,9 +135,7 @@ def test_the_shipped_fit_is_made_by_its_command_and_its_error_is_stated():
     fit = shipped_fit()
     assert json.loads(json.dumps(shipped["terms"])) == {k: asdict(t) for k, t in fit.terms.items()}
     assert fit.median_error < 0.1 and fit.worst_error < 0.4
-    assert (
-        result["speedup"]["fitted_over_measured_worst"] < 1.4 < 5 < result["speedup"]["roofline_over_measured_worst"]
-    )
+    assert result["speedup"]["fitted_over_measured_worst"] < 1.4 < 5 < result["speedup"]["roofline_over_measured_worst"]
 
 
 def test_predictions_stand_beside_measurements_where_both_exist():
