@@ -135,6 +135,7 @@ class CalibrationRun:
         self.resume = resume
         self.times: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
+        self.capture_times: dict[str, float] = {}
 
     def _fingerprint(self) -> dict[str, Any]:
         s = self.settings
@@ -293,6 +294,7 @@ class CalibrationRun:
             self.loaded, self.windows, self.settings, sums, self.far, self.checkpoint, self.processes, self.progress
         )
         samples = steps.run(resume=self.resume)
+        self.capture_times = steps.seconds
         if self.processes.first:
             sums.finish()
         return sums, samples
@@ -339,6 +341,7 @@ class CalibrationRun:
                 held_out_sha256=tokens_sha256(self.held_out),
                 stages_s=self.times,
                 stages_peak_bytes=self.peaks,
+                capture_s=self.capture_times,
                 processes=self.processes.size,
                 reduced_bytes=self.processes.bytes,
                 reduce_s=round(self.processes.seconds, 3),

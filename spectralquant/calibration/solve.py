@@ -206,11 +206,11 @@ def choose_centroids(
         "values": without("key"),
         "none": without("key", "value"),
     }
-    methods = [cold_method(t, loaded) for t in options.values()]
-    stage = "choosing centroids"
-    found = measure(
-        loaded.model, loaded.geometry, windows[:1, :CENTROID_TOKENS], methods, lambda d, t: progress(stage, d, t)
-    )
+    some = windows[:1, :CENTROID_TOKENS]
+    found = [  # one after the other: each has matrices of its own on the device
+        _measure_one(loaded, cold_method(option, loaded), some, progress, "choosing centroids")
+        for option in options.values()
+    ]
     best = min(range(len(found)), key=lambda i: found[i].kl)
     name = list(options)[best]
     return options[name], name
