@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from spectralquant.calibration.capture.samples import SampleWindow, keep_sample, sample_bytes, sample_indices
