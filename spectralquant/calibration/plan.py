@@ -16,6 +16,7 @@ from spectralquant.calibration.basis.two_level import MAX_INNER
 from spectralquant.calibration.capture.loss import ROWS
 from spectralquant.calibration.capture.samples import sample_bytes, sample_indices
 from spectralquant.calibration.capture.statistics import MAX_TILE
+from spectralquant.calibration.cold.budget import default_budget
 from spectralquant.calibration.fixed.fit import MAX_TOKENS
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.cold.features import MAX_DIMS
@@ -235,6 +236,7 @@ class Planner:
             if settings.two_level and span > g.layer_width:
                 own = min(span, rank * span // g.width)
                 total += 2 * (2 * 2 * rank * g.layer_width + 2 * rank * own + features * g.width)
+                total = min(total, default_budget(self.model.weights))
             else:
                 total += 2 * 2 * (2 * rank * span + features * g.width)
         for tier, width in (("warm", g.layer_width), ("hot", g.head_dim)):

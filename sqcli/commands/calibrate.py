@@ -49,7 +49,10 @@ def calibrate(
         ),
     ] = "tokens",
     profile_budget: Annotated[
-        str | None, typer.Option(help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit.")
+        str | None,
+        typer.Option(
+            help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit. Default: a quarter of the model, 400MB at most."
+        ),
     ] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out windows to solve on, and as many to report on.")] = 2,
     held_out_window: Annotated[int, typer.Option(min=1, help="Tokens per held-out window.")] = 1024,
