@@ -20,26 +20,29 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 Row = dict[str, Any]
 
 
-def sq(arguments: Sequence[str], *, gpus: int = 1) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """`python -m sqcli …`, under torchrun for several GPUs: seconds and how it ended."""
-    launcher = [] if gpus == 1 else [*LAUNCH, str(gpus)]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+def sq(arguments: Sequence[str]) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """`python -m sqcli …`: seconds and how it ended."""
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "sqcli", *arguments],
+    done = _python(["-m", "sqcli", *arguments])
+    return time.perf_counter() - start, done
+
+
+def _python(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments],
         check=False,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
     )
-    return time.perf_counter() - start, done
 
 
-def calibration(options: Sequence[str], stem: Path, *, gpus: int = 1) -> Row:
+def calibration(options: Sequence[str], stem: Path) -> Row:
     """One calibration: its plan (predicted), and its time, peaks and profile (measured)."""
     plan = planned(options)
-    seconds, done = sq(["calibrate", *options, "--out", str(stem)], gpus=gpus)
-    row: Row = {"options": " ".join(options), "gpus": gpus, "ok": done.returncode == 0, "process_s": round(seconds, 1)}
+    seconds, done = sq(["calibrate", *options, "--out", str(stem)])
+    row: Row = {"options": " ".join(options), "gpus": 1, "ok": done.returncode == 0, "process_s": round(seconds, 1)}
     if not row["ok"]:
         return row | {"plan": plan, "error": " ".join(done.stderr.split())[-400:]}
     sidecar = json.loads(stem.with_name(stem.name + ".json").read_text())
@@ -94,17 +97,9 @@ def seconds_per_step(row: Row) -> float:
     return (row["stages_s"]["capture"] - beside) / row["steps"]
 
 
-def difference(stem: Path, other: Path) -> Row:
-    """How far two profiles of one model and text are apart: spectra relative to the largest, and ranks."""
-    from spectralquant.profile.model import CalibrationProfile
-
-    ours, theirs = (CalibrationProfile.load(path) for path in (stem, other))
-    spectra, ranks = ours.heads.variance - theirs.heads.variance, ours.heads.rank - theirs.heads.rank
-    cold = [getattr(p.tier("cold"), kind).variance for p in (ours, theirs) for kind in ("key", "value")]
-    pairs = [(a[: min(len(a), len(b))], b[: min(len(a), len(b))]) for a, b in zip(cold[:2], cold[2:], strict=True)]
-    return {
-        "head_spectra": float((spectra.abs() / theirs.heads.variance.amax(-1, keepdim=True)).max()),
-        "head_ranks": float(ranks.abs().max()),
-        "cold_spectra": max(float((a - b).abs().max() / b.max()) for a, b in pairs),
-        "cold_ranks": [len(a) - len(b) for a, b in zip(cold[:2], cold[2:], strict=True)],
-    }
+def together(out: Path, gpus: int, model: str, steps: int, window: int) -> Row:
+    """The same steps by one process and by several (see `research.scale.together`)."""
+    done = _python([*LAUNCH, str(gpus), "-m", "research.scale.together", str(out), model, str(steps), str(window)])
+    if done.returncode:
+        return {"gpus": gpus, "ok": False, "error": " ".join(done.stderr.split())[-600:]}
+    return json.loads(out.read_text())

@@ -11,7 +11,7 @@ import torch
 
 from research.scale.predicted import predicted_rows
 from research.scale.quality import QualityStudy, kl_at, quality_rows
-from research.scale.runs import Row, calibration, difference, seconds_per_step
+from research.scale.runs import Row, calibration, seconds_per_step, together
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
@@ -21,7 +21,7 @@ PARTS = ("8b", "8b-small", "scaling", "70b", "quality", "predicted")
 EIGHT = ("--model", "random:llama-3.1-8b", "--window", "2048", "--dtype", "bfloat16", "--device", "cuda", "--offline")
 SEVENTY = ("--model", "random:llama-3.1-70b:layers=8", *EIGHT[2:])
 STEPS = 100
-SCALING_STEPS = 64
+SCALING_STEPS = 32
 SMALL_CARD = "24GB"
 EQUAL_RATIO = 40.0
 Progress = Callable[[str, int, int], None]
@@ -78,15 +78,11 @@ def _runs(part: str, folder: Path, gpus: int) -> Iterator[Row]:
     elif part == "70b":
         yield calibration((*SEVENTY, "--steps", "10", "--tier", "cold"), folder / "p") | {"layers": 8, "of_layers": 80}
     elif part == "scaling":
-        options = (*EIGHT, "--steps", str(SCALING_STEPS), "--tier", "cold")
-        for count in (1, 2, 4):
+        for count in (2, 4):
             if count > gpus:
                 yield {"gpus": count, "ok": False, "error": f"not run: {gpus} GPUs"}
-                continue
-            row = calibration(options, folder / f"p{count}", gpus=count)
-            if row["ok"] and count > 1:
-                row["difference_from_one"] = difference(folder / f"p{count}", folder / "p1")
-            yield row
+            else:
+                yield together(folder / "row.json", count, EIGHT[1], SCALING_STEPS, 2048)
 
 
 def _row(rows: list[Row], part: str, **like: Any) -> Row | None:
@@ -104,12 +100,11 @@ def _result(rows: list[Row], facts: dict[str, Any]) -> dict[str, Any]:
 def _summary(rows: list[Row]) -> dict[str, Any]:
     """The figures that the issue asks for; null where a part was not run. Measured but for what is named predicted."""
     full, small, seventy = (_row(rows, part) for part in ("8b", "8b-small", "70b"))
-    one = _row(rows, "scaling", gpus=1)
-    shares = [abs(row["plan_error"]) for row in (full, small, one, seventy) if row]
+    shares = [abs(row["plan_error"]) for row in (full, small, seventy) if row]
 
     def efficiency(count: int) -> float | None:
         row = _row(rows, "scaling", gpus=count)
-        return None if row is None or one is None else seconds_per_step(one) / (count * seconds_per_step(row))
+        return row and row["efficiency"]
 
     quality = [row for row in rows if row["part"] == "quality"]
     cases = {(r["varied"], r["metric"], r["basis"], r["steps"], r["model"]) for r in quality}

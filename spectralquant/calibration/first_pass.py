@@ -59,7 +59,7 @@ class FirstPass:
         try:
             while done < self.settings.steps:
                 stop = min((done // every + 1) * every, self.settings.steps)
-                done = self._steps(done, stop, wanted, samples)
+                done = self.share(done, stop, wanted, samples)
         except KeyboardInterrupt:
             if self._writes and self.processes.size == 1 and self._counted:
                 self.checkpoint.save(self._counted, self.sums.state())
@@ -90,7 +90,7 @@ class FirstPass:
         self._counted = done
         return self.processes.agree(done)
 
-    def _steps(self, start: int, stop: int, wanted: list[int], samples: dict[int, SampleWindow]) -> int:
+    def share(self, start: int, stop: int, wanted: Sequence[int], samples: dict[int, SampleWindow]) -> int:
         """Do the steps from `start` to `stop` together with the other processes and keep a checkpoint of them."""
         own = shares(range(start, stop), self.processes.size, wanted)[self.processes.rank]
         for number, index in enumerate(own):

@@ -54,6 +54,7 @@ def product_form_bytes(parts: Sequence[ColdFitter]) -> tuple[int, int] | None:
             fixed += sum(2 * FINE_OUTER * len(rows) for rows in inner)
             row = max(row, *(2 * len(rows) + ROW_BYTES for rows in inner))
             predictor = part.predictors[kind]
+            fixed += part.geometry.width * 8  # mean, scales of the predictor
             fixed += 0 if predictor is None else predictor.weight.numel()
         fixed += (
             0 if part.features is None or part.features.projection is None else 4 * part.features.projection.numel()
