@@ -231,6 +231,9 @@ def scale_runs(rows: list[dict[str, Any]]) -> Table:
         if not r.get("ok"):
             table.add_row(r["part"], str(r.get("gpus", "")), r.get("error", "")[:40])
             continue
+        if r["part"] == "scaling":
+            table.add_row(f"scaling, efficiency {r['efficiency']:.2f}", str(r["gpus"]), f"{r['seconds_shared']:.0f}")
+            continue
         sizes = (r["peak_bytes"] / 1e9, r["plan"]["peak_bytes"] / 1e9, r["profile_bytes"] / 1e6)
         table.add_row(r["part"], str(r["gpus"]), f"{r['seconds']:.0f}", *(f"{size:.1f}" for size in sizes))
     return table
