@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from spectralquant.calibration.cold.budget import tier_bytes
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.solve import cold_method
 from spectralquant.evaluation.measure import measure
 from spectralquant.models.load import LoadedModel
+from spectralquant.provenance import device_facts
 from spectralquant.surroundings import own_run
 from spectralquant.text.tokens import TokenText
 
@@ -23,7 +26,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class QualityStudy:
-    """steps: of the curve; the largest that the text allows is used for bases and metrics. windows: scored, `scored` tokens
+    """steps: of the curve; the largest is used for bases and metrics. windows: scored, `scored` tokens
     each, from the end of the text. ratios: payload ratios that tiers are fitted for."""
 
     steps: tuple[int, ...] = (50, 100, 300)
@@ -37,51 +40,46 @@ class QualityStudy:
 
 def quality_rows(loaded: LoadedModel, text: TokenText, study: QualityStudy, progress: Progress) -> Iterator[list[Row]]:
     """Rows of one calibration after the other: each form of bases, each metric, each number of steps."""
-    most = max(steps for steps in study.steps if steps * study.window <= len(text.ids) - study.windows * study.scored)
-    base = CalibrationSettings(steps=min(100, most), window=study.window, held_out_windows=1)
-    cases = [("bases", replace(base, basis=basis)) for basis in study.bases]
-    cases += [("metric", replace(base, metric=metric)) for metric in study.metrics if metric != "fisher"]
-    cases += [("steps", replace(base, steps=steps)) for steps in study.steps if steps <= most and steps != base.steps]
-    held_out = text.windows(study.scored, study.windows, len(text.ids) - study.windows * study.scored)
-    for what, settings in cases:
-        yield _measured(loaded, text, settings, held_out, what, study.ratios, progress)
+    free = len(text.ids) - study.windows * study.scored
+    base = CalibrationSettings(steps=max(study.steps), window=study.window, held_out_windows=1)
+    held_out = text.windows(study.scored, study.windows, free)
+    cases = [("bases", base, study.bases)]
+    cases += [
+        ("metric", replace(base, metric=metric), ("two-level",)) for metric in study.metrics if metric != "fisher"
+    ]
+    cases += [("steps", replace(base, steps=steps), ("two-level",)) for steps in study.steps if steps != base.steps]
+    for what, settings, bases in cases:
+        with own_run(loaded.model):
+            run = CalibrationRun(loaded, text, settings, "text", None, False, text, progress)
+            sums, samples = run.first_pass()
+            for basis in bases:
+                run.settings = replace(settings, basis=basis)
+                fitter = run.cold_fitter(sums, samples)
+                yield [_row(loaded, run.settings, what, fitter, ratio, held_out) for ratio in study.ratios]
 
 
-def _measured(
-    loaded: LoadedModel,
-    text: TokenText,
-    settings: CalibrationSettings,
-    held_out: Any,
-    what: str,
-    ratios: Sequence[float],
-    progress: Progress,
-) -> list[Row]:
-    rows = []
-    with own_run(loaded.model):
-        run = CalibrationRun(loaded, text, settings, "text", None, False, text, progress)
-        sums, samples = run.first_pass()
-        fitter = run.cold_fitter(sums, samples)
-        for ratio in ratios:
-            tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
-            found = measure(loaded.model, loaded.geometry, held_out, [cold_method(tier, loaded)])[0]
-            row = found.row(loaded.geometry, loaded.name, held_out.shape[1])
-            rows.append(
-                {
-                    "part": "quality",
-                    "varied": what,
-                    "model": loaded.name,
-                    "metric": settings.metric,
-                    "basis": settings.basis if settings.basis != "auto" else "two-level",
-                    "steps": settings.steps,
-                    "window": settings.window,
-                    "payload_ratio": row["payload_ratio"],
-                    "kl_nats": row["kl_nats"],
-                    "delta_ppl": row["delta_ppl"],
-                    "tier_bytes": tier_bytes(tier),
-                    "measured": True,
-                }
-            )
-    return rows
+def _row(
+    loaded: LoadedModel, settings: CalibrationSettings, what: str, fitter: Any, ratio: float, held_out: Tensor
+) -> Row:
+    tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
+    row = measure(loaded.model, loaded.geometry, held_out, [cold_method(tier, loaded)])[0].row(
+        loaded.geometry, loaded.name, held_out.shape[1]
+    )
+    return {
+        "varied": what,
+        "model": loaded.name,
+        "metric": settings.metric,
+        "basis": settings.basis,
+        "steps": settings.steps,
+        "window": settings.window,
+        "n_tokens": row["n_tokens"],
+        "payload_ratio": row["payload_ratio"],
+        "kl_nats": row["kl_nats"],
+        "delta_ppl": row["delta_ppl"],
+        "tier_bytes": tier_bytes(tier),
+        "measured": True,
+        **device_facts(loaded.device),
+    }
 
 
 def kl_at(rows: Sequence[Row], ratio: float) -> float | None:

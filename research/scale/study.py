@@ -34,12 +34,15 @@ def scale_study(
     load: Callable[[], tuple[LoadedModel, TokenText]],
     save: Save,
     progress: Progress = lambda stage, done, total: None,
+    model: str = "builtin:smollm2-135m",
     quality: QualityStudy = QualityStudy(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
-    """Measure `parts`, keeping the `rows` of an earlier run for the others; `save` gets the results after every row."""
+    """Measure `parts`, keeping the `rows` of an earlier run for the others (and for other models than `model`); `save` gets
+    the results after every row.
+    """
     gpus = torch.cuda.device_count()
     facts = provenance(**device_facts(torch.device("cuda" if gpus else "cpu")), gpus=gpus)
-    rows = [row for row in rows if row["part"] not in parts]
+    rows = [row for row in rows if row["part"] not in parts or row.get("model", model) != model]
 
     def keep(row: Row) -> None:
         rows.append(row)
@@ -48,7 +51,15 @@ def scale_study(
     for number, part in enumerate(parts):
         progress(part, number, len(parts))
         for row in _part(part, rows, gpus, load, quality, progress):
-            keep({"part": part, **row, "run": facts["created"]})
+            keep(
+                {
+                    "part": part,
+                    **row,
+                    "created": facts["created"],
+                    "commit": facts["git_commit"],
+                    "dirty": facts["git_dirty"],
+                }
+            )
     return _result(rows, facts)
 
 

@@ -251,7 +251,7 @@ class CalibrationRun:
             2
             * self.geometry.layers
             * self.geometry.kv_heads
-            * (4 * self.geometry.head_dim**2 + 4 * self.geometry.head_dim)
+            * (4 * self.geometry.head_dim**2 + 8 * self.geometry.head_dim)
         )
         if self.settings.profile_budget is None:
             fitter = self._fitter(sums, samples, self.span, predict)

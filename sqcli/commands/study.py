@@ -110,7 +110,7 @@ def study(
         _architectures(out, output)
         return
     if name == "calibrate-scale":
-        _calibrate_scale(part, model, data, window, device, dtype, offline, out, output)
+        _calibrate_scale(part, model, data, (steps, window, windows), device, dtype, offline, out, output)
         return
     if name in ("kernels", "gate"):
         result = _kernels(device, output) if name == "kernels" else _gate(output)
@@ -238,13 +238,14 @@ def _calibrate_scale(
     parts: list[str] | None,
     model: str,
     data: list[str],
-    window: int,
+    sizes: tuple[int, int, int],
     device: str,
     dtype: str,
     offline: bool,
     out: Path,
     output: Output,
 ) -> None:
+    from research.scale.quality import QualityStudy
     from research.scale.study import PARTS, scale_study
     from spectralquant.errors import InputError, did_you_mean
     from spectralquant.files import read_json, write_json
@@ -261,9 +262,13 @@ def _calibrate_scale(
         sources = open_sources(data, offline=offline, report=output.note)
         return loaded, _text(loaded.tokenizer, sources, window, output)[0]
 
+    steps, window, windows = sizes
+    quality = QualityStudy(steps=(max(1, steps // 4), max(1, steps // 2), steps), window=window, windows=windows)
+
     rows = read_json(out, "The results file")["rows"] if out.is_file() else []
     with output.progress() as bar:
-        result = scale_study(parts or list(PARTS), rows, load, lambda result: write_json(out, result), bar)
+        keep = lambda result: write_json(out, result)  # noqa: E731
+        result = scale_study(parts or list(PARTS), rows, load, keep, bar, model, quality)
     write_json(out, result)
     output.show(*study_view(result))
     output.note(f"Wrote {out}")
