@@ -26,6 +26,7 @@ INSIDE = [
         "streams",
         "surroundings",
         "rotary",
+        "rotary_layout",
     },
     {"geometry", "results", "text"},
     {"hooks"},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sqcli.options import Csv, Device, Json, Offline, Quiet, Seed, Svg
+from sqcli.typos import check_model, check_shape, checked, device_models, one_of
 
 if TYPE_CHECKING:
     from spectralquant.bench.run import ProfileRequest
@@ -23,11 +25,18 @@ def profile(
         str | None,
         typer.Option(
             help="llama-3.1-8b (default), llama-3.1-70b, qwen2.5-7b, mistral-7b, smollm2-135m, or custom:layers=32,heads=32,"
-            "kv_heads=8,head_dim=128."
+            "kv_heads=8,head_dim=128.",
+            callback=checked(check_shape),
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Take the shape from a model's config.json instead.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Take the shape from a model's config.json instead.",
+            callback=checked(check_model),
+        ),
     ] = None,
     kernels: Annotated[
         str | None,
@@ -40,11 +49,20 @@ def profile(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Also whole decode steps of a model with random weights.")
     ] = False,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate",
+            help="Time model.generate instead, over compressed and dense caches (random weights at --shape).",
+        ),
+    ] = False,
+    new_tokens: Annotated[int, typer.Option(min=2, help="With --generate: tokens that are generated.")] = 128,
     flex: Annotated[bool, typer.Option(help="FlexAttention among the baselines (compiles for some seconds).")] = True,
     device_model: Annotated[
         str | None,
         typer.Option(
-            help="Predict for h100, h200, a100, l40s or rtx4090 (default without a GPU: h100); times nothing."
+            help="Predict for h100, h200, a100, l40s or rtx4090 (default without a GPU: h100); times nothing.",
+            callback=one_of("--device-model", device_models),
         ),
     ] = None,
     stored: Annotated[
@@ -81,6 +99,13 @@ def profile(
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
     if stored is not None:
         _show(stored, context, batch, output, html)
+        return
+    if generate:
+        if model is not None:
+            raise InputError("--generate times a model with random weights at --shape; --model is not for it.")
+        contexts = _numbers(context or "8192,32768,131072", "--context")
+        batches = _numbers(batch or "1,4,8,16", "--batch")
+        _generate(shape or "llama-3.1-8b", contexts, batches, new_tokens, share, pick_device(device), output, html)
         return
     request = ProfileRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
@@ -124,6 +149,44 @@ def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
         output.note(f"Wrote {html}")
 
 
+def _generate(
+    shape: str,
+    contexts: tuple[int, ...],
+    batches: tuple[int, ...],
+    new: int,
+    share: float,
+    device: Any,
+    output: Output,
+    html: Path | None,
+) -> None:
+    """Calibrate a model with random weights for two steps, and time `generate` over its caches."""
+    from spectralquant.bench.generate.run import GenerateRequest, generate_results
+    from spectralquant.calibration.api import calibrate
+    from spectralquant.calibration.options import CalibrationSettings
+    from spectralquant.models.load import load_model
+    from spectralquant.models.shapes import parse_shape
+    from spectralquant.text.read import load_text
+    from sqcli.html.page import write_page
+    from sqcli.html.report import report_page
+    from sqcli.terminal.generate import generate_view
+
+    request = GenerateRequest(contexts=contexts, batches=batches, new=new, select=share)
+    loaded = load_model(f"random:{shape}", device=str(device))
+    request.check(loaded.model.config.max_position_embeddings)
+    settings = CalibrationSettings(window=384, tiers=("hot", "warm"), held_out_windows=1, held_out_window=512)
+    with output.progress() as bar:
+        profile = calibrate(
+            loaded.model, loaded.tokenizer, load_text("builtin:pydoc"), steps=2, settings=settings, progress=bar
+        )
+        facts = {"calibration_steps": 2, "calibration_window": settings.window}
+        result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, _saver(output))
+    output.show(*generate_view(result))
+    output.finish(result, title="sq profile --generate")
+    if html is not None:
+        write_page(html, report_page([("generate", result)]))
+        output.note(f"Wrote {html}")
+
+
 def _show(stored: Path, context: str | None, batch: str | None, output: Output, html: Path | None) -> None:
     """A stored profile again, some contexts and batches of it."""
     from spectralquant.errors import InputError
@@ -156,14 +219,18 @@ def _keep(result: dict[str, Any], stored: Path, field: str, wanted: tuple[int, .
 
 def _measure(request: ProfileRequest, device: Any, output: Output, run: Any) -> dict[str, Any]:
     """Measure; every finished cell is in the JSON file already if the run ends early."""
+    with output.progress() as bar:
+        return run(request, device, bar, _saver(output))
+
+
+def _saver(output: Output) -> Callable[[dict[str, Any]], None]:
     from spectralquant.files import write_json
 
-    def save(result: dict) -> None:
+    def save(result: dict[str, Any]) -> None:
         if output.json_file not in (None, "-"):
             write_json(output.json_file, result)
 
-    with output.progress() as bar:
-        return run(request, device, bar, save)
+    return save
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

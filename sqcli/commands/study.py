@@ -33,6 +33,7 @@ STUDIES = (
     "coder",
     "cold-speed",
     "architectures",
+    "calibrate-scale",
 )
 WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed")
 TWO_TEXTS = ("domains", "adaptive")
@@ -63,6 +64,12 @@ def study(
         typer.Option(help="Where `cold-speed` keeps what it takes from the model, to run without it elsewhere."),
     ] = None,
     train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Parts of `calibrate-scale` to measure anew; those of an earlier run in --out are kept. Default: all."
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     offline: Offline = False,
@@ -81,7 +88,8 @@ def study(
     alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. cold-speed: packets of
     real size to ready keys and values and back on a GPU, against prefill and other coders. architectures: small
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
-    three minutes on a CPU.
+    three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
+    several; and what metric, form of the bases and --steps are worth on --model.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -106,6 +114,9 @@ def study(
         return
     if name == "architectures":
         _architectures(out, output)
+        return
+    if name == "calibrate-scale":
+        _calibrate_scale(part, model, data, (steps, window, windows), device, dtype, offline, out, output)
         return
     if name in ("kernels", "gate"):
         result = _kernels(device, output) if name == "kernels" else _gate(output)
@@ -233,6 +244,46 @@ def _kernels(device: str, output: Output) -> dict[str, Any]:
         raise InputError("The kernels study times kernels on a CUDA device, and there is none here.")
     with output.progress() as bar:
         return kernel_study("llama-3.1-8b", 32768, (1, 8), where, bar)
+
+
+def _calibrate_scale(
+    parts: list[str] | None,
+    model: str,
+    data: list[str],
+    sizes: tuple[int, int, int],
+    device: str,
+    dtype: str,
+    offline: bool,
+    out: Path,
+    output: Output,
+) -> None:
+    from research.scale.quality import QualityStudy
+    from research.scale.study import PARTS, scale_study
+    from spectralquant.errors import InputError, did_you_mean
+    from spectralquant.files import read_json, write_json
+    from spectralquant.models.load import load_model
+    from spectralquant.text.read import open_sources
+    from sqcli.terminal.study import study_view
+
+    for part in parts or ():
+        if part not in PARTS:
+            raise InputError(f"There is no part {part!r}; there are {', '.join(PARTS)}.{did_you_mean(part, PARTS)}")
+
+    def load() -> tuple[LoadedModel, MixedText]:
+        loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+        sources = open_sources(data, offline=offline, report=output.note)
+        return loaded, _text(loaded.tokenizer, sources, window, output)[0]
+
+    steps, window, windows = sizes
+    quality = QualityStudy(steps=(max(1, steps // 4), max(1, steps // 2), steps), window=window, windows=windows)
+
+    rows = read_json(out, "The results file")["rows"] if out.is_file() else []
+    with output.progress() as bar:
+        keep = lambda result: write_json(out, result)  # noqa: E731
+        result = scale_study(parts or list(PARTS), rows, load, keep, bar, model, quality)
+    write_json(out, result)
+    output.show(*study_view(result))
+    output.note(f"Wrote {out}")
 
 
 def _one_text(data: list[str]) -> str:

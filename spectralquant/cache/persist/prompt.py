@@ -30,6 +30,7 @@ from spectralquant.codec.packet import (
 )
 from spectralquant.errors import InputError, PacketError
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
+from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
 from spectralquant.hooks.received import attend_and_receive
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
@@ -43,6 +44,7 @@ from spectralquant.rotary import Rotation
 from spectralquant.streams import finish_here
 
 Progress = Callable[[int, int], None]
+StageProgress = Callable[[str, int, int], None]
 RUN_BLOCKS, RUN_BLOCKS_GPU = 16, 64
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -86,7 +88,7 @@ def pack_prompt(
     exact: str = "auto",
     step_scale: float = 1.0,
     adaptive: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
@@ -121,7 +123,7 @@ def _pack_one(
     ids: Tensor,
     exact: str,
     step_scale: float,
-    progress: Progress,
+    progress: StageProgress,
 ) -> SpectralPacket:
     binding = bind(model)
     geometry, total = binding.geometry, len(ids)
@@ -130,11 +132,11 @@ def _pack_one(
     def observe(call: AttentionCall) -> Tensor | None:
         if call.shared:
             return None
+        progress("reading the prompt", len(seen), geometry.layers)
         rotation = call.rotation(geometry.layout) if geometry.rotary[call.layer] else None
-        both = attend_and_receive(call, BLOCK)
-        received = attention_received(call, BLOCK) if both is None else both[1][0]
+        output, received = _attended(call)
         seen.append((call.key[0], call.value[0], received, rotation))
-        return None if both is None else both[0]
+        return output
 
     binding.tables.forget_lengths()
     with AttentionTap(model, observe):
@@ -152,7 +154,7 @@ def _pack_one(
         received = received.permute(2, 0, 1)
         at_once = RUN_BLOCKS_GPU if keys.is_cuda else RUN_BLOCKS
         for at in range(0, len(ranges), at_once):
-            progress(done, steps)
+            progress("encoding blocks", done, steps)
             some = ranges[at : at + at_once]
             part = slice(some[0][0], some[-1][1])
             rotations = tuple(None if layer[3] is None else layer[3].part(part) for layer in mine)
@@ -168,10 +170,19 @@ def _pack_one(
             coded, done = encode_cold(codecs[group], run, [stop - start for start, stop in some]), done + len(some)
             sections += [(a, b - a, CODED, data) for (a, b), data in zip(some, coded, strict=True)]
         parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
-    progress(steps, steps)
+    progress("encoding blocks", steps, steps)
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, min(SINKS, total))
     groups = geometry.groups if any(geometry.windows) else ()
     return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)
+
+
+def _attended(call: AttentionCall) -> tuple[Tensor | None, Tensor]:
+    """Output `[1, T, H, D]` (None: the model's own attention is to run), and what tokens received `[H, T]`."""
+    both = attend_and_receive(call, BLOCK)
+    if both is not None:
+        return both[0], both[1][0]
+    output, sums = causal_attention(call) or (None, None)
+    return output, attention_received(call, BLOCK, None if sums is None else sums[0])
 
 
 def coded_blocks(group: LayerGroup, total: int) -> list[tuple[int, int]]:
