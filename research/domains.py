@@ -9,9 +9,9 @@ from research.windows import scored_windows
 from spectralquant.calibration.cold.fit import ColdFitter
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
-from spectralquant.calibration.solve import cold_method
 from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import measure
+from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
@@ -42,7 +42,7 @@ def domain_study(
             tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
             for adaptive in (False, True):
                 methods.append(
-                    cold_method(
+                    tier_method(
                         tier, loaded, adaptive=adaptive, profile=profile, adaptive_tables=adaptive, target_ratio=ratio
                     )
                 )

@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _EXPORTS = {
-    "calibrate": "spectralquant.calibration.api",
+    "calibrate": "spectralquant.calibrating",
     "CalibrationProfile": "spectralquant.profile.model",
     "SpectralHead": "spectralquant.profile.model",
     "CalibrationSettings": "spectralquant.calibration.options",

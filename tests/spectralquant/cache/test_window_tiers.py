@@ -11,8 +11,9 @@ from conftest import SMALL_CALIBRATION, random_model, small_tokenizer
 from transformers import DynamicCache
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
+from spectralquant.calibrating import calibrate_model
 from spectralquant.calibration.capture.statistics import GroupedMoments, SpanMoments
-from spectralquant.calibration.run import CalibrationRun, calibrate_model
+from spectralquant.calibration.run import CalibrationRun
 from spectralquant.codec.packet import PacketHeader, SpectralPacket
 from spectralquant.errors import InputError, NotCompressedWarning, PacketError, ProfileError
 from spectralquant.geometry import CacheGeometry, LayerGroup

@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from spectralquant.calibrating import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings, parse_targets
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.errors import InputError, SourceError
 from spectralquant.profile.model import CalibrationProfile
@@ -88,7 +88,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from conftest import random_model
 from transformers import AutoTokenizer
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibrating import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import load_model

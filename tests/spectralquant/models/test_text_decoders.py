@@ -11,7 +11,8 @@ from transformers import AutoConfig, DynamicCache
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
 from spectralquant.cache.generation import GenerationOptions, generate_text
-from spectralquant.calibration.run import CalibrationRun, calibrate_model
+from spectralquant.calibrating import calibrate_model
+from spectralquant.calibration.run import CalibrationRun
 from spectralquant.errors import InputError, NotCompressedWarning
 from spectralquant.hooks.decoder import attention_modules, longest_context
 from spectralquant.models.load import LoadedModel, load_model
