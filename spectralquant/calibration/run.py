@@ -171,16 +171,16 @@ class CalibrationRun:
         return CalibrationProfile(self._sidecar(summaries), heads, tiers)
 
     @staticmethod
-    def cold_summary(ratio: float, found: ColdReport) -> TierSummary:
+    def cold_summary(ratio: float, report: ColdReport) -> TierSummary:
         """What a fitted (not measured) cold tier predicts."""
         return TierSummary(
             target=f"ratio={ratio:g}",
-            step=found.step,
-            predicted_ratio=found.predicted_ratio,
-            alive_key=found.alive_key,
-            alive_value=found.alive_value,
-            captured_energy_key=found.captured_energy[0],
-            captured_energy_value=found.captured_energy[1],
+            step=report.step,
+            predicted_ratio=report.predicted_ratio,
+            alive_key=report.alive_key,
+            alive_value=report.alive_value,
+            captured_energy_key=report.captured_energy[0],
+            captured_energy_value=report.captured_energy[1],
         )
 
     def fixed_fitter(

@@ -73,24 +73,24 @@ def solve_cold(
 
     ratio, searched = (16 / target.bits, None) if target.bits else _ratio_for_quality(quality_at, target, 30.0)
     trials.progress("step for the target", 0, 1)
-    tier, found = fitter.fit(fitter.step_for_ratio(ratio))
-    if target.bits and found.predicted_ratio < 0.8 * ratio:
+    tier, report = fitter.fit(fitter.step_for_ratio(ratio))
+    if target.bits and report.predicted_ratio < 0.8 * ratio:
         raise InputError(
-            f"--target {target}: this model reaches at most {found.predicted_ratio:.1f}:1, because token ids and block "
-            f"headers alone take {found.overhead_bytes:.1f} bytes of a token's "
+            f"--target {target}: this model reaches at most {report.predicted_ratio:.1f}:1, because token ids and block "
+            f"headers alone take {report.overhead_bytes:.1f} bytes of a token's "
             f"{trials.loaded.geometry.fp16_bytes_per_token}. Ask for less, or use --predict none."
         )
     tier, centroids = choose_centroids(tier, trials)
     summary = TierSummary(
         target=str(target),
-        step=found.step,
-        predicted_ratio=found.predicted_ratio,
-        alive_key=found.alive_key,
-        alive_value=found.alive_value,
-        captured_energy_key=found.captured_energy[0],
-        captured_energy_value=found.captured_energy[1],
-        importance_r2_key=found.importance_r2[0],
-        importance_r2_value=found.importance_r2[1],
+        step=report.step,
+        predicted_ratio=report.predicted_ratio,
+        alive_key=report.alive_key,
+        alive_value=report.alive_value,
+        captured_energy_key=report.captured_energy[0],
+        captured_energy_value=report.captured_energy[1],
+        importance_r2_key=report.importance_r2[0],
+        importance_r2_value=report.importance_r2[1],
         centroids=centroids,
         searched=searched,
         measured=trials.reported(tier, "held-out measurement"),
@@ -141,7 +141,7 @@ def solve_fixed(
 
 def without_bits(tier: FixedTier | SplitTier, geometry: CacheGeometry) -> list[str]:
     """Layers (or heads) whose keys or values got no bits: they read as their mean."""
-    found = []
+    places = []
     for i, part in enumerate(parts_of(tier)):
         layers = tier.layers[i] if isinstance(tier, SplitTier) else range(geometry.layers)
         for kind in ("key", "value"):
@@ -149,8 +149,8 @@ def without_bits(tier: FixedTier | SplitTier, geometry: CacheGeometry) -> list[s
             heads = len(ranks) // len(layers)
             for group in torch.nonzero(ranks == 0).flatten().tolist():
                 place, head = divmod(group, heads)
-                found.append(f"{kind}s of layer {layers[place]}" + (f" head {head}" if heads > 1 else ""))
-    return found
+                places.append(f"{kind}s of layer {layers[place]}" + (f" head {head}" if heads > 1 else ""))
+    return places
 
 
 def _ratio_for_quality(trial: Callable[[float], Quality], target: Target, start: float) -> tuple[float, float]:
@@ -164,21 +164,21 @@ def _ratio_for_quality(trial: Callable[[float], Quality], target: Target, start:
     loss = lambda m: m.kl if target.quantity == "kl" else m.delta_ppl  # noqa: E731
     low, high, ratio, best = 1.5, 400.0, start, None
     for _ in range(MAX_TRIALS):
-        tried, found = ratio, loss(trial(ratio))
-        if found <= target.value:
-            low, best = ratio, (ratio, found)
-            if found >= target.value * (1 - TOLERANCE):
+        tried, lost = ratio, loss(trial(ratio))
+        if lost <= target.value:
+            low, best = ratio, (ratio, lost)
+            if lost >= target.value * (1 - TOLERANCE):
                 break
         else:
             high = ratio
-        guess = ratio * (target.value / max(found, target.value / 50)) ** 0.6
+        guess = ratio * (target.value / max(lost, target.value / 50)) ** 0.6
         inside = low * 1.02 < guess < high / 1.02
         ratio = guess if inside else math.sqrt(low * high)
         if high / low < 1.03:
             break
     if best is None:
         raise InputError(
-            f"--target {target}: even at {tried:.1f}:1 the loss on held-out text was {found:.4g}. "
+            f"--target {target}: even at {tried:.1f}:1 the loss on held-out text was {lost:.4g}. "
             "Allow more, or calibrate on more text (--steps)."
         )
     return best

@@ -142,8 +142,8 @@ def _pack_one(
     steps, done = sum(map(len, work.values())), 0
     parts: list[list[tuple[int, int, int, bytes]]] = []
     for group, ranges in work.items():
-        mine = [seen[layer] for layer in group.layers]
-        keys, values, received = (torch.stack([layer[i] for layer in mine]) for i in range(3))
+        of_group = [seen[layer] for layer in group.layers]
+        keys, values, received = (torch.stack([layer[i] for layer in of_group]) for i in range(3))
         first = ranges[0][0] if ranges else total
         last = ranges[-1][1] if ranges else group.first_read(total)
         head = first if first == SINKS else 0
@@ -154,7 +154,7 @@ def _pack_one(
             for start, stop in ranges[at : at + RUN_BLOCKS]:
                 part = slice(start, stop)
                 block = KVBlock(
-                    keys=_unrotated(keys[:, :, part], [layer[3] for layer in mine], part),
+                    keys=_unrotated(keys[:, :, part], [layer[3] for layer in of_group], part),
                     values=values[:, :, part].permute(2, 0, 1, 3).float(),
                     start=start,
                     received=received.permute(2, 0, 1)[part],
@@ -241,7 +241,7 @@ def unpack_cache(
         require_room(packet, number, codec)
     require_positions(model, h.tokens, "The packet", "It belongs to another model.")
     starts = [min(s.start for s in packet.sections if s.group == i) for i in range(len(h.all_groups))]
-    held = [
+    caches = [
         torch.empty(
             (2, len(kind.layers), 1, h.kv_heads, h.tokens - start, h.head_dim),
             dtype=model.dtype,
@@ -254,7 +254,7 @@ def unpack_cache(
     def place(group: int, first: int, k: Tensor, v: Tensor) -> None:
         part = slice(first - starts[group], first - starts[group] + k.shape[2])
         for which, x in enumerate((k, v)):
-            held[group][which, :, 0, :, part] = x.to(held[group])
+            caches[group][which, :, 0, :, part] = x.to(caches[group])
 
     def decode(run: Sequence[Section]) -> int:
         first, group = run[0].start, run[0].group
@@ -265,8 +265,8 @@ def unpack_cache(
         for coded in codec.coefficients_run([_checked(packet, s) for s in run]):
             plain, v = codec.decode_coefficients(coded)
             part = slice(first, first + coded.tokens)
-            mine = tuple(None if rotations[i] is None else rotations[i].part(part) for i in layers)
-            place(group, first, rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
+            of_layers = tuple(None if rotations[i] is None else rotations[i].part(part) for i in layers)
+            place(group, first, rotate_keys(of_layers, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
             first += coded.tokens
         return len(run)
 
@@ -279,7 +279,7 @@ def unpack_cache(
     where = {layer: (i, at) for i, kind in enumerate(h.all_groups) for at, layer in enumerate(kind.layers)}
     for layer in range(h.layers):
         group, at = where[layer]
-        fill_layer(cache, layer, held[group][0, at], held[group][1, at], h.tokens)
+        fill_layer(cache, layer, caches[group][0, at], caches[group][1, at], h.tokens)
     return cache
 
 

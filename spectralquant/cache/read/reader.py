@@ -69,13 +69,13 @@ class BlockReader:
         blocks = self.group.rows[row][first:last]
         parts: list[tuple[Tensor, Tensor]] = []
         for kind, group in groupby(blocks, self._kind):
-            mine = list(group)
+            alike = list(group)
             if kind == WORKING:
-                held = [self._working[b] for b in mine]
-                parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in held]) for i in range(2)))
+                decoded = [self._working[b] for b in alike]
+                parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in decoded]) for i in range(2)))
             else:
-                places = self.state.positions.places(row, mine[0].start, mine[-1].stop)
-                parts.append(self.tiers[kind].dense(layer, mine, places, self._scratch))
+                places = self.state.positions.places(row, alike[0].start, alike[-1].stop)
+                parts.append(self.tiers[kind].dense(layer, alike, places, self._scratch))
         self.spent.reconstruct_s += time.perf_counter() - begin
         return parts[0] if len(parts) == 1 else tuple(torch.cat([p[i] for p in parts]) for i in range(2))
 
@@ -93,8 +93,8 @@ class BlockReader:
             return
         layer = self.group.layers[0]
         for index in reversed(range(len(self.group.rows[0]))):
-            found = {blocks[index]: (row, blocks[index]) for row, blocks in enumerate(self.group.rows)}
-            missing = [pair for key, pair in found.items() if key not in self._working]
+            distinct = {blocks[index]: (row, blocks[index]) for row, blocks in enumerate(self.group.rows)}
+            missing = [pair for key, pair in distinct.items() if key not in self._working]
             size = 4 * self.group.geometry.width * layer.dtype.itemsize // 2
             if not missing or missing[0][1].tier not in ("warm", "cold"):
                 continue

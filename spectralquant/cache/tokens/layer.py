@@ -135,8 +135,8 @@ class SpectralLayer(CacheLayerMixin):
 
     def tensors(self) -> list[Tensor]:
         """Every tensor this layer holds."""
-        found = (self.keys, self.values, self.sink_keys, self.sink_values, self.received)
-        return [t for t in found if t is not None]
+        every = (self.keys, self.values, self.sink_keys, self.sink_values, self.received)
+        return [t for t in every if t is not None]
 
     def reset(self) -> None:
         self.keys = self.values = self.sink_keys = self.sink_values = self.received = None

@@ -132,9 +132,9 @@ class AdaptiveRankCompressor:
         budget = block.fp16_bytes / self.min_ratio - len(data)
         best, chosen = data, (drift, 0, 0.0)
         for coarser in reversed(COARSER):
-            found = self._enhance(data, y, error, self.step * coarser, generation, budget)
-            if found is not None and found[1][0] < chosen[0]:
-                best, chosen = found
+            enhanced = self._enhance(data, y, error, self.step * coarser, generation, budget)
+            if enhanced is not None and enhanced[1][0] < chosen[0]:
+                best, chosen = enhanced
             if chosen[0] <= self.tolerance:
                 break
         self.log.append(BlockLog(block.start, drift, *chosen, generation, len(data), len(best)))

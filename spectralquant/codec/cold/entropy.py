@@ -207,8 +207,8 @@ class EntropyCoder:
         return torch.cat(parts).long()
 
     def _best_shifts(self, symbols: Tensor, classes: Tensor, lengths: Sequence[int]) -> np.ndarray | None:
-        found = self.search.best(symbols, self._tables_of(classes), self.group, lengths)
-        return None if (found == NO_SHIFT).all() else found
+        shifts = self.search.best(symbols, self._tables_of(classes), self.group, lengths)
+        return None if (shifts == NO_SHIFT).all() else shifts
 
     def _contexts(self, classes: Tensor, shifts: np.ndarray | None) -> Contexts:
         if shifts is None:
@@ -244,13 +244,13 @@ def _escape_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(wide, WIDE, folded).astype(np.uint8), values[wide].astype("<i4").view(np.uint8)
 
 
-def _side(block: RansParts, held: np.ndarray) -> tuple[tuple[int, np.ndarray] | None, np.ndarray]:
+def _side(block: RansParts, in_lanes: np.ndarray) -> tuple[tuple[int, np.ndarray] | None, np.ndarray]:
     """Ids and escaped values int32 `[E]` from what the lanes held and the tail.
 
     Raises:
         PacketError: the bytes do not fit together.
     """
-    both = np.concatenate([held, block.tail])
+    both = np.concatenate([in_lanes, block.tail])
     if both[block.side :].any():
         raise PacketError("A block's lanes end with data that nothing asks for.")
     at, count = block.id_bytes, block.escapes
