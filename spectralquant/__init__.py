@@ -6,6 +6,7 @@ Everything a notebook needs is imported from here; modules load when first used.
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import Any
 
 _EXPORTS = {
@@ -19,7 +20,6 @@ _EXPORTS = {
     "KL": "spectralquant.calibration.targets",
     "SpectralPacket": "spectralquant.codec.packet",
     "SpectralCache": "spectralquant.cache.spectral_cache",
-    "SpectralKVCache": "spectralquant.cache.spectral_cache",
     "GraphedModel": "spectralquant.graphed.model",
     "SpectralBufferPool": "spectralquant.cache.pool",
     "svd_reconstruct_attention": "spectralquant.cache.read.reconstruct_attention",
@@ -30,10 +30,14 @@ _EXPORTS = {
     "load_model": "spectralquant.models.load",
     "load_text": "spectralquant.text.read",
 }
+_DEPRECATED = {"SpectralKVCache": "SpectralCache"}
 __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        warnings.warn(f"spectralquant.{name} is now called {_DEPRECATED[name]}.", DeprecationWarning, stacklevel=2)
+        name = _DEPRECATED[name]
     if name not in _EXPORTS:
         raise AttributeError(f"module 'spectralquant' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

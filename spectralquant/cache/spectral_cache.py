@@ -6,6 +6,7 @@ into a tier at the end of the forward pass; attention reads hot codes in place a
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -274,10 +275,15 @@ class SpectralCache(SavedCache):
     def batch_size(self) -> int:
         return len(self.state.rows)
 
-    def evict(self, blocks: int = 1) -> int:
+    def demote(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.recover()
-        return self.groups.evict(blocks)
+        return self.groups.demote(blocks)
+
+    def evict(self, blocks: int = 1) -> int:
+        """Deprecated name of `demote`: no token is lost."""
+        warnings.warn("SpectralCache.evict is now called demote.", DeprecationWarning, stacklevel=2)
+        return self.demote(blocks)
 
     # Packets (for copies and files see `SavedCache`)
 
@@ -336,6 +342,3 @@ class SpectralCache(SavedCache):
             over_budget=self.over_budget,
             not_compressed=self.report.reasons(),
         )
-
-
-SpectralKVCache = SpectralCache

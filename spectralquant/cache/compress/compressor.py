@@ -182,7 +182,7 @@ class BlockCompressor:
         return LeavingBlock(keys, values, block.start, rotations, None, *ids)
 
     @own_arithmetic()
-    def evict(self, blocks: int) -> int:
+    def demote_oldest(self, blocks: int) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.settle()
         moved = 0

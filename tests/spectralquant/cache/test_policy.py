@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import profile_of
 
-from spectralquant import SpectralCache, SpectralKVCache
+import spectralquant
+from spectralquant import SpectralCache
 from spectralquant.cache.persist.lazy import LazySection
 from spectralquant.cache.persist.prompt import pack_prompt
 from spectralquant.codec.packet import CODED
@@ -47,6 +48,20 @@ def test_a_memory_budget_is_kept():
     assert cache.state.rows[0][0].tier != "hot", "the oldest go first"
     with pytest.warns(UserWarning, match="over max_bytes"):
         assert filled(tier="hot", max_bytes=1000).stats().over_budget
+
+
+def test_demotion_moves_the_oldest_block_one_tier_down():
+    cache = filled(600, tier="hot")
+    assert cache.demote(1) == 1
+    assert [block.tier for block in cache.state.rows[0]] == ["warm", "hot", "hot"]
+
+
+def test_older_names_still_work():
+    cache = filled(600, tier="hot")
+    with pytest.warns(DeprecationWarning, match="demote"):
+        assert cache.evict(1) == 1
+    with pytest.warns(DeprecationWarning, match="SpectralCache"):
+        assert spectralquant.SpectralKVCache is SpectralCache
 
 
 @pytest.mark.parametrize("tier", ["warm", "cold"])
@@ -103,7 +118,7 @@ def test_one_tensor_alone():
     loaded, profile = profile_of("llama")
     cache = filled(600, tier="cold")
     keys = torch.stack([cache.view(layer).dense()[0][0] for layer in range(3)])
-    packet = SpectralKVCache(loaded.model, profile).compress(keys, token_ids=ids(600)[0])
+    packet = SpectralCache(loaded.model, profile).compress(keys, token_ids=ids(600)[0])
     back = SpectralCache.unpack(loaded.model, profile, packet)
     for layer in range(3):
         found = back.view(layer).dense()[0][0]
