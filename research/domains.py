@@ -41,11 +41,7 @@ def domain_study(
         for ratio in RATIOS:
             tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
             for adaptive in (False, True):
-                methods.append(
-                    tier_method(
-                        tier, loaded, adaptive=adaptive, profile=profile, adaptive_tables=adaptive, target_ratio=ratio
-                    )
-                )
+                methods.append(tier_method(tier, loaded, adaptive_tables=adaptive, profile=profile, target_ratio=ratio))
     hashes = {}
     for name, rows_of_ids in scored.items():
         hashes[name] = tokens_sha256(rows_of_ids)

@@ -6,8 +6,9 @@ Everything a notebook needs is imported from here; modules load when first used.
 from __future__ import annotations
 
 import importlib
-import warnings
 from typing import Any
+
+from spectralquant.errors import renamed
 
 _EXPORTS = {
     "calibrate": "spectralquant.calibrating",
@@ -36,7 +37,7 @@ __all__ = sorted(_EXPORTS)
 
 def __getattr__(name: str) -> Any:
     if name in _DEPRECATED:
-        warnings.warn(f"spectralquant.{name} is now called {_DEPRECATED[name]}.", DeprecationWarning, stacklevel=2)
+        renamed(name, _DEPRECATED[name])
         name = _DEPRECATED[name]
     if name not in _EXPORTS:
         raise AttributeError(f"module 'spectralquant' has no attribute {name!r}")

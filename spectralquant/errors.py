@@ -7,6 +7,7 @@ line on stderr and exit code 2.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 CLOSE = 0.75
@@ -47,6 +48,11 @@ class RepeatedPromptWarning(UserWarning):
 
 class SuspectModelWarning(UserWarning):
     """The uncompressed model predicts a text hardly better than a unigram model, so figures measured with it mean little."""
+
+
+def renamed(old: str, new: str, wrappers: int = 0) -> None:
+    """Warn the caller's caller that it used an old name; `wrappers`: decorators' frames in between."""
+    warnings.warn(f"{old} is now called {new}.", DeprecationWarning, stacklevel=3 + wrappers)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -6,7 +6,6 @@ into a tier at the end of the forward pass; attention reads hot codes in place a
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ from spectralquant.cache.tokens.span import GroupSpan
 from spectralquant.cache.tokens.state import CacheState
 from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, renamed
 from spectralquant.geometry import BLOCK
 from spectralquant.hooks.wrappers import model_device, usable_model
 from spectralquant.profile.model import CalibrationProfile
@@ -68,7 +67,7 @@ class SpectralCache(SavedCache):
             an index of 16 components a head (`spectral_index_decode`); None reads all. Needs kernels.
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
         step_scale: multiplies the cold tier's step; kept as the float32 that packets carry.
-        adaptive: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
+        adaptive_ranks: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
             profile's. Its refreshed bases live in this cache, so packets are coded again without them.
 
     Raises:
@@ -96,14 +95,20 @@ class SpectralCache(SavedCache):
         host: bool = False,
         threads: int = 1,
         step_scale: float = 1.0,
-        adaptive: bool | Mapping[str, Any] = False,
+        adaptive_ranks: bool | Mapping[str, Any] = False,
+        adaptive: bool | Mapping[str, Any] | None = None,
     ) -> None:
         if window < BLOCK or window % BLOCK:
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if not 0 <= lag <= BLOCK:
             raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
-        if adaptive is not False and threads != 1:
-            raise InputError(f"adaptive learns from one block after the other: it takes threads=1, not {threads}.")
+        if adaptive is not None:
+            renamed("adaptive", "adaptive_ranks", wrappers=1)
+            adaptive_ranks = adaptive
+        if adaptive_ranks is not False and threads != 1:
+            raise InputError(
+                f"adaptive_ranks learns from one block after the other: it takes threads=1, not {threads}."
+            )
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
         model = usable_model(model)
@@ -129,7 +134,7 @@ class SpectralCache(SavedCache):
             "host": host,
             "threads": threads,
             "step_scale": step_scale,
-            "adaptive": dict(adaptive) if isinstance(adaptive, Mapping) else adaptive,
+            "adaptive_ranks": dict(adaptive_ranks) if isinstance(adaptive_ranks, Mapping) else adaptive_ranks,
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
@@ -152,7 +157,7 @@ class SpectralCache(SavedCache):
             self.pool,
             self.reconstructor,
             step_scale,
-            None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {},
+            None if adaptive_ranks is False else dict(adaptive_ranks) if isinstance(adaptive_ranks, Mapping) else {},
             backend,
             0 if select is None else INDEX_RANK,
         )
@@ -282,7 +287,7 @@ class SpectralCache(SavedCache):
 
     def evict(self, blocks: int = 1) -> int:
         """Deprecated name of `demote`: no token is lost."""
-        warnings.warn("SpectralCache.evict is now called demote.", DeprecationWarning, stacklevel=2)
+        renamed("SpectralCache.evict", "demote")
         return self.demote(blocks)
 
     # Packets (for copies and files see `SavedCache`)

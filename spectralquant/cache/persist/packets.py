@@ -199,13 +199,13 @@ def _cold_bytes(state: CacheState, group: CacheGroup, row: int, block: StoredBlo
     tier = group.tiers.get("cold")
     if tier is None:
         return None
-    adaptive = isinstance(tier.codec, AdaptiveRankCompressor)
-    if block.tier == "cold" and not (adaptive and tier.codec.is_enhanced(payload_bytes(block))):
+    follows = isinstance(tier.codec, AdaptiveRankCompressor)
+    if block.tier == "cold" and not (follows and tier.codec.is_enhanced(payload_bytes(block))):
         return tier.to_bytes(block)
     decoded: LeavingBlock | None = group.compressor.decoded(row, block)
     if not state.cold_ready(block.start, block.stop):
         decoded = tier.with_ids(decoded)
-    codec = tier.codec.base if adaptive else tier.codec
+    codec = tier.codec.base if follows else tier.codec
     return None if decoded is None else codec.encode(decoded.plain())
 
 

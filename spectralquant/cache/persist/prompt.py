@@ -30,7 +30,7 @@ from spectralquant.codec.packet import (
     exact_sections,
     packet_float,
 )
-from spectralquant.errors import InputError, PacketError
+from spectralquant.errors import InputError, PacketError, renamed
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
 from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
@@ -56,7 +56,7 @@ def profile_codecs(
     groups: Sequence[LayerGroup],
     *,
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
 ) -> list[SpectralCodec]:
     """The cold-tier codec of a profile for each group of a model's layers.
 
@@ -68,7 +68,7 @@ def profile_codecs(
     embedding, device = embedding_weight(model), model_device(model)
     scale, geometry = packet_float(step_scale), bind(model).geometry
     return [
-        SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive)
+        SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive_tables)
         for layers, tier in profile.parts("cold", groups).items()
     ]
 
@@ -83,22 +83,28 @@ def pack_prompt(
     *,
     exact: str = "auto",
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
+    adaptive: bool | None = None,
     progress: StageProgress = lambda stage, done, total: None,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
     The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`. Of layers with a
     sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
+    With `adaptive_tables` each block may shift its tables, which saves bytes on text unlike the calibration's (`adaptive` is
+    its deprecated name).
 
     Raises:
         InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
     """
+    if adaptive is not None:
+        renamed("adaptive", "adaptive_tables", wrappers=2)
+        adaptive_tables = adaptive
     exact = DTYPE_NAMES[model.dtype] if exact == "auto" else exact
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
     coded = [group for group in bind(model).geometry.groups if group.reads_beyond(2 * BLOCK)]
-    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive=adaptive)
+    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive_tables=adaptive_tables)
     by_group = dict(zip(coded, codecs, strict=True))
     packets = []
     for row, ids in enumerate(input_ids):

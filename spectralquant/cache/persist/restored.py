@@ -31,13 +31,21 @@ OPTIONS = {
     "host": (bool,),
     "threads": WHOLE,
     "step_scale": (int, float),
-    "adaptive": (bool, dict),
+    "adaptive_ranks": (bool, dict),
     "crossover": WHOLE,
     "below": (str,),
     "heavy": WHOLE,
     "recent": WHOLE,
 }
 MOST_THREADS = 256
+
+
+RENAMED = {"adaptive": "adaptive_ranks"}
+
+
+def todays_options(options: Any) -> Any:
+    """Saved options by the names they have now; what is no table of options is left for `require_options`."""
+    return {RENAMED.get(name, name): value for name, value in options.items()} if isinstance(options, dict) else options
 
 
 def require_options(options: Any) -> None:
@@ -55,10 +63,10 @@ def require_options(options: Any) -> None:
     numbers = [v for v in options.get("ages", {}).values()]
     if any(isinstance(v, bool) or not isinstance(v, int) for v in numbers) or options.get("threads", 1) > MOST_THREADS:
         raise InputError("the saved ages or threads are no numbers that a cache takes")
-    if isinstance(options.get("adaptive"), dict) and any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) for v in options["adaptive"].values()
+    if isinstance(options.get("adaptive_ranks"), dict) and any(
+        isinstance(v, bool) or not isinstance(v, (int, float)) for v in options["adaptive_ranks"].values()
     ):
-        raise InputError("the saved options of the adaptive codec are no numbers")
+        raise InputError("the saved options of adaptive ranks are no numbers")
 
 
 def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -26,7 +26,7 @@ def exact_bytes(state: CacheState, own: Iterable[Tensor]) -> int:
 
 
 def held_bytes(state: CacheState, groups: CacheGroups, own: Iterable[Tensor]) -> int:
-    """Bytes of everything but unused pages of the pool; refreshed bases of an adaptive tier included."""
+    """Bytes of everything but unused pages of the pool; refreshed bases of adaptive ranks included."""
     coded = sum(b.nbytes for group in state.groups for b in _distinct(group))
     tiers = [tier for group in groups for tier in group.tiers.values()]
     bases = sum(getattr(getattr(tier, "codec", None), "basis_bytes", 0) for tier in tiers)

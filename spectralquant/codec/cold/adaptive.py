@@ -68,7 +68,9 @@ class AdaptiveRankCompressor:
         refresh_after: int = 4,
     ) -> None:
         if tolerance <= 0 or min_ratio < 1 or refresh_after < 0:
-            raise InputError("adaptive: tolerance must be positive, min_ratio at least 1, refresh_after not negative.")
+            raise InputError(
+                "adaptive_ranks: tolerance must be positive, min_ratio at least 1, refresh_after not negative."
+            )
         self.base, self.step = base, step * base.step_scale
         self.tolerance, self.min_ratio, self.refresh_after = tolerance, min_ratio, refresh_after
         g = base.geometry

@@ -56,12 +56,39 @@ def test_demotion_moves_the_oldest_block_one_tier_down():
     assert [block.tier for block in cache.state.rows[0]] == ["warm", "hot", "hot"]
 
 
-def test_older_names_still_work():
-    cache = filled(600, tier="hot")
-    with pytest.warns(DeprecationWarning, match="demote"):
-        assert cache.evict(1) == 1
-    with pytest.warns(DeprecationWarning, match="SpectralCache"):
-        assert spectralquant.SpectralKVCache is SpectralCache
+OLD_NAMES = {
+    "demote": lambda model, profile: filled(600, tier="hot").evict(),
+    "SpectralCache": lambda *_: spectralquant.SpectralKVCache,
+    "adaptive_ranks": lambda model, profile: SpectralCache(model, profile, tier="cold", adaptive={"tolerance": 2.0}),
+    "adaptive_tables": lambda model, profile: pack_prompt(model, profile, ids(300), adaptive=True),
+}
+
+
+@pytest.mark.parametrize("new", OLD_NAMES)
+def test_older_names_still_work_and_name_the_new_one_where_they_are_used(new):
+    loaded, profile = profile_of("llama")
+    with pytest.warns(DeprecationWarning, match=f"is now called {new}") as caught:
+        OLD_NAMES[new](loaded.model, profile)
+    assert caught[0].filename == __file__
+
+
+def test_older_names_mean_the_same():
+    loaded, profile = profile_of("llama")
+    assert spectralquant.SpectralKVCache is SpectralCache and filled(600, tier="hot").evict() == 1
+    old = SpectralCache(loaded.model, profile, tier="cold", adaptive=True)
+    assert old.options == SpectralCache(loaded.model, profile, tier="cold", adaptive_ranks=True).options
+    packets = [
+        pack_prompt(loaded.model, profile, ids(300), **{name: True})[0] for name in ("adaptive", "adaptive_tables")
+    ]
+    assert bytes(packets[0]) == bytes(packets[1])
+
+
+def test_a_file_with_an_option_of_the_older_name_is_read(tmp_path):
+    loaded, profile = profile_of("llama")
+    snapshot = filled(600, tier="cold", adaptive_ranks=True)._snapshot()
+    snapshot.facts["options"]["adaptive"] = snapshot.facts["options"].pop("adaptive_ranks")
+    snapshot.save(tmp_path / "c")
+    assert SpectralCache.load(tmp_path / "c", loaded.model, profile).options["adaptive_ranks"] is True
 
 
 @pytest.mark.parametrize("tier", ["warm", "cold"])

@@ -154,4 +154,4 @@ def test_a_task_lets_go_of_its_arguments():
 def test_adaptive_coding_takes_one_worker():
     loaded, profile = profile_of("llama")
     with pytest.raises(InputError, match="threads=1"):
-        SpectralCache(loaded.model, profile, tier="cold", adaptive=True, threads=2)
+        SpectralCache(loaded.model, profile, tier="cold", adaptive_ranks=True, threads=2)
