@@ -64,7 +64,7 @@ class CacheGroups(list[CacheGroup]):
             group.reader.fill_working_set(limit - self.working_bytes + group.reader.working_bytes)
 
     def settle(self) -> None:
-        """Finish background work, so that rows and blocks may change."""
+        """Finish background work, so that sequences and blocks may change."""
         for group in self:
             group.compressor.settle()
 

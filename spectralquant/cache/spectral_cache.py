@@ -231,7 +231,7 @@ class SpectralCache(SavedCache):
         if tokens_to_remove > 0:
             raise ValueError("crop takes a negative number of tokens to remove")
         self.recover()
-        if self.state.rows and tokens_to_remove:
+        if self.state.sequences and tokens_to_remove:
             self.state.require_croppable(-tokens_to_remove)
             self.groups.forget_pending()
             target = self.get_seq_length() + tokens_to_remove
@@ -244,23 +244,23 @@ class SpectralCache(SavedCache):
             group.span.recording = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
+        """Take sequences `beam_idx: [B]`; blocks are shared, not copied."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep rows `indices` (integers or a boolean mask), in that order."""
+        """Keep sequences `indices` (integers or a boolean mask), in that order."""
         indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:
             indices = indices.nonzero().squeeze(1)
         self.recover()
-        if self.state.rows:
+        if self.state.sequences:
             self.groups.settle()
-            self.state.select_rows(indices)
+            self.state.select_sequences(indices)
             self.groups.forget_unused()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        self.batch_select_indices(torch.arange(len(self.state.rows)).repeat_interleave(repeats))
+        """Repeat every sequence `repeats` times."""
+        self.batch_select_indices(torch.arange(len(self.state.sequences)).repeat_interleave(repeats))
 
     def reset(self) -> None:
         """Forget everything; pages go back to the pool."""
@@ -278,7 +278,7 @@ class SpectralCache(SavedCache):
 
     @property
     def batch_size(self) -> int:
-        return len(self.state.rows)
+        return len(self.state.sequences)
 
     def demote(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""

@@ -51,8 +51,8 @@ def pack_cache(cache: CacheContents, exact: str) -> list[SpectralPacket]:
         InputError: an empty cache, an unknown `exact`, or padded sequences.
     """
     state = cache.state
-    exact = DTYPE_NAMES[state.groups[0].layers[0].dtype] if exact == "auto" and state.rows else exact
-    if not state.rows or not state.total:
+    exact = DTYPE_NAMES[state.groups[0].layers[0].dtype] if exact == "auto" and state.sequences else exact
+    if not state.sequences or not state.total:
         raise InputError("The cache is empty; run the model on a prompt first.")
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
@@ -61,7 +61,7 @@ def pack_cache(cache: CacheContents, exact: str) -> list[SpectralPacket]:
             "Packets number tokens from 0, but this cache has padding or positions of its own. Pack each prompt without "
             "padding, or keep the cache with cache.save(path)."
         )
-    return [_pack_row(cache, row, exact) for row in range(len(state.rows))]
+    return [_pack_row(cache, row, exact) for row in range(len(state.sequences))]
 
 
 def _pack_row(cache: CacheContents, row: int, exact: str) -> SpectralPacket:
@@ -89,7 +89,7 @@ def _group_sections(state: CacheState, group: CacheGroup, row: int, exact: str, 
     tokens = group.tokens
     parts = [torch.stack([getattr(layer, n)[row] for layer in tokens.layers]) for n in LAYER_PARTS]
     sections = exact_sections(0, parts[0], parts[1], exact)
-    for block in tokens.rows[row]:
+    for block in tokens.sequences[row]:
         data = _cold_bytes(state, group, row, block) if bool(agreed[block.start : block.stop].all()) else None
         if data is not None:
             sections.append((block.start, block.tokens, CODED, data))
@@ -111,7 +111,7 @@ def _as_one_prompt(state: CacheState) -> Tensor:
     wanted = state.rotary.frequencies_of_prompt(total)
     same = torch.tensor([torch.equal(used, wanted) for used in state.positions.frequencies])
     agreed = same[which.long()]
-    coded = sum(b.tokens for b in state.rows[0] if not bool(agreed[b.start : b.stop].all()))
+    coded = sum(b.tokens for b in state.sequences[0] if not bool(agreed[b.start : b.stop].all()))
     if coded:
         warnings.warn(
             f"{coded:,} of {state.coded_tokens:,} coded tokens stay exact in the packet: the model rotated their keys "
@@ -239,7 +239,7 @@ def fill_from_packets(
 def _fill_group(tokens: GroupTokens, model: nn.Module, heads: int | None, rows: list[PacketGroup]) -> None:
     """Put what packets hold of one group's layers into the cache; a packet may hold more than can still be read."""
     dtype, device = model.dtype, model_device(model)
-    tokens.rows = [row.blocks for row in rows]
+    tokens.sequences = [row.blocks for row in rows]
     tokens.span.first, tokens.span.recent_from = rows[0].first, rows[0].recent_from
     for index, layer in enumerate(tokens.layers):
         sinks, recent = (

@@ -76,7 +76,7 @@ def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module
         InputError: naming what does not fit.
     """
     if not any(layer.is_initialized for group in state.groups for layer in group.layers):
-        _need(all(not group.rows for group in state.groups), "blocks without tokens")
+        _need(all(not group.sequences for group in state.groups), "blocks without tokens")
         _need(state.ids is None and not state.positions.tensors(), "ids or positions without tokens")
         return
     batch = state.groups[0].layers[0].keys.shape[0]
@@ -100,10 +100,10 @@ def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module
 def _require_group(group: GroupTokens, g: CacheGeometry, dtype: torch.dtype, batch: int) -> None:
     for value in (group.first, group.recent_from):
         _need(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31, "a group's first tokens")
-    _need(isinstance(group.recording, bool) and len(group.rows) == batch, "a group's rows")
-    described = {tuple((b.start, b.tokens) for b in row) for row in group.rows}
+    _need(isinstance(group.recording, bool) and len(group.sequences) == batch, "a group's rows")
+    described = {tuple((b.start, b.tokens) for b in row) for row in group.sequences}
     _need(len(described) == 1, "sequences with different blocks")
-    blocks = group.rows[0]
+    blocks = group.sequences[0]
     sinks = SINKS if blocks and not group.first else 0
     _require_blocks(group, blocks)
     for layer in group.layers:

@@ -91,7 +91,7 @@ class TokenPositions:
         if self.which is not None:
             self.which = self.which[:target].clone()
 
-    def select_rows(self, index: Tensor) -> None:
+    def select_sequences(self, index: Tensor) -> None:
         """Keep sequences `index`, in that order."""
         if self.ids is not None:
             self.ids = self.ids.index_select(1, index.to(self.ids.device))

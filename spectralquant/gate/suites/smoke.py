@@ -146,7 +146,7 @@ def _cache_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids
     cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
     mine = _fed(loaded, cache, ids)
     stats = cache.stats()
-    blocks = [block for row in cache.state.rows for block in row]
+    blocks = [block for row in cache.state.sequences for block in row]
     counted = sum(len(cache.tiers[b.tier].to_bytes(b)) for b in blocks)
     coded = sum(b.tokens for b in blocks if b.tier == tier)
     if not coded:

@@ -142,7 +142,7 @@ def test_a_table_of_pages_is_not_taken_for_blocks_that_came_later():
     cache = SpectralCache(loaded.model, profile, tier="hot", kernels="triton")
     with torch.no_grad():
         loaded.model(input_ids=torch.randint(5, 500, (1, 400)), past_key_values=cache, logits_to_keep=1)
-    tier, (first, second) = cache.tiers["hot"], cache.state.rows[0]
+    tier, (first, second) = cache.tiers["hot"], cache.state.sequences[0]
     data = tier.to_bytes(first), tier.to_bytes(second)
     cache.reset()
     address, pages = None, []

@@ -32,7 +32,7 @@ def test_auto_takes_the_fastest_tier():
 def test_blocks_move_down_with_age():
     cache = filled(tier="hot", ages={"warm": 400, "cold": 800})
     total = cache.get_seq_length()
-    for block in cache.state.rows[0]:
+    for block in cache.state.sequences[0]:
         age = total - block.stop
         assert block.tier == ("cold" if age >= 800 else "warm" if age >= 400 else "hot")
     assert cache.stats().spent.demotions > 0
@@ -45,7 +45,7 @@ def test_a_memory_budget_is_kept():
     stats = cache.stats()
     assert stats.exact_bytes + sum(t.bytes for t in stats.tiers.values()) <= limit
     assert len(stats.tiers) > 1 and not stats.over_budget
-    assert cache.state.rows[0][0].tier != "hot", "the oldest go first"
+    assert cache.state.sequences[0][0].tier != "hot", "the oldest go first"
     with pytest.warns(UserWarning, match="over max_bytes"):
         assert filled(tier="hot", max_bytes=1000).stats().over_budget
 
@@ -53,7 +53,7 @@ def test_a_memory_budget_is_kept():
 def test_demotion_moves_the_oldest_block_one_tier_down():
     cache = filled(600, tier="hot")
     assert cache.demote(1) == 1
-    assert [block.tier for block in cache.state.rows[0]] == ["warm", "hot", "hot"]
+    assert [block.tier for block in cache.state.sequences[0]] == ["warm", "hot", "hot"]
 
 
 OLD_NAMES = {
@@ -116,7 +116,7 @@ def test_a_packed_cache_equals_a_packed_prompt_and_goes_on(tmp_path):
     assert mine.coded_bytes == pytest.approx(theirs.coded_bytes, rel=0.02)
     mine.save(tmp_path / "prompt.sqkv")
     again = SpectralCache.unpack(loaded.model, profile, tmp_path / "prompt.sqkv", background=False)
-    assert all(isinstance(b.payload, LazySection) for b in again.state.rows[0])
+    assert all(isinstance(b.payload, LazySection) for b in again.state.sequences[0])
     with torch.no_grad():
         a, b = (loaded.model(input_ids=ids(1, 3), past_key_values=c).logits for c in (cache, again))
         assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))

@@ -143,7 +143,7 @@ def test_a_cache_reads_layer_by_layer_what_any_span_coded(span, small):
     with torch.no_grad():
         small.model(input_ids=text.windows(512)[:1], past_key_values=cache)
     codec = cache.tiers["cold"].codec
-    block = cache.state.groups[0].rows[0][0]
+    block = cache.state.groups[0].sequences[0][0]
     keys, values = codec.decode(cache.tiers["cold"].to_bytes(block))
     coded = codec.coefficients(cache.tiers["cold"].to_bytes(block))
     for layer in range(small.geometry.layers):

@@ -196,7 +196,7 @@ def test_images_are_read_from_the_cache_where_they_stand(kind):
     with torch.no_grad(), pytest.warns(NotCompressedWarning, match="not seen .images"):
         loaded.model(**given, past_key_values=cold, logits_to_keep=1)
     total = given["input_ids"].shape[1]
-    assert [block.tier for block in cold.groups[0].tokens.rows[0]] == ["cold", "exact", "cold"]
+    assert [block.tier for block in cold.groups[0].tokens.sequences[0]] == ["cold", "exact", "cold"]
     image = (given["input_ids"][0] == IMAGE).nonzero()[:, 0]
     assert (cold.state.ids[0, image] == -1).all() and (cold.state.ids >= 0).sum() == total - len(image)
     for layer in (0, 1):
