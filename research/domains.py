@@ -67,7 +67,7 @@ def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     curves: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
     for row in rows:
         options = row["options"]
-        curves.setdefault((row["text"], options["profile"], options["adaptive_tables"]), []).append(row)
+        curves.setdefault((row["text"], options["profile"], options.get("adaptive_tables", False)), []).append(row)
     low = max(min(r["kl_nats"] for r in curve) for curve in curves.values())
     high = min(max(r["kl_nats"] for r in curve) for curve in curves.values())
     kl = (low * high) ** 0.5

@@ -112,12 +112,14 @@ def tier_method(
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier as a method for the harness, group by group where layers do not read equally far back.
 
-    hot: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows.
+    hot: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows, as `adaptive_tables` is.
 
     Raises:
         ProfileError: its bases mix layers of several groups.
     """
     embedding = embedding_weight(loaded.model)
+    if adaptive_tables:
+        options |= {"adaptive_tables": True}
 
     def build(layers: tuple[int, ...], geometry: CacheGeometry) -> SpectralCold | SpectralFixed:
         tensors = tier_part(tier, layers, loaded.geometry.layers, geometry.layer_width)
