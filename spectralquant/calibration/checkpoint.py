@@ -23,8 +23,10 @@ SHARE = 0.2
 
 
 class Checkpoint:
-    """A folder beside the profile with the sums after k steps. `fingerprint` describes the run they belong to; mine: the
-    folder is of this run."""
+    """A folder beside the profile with the sums after k steps.
+
+    `fingerprint` describes the run they belong to. of_this_run: the folder is of this run.
+    """
 
     def __init__(self, stem: Path, fingerprint: dict[str, Any]) -> None:
         self.folder = stem.with_name(stem.name + ".partial")
