@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from spectralquant.cache.persist.prompt import pack_prompt
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.models.config import load_config
 from spectralquant.models.forward import with_cache

@@ -11,7 +11,7 @@ from typing import Any
 from spectralquant.errors import renamed
 
 _EXPORTS = {
-    "calibrate": "spectralquant.calibrating",
+    "calibrate": "spectralquant.calibrating.api",
     "CalibrationProfile": "spectralquant.profile.model",
     "SpectralHead": "spectralquant.profile.model",
     "CalibrationSettings": "spectralquant.calibration.options",

@@ -30,7 +30,7 @@ from transformers import (
 from research.architectures.configurations import ARCHITECTURES, Architecture
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.targets import Target
 from spectralquant.errors import UnsupportedModelError

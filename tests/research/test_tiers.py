@@ -38,7 +38,7 @@ def test_costs_are_measured_in_processes_of_their_own(builtin, tmp_path):
     """The small model cannot be loaded by name in another process; the built-in one can."""
     from dataclasses import replace
 
-    from spectralquant.calibrating import calibrate_model
+    from spectralquant.calibrating.api import calibrate_model
     from spectralquant.calibration.options import CalibrationSettings
 
     text = tokenize(builtin.tokenizer, load_text("builtin:pydoc"), 12_000)

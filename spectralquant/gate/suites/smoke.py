@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.models.forward import with_cache
 from spectralquant.models.load import load_model

@@ -10,7 +10,7 @@ from conftest import SMALL_CALIBRATION, random_model, small_tokenizer
 from transformers import DynamicCache
 
 from spectralquant import SpectralCache
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry

@@ -11,7 +11,7 @@ from conftest import SMALL_CALIBRATION, random_model, small_tokenizer
 from transformers import DynamicCache
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.capture.statistics import GroupedMoments, SpanMoments
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.codec.packet import PacketHeader, SpectralPacket

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import LoadedModel

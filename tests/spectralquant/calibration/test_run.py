@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings, parse_targets
 from spectralquant.calibration.targets import parse_target
 from spectralquant.errors import InputError, SourceError
@@ -88,7 +88,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from conftest import random_model
 from transformers import AutoTokenizer
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import load_model

@@ -131,7 +131,7 @@ def test_importance_classes_halve_the_step_every_two_and_survive_nonsense():
 def test_a_cache_reads_layer_by_layer_what_any_span_coded(span, small):
     """Layers of several groups, of one group, and of a part of one."""
     from spectralquant.cache.spectral_cache import SpectralCache
-    from spectralquant.calibrating import calibrate_model
+    from spectralquant.calibrating.api import calibrate_model
     from spectralquant.calibration.options import CalibrationSettings
     from spectralquant.text.read import load_text
     from spectralquant.text.tokens import tokenize

@@ -11,7 +11,7 @@ from transformers import AutoConfig, DynamicCache
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
 from spectralquant.cache.generation import GenerationOptions, generate_text
-from spectralquant.calibrating import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.errors import InputError, NotCompressedWarning
 from spectralquant.hooks.decoder import attention_modules, longest_context

@@ -1,4 +1,4 @@
-"""Calibrating a model: a calibration run whose tiers the evaluation harness measures."""
+"""`calibrate` and `calibrate_model`: a calibration run whose tiers the evaluation harness measures."""
 
 from __future__ import annotations
 
