@@ -40,6 +40,7 @@ def test_whole_layers_have_no_bits():
 
 
 @pytest.mark.parametrize(("tier", "kernels"), [("hot", "auto"), ("hot", "triton"), ("warm", "auto"), ("cold", "auto")])
+@pytest.mark.slow
 def test_every_way_of_reading(tier, kernels, tmp_path):
     model, profile = starved()
     cache = SpectralCache(model, profile, tier=tier, kernels=kernels, background=False)

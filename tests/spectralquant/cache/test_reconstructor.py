@@ -91,6 +91,7 @@ def test_a_damaged_block_is_reported_by_the_forward_pass():
             loaded.model(input_ids=ids[:, :1], past_key_values=cache)
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_reported_and_the_cache_goes_on():
     loaded, profile = profile_of("llama")
     ids = torch.randint(5, 500, (1, 400))

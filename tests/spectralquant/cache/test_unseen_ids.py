@@ -36,6 +36,7 @@ def cold_only(profile):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 @pytest.mark.parametrize("background", [False, True])
+@pytest.mark.slow
 def test_embeddings_of_tokens_are_coded_like_their_ids(architecture, background):
     loaded, profile = profile_of(architecture)
     model, ids = loaded.model, text(900)

@@ -89,6 +89,7 @@ def test_reading_in_place_minds_the_window(name, tier):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_kernels_read_sliding_layers(name):
     """One query reads its whole window, so that no mask is in the kernels' way; padding is another thing."""
     loaded, profile = calibrated(name)

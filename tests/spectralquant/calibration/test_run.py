@@ -106,6 +106,7 @@ calibrate_model(small, text, settings, text_name="pydoc", out={out!r}, resume={r
 
 
 @pytest.mark.parametrize("stage, at", [("calibrate", 13), ("calibrate", 28), ("held-out measurement", 0)])
+@pytest.mark.slow
 def test_resume_after_a_kill_gives_the_same_bytes(small, small_folder, text, whole, tmp_path, stage, at):
     """The process is killed with SIGKILL at a step, and again the resumed one is left to finish."""
     from pathlib import Path

@@ -167,6 +167,7 @@ def test_every_truncation_and_a_tail_are_refused(written):
     assert attempt(coder, data + b"x") is None
 
 
+@pytest.mark.slow
 def test_flipped_bytes_are_refused_or_decoded_never_worse(written):
     """What checksums catch in a packet is refused here too where the coder can notice; nothing crashes."""
     coder, symbols, data = written
