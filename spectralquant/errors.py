@@ -42,6 +42,10 @@ class NotCompressedWarning(UserWarning):
     """A cache did not compress (part of) what it was given; the message says why, `SpectralCache.stats()` how much."""
 
 
+class UnlikeTextWarning(UserWarning):
+    """A text takes many more bytes than the text that a profile was calibrated on: it is of another kind."""
+
+
 class RepeatedPromptWarning(UserWarning):
     """`generate` was given a prompt that its cache holds already, so its tokens are read twice."""
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from spectralquant.cache.binding import bind
 from spectralquant.cache.passes.repeated import UnpackedCache
+from spectralquant.cache.persist.likeness import warn_of_unlike_text
 from spectralquant.cache.persist.packet_layout import require_room
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_keys
@@ -115,6 +116,7 @@ def pack_prompt(
         require_known_ids(model, ids)
         require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
         packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress))
+        warn_of_unlike_text(packets[-1], profile)
     return packets
 
 
