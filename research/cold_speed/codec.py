@@ -201,8 +201,8 @@ def check(bench: Bench) -> Row:
                 exact = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=2).flatten(1)
             cache = (bench.places.values if kind else bench.places.keys).tensors[layer]
             row, place = divmod(tokens.start, bench.tokens)
-            found = cache[row, :, place : place + BLOCK].transpose(0, 1).flatten(1).double().cpu()
-            worst = max(worst, float((found - exact).norm() / exact.norm()))
+            written = cache[row, :, place : place + BLOCK].transpose(0, 1).flatten(1).double().cpu()
+            worst = max(worst, float((written - exact).norm() / exact.norm()))
             plain.append(float((exact.bfloat16().double() - exact).norm() / exact.norm()))
     return {"relative_error": worst, "of_rounding_to_bfloat16": max(plain)}
 

@@ -48,30 +48,33 @@ class SpeedSample:
     @classmethod
     def load(cls, path: str | Path) -> SpeedSample:
         """Inverse of `save`."""
-        with np.load(path, allow_pickle=False) as found:
-            tensors = {name: torch.from_numpy(found[name]) for name in found if name not in ("source", "ids")}
-            return cls(SymbolSample(**tensors, source=str(found["source"])), torch.from_numpy(found["ids"]).long())
+        with np.load(path, allow_pickle=False) as arrays:
+            tensors = {name: torch.from_numpy(arrays[name]) for name in arrays if name not in ("source", "ids")}
+            return cls(SymbolSample(**tensors, source=str(arrays["source"])), torch.from_numpy(arrays["ids"]).long())
 
     def at(self, shape: ModelShape, own: ModelShape, blocks: int, seed: int = 0) -> SymbolSample:
         """Symbols of `blocks` blocks at a shape; `own` is the shape that the sample was taken at."""
-        found = self.symbols.scaled(shape.kv_bytes_per_token / own.kv_bytes_per_token, blocks, seed)
-        return _of_rank(found, MAX_INNER)
+        scaled_up = self.symbols.scaled(shape.kv_bytes_per_token / own.kv_bytes_per_token, blocks, seed)
+        return _of_rank(scaled_up, MAX_INNER)
 
     def text(self, tokens: int) -> np.ndarray:
         """The first `tokens` ids of the text, which begins anew where it ends."""
         return np.resize(self.ids.numpy(), tokens)
 
 
-def _of_rank(found: SymbolSample, most: int) -> SymbolSample:
+def _of_rank(scaled_up: SymbolSample, most: int) -> SymbolSample:
     """At most `most` components of each kind, evenly spaced: no basis across layers keeps more."""
-    split = found.key_choice.shape[1]
+    split = scaled_up.key_choice.shape[1]
     choices, symbols = [], []
-    for choice, part in ((found.key_choice, found.symbols[:split]), (found.value_choice, found.symbols[split:])):
+    for choice, part in (
+        (scaled_up.key_choice, scaled_up.symbols[:split]),
+        (scaled_up.value_choice, scaled_up.symbols[split:]),
+    ):
         rank = choice.shape[1]
         keep = torch.arange(min(rank, most)) * rank // min(rank, most)
         choices.append(choice[:, keep].contiguous())
         symbols.append(part[keep])
-    return SymbolSample(found.tables, *choices, torch.cat(symbols), found.classes, found.source)
+    return SymbolSample(scaled_up.tables, *choices, torch.cat(symbols), scaled_up.classes, scaled_up.source)
 
 
 def geometry_of(shape: ModelShape) -> CacheGeometry:

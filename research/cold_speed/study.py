@@ -94,12 +94,16 @@ def _other_coders(sample: SpeedSample, own: ModelShape, shape: ModelShape, devic
     base = {"model": shape.name, "context": tokens, "batch": 1, "fp16_bytes": fp16}
     out = []
     small = scaled.symbols.clamp(-128, 127).to(torch.int8)
-    for found in (*nvcomp_rows(small.to(device)), zstd_row(small)):
+    for result_so_far in (*nvcomp_rows(small.to(device)), zstd_row(small)):
         for what in ("encode", "decode"):
             out.append(
                 base
-                | {"what": f"{what}, symbols alone", "coder": found["coder"], "packet_bytes": found["bytes"]}
-                | {"seconds": found[f"{what}_s"], "gb_s": fp16 / found[f"{what}_s"] / 1e9}
+                | {
+                    "what": f"{what}, symbols alone",
+                    "coder": result_so_far["coder"],
+                    "packet_bytes": result_so_far["bytes"],
+                }
+                | {"seconds": result_so_far[f"{what}_s"], "gb_s": fp16 / result_so_far[f"{what}_s"] / 1e9}
             )
     return [*out, base | _copy_row(fp16, device)]
 
@@ -170,7 +174,7 @@ def main() -> None:
         sample,
         SHAPES[arguments.shape],
         torch.device("cuda"),
-        lambda found: write_json(arguments.out, found),
+        lambda result_so_far: write_json(arguments.out, result_so_far),
         lambda stage, done, total: print(stage, flush=True) if not stage.startswith("random") else None,
         arguments.random,
     )

@@ -50,14 +50,14 @@ def _plain(call: AttentionCall) -> bool:
 def _attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Output `[B, H, T, D]` and the rows' log-sum-exps float32 `[B, H, T]`."""
     if _by_cudnn(call.query):
-        found = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        result = torch.ops.aten._scaled_dot_product_cudnn_attention(
             call.query, call.key, call.value, None, True, 0.0, True, scale=call.scaling
         )
-        return found[0], found[1].view(call.query.shape[:3])
-    found = torch.ops.aten._scaled_dot_product_flash_attention(
+        return result[0], result[1].view(call.query.shape[:3])
+    result = torch.ops.aten._scaled_dot_product_flash_attention(
         call.query, call.key, call.value, 0.0, True, scale=call.scaling
     )
-    return found[0], found[1]
+    return result[0], result[1]
 
 
 def _by_cudnn(query: Tensor) -> bool:

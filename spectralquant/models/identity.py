@@ -73,10 +73,10 @@ def model_identity(name: str, model: nn.Module, geometry: CacheGeometry) -> Mode
 def difference(identity: ModelIdentity, model: nn.Module) -> str | None:
     """Why a model is not the one described, or None where it is."""
     model = usable_model(model)
-    mine = _weights_sha256(model)
+    own = _weights_sha256(model)
     if (
-        mine[torch.bfloat16] == identity.weights_sha256_bfloat16
-        or mine[torch.float16] == identity.weights_sha256_float16
+        own[torch.bfloat16] == identity.weights_sha256_bfloat16
+        or own[torch.float16] == identity.weights_sha256_float16
     ):
         return None
     calibrated, now = identity.weights_dtype, _dtype_name(model.dtype)

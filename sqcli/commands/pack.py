@@ -32,8 +32,11 @@ def pack(
     step_scale: Annotated[
         float, typer.Option(help="Multiply the calibrated step: above 1 smaller, below 1 better.")
     ] = 1.0,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Let blocks shift their tables (text unlike the calibration's).")
+    adaptive_tables: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive-tables", "--adaptive", help="Let blocks shift their tables (text unlike the calibration's)."
+        ),
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -84,7 +87,7 @@ def pack(
             ids,
             exact=exact,
             step_scale=step_scale,
-            adaptive=adaptive,
+            adaptive_tables=adaptive_tables,
             progress=bar,
         )[0]
     packet.save(out)

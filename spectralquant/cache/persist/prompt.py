@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 
 from spectralquant.cache.binding import bind
 from spectralquant.cache.passes.repeated import UnpackedCache
+from spectralquant.cache.persist.likeness import warn_of_unlike_text
 from spectralquant.cache.persist.packet_layout import require_room
 from spectralquant.cache.persist.unpacking import Unpacking
 from spectralquant.cache.tiers.base import LeavingBlock
@@ -28,7 +29,7 @@ from spectralquant.codec.packet import (
     exact_sections,
     packet_float,
 )
-from spectralquant.errors import InputError, PacketError
+from spectralquant.errors import InputError, PacketError, renamed
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
 from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
@@ -55,7 +56,7 @@ def profile_codecs(
     groups: Sequence[LayerGroup],
     *,
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
 ) -> list[SpectralCodec]:
     """The cold-tier codec of a profile for each group of a model's layers.
 
@@ -66,13 +67,13 @@ def profile_codecs(
     profile.require_model(model)
     embedding, device = embedding_weight(model), model_device(model)
     scale, geometry = packet_float(step_scale), bind(model).geometry
-    out, held = [], len(profile.codecs)
+    out, before = [], len(profile.codecs)
     for layers, tier in profile.parts("cold", groups).items():
-        key = ("cold, adaptive" if adaptive else "cold", layers, str(device), scale)
+        key = ("cold, adaptive" if adaptive_tables else "cold", layers, str(device), scale)
         if key not in profile.codecs:
-            profile.codecs[key] = SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive)
+            profile.codecs[key] = SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive_tables)
         out.append(profile.codecs[key])
-    if len(profile.codecs) > held:
+    if len(profile.codecs) > before:
         finish_here(device)  # codecs are shared, and may be used on other streams
     return out
 
@@ -87,22 +88,28 @@ def pack_prompt(
     *,
     exact: str = "auto",
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
+    adaptive: bool | None = None,
     progress: StageProgress = lambda stage, done, total: None,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
     The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`. Of layers with a
     sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
+    With `adaptive_tables` each block may shift its tables, which saves bytes on text unlike the calibration's (`adaptive` is
+    its deprecated name).
 
     Raises:
         InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
     """
+    if adaptive is not None:
+        renamed("adaptive", "adaptive_tables", wrappers=2)
+        adaptive_tables = adaptive
     exact = DTYPE_NAMES[model.dtype] if exact == "auto" else exact
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
     coded = [group for group in bind(model).geometry.groups if group.reads_beyond(2 * BLOCK)]
-    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive=adaptive)
+    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive_tables=adaptive_tables)
     by_group = dict(zip(coded, codecs, strict=True))
     packets = []
     for row, ids in enumerate(input_ids):
@@ -113,6 +120,7 @@ def pack_prompt(
         require_known_ids(model, ids)
         require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
         packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress))
+        warn_of_unlike_text(packets[-1], profile)
     return packets
 
 
@@ -145,8 +153,8 @@ def _pack_one(
     steps, done = sum(map(len, work.values())), 0
     parts: list[list[tuple[int, int, int, bytes]]] = []
     for group, ranges in work.items():
-        mine = [seen[layer] for layer in group.layers]
-        keys, values, received = (torch.stack([layer[i] for layer in mine]) for i in range(3))
+        of_group = [seen[layer] for layer in group.layers]
+        keys, values, received = (torch.stack([layer[i] for layer in of_group]) for i in range(3))
         first = ranges[0][0] if ranges else total
         last = ranges[-1][1] if ranges else group.first_read(total)
         head = first if first == SINKS else 0
@@ -157,7 +165,7 @@ def _pack_one(
             progress("encoding blocks", done, steps)
             some = ranges[at : at + at_once]
             part = slice(some[0][0], some[-1][1])
-            rotations = tuple(None if layer[3] is None else layer[3].part(part) for layer in mine)
+            rotations = tuple(None if layer[3] is None else layer[3].part(part) for layer in of_group)
             run = LeavingBlock(
                 keys[:, :, part],
                 values[:, :, part],
@@ -248,7 +256,7 @@ def unpack_cache(
         require_room(packet, number, codec)
     require_positions(model, h.tokens, "The packet", "It belongs to another model.")
     starts = [min(s.start for s in packet.sections if s.group == i) for i in range(len(h.all_groups))]
-    held = [
+    caches = [
         torch.empty(
             (2, len(kind.layers), 1, h.kv_heads, h.tokens - start, h.head_dim),
             dtype=model.dtype,
@@ -257,12 +265,12 @@ def unpack_cache(
         for kind, start in zip(h.all_groups, starts, strict=True)
     ]
     rotations = binding.tables(binding.tables.prompt(h.tokens))
-    Unpacking(packet, codecs, held, starts, rotations).run(threads, progress)
+    Unpacking(packet, codecs, caches, starts, rotations).run(threads, progress)
     cache = UnpackedCache(config=model.config)
     where = {layer: (i, at) for i, kind in enumerate(h.all_groups) for at, layer in enumerate(kind.layers)}
     for layer in range(h.layers):
         group, at = where[layer]
-        fill_layer(cache, layer, held[group][0, at], held[group][1, at], h.tokens)
+        fill_layer(cache, layer, caches[group][0, at], caches[group][1, at], h.tokens)
     return cache
 
 

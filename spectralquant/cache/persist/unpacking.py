@@ -29,23 +29,23 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Unpacking:
-    """Sections of one packet. codecs: by group of layers, of those that have coded sections. held: `[2, L, 1, Hk, T, D]` a group,
+    """Sections of one packet. codecs: by group of layers, of those that have coded sections. caches: `[2, L, 1, Hk, T, D]` a group,
     whose first token is `starts[group]`. rotations: of every layer, for all tokens.
     """
 
     packet: SpectralPacket
     codecs: Mapping[int, SpectralCodec]
-    held: Sequence[Tensor]
+    caches: Sequence[Tensor]
     starts: Sequence[int]
     rotations: Rotations
 
     def run(self, threads: int, progress: Progress) -> None:
-        """Fill `held`.
+        """Fill `caches`.
 
         Raises:
             PacketError: damaged sections.
         """
-        device, total = self.held[0].device, len(self.packet.sections)
+        device, total = self.caches[0].device, len(self.packet.sections)
         fused = [run for run in self._fused_runs()]
         taken = {id(s) for run in fused for s in run}
         rest = [s for s in self.packet.sections if id(s) not in taken]
@@ -61,7 +61,7 @@ class Unpacking:
                 progress(done, total)
 
     def _fused_runs(self) -> list[list[Section]]:
-        """Consecutive coded sections that are decoded straight into `held`, as many at once as its memory bound allows."""
+        """Consecutive coded sections that are decoded straight into `caches`, as many at once as its memory bound allows."""
         out: list[list[Section]] = []
         for s in self.packet.sections:
             decoder = self._decoders.get(s.group)
@@ -85,7 +85,7 @@ class Unpacking:
         """Decode while other threads check sums; nothing is written before all of them are right."""
         checked = [pool.submit(self.packet.body, s) for s in run]
         group, first = run[0].group, run[0].start
-        decoder, held = self._decoders[group], self.held[group]
+        decoder, cache = self._decoders[group], self.caches[group]
         try:
             decoded = decoder.decode([_announced(self.packet.unchecked(s), s) for s in run])
         except PacketError:
@@ -96,30 +96,30 @@ class Unpacking:
             each.result()
         last = run[-1].start + run[-1].tokens
         layers = self.packet.header.all_groups[group].layers
-        place = torch.arange(first, last, device=held.device) - self.starts[group]
-        slots = TokenSlots.dense(held[0, 0], torch.zeros_like(place), place)
+        place = torch.arange(first, last, device=cache.device) - self.starts[group]
+        slots = TokenSlots.dense(cache[0, 0], torch.zeros_like(place), place)
         shared = {id(t): t.part(first, last) for t in (self._turns[i] for i in layers) if t is not None}
         turns = [None if self._turns[i] is None else shared[id(self._turns[i])] for i in layers]
-        decoder.write(decoded, LayerSlots.of(held[0].unbind(), held[1].unbind(), slots, turns))
+        decoder.write(decoded, LayerSlots.of(cache[0].unbind(), cache[1].unbind(), slots, turns))
 
     def _place(self, run: Sequence[Section]) -> int:
         first, group = run[0].start, run[0].group
         if run[0].kind == EXACT:
-            self._put(group, first, *self.packet.exact(run[0], self.held[group].device))
+            self._put(group, first, *self.packet.exact(run[0], self.caches[group].device))
             return len(run)
         codec, layers = self.codecs[group], self.packet.header.all_groups[group].layers
         for coded in codec.coefficients_run([_announced(self.packet.body(s), s) for s in run]):
             plain, v = codec.decode_coefficients(coded)
             part = slice(first, first + coded.tokens)
-            mine = tuple(None if self.rotations[i] is None else self.rotations[i].part(part) for i in layers)
-            self._put(group, first, rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
+            rotations = tuple(None if self.rotations[i] is None else self.rotations[i].part(part) for i in layers)
+            self._put(group, first, rotate_keys(rotations, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
             first += coded.tokens
         return len(run)
 
     def _put(self, group: int, first: int, k: Tensor, v: Tensor) -> None:
         part = slice(first - self.starts[group], first - self.starts[group] + k.shape[2])
         for which, x in enumerate((k, v)):
-            self.held[group][which, :, 0, :, part] = x.to(self.held[group])
+            self.caches[group][which, :, 0, :, part] = x.to(self.caches[group])
 
 
 def _runs(sections: Sequence[Section]) -> list[list[Section]]:

@@ -21,8 +21,8 @@ def encode_cold(
     ranges = block_ranges(lengths)
     if not isinstance(codec, SpectralCodec) or codec.dtype != torch.float16:
         return codec.encode_run([run.part(*each).plain() for each in ranges])
-    found = FusedEncoder(codec).encode(_block_run(codec, run, lengths))
-    return [codec.encode(run.part(*each).plain()) if d is None else d for each, d in zip(ranges, found, strict=True)]
+    coded = FusedEncoder(codec).encode(_block_run(codec, run, lengths))
+    return [codec.encode(run.part(*each).plain()) if d is None else d for each, d in zip(ranges, coded, strict=True)]
 
 
 def _block_run(codec: SpectralCodec, run: LeavingBlock, lengths: Sequence[int]) -> BlockRun:

@@ -4,7 +4,7 @@ Symbols are range coded by thousands of lanes at once (`sqkernels.entropy`), on 
 beyond ±15, and those that a table gives no frequency, take an escape symbol and travel beside (`codec.rans_block`).
 
 Tables are ordered by entropy, so a neighbouring table is a slightly wider or narrower distribution. On text unlike
-the calibration's, an adaptive block moves groups of sixteen components up or down that order; the shifts travel in
+the calibration's, a block with adaptive tables moves groups of sixteen components up or down that order; the shifts travel in
 the block (forward adaptation: every block is still decoded alone).
 """
 
@@ -54,11 +54,11 @@ class EntropyCoder(CoderSetting):
         lengths: Sequence[int],
         ids: Sequence[tuple[int, np.ndarray] | None],
         *,
-        adaptive: bool = False,
+        adaptive_tables: bool = False,
     ) -> list[RansParts]:
         """Code blocks of `lengths` tokens: symbols int16 or int32 `[R, N]`, classes `[N, 2]`, ids as in `CodedSymbols`."""
         classes = classes.T.to(self.device, torch.uint8).contiguous()
-        shifts = self._best_shifts(symbols, classes, lengths) if adaptive else None
+        shifts = self._best_shifts(symbols, classes, lengths) if adaptive_tables else None
         return encode_blocks(self, symbols, classes, lengths, ids, shifts)
 
     def decode(self, blocks: Sequence[RansParts]) -> CodedSymbols:
@@ -67,10 +67,10 @@ class EntropyCoder(CoderSetting):
         Raises:
             PacketError: the words, states or side bytes do not belong to these tables.
         """
-        found = self.decode_sparse(blocks)
-        symbols = found.symbols.to(torch.int32 if found.largest >= INT16 else torch.int16)
-        symbols.view(-1)[found.positions] = found.escaped.to(symbols.dtype)
-        return CodedSymbols(symbols, found.classes.T.long(), found.ids)
+        sparse = self.decode_sparse(blocks)
+        symbols = sparse.symbols.to(torch.int32 if sparse.largest >= INT16 else torch.int16)
+        symbols.view(-1)[sparse.positions] = sparse.escaped.to(symbols.dtype)
+        return CodedSymbols(symbols, sparse.classes.T.long(), sparse.ids)
 
     def decode_sparse(self, blocks: Sequence[RansParts]) -> SparseSymbols:
         """`decode` before escaped values are put in their places; waits for the device once.
@@ -97,5 +97,5 @@ class EntropyCoder(CoderSetting):
         return torch.cat(parts).long()
 
     def _best_shifts(self, symbols: Tensor, classes: Tensor, lengths: Sequence[int]) -> np.ndarray | None:
-        found = self.search.best(symbols, self._tables_of(classes), self.group, lengths)
-        return None if (found == NO_SHIFT).all() else found
+        shifts = self.search.best(symbols, self._tables_of(classes), self.group, lengths)
+        return None if (shifts == NO_SHIFT).all() else shifts

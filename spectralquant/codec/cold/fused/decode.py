@@ -78,14 +78,14 @@ class FusedDecoder:
         for first in range(0, len(blocks), CHUNK_BLOCKS):
             some = blocks[first : first + CHUNK_BLOCKS]
             pending.append(coder.start([rans_block.split(b, coder.ranks, len(SHIFTS)) for b in some]))
-        found = [p.finish() for p in pending]
-        largest = max(f.largest for f in found) * self.largest_scale
+        sparse = [p.finish() for p in pending]
+        largest = max(f.largest for f in sparse) * self.largest_scale
         factor = 2.0 ** max(0, math.ceil(math.log2(largest / HALF_LARGEST))) if largest > 0 else 1.0
         scale = self.scale / factor if factor != 1 else self.scale
-        tokens = sum(f.symbols.shape[1] for f in found)
+        tokens = sum(f.symbols.shape[1] for f in sparse)
         out = torch.empty(self.rows, padded(tokens), dtype=torch.float16, device=self.codec.device)
         at = 0
-        for f in found:
+        for f in sparse:
             part = out[:, at : at + f.symbols.shape[1]]
             at += f.symbols.shape[1]
             dequantize(
@@ -99,7 +99,7 @@ class FusedDecoder:
                 part,
                 backend=self.backend,
             )
-        return DecodedRun(out, tokens, factor, self.codec.token_rows([pair for f in found for pair in f.ids]))
+        return DecodedRun(out, tokens, factor, self.codec.token_rows([pair for f in sparse for pair in f.ids]))
 
     def write(self, run: DecodedRun, to: LayerSlots, written: Callable[[int], None] = lambda layer: None) -> None:
         """Enqueue the rest, layer 0 first. `written` is told each layer whose work has been enqueued."""

@@ -34,8 +34,8 @@ def encode_blocks(
     positions, escapes = escape_positions(symbols, table, contexts, coder.tables)
     folded, wide, escapes = _folded(symbols, positions, escapes)
     sides = _sides(written, folded, wide, table.per_block(escapes))
-    held = _held(sides, shapes)
-    coded = encode(symbols, to_device([held], coder.device), table, contexts, coder.tables)
+    initial = _held(sides, shapes)
+    coded = encode(symbols, to_device([initial], coder.device), table, contexts, coder.tables)
     waiting = [to_host(t) for t in (coded.counts, coded.words, coded.states, classes)]
     counts, words, states, classes = (wait() for wait in waiting)
     words = _pieces(words, table.per_block(counts))
