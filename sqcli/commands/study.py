@@ -31,10 +31,11 @@ STUDIES = (
     "gate",
     "shapes",
     "coder",
+    "cold-speed",
     "architectures",
     "calibrate-scale",
 )
-WITH_PROFILE = ("packet", "cache", "index", "coder")
+WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed")
 TWO_TEXTS = ("domains", "adaptive")
 DEFAULT_OTHER = ("builtin:stdlib",)
 READ_TOKENS = 4_000_000
@@ -58,11 +59,15 @@ def study(
         list[str] | None,
         typer.Option(help="Models of `shapes`, once each. Default: 8B, 7B, and the 70B shape with four layers."),
     ] = None,
+    keep_sample: Annotated[
+        Path | None,
+        typer.Option(help="Where `cold-speed` keeps what it takes from the model, to run without it elsewhere."),
+    ] = None,
     train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts of `calibrate-scale` to measure anew; those of an earlier run in --out are kept. Default: all."
+            help="Parts of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
         ),
     ] = None,
     device: Device = "auto",
@@ -80,7 +85,8 @@ def study(
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
     models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
     exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
-    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. architectures: small
+    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. cold-speed: packets of
+    real size to ready keys and values and back on a GPU, against prefill and other coders. architectures: small
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
     three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
     several; and what metric, form of the bases and --steps are worth on --model.
@@ -123,7 +129,7 @@ def study(
     else:
         other = open_sources(other_data, offline=offline, report=output.note) if name in TWO_TEXTS else []
         result = _on_model(
-            name, model, sources, other, profile, (steps, window, windows), device, dtype, offline, output
+            name, model, sources, other, profile, (steps, window, windows), device, dtype, offline, output, keep_sample
         )
     write_json(out, result)
     output.show(*study_view(result))
@@ -141,6 +147,7 @@ def _on_model(
     dtype: str,
     offline: bool,
     output: Output,
+    keep_sample: Path | None,
 ) -> dict[str, Any]:
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.text.mix import tokenize_sources
@@ -156,7 +163,7 @@ def _on_model(
         need = 2 * (steps + windows) * window
         other = tokenize_sources(loaded.tokenizer, other_sources, need, window=window, report=output.note)
         other_data = text_name(other_sources)
-    result = _measure(name, loaded, text, data, other, other_data, calibrated, sizes, output)
+    result = _measure(name, loaded, text, data, other, other_data, calibrated, sizes, output, keep_sample)
     _record(result, text, other)
     return result
 
@@ -176,6 +183,7 @@ def _measure(
     profile: CalibrationProfile | None,
     sizes: tuple[int, int, int],
     output: Output,
+    keep_sample: Path | None,
 ) -> dict[str, Any]:
     steps, window, windows = sizes
     with output.progress() as bar:
@@ -204,6 +212,10 @@ def _measure(
             from research.coder.model import coder_study_of_model
 
             return coder_study_of_model(loaded, profile, text, window, data, bar)
+        if name == "cold-speed":
+            from research.cold_speed.model import cold_speed_study_of_model
+
+            return cold_speed_study_of_model(loaded, profile, text, window, data, keep_sample, bar)
         if name == "adaptive":
             from research.adaptive import adaptive_study
 
@@ -268,7 +280,7 @@ def _calibrate_scale(
     rows = read_json(out, "The results file")["rows"] if out.is_file() else []
     with output.progress() as bar:
         keep = lambda result: write_json(out, result)  # noqa: E731
-        result = scale_study(parts or list(PARTS), rows, load, keep, bar, model, quality)
+        result = scale_study(parts or list(PARTS), rows, load, keep, bar, model, quality, anew=bool(parts))
     write_json(out, result)
     output.show(*study_view(result))
     output.note(f"Wrote {out}")

@@ -8,6 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sqcli.terminal.cold_speed import cold_speed_table
+
 
 def study_view(result: dict[str, Any]) -> list[RenderableType]:
     """All rows of a study, one table a text and context length; or the times of the packet study."""
@@ -23,6 +25,8 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
         return [architecture_outcomes(result["rows"])]
     if result["kind"] == "spectralquant.index":
         return [index_quality(result["rows"])]
+    if result["kind"] == "spectralquant.cold-speed":
+        return [cold_speed_table(result)]
     if result["kind"] == "spectralquant.calibrate-scale":
         return [scale_runs(result["rows"])]
     if result["kind"] == "spectralquant.coder":
