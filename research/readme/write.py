@@ -16,6 +16,7 @@ from research.readme import notes
 from research.readme.architectures import architectures
 from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed
+from research.readme.durations import durations
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
@@ -242,6 +243,7 @@ BLOCKS = {
     "architectures": architectures,
     "coder": coder,
     "cold-speed": cold_speed,
+    "durations": durations,
     "scale": scale,
     "scale-predicted": scale_predicted,
 }

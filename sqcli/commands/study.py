@@ -67,7 +67,7 @@ def study(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts of `calibrate-scale` to measure anew; those of an earlier run in --out are kept. Default: all."
+            help="Parts of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
         ),
     ] = None,
     device: Device = "auto",
@@ -280,7 +280,7 @@ def _calibrate_scale(
     rows = read_json(out, "The results file")["rows"] if out.is_file() else []
     with output.progress() as bar:
         keep = lambda result: write_json(out, result)  # noqa: E731
-        result = scale_study(parts or list(PARTS), rows, load, keep, bar, model, quality)
+        result = scale_study(parts or list(PARTS), rows, load, keep, bar, model, quality, anew=bool(parts))
     write_json(out, result)
     output.show(*study_view(result))
     output.note(f"Wrote {out}")

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from conftest import profile_of
 
+from research.coder.symbols import SymbolSample
 from research.cold_speed.codec import check, codec_rows, make_bench
 from research.cold_speed.sample import SpeedSample, geometry_of, tier_of
 from research.cold_speed.study import _summary
-from research.coder.symbols import SymbolSample
 from spectralquant.cache.persist.prompt import pack_prompt, profile_codecs
 from spectralquant.models.shapes import ModelShape, parse_shape
 from sqcli.html.report import report_page
