@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from spectralquant.profile.tensors import ColdTier, flatten
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.text.tokens import TokenText, tokens_sha256
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 EXACT8_SHARE = 66 / 128
@@ -56,6 +58,7 @@ def cold_study(
     study: ColdStudy,
     text_name: str,
     progress: Progress = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
     """Calibrate, measure every point, and summarize; returns a results file."""
     windows = scored_windows(text, study.steps, study.window, study.windows)
@@ -64,7 +67,7 @@ def cold_study(
     settings = CalibrationSettings(
         steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window
     )
-    run = CalibrationRun(loaded, text, settings, text_name, None, False, None, progress)
+    run = CalibrationRun(loaded, text, settings, text_name, kept.path("calibration"), kept.resume, None, progress)
     sums, samples = run.first_pass()
     times["capture"] = time.perf_counter() - start
     fitter = run.cold_fitter(sums, samples)
@@ -78,7 +81,8 @@ def cold_study(
     times["tiers"] = time.perf_counter() - start - sum(times.values())
 
     turbo = [TurboQuant(loaded.geometry.head_dim, bits) for bits in study.turbo_bits]
-    rows = _rows(loaded, windows, [_method(tiers, r, loaded) for r in study.ratios] + turbo, progress, "2K windows")
+    short = [_method(tiers, r, loaded) for r in study.ratios]
+    rows = kept.value("short windows", lambda: _rows(loaded, windows, [*short, *turbo], progress, "2K windows"))
     times["short"] = time.perf_counter() - start - sum(times.values())
     if study.long_ratios:
         long = windows.reshape(-1)[: windows.numel() // study.long_context * study.long_context].view(
@@ -86,13 +90,13 @@ def cold_study(
         )
         methods: list[Method] = [_method(tiers, r, loaded) for r in study.long_ratios]
         methods += [_method(tiers, r, loaded, exact_bits=8) for r in study.long_ratios]
-        rows += _rows(loaded, long, [*methods, *turbo], progress, "8K windows")
+        rows += kept.value("long windows", lambda: _rows(loaded, long, [*methods, *turbo], progress, "8K windows"))
     times["long"] = time.perf_counter() - start - sum(times.values())
     needle = []
     for context in study.needle_contexts:
         methods = [_method(tiers, r, loaded) for r in study.needle_ratios]
-        found = needle_retrieval(loaded, [*methods, *turbo], context, progress=lambda d, t: progress("needle", d, t))
-        needle += [result.row() for result in found]
+        find = functools.partial(_needle_rows, loaded, [*methods, *turbo], context, progress)
+        needle += kept.value(f"needle at {context}", find)
     times["needle"] = time.perf_counter() - start - sum(times.values())
     middle = study.ratios[len(study.ratios) // 2]
     return results_file(
@@ -107,6 +111,7 @@ def cold_study(
             evaluation_sha256=tokens_sha256(windows),
             dtype=str(loaded.model.dtype),
             seed=0,
+            **kept.facts(),
             stages_s={k: round(v, 1) for k, v in times.items()},
         ),
         summary=summarize(rows, study),
@@ -126,6 +131,13 @@ def _rows(
 ) -> list[dict[str, Any]]:
     found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress(stage, d, t))
     return [m.row(loaded.geometry, loaded.name, windows.shape[1]) for m in found]
+
+
+def _needle_rows(
+    loaded: LoadedModel, methods: Sequence[Method], context: int, progress: Progress
+) -> list[dict[str, Any]]:
+    found = needle_retrieval(loaded, methods, context, progress=lambda d, t: progress("needle", d, t))
+    return [result.row() for result in found]
 
 
 def summarize(rows: Sequence[dict[str, Any]], study: ColdStudy) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from research.windows import scored_windows
 from spectralquant.calibration.cold.fit import ColdFitter
@@ -12,11 +15,13 @@ from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.solve import cold_method
 from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import measure
+from spectralquant.methods.base import Method
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.text.tokens import TokenText, tokens_sha256
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 RATIOS = (20.0, 45.0, 90.0)
 
@@ -28,13 +33,15 @@ def domain_study(
     window: int,
     windows: int,
     progress: Callable[[str, int, int], None],
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
     """Calibrate on the first windows of each text, score on the last ones of both."""
     scored = {name: scored_windows(text, steps, window, windows) for name, text in texts.items()}
     fitters: dict[str, ColdFitter] = {}
-    for name, text in texts.items():
+    for number, (name, text) in enumerate(texts.items()):
         settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
-        run = CalibrationRun(loaded, text, settings, name, None, False, None, progress)
+        out = kept.path(f"calibration-{number}")
+        run = CalibrationRun(loaded, text, settings, name, out, kept.resume, None, progress)
         fitters[name] = run.cold_fitter(*run.first_pass())
     methods, rows = [], []
     for profile, fitter in fitters.items():
@@ -49,8 +56,8 @@ def domain_study(
     hashes = {}
     for name, rows_of_ids in scored.items():
         hashes[name] = tokens_sha256(rows_of_ids)
-        found = measure(loaded.model, loaded.geometry, rows_of_ids, methods, lambda d, t: progress("scoring", d, t))
-        rows += [{**m.row(loaded.geometry, loaded.name, window), "text": name} for m in found]
+        score = functools.partial(_scores, loaded, rows_of_ids, methods, progress)
+        rows += [row | {"text": name} for row in kept.value(name, score)]
     return results_file(
         "domains",
         rows,
@@ -64,6 +71,13 @@ def domain_study(
         ),
         table=domain_table(rows),
     )
+
+
+def _scores(
+    loaded: LoadedModel, windows: Tensor, methods: Sequence[Method], progress: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("scoring", d, t))
+    return [m.row(loaded.geometry, loaded.name, windows.shape[1]) for m in found]
 
 
 def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ Variants are compiled by worker processes first (Triton keeps compiled kernels o
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from spectralquant.bench.inputs import CodeSettings, Inputs, random_inputs, rand
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import PAGE
 from sqkernels.spectral_compress import compress_traffic
 from sqkernels.spectral_compress import ops as compress_ops
@@ -85,7 +87,12 @@ VARIANTS += [("spectral_compress", v) for v in COMPRESS]
 
 
 def kernel_study(
-    shape: str, context: int, batches: tuple[int, ...], device: torch.device, progress: Progress
+    shape: str,
+    context: int,
+    batches: tuple[int, ...],
+    device: torch.device,
+    progress: Progress,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
     """A row a kernel, batch and variant, fastest first within each."""
     model, settings = parse_shape(shape), CodeSettings()
@@ -101,9 +108,12 @@ def kernel_study(
     rows = []
     for batch in batches:
         for kernel in ("spectral_decode", "spectral_index_decode"):
-            found = _timed(bench, kernel, batch, context, progress)
+            timed = functools.partial(_timed, bench, kernel, batch, context, progress)
+            found = kept.value(f"{kernel}, batch {batch}", timed)
             rows += sorted(found, key=lambda r: r["time_us"])
-    rows += sorted(_compress_timed(bench, progress), key=lambda r: r["time_us"])
+    rows += sorted(
+        kept.value("spectral_compress", lambda: _compress_timed(bench, progress)), key=lambda r: r["time_us"]
+    )
     state = {"before": before, "after": telemetry(device.index or 0)}
     facts = provenance(**device_facts(device), shape=shape, settings=asdict(settings))
     return results_file("kernels", rows, facts, telemetry=state | {"verdict": verdict(*state.values())})

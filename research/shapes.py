@@ -6,6 +6,7 @@ Logits of every tier are compared with those of transformers' own cache all the 
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.results.files import results_file
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 MODELS = ("random:llama-3.1-8b", "random:qwen2.5-7b", "random:llama-3.1-70b:layers=4")
 TIERS = ("exact", "hot", "warm", "cold")
@@ -88,8 +90,10 @@ def shape_study(
     dtype: str,
     save: Callable[[dict[str, Any]], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
-    """A row a model and step. `save` gets the results so far after every step, so that a run cut short leaves them.
+    """A row a model and step. `save` gets the results so far after every step, so that a run cut short leaves them; `kept`
+    keeps whole models.
 
     Raises:
         InputError, SourceError: a model that does not exist.
@@ -106,9 +110,17 @@ def shape_study(
     clock = StepClock(device, lambda rows: save(result(rows)))
     for number, model in enumerate(models):
         progress(model, number, len(models))
-        _one_model(model, study, device, dtype, clock)
+        clock.rows += kept.value(model, functools.partial(_model_rows, model, study, device, dtype, clock))
     progress("done", len(models), len(models))
     return result(clock.rows)
+
+
+def _model_rows(model: str, study: ShapeStudy, device: torch.device, dtype: str, clock: StepClock) -> list[Row]:
+    """The rows of one model, taken off the clock."""
+    before = len(clock.rows)
+    _one_model(model, study, device, dtype, clock)
+    rows, clock.rows[before:] = clock.rows[before:], []
+    return rows
 
 
 def _one_model(spec: str, study: ShapeStudy, device: torch.device, dtype: str, clock: StepClock) -> None:

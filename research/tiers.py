@@ -7,6 +7,7 @@ precision model that is fed block by block.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,7 @@ from spectralquant.profile.schema import TierSummary
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.text.tokens import TokenText, tokens_sha256
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,13 +56,14 @@ def tier_study(
     study: TierStudy,
     text_name: str,
     progress: Progress = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
     """Calibrate all tiers, measure every ratio, then hold 8192 tokens in real caches; returns a results file."""
     windows = scored_windows(text, study.steps, study.window, study.windows)
     settings = CalibrationSettings(
         steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window, tiers=TIERS
     )
-    run = CalibrationRun(loaded, text, settings, text_name, None, False, None, progress)
+    run = CalibrationRun(loaded, text, settings, text_name, kept.path("calibration"), kept.resume, None, progress)
     sums, samples = run.first_pass()
     tiers: dict[str, Any] = {}
     methods: list[Method] = []
@@ -80,13 +83,19 @@ def tier_study(
         tiers.setdefault("cold", tier)
         summaries.setdefault("cold", run.cold_summary(ratio, found))
         methods.append(cold_method(tier, loaded, target_ratio=ratio))
-    measured = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("2K windows", d, t))
-    rows = [m.row(loaded.geometry, loaded.name, study.window) for m in measured]
+
+    def score() -> list[dict[str, Any]]:
+        found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("2K windows", d, t))
+        return [m.row(loaded.geometry, loaded.name, study.window) for m in found]
+
+    rows = kept.value("short windows", score)
     profile = run.assemble(sums, tiers, summaries)
     profile.seal()
     long = windows.reshape(-1)[: study.resident_context]
     resident = [
-        resident_row(loaded, profile, name, long, progress) for name in ("exact", *tiers) if len(long) > 3 * BLOCK
+        kept.value(f"cache {name}", functools.partial(resident_row, loaded, profile, name, long, progress))
+        for name in ("exact", *tiers)
+        if len(long) > 3 * BLOCK
     ]
     return results_file(
         "tiers",

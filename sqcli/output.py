@@ -56,6 +56,13 @@ class Output:
         if not self.quiet:
             self.errors.print(text)
 
+    def keep(self, result: dict[str, Any]) -> None:
+        """Write what is finished so far to the JSON file, if there is one."""
+        from spectralquant.files import write_json
+
+        if self.json_file not in (None, "-"):
+            write_json(self.json_file, result)
+
     def finish(self, result: dict[str, Any], title: str = "sq") -> None:
         """Write the JSON, CSV and SVG files that were asked for."""
         from spectralquant.files import json_text, write_json, write_text

@@ -43,6 +43,7 @@ from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import TokenText, tokenize
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 PROMPT, NEXT, ALONE, NEW = 700, 12, 4, 6
@@ -64,13 +65,15 @@ LEAST_RATIO = 1.02
 
 
 def architecture_study(
-    chosen: Sequence[Architecture] = ARCHITECTURES, progress: Progress = lambda name, done, total: None
+    chosen: Sequence[Architecture] = ARCHITECTURES,
+    progress: Progress = lambda name, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
     """A results file with one row an architecture."""
     rows = []
     for done, architecture in enumerate(chosen):
         progress(architecture.name, done, len(chosen))
-        rows.append(try_architecture(architecture))
+        rows.append(kept.value(architecture.name, functools.partial(try_architecture, architecture)))
     progress("", len(chosen), len(chosen))
     return results_file("architectures", rows, provenance(transformers=transformers.__version__))
 

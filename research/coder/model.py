@@ -11,6 +11,7 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.models.shapes import ModelShape
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.text.tokens import TokenText
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 
 def sample_of_model(
@@ -29,9 +30,10 @@ def coder_study_of_model(
     window: int,
     text_name: str,
     progress: Progress = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
     """See `coder.coder_study`."""
     progress("packing a prompt", 0, 1)
     sample = sample_of_model(loaded, profile, text, window, text_name)
     shape = ModelShape.of_config(loaded.name, loaded.model.config)
-    return coder_study(sample, shape, loaded.device, progress=progress)
+    return coder_study(sample, shape, loaded.device, progress=progress, kept=kept)

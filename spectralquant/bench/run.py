@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from spectralquant.bench.cell import ATTENTION, Bench, Row, dense_rows, spectral
 from spectralquant.bench.compression import compress_row
 from spectralquant.bench.crossover import crossovers
 from spectralquant.bench.device.devices import DeviceModel
-from spectralquant.bench.device.peaks import measure_peaks
+from spectralquant.bench.device.peaks import Peaks, measure_peaks
 from spectralquant.bench.device.telemetry import telemetry, verdict
 from spectralquant.bench.end_to_end import end_to_end_rows
 from spectralquant.bench.inputs import SINKS, CodeSettings, random_matrices
@@ -23,6 +24,7 @@ from spectralquant.errors import InputError, did_you_mean
 from spectralquant.models.shapes import ModelShape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import RowMatrices
 from sqkernels.common.checks import HEAD_DIMS, MAX_GROUP
 from sqkernels.common.runtime import variants
@@ -91,13 +93,15 @@ def profile_device(
     device: torch.device,
     progress: Progress = lambda stage, done, total: None,
     save: Save = lambda result: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
-    """Measure on a CUDA device. `save` gets the results file after every cell, with `complete` false until the end."""
+    """Measure on a CUDA device. `save` gets the results file after every cell, with `complete` false until the end; `kept`
+    keeps the cells of a run that is interrupted."""
     request.check()
     torch.manual_seed(request.seed)
     before = telemetry(device.index or 0)
     progress("peaks", 0, 1)
-    peaks = measure_peaks(device)
+    peaks = Peaks(**kept.value("peaks", lambda: asdict(measure_peaks(device))))
     matrices = random_matrices(request.shape, request.settings, device)
     bench = Bench(request.shape, matrices, request.settings, peaks, torch.cuda.get_device_name(device))
     memory = torch.cuda.get_device_properties(device).total_memory
@@ -111,31 +115,38 @@ def profile_device(
         extra["telemetry"] = {"before": before, "after": after, "verdict": verdict(before, after)}
         extra["crossover"] = crossovers(rows)
         result.clear()
-        result.update(_results(request, matrices, rows, memory, device_facts(device), complete, extra))
+        result.update(_results(request, matrices, rows, memory, device_facts(device) | kept.facts(), complete, extra))
         save(result)
 
     if "spectral_compress" in request.kernels:
         progress("spectral_compress", 0, 1)
-        rows.append(compress_row(bench))
+        rows.append(kept.value("spectral_compress", lambda: compress_row(bench)))
     cells = [(c, b) for c in request.contexts for b in request.batches]
     step_context = STEP_CONTEXT if STEP_CONTEXT in request.contexts else request.contexts[0]
     for done, (context, batch) in enumerate(cells):
         progress(f"context {context}, batch {batch}", done, len(cells))
         compiled = request.flex and (len(cells) <= len(FLEX_CELLS) or (context, batch) in FLEX_CELLS)
         use = {k: v for k, v in baselines.items() if k != "flex_compiled" or compiled}
-        try:
-            dense = dense_rows(bench, batch, context, use)
-            rows += dense + spectral_rows(bench, batch, context, request.kernels, dense)
-        except torch.OutOfMemoryError:
-            rows.append({"kernel": "all", "batch": batch, "context": context, "failed": "does not fit into memory"})
+        cell = functools.partial(_cell, bench, batch, context, request.kernels, use)
+        rows += kept.value(f"context {context}, batch {batch}", cell)
         torch.cuda.empty_cache()
         finish(False)
         if request.end_to_end and context == step_context and batch in STEP_BATCHES:
             progress(f"decode step, batch {batch}", done, len(cells))
-            extra["end_to_end"] += _end_to_end(bench, batch, context, request, rows, baselines)
+            steps = functools.partial(_end_to_end, bench, batch, context, request, rows, baselines)
+            extra["end_to_end"] += kept.value(f"decode step, batch {batch}", steps)
             finish(False)
     finish(True)
     return result
+
+
+def _cell(bench: Bench, batch: int, context: int, kernels: Sequence[str], baselines: dict[str, Any]) -> list[Row]:
+    """All kernels at one context and batch, or a row that says that they do not fit into memory."""
+    try:
+        dense = dense_rows(bench, batch, context, baselines)
+        return dense + spectral_rows(bench, batch, context, kernels, dense)
+    except torch.OutOfMemoryError:
+        return [{"kernel": "all", "batch": batch, "context": context, "failed": "does not fit into memory"}]
 
 
 def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any]:

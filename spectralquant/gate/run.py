@@ -15,8 +15,9 @@ from spectralquant.gate.limits import Limits
 from spectralquant.gate.metrics import metrics_of
 from spectralquant.gate.suites import SUITES
 from spectralquant.gate.verdict import INCONCLUSIVE, NEW, Verdict, decide, exit_code, verdict_rows
-from spectralquant.provenance import provenance
+from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.unfinished import UnfinishedRun
 
 Progress = Callable[[str, int, int], None]
 
@@ -77,8 +78,12 @@ def run_suite(
     offline: bool,
     progress: Progress,
     report: Callable[[str], None] = lambda _: None,
+    *,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Measure a suite on texts as `open_sources` takes them; `report` is told what reading them left out.
+
+    Finished parts are kept in the user's cache until the run ends; with `resume` they are taken from there.
 
     Raises:
         InputError: there is no such suite, or it cannot run here.
@@ -89,16 +94,22 @@ def run_suite(
         from spectralquant.gate.suites.gpu import gpu_suite
         from spectralquant.models.load import pick_device
 
-        return gpu_suite(pick_device(device), progress)
+        where = pick_device(device)
+        with UnfinishedRun("gate", {"suite": name} | device_facts(where), resume=resume, report=report) as kept:
+            return gpu_suite(where, progress, kept)
     from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite
+    from spectralquant.models.identity import weights_sha256
     from spectralquant.models.load import load_model
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
+    from spectralquant.text.tokens import tokens_sha256
 
     sources = open_sources(data, offline=offline, report=report)
     loaded = load_model(model, device="cpu", dtype="float32", offline=offline)
     text = tokenize_sources(loaded.tokenizer, sources, TOKENS, window=SmokeSettings().window, report=report)
-    result = smoke_suite(loaded, text, text_name(sources), None, progress)
+    inputs = {"suite": name, "weights": weights_sha256(loaded.model), "text": tokens_sha256(text.ids)}
+    with UnfinishedRun("gate", inputs, resume=resume, report=report) as kept:
+        result = smoke_suite(loaded, text, text_name(sources), None, progress, kept)
     result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
     return result
 

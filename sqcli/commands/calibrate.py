@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Resume, Seed, Svg
 
 
 def calibrate(
@@ -38,9 +38,7 @@ def calibrate(
         list[str] | None, typer.Option(help="Other text for the held-out windows, as --data.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Profile path: OUT.safetensors and OUT.json are written.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
-    ] = False,
+    resume: Resume = False,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -49,6 +47,7 @@ def calibrate(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Calibrate a model on domain text and write its rank and bit profile.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from sqcli.options import Json, Quiet, Svg
+from sqcli.options import Config, Csv, Json, Quiet, Svg
 
 
-def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
+def doctor(json: Json = None, csv: Csv = None, svg: Svg = None, quiet: Quiet = False, config: Config = None) -> None:
     """Check Python, torch, triton, driver, GPU, caches, disk and imports; each line ok, warn or fail with the fix.
 
     Example: [bold]sq doctor --json -[/bold]
@@ -20,7 +20,7 @@ def doctor(json: Json = None, svg: Svg = None, quiet: Quiet = False) -> None:
     from spectralquant.results.files import results_file
     from sqcli.output import Output
 
-    output = Output(json_file=json, svg_file=svg, quiet=quiet)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     table = Table(box=None, padding=(0, 1))
     for name in ("", "check", "found"):
         table.add_column(name, overflow="fold")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Json, Model, Offline, Quiet, Resume, Svg
 
 if TYPE_CHECKING:
     from spectralquant.gate.run import Outcome
@@ -38,6 +38,7 @@ def gate(
     save: Annotated[Path | None, typer.Option(help="Keep what --run measured in this file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write verdicts as JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write verdicts as Markdown.")] = None,
+    resume: Resume = False,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report, but always exit with 0.")] = False,
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
@@ -47,6 +48,7 @@ def gate(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Compare results with a baseline: pass, regression or inconclusive, metric by metric. Exit codes 0, 1, 3; 2 for wrong
     input.
@@ -70,6 +72,8 @@ def gate(
         raise InputError(
             f"Give one of --current FILE, --run SUITE and --against PATH{', not ' + ' and '.join(given) if given else ''}."
         )
+    if resume and run is None:
+        raise InputError("--resume is for --run: a file needs none, and --against times two installs in one go.")
     if update_baseline and (baseline is None or against is not None):
         raise InputError("--update-baseline needs --baseline FILE to write, and --run or --current to take it from.")
     if baseline is None and against is None and save is None:
@@ -90,7 +94,7 @@ def gate(
             before, now = compare_installs(against, rounds, bar)
     elif run is not None:
         with output.progress() as bar:
-            now = run_suite(run, model, data, device, offline, bar, output.note)
+            now = run_suite(run, model, data, device, offline, bar, output.note, resume=resume)
         if save is not None:
             write_json(save, now)
             output.note(f"Wrote {save}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sqcli.options import Csv, Device, Json, Offline, Quiet, Seed, Svg
+from sqcli.options import Config, Csv, Device, Json, Offline, Quiet, Resume, Seed, Svg
 
 if TYPE_CHECKING:
     from spectralquant.bench.run import ProfileRequest
@@ -52,6 +52,7 @@ def profile(
         typer.Option("--show", help="Measure nothing: show a results file again, its --context and --batch alone."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write tables and curves as one HTML page.")] = None,
+    resume: Resume = False,
     device: Device = "auto",
     offline: Offline = False,
     seed: Seed = 0,
@@ -59,6 +60,7 @@ def profile(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Time attention over compressed caches on this GPU: checked against float64 first, beside PyTorch's kernels.
 
@@ -68,7 +70,7 @@ def profile(
     """
     from spectralquant.bench.device.devices import parse_device
     from spectralquant.bench.inputs import CodeSettings
-    from spectralquant.bench.run import KERNELS, ProfileRequest, predict_device, profile_device
+    from spectralquant.bench.run import KERNELS, ProfileRequest, predict_device
     from spectralquant.errors import InputError
     from spectralquant.hooks.decoder import position_limit_of
     from spectralquant.models.config import load_config, shape_of_model
@@ -106,7 +108,7 @@ def profile(
             output.note(f"No CUDA device here: what follows is predicted for {chosen.name} (--device-model).")
         result = predict_device(request, chosen)
     else:
-        result = _measure(request, where, output, profile_device)
+        result = _measure(request, where, output, resume)
     _render(result, output, html)
     if any(r.get("correct") is False and r["kernel"] in KERNELS for r in result["rows"]):
         raise typer.Exit(1)
@@ -154,16 +156,17 @@ def _keep(result: dict[str, Any], stored: Path, field: str, wanted: tuple[int, .
         ]
 
 
-def _measure(request: ProfileRequest, device: Any, output: Output, run: Any) -> dict[str, Any]:
+def _measure(request: ProfileRequest, device: Any, output: Output, resume: bool) -> dict[str, Any]:
     """Measure; every finished cell is in the JSON file already if the run ends early."""
-    from spectralquant.files import write_json
+    from dataclasses import asdict
 
-    def save(result: dict) -> None:
-        if output.json_file not in (None, "-"):
-            write_json(output.json_file, result)
+    from spectralquant.bench.run import profile_device
+    from spectralquant.provenance import device_facts
+    from spectralquant.unfinished import UnfinishedRun
 
-    with output.progress() as bar:
-        return run(request, device, bar, save)
+    inputs = asdict(request) | device_facts(device)
+    with output.progress() as bar, UnfinishedRun("profile", inputs, resume=resume, report=output.note) as kept:
+        return profile_device(request, device, bar, output.keep, kept)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

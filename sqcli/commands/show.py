@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Json, Quiet, Svg
+from sqcli.options import Config, Csv, Json, Quiet, Svg
 
 
 def show(
@@ -20,6 +20,7 @@ def show(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Show ranks, bits, spectra and attention entropy of a profile.
 

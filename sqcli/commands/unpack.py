@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Svg
+from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Svg
 
 
 def unpack(
@@ -24,6 +24,7 @@ def unpack(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Decode a packet into a cache; write it out, or continue the prompt from it.
 
@@ -44,7 +45,7 @@ def unpack(
     loaded_profile = CalibrationProfile.load(profile)
     opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
-    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     start = time.perf_counter()
     with output.progress() as bar:
         cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))

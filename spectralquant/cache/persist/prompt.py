@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -42,6 +43,7 @@ from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.rotary import Rotation, undo_rope
 from spectralquant.streams import as_caller
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[int, int], None]
 RUN_BLOCKS = 16
@@ -83,11 +85,13 @@ def pack_prompt(
     step_scale: float = 1.0,
     adaptive: bool = False,
     progress: Progress = lambda done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
     The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`. Of layers with a
     sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
+    `kept` keeps the coded blocks of a run that is interrupted.
 
     Raises:
         InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
@@ -106,7 +110,7 @@ def pack_prompt(
             raise InputError("A prompt is empty; at least one token is needed.")
         require_known_ids(model, ids)
         require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
-        packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress))
+        packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress, kept, row))
     return packets
 
 
@@ -118,6 +122,8 @@ def _pack_one(
     exact: str,
     step_scale: float,
     progress: Progress,
+    kept: Kept,
+    row: int,
 ) -> SpectralPacket:
     binding = bind(model)
     geometry, total = binding.geometry, len(ids)
@@ -142,27 +148,44 @@ def _pack_one(
         last = ranges[-1][1] if ranges else group.first_read(total)
         head = first if first == SINKS else 0
         sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
+        rotations = [layer[3] for layer in mine]
         for at in range(0, len(ranges), RUN_BLOCKS):
             progress(done, steps)
-            blocks = []
-            for start, stop in ranges[at : at + RUN_BLOCKS]:
-                part = slice(start, stop)
-                block = KVBlock(
-                    keys=_unrotated(keys[:, :, part], [layer[3] for layer in mine], part),
-                    values=values[:, :, part].permute(2, 0, 1, 3).float(),
-                    start=start,
-                    received=received.permute(2, 0, 1)[part],
-                    token_ids=ids[part],
-                    previous_id=int(ids[start - 1]),
-                )
-                blocks.append(block)
-            coded, done = codecs[group].encode_run(blocks), done + len(blocks)
-            sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
+            some = ranges[at : at + RUN_BLOCKS]
+            encode = functools.partial(_encoded, codecs[group], keys, values, received, rotations, ids, some)
+            coded = kept.value(f"sequence {row}, layer {group.layers[0]}, token {some[0][0]}", encode)
+            sections += [(a, b - a, CODED, bytes.fromhex(data)) for (a, b), data in zip(some, coded, strict=True)]
+            done += len(some)
         parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
     progress(steps, steps)
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, min(SINKS, total))
     groups = geometry.groups if any(geometry.windows) else ()
     return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)
+
+
+def _encoded(
+    codec: SpectralCodec,
+    keys: Tensor,
+    values: Tensor,
+    received: Tensor,
+    rotations: Sequence[Rotation | None],
+    ids: Tensor,
+    ranges: Sequence[tuple[int, int]],
+) -> list[str]:
+    """Coded blocks, hexadecimal, of tokens start … stop of one group's keys and values `[L, Hk, T, D]`."""
+    blocks = []
+    for start, stop in ranges:
+        part = slice(start, stop)
+        block = KVBlock(
+            keys=_unrotated(keys[:, :, part], rotations, part),
+            values=values[:, :, part].permute(2, 0, 1, 3).float(),
+            start=start,
+            received=received.permute(2, 0, 1)[part],
+            token_ids=ids[part],
+            previous_id=int(ids[start - 1]),
+        )
+        blocks.append(block)
+    return [bytes(data).hex() for data in codec.encode_run(blocks)]
 
 
 def coded_blocks(group: LayerGroup, total: int) -> list[tuple[int, int]]:

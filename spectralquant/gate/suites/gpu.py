@@ -24,13 +24,18 @@ from spectralquant.errors import InputError
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 SHAPE, CONTEXT, BATCHES, ROUNDS = "llama-3.1-8b", 32768, (1, 8), 15
 
 
-def gpu_suite(device: torch.device, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+def gpu_suite(
+    device: torch.device,
+    progress: Progress = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
+) -> dict[str, Any]:
     """A results file with one row a metric.
 
     Raises:
@@ -49,9 +54,9 @@ def gpu_suite(device: torch.device, progress: Progress = lambda stage, done, tot
     )
     rows: list[Row] = []
     for batch in BATCHES:
-        rows += _batch_rows(bench, batch, progress)
+        rows += kept.value(f"batch {batch}", functools.partial(_batch_rows, bench, batch, progress))
     state = {"before": before, "after": telemetry(device.index or 0)}
-    facts = provenance(**device_facts(device), dtype="torch.bfloat16")
+    facts = provenance(**device_facts(device), dtype="torch.bfloat16", **kept.facts())
     return results_file(
         "gate",
         rows,

@@ -6,6 +6,7 @@ KL by feeding a cache block by block and comparing with a cache that compresses 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.text.tokens import TokenText, tokens_sha256
+from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
@@ -51,8 +53,9 @@ def smoke_suite(
     text_name: str,
     settings: SmokeSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> dict[str, Any]:
-    """A results file with one row a metric."""
+    """A results file with one row a metric; `kept` keeps finished parts."""
     settings = settings or SmokeSettings()
     calibration = CalibrationSettings(
         steps=settings.steps,
@@ -65,14 +68,13 @@ def smoke_suite(
     made: list[CalibrationProfile] = []
 
     def calibrate() -> list[Row]:
-        made.append(calibrate_model(loaded, text, calibration, text_name=text_name, progress=progress))
-        made[0].seal()
+        made.append(_calibrated(loaded, text, calibration, text_name, progress, kept))
         return []
 
     ids = text.windows(settings.scored)[-1]
     rows = _working("calibration", calibrate)
     for profile in made:
-        rows += _measured(loaded, profile, ids, progress)
+        rows += _measured(loaded, profile, ids, progress, kept)
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
@@ -81,17 +83,43 @@ def smoke_suite(
         data_sha256=tokens_sha256(ids),
         dtype=str(loaded.model.dtype),
         seed=0,
+        **kept.facts(),
     )
     return results_file("gate", rows, facts, suite="smoke", settings=vars(settings))
 
 
-def _measured(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress) -> list[Row]:
+def _calibrated(
+    loaded: LoadedModel,
+    text: TokenText,
+    settings: CalibrationSettings,
+    text_name: str,
+    progress: Progress,
+    kept: Kept,
+) -> CalibrationProfile:
+    """The suite's profile: made, or read where an interrupted run has made it."""
+    out = kept.path("profile")
+    if out is not None and out.with_suffix(".json").is_file():
+        return CalibrationProfile.load(out)
+    named = {"text_name": text_name, "out": out, "resume": kept.resume, "progress": progress}
+    profile = calibrate_model(loaded, text, settings, **named)
+    if out is None:
+        profile.seal()
+    return profile
+
+
+def _measured(
+    loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress, kept: Kept
+) -> list[Row]:
     exact = _exact_logits(loaded, ids)
     rows: list[Row] = []
     for tier in TIERS:
         progress(f"harness and cache, {tier}", 0, 1)
-        rows += _working(f"harness/{tier}", lambda tier=tier: _harness_rows(loaded, profile, tier, ids))
-        rows += _working(f"cache/{tier}", lambda tier=tier: _cache_rows(loaded, profile, tier, ids, exact))
+        parts = {
+            f"harness/{tier}": functools.partial(_harness_rows, loaded, profile, tier, ids),
+            f"cache/{tier}": functools.partial(_cache_rows, loaded, profile, tier, ids, exact),
+        }
+        for name, measured in parts.items():
+            rows += kept.value(name, functools.partial(_working, name, measured))
     return rows + _working("packet", lambda: _packet_rows(loaded, profile, ids))
 
 

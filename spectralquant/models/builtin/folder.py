@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 
 from spectralquant.errors import SourceError, did_you_mean
 from spectralquant.files import write_text
+from spectralquant.folders import cache_folder
 from spectralquant.known_faults import builtin_fault
 from spectralquant.models.builtin.fetch import fetch_gguf
 from spectralquant.models.builtin.table import BUILTIN_MODELS, BuiltinModel
-from spectralquant.models.folders import cache_folder
 
 WAIT_SECONDS = 900
 Report = Callable[[str], None]

@@ -14,16 +14,16 @@ from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import REGISTRY, get, parse
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
+from spectralquant.unfinished import UnfinishedRun
 
 SMALL = Protocol("test", 384, 0, False)
 
 
-def comparison(tmp_path=None, name="partial.json") -> Comparison:
+def comparison() -> Comparison:
     loaded, profile = profile_of("llama")
     text = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 8000)
     context = MethodContext(loaded, profile, text.windows(512)[:4])
-    partial = None if tmp_path is None else tmp_path / name
-    return Comparison(context, {640: text.windows(640)[-1:]}, SMALL, "builtin:stdlib", partial)
+    return Comparison(context, {640: text.windows(640)[-1:]}, SMALL, "builtin:stdlib")
 
 
 def test_every_method_is_measured():
@@ -64,23 +64,25 @@ def test_a_method_that_does_nothing_is_an_error(monkeypatch):
 
 
 def test_finished_methods_are_kept(tmp_path, monkeypatch):
-    first = comparison(tmp_path)
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path))
+    first = comparison()
     monkeypatch.setattr(
         "spectralquant.evaluation.compare.measure",
         _interrupt_after(1, __import__("spectralquant.evaluation.measure", fromlist=["measure"]).measure),
     )
     groups = [parse("none"), [get("fp8")], [get("h2o", keep=0.2)]]
-    with pytest.raises(KeyboardInterrupt):
-        first.run(groups)
-    assert (tmp_path / "partial.json").is_file()
+    with pytest.raises(KeyboardInterrupt), UnfinishedRun("compare", first.identity) as kept:
+        first.run(groups, kept)
     monkeypatch.undo()
-    again = comparison(tmp_path)
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path))
+    again = comparison()
     seen = []
     again.progress = lambda stage, done, total: seen.append(stage)
-    result = again.run(groups, resume=True)
-    assert "none" not in seen and "fp8" in seen
+    with UnfinishedRun("compare", again.identity, resume=True) as kept:
+        result = again.run(groups, kept)
+    assert "none, 640 tokens" not in seen and "fp8, 640 tokens" in seen
+    assert result["provenance"]["resumed_parts"] == 1
     assert [r["method"] for r in result["rows"]] == ["none", "fp8", "h2o"]
-    assert not (tmp_path / "partial.json").exists()
 
 
 def _interrupt_after(count, function):

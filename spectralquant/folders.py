@@ -1,4 +1,4 @@
-"""Where fetched and converted models live."""
+"""Where fetched models and unfinished runs live."""
 
 from __future__ import annotations
 
