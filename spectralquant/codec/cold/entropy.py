@@ -123,9 +123,9 @@ class EntropyCoder:
         classes = classes.T.to(self.device, torch.uint8).contiguous()
         shifts = self._best_shifts(symbols, classes, lengths) if adaptive else None
         contexts = self._contexts(classes, shifts)
-        positions, escapes = escape_positions(symbols, table, contexts, self.tables)
+        positions, counted = escape_positions(symbols, table, contexts, self.tables)
         values = symbols.reshape(-1)[positions].cpu().numpy()
-        escapes = escapes.cpu().numpy()
+        escapes = counted.cpu().numpy()
         sides = [
             np.concatenate([w, *_escape_bytes(v)])
             for w, v in zip(written, _pieces(values, table.per_block(escapes)), strict=True)
@@ -141,7 +141,7 @@ class EntropyCoder:
         return [
             RansParts(
                 shape,
-                0 if ids[i] is None else _id_width(*ids[i]),
+                _id_width(ids[i]),
                 streams[i],
                 (len(sides[i]) - len(written[i]) - int(streams[i][:, 1].sum())) // 4,
                 columns[i].T if (columns[i] != NEUTRAL).any() else None,
@@ -225,7 +225,11 @@ def _with_lanes(sides: Sequence[np.ndarray], shapes: Sequence[BlockShape]) -> li
     return [(side, shape.total_lanes) for side, shape in zip(sides, shapes, strict=True)]
 
 
-def _id_width(previous: int, ids: np.ndarray) -> int:
+def _id_width(pair: tuple[int, np.ndarray] | None) -> int:
+    """Bytes of a token id in a block; 0 where it carries none."""
+    if pair is None:
+        return 0
+    previous, ids = pair
     return 2 if max(int(ids.max(initial=0)), previous) < 0xFFFF else 4
 
 
@@ -233,7 +237,7 @@ def _id_bytes(ids: tuple[int, np.ndarray] | None) -> np.ndarray:
     if ids is None:
         return np.zeros(0, np.uint8)
     both = np.concatenate([[ids[0]], ids[1]])
-    return both.astype(f"<u{_id_width(*ids)}", casting="unsafe").view(np.uint8)
+    return both.astype(f"<u{_id_width(ids)}", casting="unsafe").view(np.uint8)
 
 
 def _escape_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -106,7 +106,7 @@ class SpectralCodec:
         if not all(good):
             keep = torch.cat([torch.full((b.tokens,), g) for b, g in zip(blocks, good, strict=True)]).to(self.device)
             symbols, classes = symbols[:, keep].contiguous(), classes[keep]
-        parts = iter([])
+        parts: Iterator[rans_block.RansParts] = iter([])
         if coded:
             lengths = [b.tokens for b in coded]
             parts = iter(self.coder.encode(symbols, classes, lengths, [*map(self._ids, coded)], adaptive=self.adaptive))
@@ -153,7 +153,7 @@ class SpectralCodec:
         if coded.raw is not None:
             flat = [coded.raw[0], coded.raw[1]]
         else:
-            flat = [p.reconstruct(y, coded.features) for p, y in zip(self.projectors, coded.y, strict=True)]
+            flat = [p.reconstruct(y, coded.features) for p, y in zip(self.projectors, coded.pair, strict=True)]
         for e in coded.extra:
             start = e.layer * self.geometry.layer_width + e.column
             flat[e.kind][e.first : e.first + len(e.residual), start : start + e.residual.shape[1]] += e.residual
@@ -211,15 +211,16 @@ class SpectralCodec:
         return self._dequantized(CodedSymbols(both, torch.from_numpy(classes).to(self.device), (ids,)))
 
     def _dequantized(self, coded: CodedSymbols) -> BlockCoefficients:
-        ids = None
-        if all(pair is not None for pair in coded.ids):
-            ids = tuple((before, torch.from_numpy(numbers)) for before, numbers in coded.ids)
+        pairs = [(before, torch.from_numpy(ids)) for before, ids in (pair for pair in coded.ids if pair is not None)]
+        ids = tuple(pairs) if len(pairs) == len(coded.ids) else None
         features = self._rows(ids or [(-1, None)])
         steps = class_step(coded.classes) * self.step_scale
         split = self.coder.ranks[0]
         parts = coded.symbols[:split].T, coded.symbols[split:].T
-        y = tuple(q.dequantize(s, steps[:, i]) for i, (q, s) in enumerate(zip(self.quantizers, parts, strict=True)))
-        return BlockCoefficients(coded.symbols.shape[1], y, None, ids, features)
+        keys, values = (
+            q.dequantize(s, steps[:, i]) for i, (q, s) in enumerate(zip(self.quantizers, parts, strict=True))
+        )
+        return BlockCoefficients(coded.symbols.shape[1], (keys, values), None, ids, features)
 
     def layer(self, coded: BlockCoefficients, layer: int) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values of one layer, float32 `[T, C]`."""
@@ -227,7 +228,7 @@ class SpectralCodec:
         start, stop = layer * width, (layer + 1) * width
         if coded.raw is not None:
             return coded.raw[0, :, start:stop], coded.raw[1, :, start:stop]
-        both = [p.columns(y, coded.features, start, stop) for p, y in zip(self.projectors, coded.y, strict=True)]
+        both = [p.columns(y, coded.features, start, stop) for p, y in zip(self.projectors, coded.pair, strict=True)]
         for e in coded.extra:
             if e.layer == layer:
                 rows = slice(e.first, e.first + len(e.residual))
@@ -237,12 +238,13 @@ class SpectralCodec:
     def _rows(self, ids: Sequence[tuple[int, Tensor | None]]) -> TokenRows | None:
         if self.features is None:
             return None
-        if any(numbers is None for _, numbers in ids):
+        known = [(before, numbers) for before, numbers in ids if numbers is not None]
+        if len(known) < len(ids):
             raise PacketError("This profile predicts from token ids, but the block carries none.")
         limit = len(self.features.embedding)
-        if any(before >= limit or (len(n) and int(n.max()) >= limit) for before, n in ids):
+        if any(before >= limit or (len(n) and int(n.max()) >= limit) for before, n in known):
             raise PacketError("A block names a token id outside the model's vocabulary.")
-        return self.features.rows(ids)
+        return self.features.rows(known)
 
     def _ids(self, block: KVBlock) -> tuple[int, np.ndarray] | None:
         if self.features is None or block.token_ids is None:
