@@ -21,6 +21,7 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import TokenText, tokens_sha256
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
@@ -41,7 +42,7 @@ def adaptive_study(
     windows: int,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """Calibrate on `prose`; score windows of 1,024 prose tokens followed by 1,024 of code; returns a results file."""
     settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
     run = CalibrationRun(loaded, prose, settings, names[0], kept.path("calibration"), kept.resume, None, progress)
@@ -70,7 +71,7 @@ def adaptive_study(
 
     def score() -> dict[str, Any]:
         found = measure(loaded.model, loaded.geometry, mixed, methods, lambda d, t: progress("prose to code", d, t))
-        rows = [m.row(loaded.geometry, loaded.name, mixed.shape[1]) for m in found]
+        rows = [m.row(loaded.geometry, loaded.name, mixed.shape[1]).as_json() for m in found]
         blocks = mixed.shape[1] // 128 - 1
         return {"rows": rows, "first_window": [asdict(entry) for entry in followers[0].log[:blocks]]}
 

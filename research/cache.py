@@ -30,6 +30,7 @@ from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import TokenText, tokens_sha256
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
@@ -49,7 +50,7 @@ def cache_study(
     time_context: int,
     progress: Progress,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """Rows for uncompressed and every tier of the profile: times at `time_context`, memory at `context` tokens."""
     ids = text.windows(time_context)[-1:].to(loaded.device)
     rows = []

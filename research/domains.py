@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -20,6 +19,10 @@ from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.quality import MethodRow
+from spectralquant.results.schema import Results
+from spectralquant.results.studies import DomainRow
 from spectralquant.text.tokens import TokenText, tokens_sha256
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
@@ -34,7 +37,7 @@ def domain_study(
     windows: int,
     progress: Callable[[str, int, int], None],
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """Calibrate on the first windows of each text, score on the last ones of both."""
     scored = {name: scored_windows(text, steps, window, windows) for name, text in texts.items()}
     fitters: dict[str, ColdFitter] = {}
@@ -57,7 +60,7 @@ def domain_study(
     for name, rows_of_ids in scored.items():
         hashes[name] = tokens_sha256(rows_of_ids)
         score = functools.partial(_scores, loaded, rows_of_ids, methods, progress)
-        rows += [row | {"text": name} for row in kept.value(name, score)]
+        rows += [row.updated(text=name) for row in kept_rows(kept, name, MethodRow, score)]
     return results_file(
         "domains",
         rows,
@@ -75,27 +78,27 @@ def domain_study(
 
 def _scores(
     loaded: LoadedModel, windows: Tensor, methods: Sequence[Method], progress: Callable[[str, int, int], None]
-) -> list[dict[str, Any]]:
+) -> list[MethodRow]:
     found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("scoring", d, t))
     return [m.row(loaded.geometry, loaded.name, windows.shape[1]) for m in found]
 
 
-def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def domain_table(rows: list[MethodRow]) -> list[DomainRow]:
     """Payload ratio of every (text, profile, adaptive or not) at one KL that all curves reach, interpolated."""
-    curves: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+    curves: dict[tuple[str, str, bool], list[MethodRow]] = {}
     for row in rows:
-        options = row["options"]
-        curves.setdefault((row["text"], options["profile"], options["adaptive_tables"]), []).append(row)
-    low = max(min(r["kl_nats"] for r in curve) for curve in curves.values())
-    high = min(max(r["kl_nats"] for r in curve) for curve in curves.values())
+        options = row.options
+        curves.setdefault((row.text, options["profile"], options["adaptive_tables"]), []).append(row)
+    low = max(min(r.kl_nats for r in curve) for curve in curves.values())
+    high = min(max(r.kl_nats for r in curve) for curve in curves.values())
     kl = (low * high) ** 0.5
     return [
-        {
-            "text": text,
-            "profile": profile,
-            "adaptive_tables": adaptive,
-            "kl_nats": kl,
-            "payload_ratio": ratio_at_kl(curve, kl),
-        }
+        DomainRow(
+            text=text,
+            profile=profile,
+            adaptive_tables=adaptive,
+            kl_nats=kl,
+            payload_ratio=ratio_at_kl(curve, kl),
+        )
         for (text, profile, adaptive), curve in curves.items()
     ]

@@ -26,6 +26,7 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import TokenText, tokens_sha256
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import RowMatrices
@@ -57,7 +58,7 @@ def index_study(
     study: IndexStudy,
     progress: Progress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """A row a share on the last windows of the text.
 
     Raises:

@@ -26,6 +26,9 @@ from spectralquant.bench.inputs import CodeSettings, Inputs, random_inputs, rand
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.schema import Results
+from spectralquant.results.speed import KernelRow
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import PAGE
 from sqkernels.spectral_compress import compress_traffic
@@ -93,7 +96,7 @@ def kernel_study(
     device: torch.device,
     progress: Progress,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """A row a kernel, batch and variant, fastest first within each."""
     model, settings = parse_shape(shape), CodeSettings()
     before = telemetry(device.index or 0)
@@ -109,17 +112,19 @@ def kernel_study(
     for batch in batches:
         for kernel in ("spectral_decode", "spectral_index_decode"):
             timed = functools.partial(_timed, bench, kernel, batch, context, progress)
-            found = kept.value(f"{kernel}, batch {batch}", timed)
-            rows += sorted(found, key=lambda r: r["time_us"])
-    rows += sorted(
-        kept.value("spectral_compress", lambda: _compress_timed(bench, progress)), key=lambda r: r["time_us"]
-    )
+            rows += _fastest_first(kept_rows(kept, f"{kernel}, batch {batch}", KernelRow, timed))
+    compressed = functools.partial(_compress_timed, bench, progress)
+    rows += _fastest_first(kept_rows(kept, "spectral_compress", KernelRow, compressed))
     state = {"before": before, "after": telemetry(device.index or 0)}
     facts = provenance(**device_facts(device), shape=shape, settings=asdict(settings))
     return results_file("kernels", rows, facts, telemetry=state | {"verdict": verdict(*state.values())})
 
 
-def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progress) -> list[Row]:
+def _fastest_first(rows: list[KernelRow]) -> list[KernelRow]:
+    return sorted(rows, key=lambda row: row.time_us or 0.0)
+
+
+def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progress) -> list[KernelRow]:
     total = bench.traffic(batch, context)[kernel]
     window = bench.settings.window
     sets = [
@@ -132,11 +137,11 @@ def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progre
             progress(f"{kernel}, batch {batch}", len(rows), len(VARIANTS))
             with using(kernel, variant):
                 timing = graph_time([lambda i=i: call(i) for i in sets])
-            rows.append(bench.row(kernel, batch, context, timing, total) | {"variant": variant})
+            rows.append(bench.row(kernel, batch, context, timing, total).updated(variant=variant))
     return rows
 
 
-def _compress_timed(bench: Bench, progress: Progress) -> list[Row]:
+def _compress_timed(bench: Bench, progress: Progress) -> list[KernelRow]:
     """One block of all layers; a variant whose codes are not the oracle's is not timed."""
     matrices = random_matrices(bench.shape, bench.settings, bench.matrices.device, layers=bench.shape.layers)
     rows = []

@@ -11,6 +11,7 @@ from spectralquant.errors import InputError
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel, pick_device
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.schema import Results
 from spectralquant.text.mix import MixedText, tokenize_sources
 from spectralquant.text.read import TextSource, open_sources, text_name
 from spectralquant.text.tokens import tokens_sha256
@@ -19,8 +20,7 @@ from sqcli.loading import load_for
 
 Progress = Callable[[str, int, int], None]
 Report = Callable[[str], None]
-Save = Callable[[dict[str, Any]], None]
-Result = dict[str, Any]
+Save = Callable[[Results], None]
 TWO_TEXTS = ("domains", "adaptive")
 READ_TOKENS = 4_000_000
 
@@ -59,7 +59,7 @@ class Desk:
         return UnfinishedRun("study", named | inputs, resume=self.resume, report=self.report)
 
 
-def run_study(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
+def run_study(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     """Results, and a line for everything that failed.
 
     Raises:
@@ -74,7 +74,7 @@ def run_study(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
     return _on_model(request, sources, desk), []
 
 
-def _on_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> Result:
+def _on_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> Results:
     profile = None if request.profile is None else CalibrationProfile.load(request.profile)
     loaded = load_for(profile, request.model, request.device, request.dtype, request.offline, desk.report)
     text, names = _read(loaded.tokenizer, sources, request.window, desk)
@@ -104,7 +104,7 @@ def _measure(
     profile: CalibrationProfile | None,
     progress: Progress,
     kept: Kept,
-) -> Result:
+) -> Results:
     steps, window, windows = request.steps, request.window, request.windows
     match request.name:
         case "cold":
@@ -149,13 +149,13 @@ def _read(tokenizer: Any, sources: list[TextSource], window: int, desk: Desk) ->
     return text, (text_name(sources),)
 
 
-def _with_sources(result: Result, *texts: MixedText | None) -> Result:
+def _with_sources(result: Results, *texts: MixedText | None) -> Results:
     """Which texts were read, with their weights and hashes."""
-    result["provenance"]["sources"] = [asdict(share) for text in texts if text is not None for share in text.shares()]
+    result.provenance["sources"] = [asdict(share) for text in texts if text is not None for share in text.shares()]
     return result
 
 
-def _second_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> Result:
+def _second_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> Results:
     from transformers import AutoTokenizer
 
     from research.second_model import second_model_study
@@ -171,7 +171,7 @@ def _second_model(request: StudyRequest, sources: list[TextSource], desk: Desk) 
     return _with_sources(result, text)
 
 
-def _kernels(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
+def _kernels(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from research.kernels import kernel_study
     from spectralquant.provenance import device_facts
 
@@ -182,14 +182,14 @@ def _kernels(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
         return kernel_study("llama-3.1-8b", 32768, (1, 8), where, desk.progress, kept), []
 
 
-def _gate(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
+def _gate(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from spectralquant.gate.simulation import simulate
 
     with desk.unfinished(request) as kept:
         return simulate(progress=desk.progress, kept=kept), []
 
 
-def _shapes(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
+def _shapes(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     """Finished models are in the results file before the next is begun."""
     from research.shapes import MODELS, ShapeStudy, failures, shape_study
 
@@ -202,11 +202,11 @@ def _shapes(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
     return result, list(failures(result))
 
 
-def _architectures(request: StudyRequest, desk: Desk) -> tuple[Result, list[str]]:
+def _architectures(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     import transformers
 
     from research.architectures.study import WRONG, architecture_study
 
     with desk.unfinished(request, transformers=transformers.__version__) as kept:
         result = architecture_study(progress=desk.progress, kept=kept)
-    return result, [f"{row['name']}: {row['reason']}" for row in result["rows"] if row["outcome"] == WRONG]
+    return result, [f"{row.name}: {row.reason}" for row in result.rows if row.outcome == WRONG]

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from research.cold import ColdStudy, cold_study
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
+from spectralquant.results.schema import ColdResults
 from spectralquant.text.tokens import TokenText
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
@@ -44,7 +45,7 @@ def second_model_study(
     train_seconds: float,
     progress: Callable[[str, int, int], None],
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> ColdResults:
     """Train for `train_seconds`, then measure the cold curve on text the model has not seen."""
     cut = int(len(text.ids) * (1 - HELD_OUT))
     learnt = TokenText(text.ids[:cut], text.bos)
@@ -70,7 +71,7 @@ def second_model_study(
         needle_ratios=(),
     )
     result = cold_study(loaded, text, study, text_name, progress, kept)
-    result["training"] = saved["facts"]
+    result.training = saved["facts"]
     return result
 
 

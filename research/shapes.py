@@ -27,6 +27,7 @@ from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 from spectralquant.unfinished import NOTHING_KEPT, Kept
@@ -88,10 +89,10 @@ def shape_study(
     study: ShapeStudy,
     device: torch.device,
     dtype: str,
-    save: Callable[[dict[str, Any]], None] = lambda _: None,
+    save: Callable[[Results], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """A row a model and step. `save` gets the results so far after every step, so that a run cut short leaves them; `kept`
     keeps whole models.
 
@@ -104,7 +105,7 @@ def shape_study(
         **device_facts(device), dtype=dtype, memory="peak of CUDA allocations in the step, or of the process"
     )
 
-    def result(rows: list[Row]) -> dict[str, Any]:
+    def result(rows: list[Row]) -> Results:
         return results_file("shapes", rows, facts, study=asdict(study))
 
     clock = StepClock(device, lambda rows: save(result(rows)))
@@ -260,9 +261,9 @@ def _pack(loaded: LoadedModel, profile: CalibrationProfile, prompt: Tensor) -> R
     return {"pack_s": packed, "bytes": packet.nbytes, "payload_ratio": ratio}
 
 
-def failures(result: dict[str, Any]) -> Iterator[str]:
+def failures(result: Results) -> Iterator[str]:
     """One line a step that did not go well."""
-    for row in result["rows"]:
-        if not row["ok"]:
-            where = " ".join(filter(None, (row["model"], row["step"], row.get("tier"))))
-            yield f"{where}: {row['error']}"
+    for row in result.rows:
+        if not row.ok:
+            where = " ".join(filter(None, (row.model, row.step, row.tier)))
+            yield f"{where}: {row.error}"

@@ -41,6 +41,7 @@ from spectralquant.models.probe import probe_geometry
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import TokenText, tokenize
 from spectralquant.unfinished import NOTHING_KEPT, Kept
@@ -68,7 +69,7 @@ def architecture_study(
     chosen: Sequence[Architecture] = ARCHITECTURES,
     progress: Progress = lambda name, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """A results file with one row an architecture."""
     rows = []
     for done, architecture in enumerate(chosen):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from research.coder.study import Progress, coder_study
 from research.coder.symbols import SymbolSample
 from spectralquant.cache.persist.prompt import pack_prompt, profile_codecs
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.shapes import ModelShape
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import TokenText
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
@@ -31,7 +30,7 @@ def coder_study_of_model(
     text_name: str,
     progress: Progress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """See `coder.coder_study`."""
     progress("packing a prompt", 0, 1)
     sample = sample_of_model(loaded, profile, text, window, text_name)

@@ -28,6 +28,7 @@ from spectralquant.geometry import BLOCK
 from spectralquant.models.shapes import SHAPES, ModelShape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 from sqkernels.entropy import Contexts, StreamTable, decode, encode, ops
 
@@ -66,7 +67,7 @@ def coder_study(
     random_blocks: int = 10_000,
     progress: Progress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """Rows of all cases; `shape` is the one the sample was taken at, whose share of kept components others inherit."""
     checks = kept.value("round trips", lambda: random_round_trips(sample, device, random_blocks, progress))
     rows = []

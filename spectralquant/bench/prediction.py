@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from spectralquant.bench.cell import ATTENTION, dense_bytes, kernel_traffic
 from spectralquant.bench.device.devices import DeviceModel
 from spectralquant.bench.device.peaks import Peaks
 from spectralquant.bench.inputs import CodeSettings
 from spectralquant.models.shapes import ModelShape
+from spectralquant.results.speed import KernelRow
 from sqkernels.common import RowMatrices
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def predicted_rows(
     settings: CodeSettings,
     batches: Sequence[int],
     contexts: Sequence[int],
-) -> list[Row]:
+) -> list[KernelRow]:
     """Rows like measured ones, with `predicted_us` and no time. Launches and selection take no time here, which real kernels
     need: small contexts come out too fast."""
     rows = []
@@ -64,16 +62,16 @@ def predicted_rows(
                 predicted[name] = (traffic["bytes"], roof.time_us(traffic["bytes"], traffic["flops"]))
             for name, (nbytes, time) in predicted.items():
                 rows.append(
-                    {
-                        "kernel": name,
-                        "batch": batch,
-                        "context": context,
-                        "predicted": True,
-                        "predicted_us": time,
-                        "bytes_read": nbytes,
-                        "bytes_share_of_dense": nbytes / dense,
-                        "predicted_speedup": None if name == "dense bf16" else base / time,
-                    }
+                    KernelRow(
+                        kernel=name,
+                        batch=batch,
+                        context=context,
+                        predicted=True,
+                        predicted_us=time,
+                        bytes_read=nbytes,
+                        bytes_share_of_dense=nbytes / dense,
+                        predicted_speedup=None if name == "dense bf16" else base / time,
+                    )
                 )
     return rows
 

@@ -5,10 +5,10 @@ A method that fails is reported as failed with its reason, and the rest goes on;
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from spectralquant.models.identity import weights_sha256
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.quality import ComparedRow
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import tokens_sha256
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
@@ -71,22 +74,23 @@ class Comparison:
             "seed": context.seed,
         }
 
-    def run(self, groups: Sequence[Sequence[MethodSpec]], kept: Kept = NOTHING_KEPT) -> dict[str, Any]:
+    def run(self, groups: Sequence[Sequence[MethodSpec]], kept: Kept = NOTHING_KEPT) -> Results:
         """Measure every group (one method's budgets run as one batch); returns a results file."""
-        rows: list[dict[str, Any]] = []
+        rows: list[ComparedRow] = []
         for index, group in enumerate(groups):
             self.progress(group[0].name, index, len(groups))
-            rows += kept.value(json.dumps([spec.label for spec in group]), lambda group=group: self._measure(group))
+            name = json.dumps([spec.label for spec in group])
+            rows += kept_rows(kept, name, ComparedRow, functools.partial(self._measure, group))
         facts = device_facts(self.context.loaded.device) | self.identity | kept.facts()
         return results_file(
             "compare",
             rows,
             provenance(**facts, text=self.text_name),
             protocol=asdict(self.protocol),
-            failed=[row for row in rows if "failed" in row],
+            failed=[row for row in rows if row.failed],
         )
 
-    def _measure(self, group: Sequence[MethodSpec]) -> list[dict[str, Any]]:
+    def _measure(self, group: Sequence[MethodSpec]) -> list[ComparedRow]:
         """Rows of one method: all budgets at once, or one by one where together they fail."""
         try:
             return self._rows(group)
@@ -94,12 +98,12 @@ class Comparison:
             if len(group) > 1:
                 return [row for spec in group for row in self._measure([spec])]
             reason = " ".join(str(error).split()) or type(error).__name__
-            return [{"method": group[0].name, "options": dict(group[0].options), "failed": reason[:400]}]
+            return [ComparedRow(method=group[0].name, options=dict(group[0].options), failed=reason[:400])]
 
-    def _rows(self, group: Sequence[MethodSpec]) -> list[dict[str, Any]]:
+    def _rows(self, group: Sequence[MethodSpec]) -> list[ComparedRow]:
         loaded = self.context.loaded
         methods = [spec.build(self.context) for spec in group]
-        rows: list[dict[str, Any]] = []
+        rows: list[ComparedRow] = []
         for length, windows in self.windows.items():
             found = measure(
                 loaded.model,
@@ -109,7 +113,8 @@ class Comparison:
                 lambda d, t, n=length: self.progress(f"{group[0].name}, {n} tokens", d, t),
             )
             for spec, one in zip(group, found, strict=True):
-                rows.append({**one.row(loaded.geometry, loaded.name, length), "label": spec.label})
+                row = one.row(loaded.geometry, loaded.name, length)
+                rows.append(ComparedRow(**dict(row), label=spec.label))
         if self.protocol.needle_trials:
             found = needle_retrieval(
                 loaded,
@@ -119,10 +124,9 @@ class Comparison:
                 seed=self.context.seed,
                 progress=lambda d, t: self.progress(f"{group[0].name}, needle", d, t),
             )
-            needles = [n.row() for n in found]
+            needles = {spec.label: result.row() for spec, result in zip(group, found, strict=True)}
             for row in rows:
-                index = [spec.label for spec in group].index(row["label"])
-                for key in ("needle", "needle_uncompressed", "needle_trials"):
-                    row[key] = needles[index][key]
-                row["needle_context"] = self.protocol.needle_context
+                needle = needles[row.label or ""]
+                row.needle, row.needle_uncompressed = needle.needle, needle.needle_uncompressed
+                row.needle_trials, row.needle_context = needle.needle_trials, self.protocol.needle_context
         return rows

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from spectralquant.gate.verdict import timing_verdict
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 SKEW_SHAPE = 4.0
@@ -26,7 +26,7 @@ def simulate(
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """A results file with one row a noise, shape and true change: shares of regression, pass and inconclusive."""
     generator = np.random.default_rng(seed)
     rows = []

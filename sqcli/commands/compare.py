@@ -100,11 +100,11 @@ def compare(
         inputs = {**comparison.identity, "text": text_name(sources), "device": str(loaded.device)}
         with UnfinishedRun("compare", inputs, resume=resume, report=output.note) as kept:
             result = comparison.run(groups, kept)
-    result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
+    result.provenance["sources"] = [asdict(share) for share in text.shares()]
     if level is not None:
         from spectralquant.evaluation.match import matched
 
-        result["matched"] = matched(result["rows"], level)
+        result.matched = matched(result.rows, level)
     output.show(*comparison_view(result, level))
     if html is not None:
         from sqcli.html.page import write_page
@@ -113,7 +113,7 @@ def compare(
         write_page(html, report_page([("compare", result)]))
         output.note(f"Wrote {html}")
     output.finish(result, title="sq compare")
-    if all("failed" in row or row["method"] in ("none", "spectral") for row in result["rows"]):
+    if all(row.failed or row.method in ("none", "spectral") for row in result.rows):
         raise InputError("No method but none and spectral could be measured; see the reasons above.")
 
 

@@ -17,6 +17,7 @@ def doctor(json: Json = None, csv: Csv = None, svg: Svg = None, quiet: Quiet = F
 
     from spectralquant.diagnostics import CHECKS, FAIL, run_checks
     from spectralquant.provenance import provenance
+    from spectralquant.results.checks import CheckRow
     from spectralquant.results.files import results_file
     from sqcli.output import Output
 
@@ -29,10 +30,10 @@ def doctor(json: Json = None, csv: Csv = None, svg: Svg = None, quiet: Quiet = F
     with output.progress() as bar:
         for done, check in enumerate(run_checks()):
             bar("checking", done + 1, len(CHECKS))
-            rows.append({"check": check.name, "status": check.status, "found": check.found, "fix": check.fix})
+            rows.append(CheckRow(check=check.name, status=check.status, found=check.found, fix=check.fix))
             fix = (f"\n→ {check.fix}", "dim") if check.fix else ""
             table.add_row(Text(check.status, style=colours[check.status]), check.name, Text.assemble(check.found, fix))
     output.show(table)
     output.finish(results_file("doctor", rows, provenance()), title="sq doctor")
-    if any(row["status"] == FAIL for row in rows):
+    if any(row.status == FAIL for row in rows):
         raise typer.Exit(1)

@@ -96,7 +96,7 @@ def gate(
         with output.progress() as bar:
             now = run_suite(run, model, data, device, offline, bar, output.note, resume=resume)
         if save is not None:
-            write_json(save, now)
+            write_json(save, now.as_json())
             output.note(f"Wrote {save}")
     else:
         now = read_results(current)

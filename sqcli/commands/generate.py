@@ -53,6 +53,7 @@ def generate(
     from spectralquant.models.identity import weights_sha256
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
+    from spectralquant.results.caches import GeneratedRow
     from spectralquant.results.files import results_file
     from spectralquant.unfinished import UnfinishedRun
     from sqcli.loading import load_for
@@ -75,14 +76,14 @@ def generate(
     with output.progress() as bar, UnfinishedRun("generate", inputs, resume=resume, report=output.note) as kept:
         made = generate_text(loaded, loaded_profile, prompt, options, bar, kept)
     output.show(made.text, cache_view(made.stats, made.seconds), *not_compressed_view(made.stats))
-    row = {
-        "model": loaded.name,
-        "tier": tier,
-        "prompt_tokens": made.prompt_tokens,
-        "new_tokens": made.new_tokens,
-        "seconds": made.seconds,
-        "text": made.text,
+    row = GeneratedRow(
+        model=loaded.name,
+        tier=tier,
+        prompt_tokens=made.prompt_tokens,
+        new_tokens=made.new_tokens,
+        seconds=made.seconds,
+        text=made.text,
         **made.stats.as_dict(),
-    }
+    )
     facts = provenance(**device_facts(loaded.device), seed=seed)
     output.finish(results_file("generate", [row], facts), title="sq generate")

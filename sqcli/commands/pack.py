@@ -88,6 +88,7 @@ def pack(
             progress=lambda d, t: bar("encoding blocks", d, t),
         )[0]
         packet.save(out)
-    row = packet_row(packet) | {"prefill_and_encode_s": time.perf_counter() - start, "file": str(out)}
+    row = packet_row(packet)
+    row.prefill_and_encode_s, row.file = time.perf_counter() - start, str(out)
     output.show(packet_view(packet, f"Packed {packet.header.tokens:,} tokens into {out}"))
     output.finish(results_file("pack", [row], provenance(**device_facts(loaded.device))), title="sq pack")

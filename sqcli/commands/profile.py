@@ -11,6 +11,7 @@ from sqcli.options import Config, Csv, Device, Json, Offline, Quiet, Resume, See
 
 if TYPE_CHECKING:
     from spectralquant.bench.run import ProfileRequest
+    from spectralquant.results.schema import ProfileResults
     from sqcli.output import Output
 
 
@@ -110,11 +111,11 @@ def profile(
     else:
         result = _measure(request, where, output, resume)
     _render(result, output, html)
-    if any(r.get("correct") is False and r["kernel"] in KERNELS for r in result["rows"]):
+    if any(r.correct is False and r.kernel in KERNELS for r in result.rows):
         raise typer.Exit(1)
 
 
-def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
+def _render(result: ProfileResults, output: Output, html: Path | None) -> None:
     from sqcli.html.page import write_page
     from sqcli.html.report import report_page
     from sqcli.terminal.speed import speed_view
@@ -130,12 +131,11 @@ def _show(stored: Path, context: str | None, batch: str | None, output: Output, 
     """A stored profile again, some contexts and batches of it."""
     from spectralquant.errors import InputError
     from spectralquant.results.files import read_results, reading
+    from spectralquant.results.schema import ProfileResults
 
     result = read_results(stored)
-    if result["kind"] != "spectralquant.profile":
-        raise InputError(
-            f"{stored} holds {result['kind'].removeprefix('spectralquant.')} results, not those of sq profile."
-        )
+    if not isinstance(result, ProfileResults):
+        raise InputError(f"{stored} holds {result.name} results, not those of sq profile.")
     with reading(stored):
         for field, text, option in (("context", context, "--context"), ("batch", batch, "--batch")):
             if text is not None:
@@ -143,11 +143,11 @@ def _show(stored: Path, context: str | None, batch: str | None, output: Output, 
         _render(result, output, html)
 
 
-def _keep(result: dict[str, Any], stored: Path, field: str, wanted: tuple[int, ...]) -> None:
+def _keep(result: ProfileResults, stored: Path, field: str, wanted: tuple[int, ...]) -> None:
     """Only the rows of some contexts or batches."""
     from spectralquant.errors import InputError
 
-    there = sorted({r[field] for r in result["memory"]})
+    there = sorted({r[field] for r in result.memory})
     if missing := [n for n in wanted if n not in there]:
         raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, there))}.")
     for part in ("rows", "memory", "end_to_end", "crossover"):
@@ -156,7 +156,7 @@ def _keep(result: dict[str, Any], stored: Path, field: str, wanted: tuple[int, .
         ]
 
 
-def _measure(request: ProfileRequest, device: Any, output: Output, resume: bool) -> dict[str, Any]:
+def _measure(request: ProfileRequest, device: Any, output: Output, resume: bool) -> ProfileResults:
     """Measure; every finished cell is in the JSON file already if the run ends early."""
     from dataclasses import asdict
 

@@ -39,9 +39,9 @@ def report(
     rows = [
         {
             "file": str(path),
-            "kind": result["kind"],
-            "rows": len(result["rows"]),
-            **{field: result["provenance"].get(field) for field in ("command", "created", "git_commit")},
+            "kind": result.kind,
+            "rows": len(result.rows),
+            **{field: result.provenance.get(field) for field in ("command", "created", "git_commit")},
         }
         for path, (_, result) in zip(runs, results, strict=True)
     ]

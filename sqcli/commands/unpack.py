@@ -50,7 +50,8 @@ def unpack(
     with output.progress() as bar:
         cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))
     seconds = time.perf_counter() - start
-    row = packet_row(opened) | {"decode_s": seconds}
+    row = packet_row(opened)
+    row.decode_s = seconds
     output.show(packet_view(opened, f"Decoded {opened.header.tokens:,} tokens in {seconds:.2f} s"))
     if out is not None:
         _write_tensors(out, cache)
@@ -58,8 +59,8 @@ def unpack(
     if then is not None:
         from spectralquant.cache.persist.prompt import continue_from
 
-        row["continuation"] = continue_from(loaded, cache, then, new_tokens)
-        output.show(row["continuation"])
+        row.continuation = continue_from(loaded, cache, then, new_tokens)
+        output.show(row.continuation)
     output.finish(results_file("unpack", [row], provenance(**device_facts(loaded.device))), title="sq unpack")
 
 

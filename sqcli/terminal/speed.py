@@ -3,42 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-Row = dict[str, Any]
+from spectralquant.results.schema import ProfileResults
+from spectralquant.results.speed import CrossoverRow, KernelRow, MemoryRow, StepRow, Telemetry
 
 
-def speed_view(result: dict[str, Any]) -> list[RenderableType]:
+def speed_view(result: ProfileResults) -> list[RenderableType]:
     """Everything one screen should say."""
-    shape, predicted = result["shape"], result["provenance"]["device"] is None
-    device = result["provenance"]["device"] or f"predicted for {result['provenance']['device_model']}"
+    shape, predicted = result.shape, result.provenance["device"] is None
+    device = result.provenance["device"] or f"predicted for {result['provenance']['device_model']}"
     group = shape["heads"] // shape["kv_heads"]
     head = f"\n{shape['name']} on {device}: {shape['kv_heads']} KV heads x {shape['head_dim']}, {group} queries each"
     parts: list[RenderableType] = [Text(head, style="bold")]
     if predicted:
         parts.append(Text("Predicted by a roofline, nothing here was timed; launches cost nothing in it.", "yellow"))
     else:
-        peaks = result["peaks"]
+        peaks = result.peaks
         parts.append(
             Text(f"measured peaks: copy {peaks['copy_tb_per_s']:.2f} TB/s, matmul {peaks['matmul_tflops']:.0f} TFLOP/s")
         )
     make = _predicted_table if predicted else _table
-    cells = [r for r in result["rows"] if r["kernel"] != "spectral_compress"]
-    for context, batch in dict.fromkeys((r["context"], r["batch"]) for r in cells):
-        parts.append(make([r for r in cells if (r["context"], r["batch"]) == (context, batch)], context, batch))
-    parts += [compress_text(r) for r in result["rows"] if r["kernel"] == "spectral_compress"]
-    if result["end_to_end"]:
-        parts.append(_steps(result["end_to_end"]))
+    cells = [r for r in result.rows if r.kernel != "spectral_compress"]
+    for context, batch in dict.fromkeys((r.context, r.batch) for r in cells):
+        parts.append(make([r for r in cells if (r.context, r.batch) == (context, batch)], context, batch))
+    parts += [compress_text(r) for r in result.rows if r.kernel == "spectral_compress"]
+    if result.end_to_end:
+        parts.append(_steps(result.end_to_end))
     parts.append(_memory(result))
-    if result["crossover"]:
-        found = ", ".join(f"{r['kernel']} batch {r['batch']}: {crossover_text(r)}" for r in result["crossover"])
+    if result.crossover:
+        found = ", ".join(f"{r.kernel} batch {r.batch}: {crossover_text(r)}" for r in result.crossover)
         parts.append(Text(f"\nfaster than the fastest dense kernel from … tokens on: {found}"))
-    if result["telemetry"] is not None:
-        parts.append(_telemetry(result["telemetry"]))
+    if result.telemetry is not None:
+        parts.append(_telemetry(result.telemetry))
     return parts
 
 
@@ -49,113 +49,113 @@ def _new_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
+def _table(rows: Sequence[KernelRow], context: int, batch: int) -> Table:
     columns = ("kernel", "µs", "±", "MB", "TB/s", "of copy", "against dense")
-    good = sorted((r for r in rows if "failed" not in r), key=lambda r: r["time_us"])
-    n = good[0]["n"] if good else 0
+    good = sorted((r for r in rows if not r.failed), key=lambda r: r.time_us)
+    n = good[0].n if good else 0
     table = _new_table(f"\ncontext {context:,}, batch {batch}; medians of {n} graph replays", columns)
     for r in good:
-        ours = r["kernel"].startswith("spectral")
+        ours = r.kernel.startswith("spectral")
         table.add_row(
-            Text(r["kernel"], style="bold cyan" if ours else ""),
-            f"{r['time_us']:.1f}",
-            f"{50 * (r['time_spread'][1] - r['time_spread'][0]) / r['time_us']:.1f}%",
-            f"{r['bytes_read'] / 1e6:.1f}",
-            f"{r['tb_per_s']:.2f}",
-            f"{100 * r['peak_share']:.0f}%",
+            Text(r.kernel, style="bold cyan" if ours else ""),
+            f"{r.time_us:.1f}",
+            f"{50 * (r.time_spread[1] - r.time_spread[0]) / r.time_us:.1f}%",
+            f"{r.bytes_read / 1e6:.1f}",
+            f"{r.tb_per_s:.2f}",
+            f"{100 * r.peak_share:.0f}%",
             _against(r),
         )
     for r in rows:
-        if "failed" in r:
-            table.add_row(Text(r["kernel"], style="dim"), *("–",) * 5, Text(r["failed"][:18], style="dim"))
+        if r.failed:
+            table.add_row(Text(r.kernel, style="dim"), *("–",) * 5, Text(r.failed[:18], style="dim"))
     return table
 
 
-def _against(row: Row) -> Text | str:
-    if not row["correct"]:
-        return Text(f"WRONG: error {row['error']:.1e}", style="bold red")
-    return "" if row["speedup"] is None else f"{row['speedup']:.2f}x faster" if row["speedup"] >= 1 else "slower"
+def _against(row: KernelRow) -> Text | str:
+    if not row.correct:
+        return Text(f"WRONG: error {row.error:.1e}", style="bold red")
+    return "" if row.speedup is None else f"{row.speedup:.2f}x faster" if row.speedup >= 1 else "slower"
 
 
-def _predicted_table(rows: Sequence[Row], context: int, batch: int) -> Table:
+def _predicted_table(rows: Sequence[KernelRow], context: int, batch: int) -> Table:
     columns = ("kernel", "predicted µs", "MB", "of dense bytes", "against dense")
     table = _new_table(f"\ncontext {context:,}, batch {batch}, predicted", columns)
     for r in rows:
-        gain = r["predicted_speedup"]
+        gain = r.predicted_speedup
         table.add_row(
-            r["kernel"],
-            f"{r['predicted_us']:.1f}",
-            f"{r['bytes_read'] / 1e6:.1f}",
-            f"{100 * r['bytes_share_of_dense']:.1f} %",
+            r.kernel,
+            f"{r.predicted_us:.1f}",
+            f"{r.bytes_read / 1e6:.1f}",
+            f"{100 * r.bytes_share_of_dense:.1f} %",
             "" if gain is None else f"{gain:.1f}x faster",
         )
     return table
 
 
-def compress_text(row: Row) -> Text:
+def compress_text(row: KernelRow) -> Text:
     """One line about coding a block."""
-    if not row["correct"]:
-        return Text(f"\nspectral_compress is WRONG: {100 * row['error']:.2f} % of codes differ", style="bold red")
+    if not row.correct:
+        return Text(f"\nspectral_compress is WRONG: {100 * row.error:.2f} % of codes differ", style="bold red")
     return Text(
-        f"\ncoding 128 tokens of all layers: {row['time_us']:.0f} µs, {100 * row['share_of_prefill']:.2f} % of the "
-        f"{row['prefill_us']:.0f} µs their linear layers take"
+        f"\ncoding 128 tokens of all layers: {row.time_us:.0f} µs, {100 * row.share_of_prefill:.2f} % of the "
+        f"{row.prefill_us:.0f} µs their linear layers take"
     )
 
 
-def _steps(rows: Sequence[Row]) -> Table:
-    context = rows[0]["context"]
+def _steps(rows: Sequence[StepRow]) -> Table:
+    context = rows[0].context
     columns = ("method", "batch", "ms/token", "tokens/s", "against dense", "Amdahl allows", "of that")
     table = _new_table(f"\nwhole decode steps at {context:,} tokens, random weights, CUDA graphs", columns)
     for r in rows:
-        if "failed" in r:
-            table.add_row(r["method"], str(r["batch"]), Text(r["failed"], style="red"))
+        if r.failed:
+            table.add_row(r.method, str(r.batch), Text(r.failed, style="red"))
             continue
-        ours = "speedup" in r
+        ours = r.speedup is not None
         table.add_row(
-            Text(r["method"], style="bold cyan" if ours else ""),
-            str(r["batch"]),
-            f"{r['step_ms']:.2f}",
-            f"{r['tokens_per_s']:.0f}",
-            f"{r['speedup']:.2f}x" if ours else "",
-            f"{r['ideal_tokens_per_s']:.0f}" if ours else "",
-            f"{100 * r['share_of_ideal']:.0f} %" if ours else "",
+            Text(r.method, style="bold cyan" if ours else ""),
+            str(r.batch),
+            f"{r.step_ms:.2f}",
+            f"{r.tokens_per_s:.0f}",
+            f"{r.speedup:.2f}x" if ours else "",
+            f"{r.ideal_tokens_per_s:.0f}" if ours else "",
+            f"{100 * r.share_of_ideal:.0f} %" if ours else "",
         )
     return table
 
 
-def _memory(result: dict[str, Any]) -> Table:
-    context = result["memory"][0]["context"]
-    rows = [r for r in result["memory"] if r["context"] == context]
-    batches = list(dict.fromkeys(r["batch"] for r in rows))
-    size = result["device_memory"] / 1e9
+def _memory(result: ProfileResults) -> Table:
+    context = result.memory[0].context
+    rows = [r for r in result.memory if r.context == context]
+    batches = list(dict.fromkeys(r.batch for r in rows))
+    size = result.device_memory / 1e9
     columns = ("method", *(f"batch {b}" for b in batches), f"longest context in {size:.0f} GB, batch {batches[0]}")
     table = _new_table(f"\nbytes held at {context:,} tokens, counted from layouts, all layers", columns)
-    for method in dict.fromkeys(r["method"] for r in rows):
-        mine = [r for r in rows if r["method"] == method]
-        table.add_row(method, *(f"{r['bytes'] / 1e9:.2f} GB" for r in mine), context_text(mine[0]))
+    for method in dict.fromkeys(r.method for r in rows):
+        mine = [r for r in rows if r.method == method]
+        table.add_row(method, *(f"{r.bytes / 1e9:.2f} GB" for r in mine), context_text(mine[0]))
     return table
 
 
-def context_text(row: Row) -> str:
+def context_text(row: MemoryRow) -> str:
     """The longest context that fits."""
-    return "any" if row["longest_context"] is None else f"{row['longest_context']:,}"
+    return "any" if row.longest_context is None else f"{row.longest_context:,}"
 
 
-def crossover_text(row: Row) -> str:
+def crossover_text(row: CrossoverRow) -> str:
     """`4,100`, `≤ 2,048`, or that it never was."""
-    if row["tokens"] is None:
+    if row.tokens is None:
         return "never"
-    return ("≤ " if row["bound"] == "at most" else "") + f"{row['tokens']:,}"
+    return ("≤ " if row.bound == "at most" else "") + f"{row.tokens:,}"
 
 
-def _telemetry(state: dict[str, Any]) -> Text:
-    after = state["after"]
+def _telemetry(state: Telemetry) -> Text:
+    after = state.after
     if after is None:
-        return Text(f"\nINCONCLUSIVE: {state['verdict']['why']}", style="yellow")
+        return Text(f"\nINCONCLUSIVE: {state.verdict.why}", style="yellow")
     line = (
         f"\n{after['sm_mhz']} MHz, memory {after['memory_mhz']} MHz, {after['power_w']:.0f} W, {after['temperature_c']} °C, "
-        f"{after['memory_used'] / 1e9:.0f} of {after['memory_total'] / 1e9:.0f} GB: {state['verdict']['why']}"
+        f"{after['memory_used'] / 1e9:.0f} of {after['memory_total'] / 1e9:.0f} GB: {state.verdict.why}"
     )
-    if state["verdict"]["conclusive"]:
+    if state.verdict.conclusive:
         return Text(line, style="dim")
     return Text(f"{line}\nINCONCLUSIVE", style="yellow")

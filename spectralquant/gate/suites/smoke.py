@@ -28,12 +28,14 @@ from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.checks import MetricRow
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import TokenText, tokens_sha256
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
-Row = dict[str, Any]
 TOKENS = 20_000
 
 
@@ -54,7 +56,7 @@ def smoke_suite(
     settings: SmokeSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
-) -> dict[str, Any]:
+) -> Results:
     """A results file with one row a metric; `kept` keeps finished parts."""
     settings = settings or SmokeSettings()
     calibration = CalibrationSettings(
@@ -67,7 +69,7 @@ def smoke_suite(
     )
     made: list[CalibrationProfile] = []
 
-    def calibrate() -> list[Row]:
+    def calibrate() -> list[MetricRow]:
         made.append(_calibrated(loaded, text, calibration, text_name, progress, kept))
         return []
 
@@ -109,9 +111,9 @@ def _calibrated(
 
 def _measured(
     loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress, kept: Kept
-) -> list[Row]:
+) -> list[MetricRow]:
     exact = _exact_logits(loaded, ids)
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     for tier in TIERS:
         progress(f"harness and cache, {tier}", 0, 1)
         parts = {
@@ -119,23 +121,23 @@ def _measured(
             f"cache/{tier}": functools.partial(_cache_rows, loaded, profile, tier, ids, exact),
         }
         for name, measured in parts.items():
-            rows += kept.value(name, functools.partial(_working, name, measured))
+            rows += kept_rows(kept, name, MetricRow, functools.partial(_working, name, measured))
     return rows + _working("packet", lambda: _packet_rows(loaded, profile, ids))
 
 
-def _row(name: str, value: float) -> Row:
-    return {"metric": f"smoke/{name}", "value": float(value)}
+def _row(name: str, value: float) -> MetricRow:
+    return MetricRow(metric=f"smoke/{name}", value=float(value))
 
 
-def _working(name: str, measured: Callable[[], list[Row]]) -> list[Row]:
+def _working(name: str, measured: Callable[[], list[MetricRow]]) -> list[MetricRow]:
     """The rows, led by one that says whether they could be measured; an error of ours is a finding, not a wrong input."""
     try:
         return [_row(f"{name}/works", 1), *measured()]
     except (SpectralQuantError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return [_row(f"{name}/works", 0) | {"error": f"{type(error).__name__}: {error}"[:300]}]
+        return [MetricRow(metric=f"smoke/{name}/works", value=0.0, error=f"{type(error).__name__}: {error}"[:300])]
 
 
-def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> list[Row]:
+def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> list[MetricRow]:
     """Rate and quality of a tier by the streaming harness, which also refuses a method that changes nothing."""
     if tier == "cold":
         method = cold_method(profile.tier("cold"), loaded)
@@ -162,7 +164,9 @@ def _fed(loaded: LoadedModel, cache: Any, ids: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _cache_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor, exact: Tensor) -> list[Row]:
+def _cache_rows(
+    loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor, exact: Tensor
+) -> list[MetricRow]:
     """A real cache: what it does to the model, and what it holds, counted from the bytes of its blocks."""
     cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
     mine = _fed(loaded, cache, ids)
@@ -195,7 +199,7 @@ def _held(loaded: LoadedModel, cache: SpectralCache, ids: Tensor) -> tuple[Tenso
     return found, made
 
 
-def _packet_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor) -> list[Row]:
+def _packet_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor) -> list[MetricRow]:
     """A packet of the same tokens twice, and what comes back from it."""
     data = []
     for _ in range(2):
