@@ -151,7 +151,7 @@ def _compress_timed(bench: Bench, progress: Progress) -> list[KernelRow]:
             timing, wrong = compress_time(bench.shape, matrices)
         if wrong <= ALLOWED:
             traffic = compress_traffic(matrices, PAGE)
-            rows.append(bench.row("spectral_compress", 1, PAGE, timing, traffic) | {"variant": variant, "error": wrong})
+            rows.append(bench.row("spectral_compress", 1, PAGE, timing, traffic).updated(variant=variant, error=wrong))
     return rows
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
 Figure = float | None
 """A measured number; null in a file where it came out as no number (NaN, infinity)."""
-Options = dict[str, bool | int | float | str | None]
+Options = dict[str, Any]
+"""Options of a method, as its constructor takes them."""
 
 
 class Row(BaseModel):
@@ -50,6 +51,10 @@ class Row(BaseModel):
     def items(self) -> Iterator[tuple[str, Any]]:
         """Set fields and their values."""
         return ((name, self[name]) for name in self.keys())
+
+    def updated(self, **fields: Any) -> Self:
+        """The same row with other fields, checked."""
+        return type(self).model_validate({**dict(self.items()), **fields})
 
     def as_json(self) -> dict[str, Any]:
         """What a file holds of it."""

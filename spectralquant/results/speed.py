@@ -93,6 +93,6 @@ class StateVerdict(Row):
 class Telemetry(Row):
     """The device before and after; null where it tells nothing."""
 
-    before: dict[str, Any] | None
-    after: dict[str, Any] | None
+    before: dict[str, Any] | None = None
+    after: dict[str, Any] | None = None
     verdict: StateVerdict

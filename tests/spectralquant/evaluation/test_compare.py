@@ -12,6 +12,7 @@ from spectralquant.evaluation.compare import Comparison, Protocol
 from spectralquant.evaluation.match import matched, pareto, parse_match
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import REGISTRY, get, parse
+from spectralquant.results.quality import MethodRow
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 from spectralquant.unfinished import UnfinishedRun
@@ -44,7 +45,8 @@ def test_every_method_is_measured():
     assert by_method["fp8"][0]["payload_ratio"] == pytest.approx(2, rel=0.1)
     for name in ("h2o", "snapkv", "scissorhands", "streaming_llm"):
         assert [r["payload_ratio"] for r in by_method[name]] == pytest.approx([2, 5, 10], rel=0.15)
-    assert result["rows"] == json.loads(json.dumps(result["rows"]))
+    plain = result.as_json()["rows"]
+    assert plain == json.loads(json.dumps(plain))
 
 
 def test_a_failing_method_is_reported_and_the_rest_goes_on():
@@ -122,7 +124,7 @@ def test_values_out_of_range(spec):
 
 
 def row(method, ratio, kl, context=2048):
-    return {"method": method, "options": {}, "context": context, "payload_ratio": ratio, "kl_nats": kl}
+    return MethodRow(method=method, options={}, context=context, payload_ratio=ratio, kl_nats=kl)
 
 
 def test_matching_interpolates_and_says_what_it_cannot_know():
@@ -174,5 +176,5 @@ def test_scores_are_in_every_row_and_are_gated():
     coarse, fine = (row["scores"]["total_variation"] for row in result["rows"])
     assert 0 < fine < coarse < 1
     assert coarse <= math.sqrt(result["rows"][0]["kl_nats"] / 2) + 1e-6, "Pinsker's inequality, of means by Jensen's"
-    names = [n for n in metrics_of(json.loads(json.dumps(result))) if n.endswith("total_variation")]
+    names = [n for n in metrics_of(result) if n.endswith("total_variation")]
     assert len(names) == 2
