@@ -13,9 +13,9 @@ from rich.text import Text
 from spectralquant.evaluation.match import curve_name, matched, pareto
 from spectralquant.results.quality import MatchedRow, MethodRow
 from spectralquant.results.schema import CompareResults
+from sqcli.terminal.plot import log_plot
 
-PLOT_WIDTH, PLOT_HEIGHT = 60, 15
-STYLES = ("bold cyan", "magenta", "green", "yellow", "red", "blue", "bright_black", "bold magenta", "bold green")
+PLOT_WIDTH, PLOT_HEIGHT = 72, 18
 USUAL = {"kernel": (7,), "group": (32, 64)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
 NAMED = {"adaptive": "adaptive", "adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
@@ -97,37 +97,14 @@ def _table(rows: Sequence[MethodRow], front: set[int], context: int) -> Table:
 
 def pareto_plot(rows: Sequence[MethodRow]) -> Text:
     """Payload ratio against KL, both logarithmic; one letter a method. Lower right is better."""
-    points = [
-        (math.log10(r.payload_ratio), math.log10(max(r.kl_nats, 1e-6)), curve_name(r))
-        for r in rows
-        if r.method != "none" and 0 < r.payload_ratio < 1e6
-    ]
-    if not points:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for r in rows:
+        if r.method != "none" and 0 < r.payload_ratio < 1e6:
+            curves.setdefault(curve_name(r), []).append((r.payload_ratio, max(r.kl_nats, 1e-6)))
+    if not curves:
         return Text("")
-    names = list(dict.fromkeys(p[2] for p in points))
-    x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
-    y0, y1 = min(p[1] for p in points), max(p[1] for p in points)
-    grid = [[(" ", "")] * PLOT_WIDTH for _ in range(PLOT_HEIGHT)]
-    for x, y, name in points:
-        column = round((x - x0) / max(x1 - x0, 1e-9) * (PLOT_WIDTH - 1))
-        row = round((y1 - y) / max(y1 - y0, 1e-9) * (PLOT_HEIGHT - 1))
-        index = names.index(name)
-        grid[row][column] = (chr(ord("A") + index % 26), STYLES[index % len(STYLES)])
-    text = Text(f"\nKL {10**y1:.3g}\n", style="dim")
-    for line in grid:
-        text.append("  │", style="dim")
-        for letter, style in line:
-            text.append(letter, style=style)
-        text.append("\n")
-    text.append("  └" + "─" * PLOT_WIDTH + "\n", style="dim")
-    ends = f"   {10**x0:.1f}:1", f"{10**x1:.1f}:1 payload"
-    text.append(
-        f"KL {10**y0:.2g}".ljust(12) + ends[0] + ends[1].rjust(PLOT_WIDTH - 12 - len(ends[0]) + 3) + "\n", "dim"
-    )
-    for index, name in enumerate(names):
-        text.append(f"  {chr(ord('A') + index % 26)} ", style=STYLES[index % len(STYLES)])
-        text.append(name + ("\n" if index % 3 == 2 else "  "))
-    return text
+    plot = log_plot(curves, "payload ratio (lower right is better)", "KL", width=PLOT_WIDTH, height=PLOT_HEIGHT)
+    return Text("\n").append_text(plot)
 
 
 def match_table(rows: Sequence[MatchedRow]) -> Table:

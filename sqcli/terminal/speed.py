@@ -10,6 +10,9 @@ from rich.text import Text
 
 from spectralquant.results.schema import ProfileResults
 from spectralquant.results.speed import CrossoverRow, KernelRow, MemoryRow, StepRow, Telemetry
+from sqcli.terminal.plot import log_plot
+
+OURS = ("spectral_decode", "spectral_index_decode")
 
 
 def speed_view(result: ProfileResults) -> list[RenderableType]:
@@ -30,6 +33,7 @@ def speed_view(result: ProfileResults) -> list[RenderableType]:
     cells = [r for r in result.rows if r.kernel != "spectral_compress"]
     for context, batch in dict.fromkeys((r.context, r.batch) for r in cells):
         parts.append(make([r for r in cells if (r.context, r.batch) == (context, batch)], context, batch))
+    parts += context_plots(cells, "predicted_us" if predicted else "time_us")
     parts += [compress_text(r) for r in result.rows if r.kernel == "spectral_compress"]
     if result.end_to_end:
         parts.append(_steps(result.end_to_end))
@@ -69,6 +73,25 @@ def _table(rows: Sequence[KernelRow], context: int, batch: int) -> Table:
         if r.failed:
             table.add_row(Text(r.kernel, style="dim"), *("–",) * 5, Text(r.failed[:18], style="dim"))
     return table
+
+
+def context_plots(rows: Sequence[KernelRow], field: str) -> list[Text]:
+    """Time by context where there are at least three, for the smallest and the largest batch: ours and the fastest dense."""
+    good = [r for r in rows if r.get(field) and r.correct is not False]
+    if len({r.context for r in good}) < 3:
+        return []
+    plots = []
+    for batch in sorted({min(r.batch for r in good), max(r.batch for r in good)}):
+        curves: dict[str, dict[int, float]] = {}
+        for r in (r for r in good if r.batch == batch):
+            name = r.kernel if r.kernel in OURS else "fastest dense"
+            if r.kernel in OURS or not r.kernel.startswith("spectral"):
+                points = curves.setdefault(name, {})
+                points[r.context] = min(r[field], points.get(r.context, r[field]))
+        title = Text(f"\ntime by context, batch {batch}\n", style="bold")
+        points_of = {name: sorted(points.items()) for name, points in curves.items()}
+        plots.append(title.append_text(log_plot(points_of, "context, tokens", "µs", width=72, height=16)))
+    return plots
 
 
 def _against(row: KernelRow) -> Text | str:
