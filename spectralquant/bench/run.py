@@ -1,4 +1,4 @@
-"""`profile_device` and `predict_device`: everything `sq profile` reports, as a results file."""
+"""`bench_device` and `predict_device`: everything `sq profile` reports, as a results file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from spectralquant.models.shapes import ModelShape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
-from spectralquant.results.schema import ProfileResults
+from spectralquant.results.schema import BenchResults
 from spectralquant.results.speed import KernelRow, StepRow
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import RowMatrices
@@ -37,7 +37,7 @@ LEAST_CONTEXT = 2 * (SINKS + 128)
 FLEX_CELLS = ((32768, 1), (32768, 8))
 STEP_CONTEXT, STEP_BATCHES = 32768, (1, 8)
 Progress = Callable[[str, int, int], None]
-Save = Callable[[ProfileResults], None]
+Save = Callable[[BenchResults], None]
 
 
 def known_kernels() -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def known_kernels() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ProfileRequest:
+class BenchRequest:
     """What to measure. end_to_end: whole decode steps at 32,768 tokens (or the first context), batches 1 and 8."""
 
     shape: ModelShape
@@ -91,13 +91,13 @@ class ProfileRequest:
             raise InputError("--window must be a positive number of tokens.")
 
 
-def profile_device(
-    request: ProfileRequest,
+def bench_device(
+    request: BenchRequest,
     device: torch.device,
     progress: Progress = lambda stage, done, total: None,
     save: Save = lambda result: None,
     kept: Kept = NOTHING_KEPT,
-) -> ProfileResults:
+) -> BenchResults:
     """Measure on a CUDA device. `save` gets the results file after every cell, with `complete` false until the end; `kept`
     keeps the cells of a run that is interrupted."""
     request.check()
@@ -112,7 +112,7 @@ def profile_device(
     rows: list[KernelRow] = []
     extra: dict[str, Any] = {"peaks": asdict(peaks), "end_to_end": []}
 
-    def finish(complete: bool) -> ProfileResults:
+    def finish(complete: bool) -> BenchResults:
         after = telemetry(device.index or 0)
         extra["telemetry"] = {"before": before, "after": after, "verdict": verdict(before, after)}
         extra["crossover"] = crossovers(rows)
@@ -150,7 +150,7 @@ def _cell(bench: Bench, batch: int, context: int, kernels: Sequence[str], baseli
         return [KernelRow(kernel="all", batch=batch, context=context, failed="does not fit into memory")]
 
 
-def predict_device(request: ProfileRequest, model: DeviceModel) -> ProfileResults:
+def predict_device(request: BenchRequest, model: DeviceModel) -> BenchResults:
     """Roofline predictions for a device that is not here; nothing in them is measured.
 
     Raises:
@@ -166,7 +166,7 @@ def predict_device(request: ProfileRequest, model: DeviceModel) -> ProfileResult
     return _results(request, matrices, rows, model.memory, facts, True, extra)
 
 
-def _require_memory(request: ProfileRequest, matrices: RowMatrices, model: DeviceModel) -> None:
+def _require_memory(request: BenchRequest, matrices: RowMatrices, model: DeviceModel) -> None:
     for context in request.contexts:
         for batch in request.batches:
             rows = memory_rows(request.shape, matrices, request.settings, batch, context, model.memory)
@@ -183,7 +183,7 @@ def _end_to_end(
     bench: Bench,
     batch: int,
     context: int,
-    request: ProfileRequest,
+    request: BenchRequest,
     rows: Sequence[KernelRow],
     baselines: dict[str, Any],
 ) -> list[StepRow]:
@@ -199,14 +199,14 @@ def _end_to_end(
 
 
 def _results(
-    request: ProfileRequest,
+    request: BenchRequest,
     matrices: RowMatrices,
     rows: Sequence[KernelRow],
     memory: int,
     facts: dict[str, Any],
     complete: bool,
     extra: dict[str, Any],
-) -> ProfileResults:
+) -> BenchResults:
     settings = asdict(request.settings) | {"sinks": SINKS, "bytes_per_token": sum(matrices.layout.row_bytes)}
     held = [
         row

@@ -46,26 +46,26 @@ def read_results(path: str | Path) -> Results:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no results file {path}. Check the path.")
-    found = read_json(path, "The results file")
+    raw = read_json(path, "The results file")
     if (
-        not isinstance(found, dict)
-        or not str(found.get("kind", "")).startswith(PREFIX)
-        or not isinstance(found.get("rows"), list)
+        not isinstance(raw, dict)
+        or not str(raw.get("kind", "")).startswith(PREFIX)
+        or not isinstance(raw.get("rows"), list)
     ):
         raise InputError(f"{path} is not a results file of this toolkit (it has no kind and rows).")
-    if found.get("schema_version") != RESULTS_SCHEMA:
+    if raw.get("schema_version") != RESULTS_SCHEMA:
         raise InputError(
-            f"{path} has results schema {found.get('schema_version')}; this version reads {RESULTS_SCHEMA}. "
+            f"{path} has results schema {raw.get('schema_version')}; this version reads {RESULTS_SCHEMA}. "
             "Write it anew with this version."
         )
-    kind = str(found["kind"]).removeprefix(PREFIX)
+    kind = str(raw["kind"]).removeprefix(PREFIX)
     if kind not in KINDS:
         raise InputError(
             f"{path} holds {kind!r} results, which this version does not know.{did_you_mean(kind, KINDS)} "
             "Write it anew with this version."
         )
     try:
-        return KINDS[kind].model_validate(found, strict=True)
+        return KINDS[kind].model_validate(raw, strict=True)
     except ValidationError as error:
         raise InputError(f"{path} is damaged: {_first(error)}. Write it anew with this version.") from error
 

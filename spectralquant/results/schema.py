@@ -66,7 +66,7 @@ class ShowResults(Results):
     profile: dict[str, Any] = {}
 
 
-class ProfileResults(Results):
+class BenchResults(Results):
     rows: list[KernelRow]
     complete: bool = True
     shape: dict[str, Any] = {}
@@ -184,7 +184,7 @@ KINDS: dict[str, type[Results]] = {
     "compare": CompareResults,
     "calibrate": CalibrateResults,
     "show": ShowResults,
-    "profile": ProfileResults,
+    "profile": BenchResults,
     "gate": GateResults,
     "verdicts": VerdictResults,
     "gate-simulation": SimulationResults,

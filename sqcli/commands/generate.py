@@ -74,16 +74,16 @@ def generate(
         "device": str(loaded.device),
     }
     with output.progress() as bar, UnfinishedRun("generate", inputs, resume=resume, report=output.note) as kept:
-        made = generate_text(loaded, loaded_profile, prompt, options, bar, kept)
-    output.show(made.text, cache_view(made.stats, made.seconds), *not_compressed_view(made.stats))
+        generated = generate_text(loaded, loaded_profile, prompt, options, bar, kept)
+    output.show(generated.text, cache_view(generated.stats, generated.seconds), *not_compressed_view(generated.stats))
     row = GeneratedRow(
         model=loaded.name,
         tier=tier,
-        prompt_tokens=made.prompt_tokens,
-        new_tokens=made.new_tokens,
-        seconds=made.seconds,
-        text=made.text,
-        **made.stats.as_dict(),
+        prompt_tokens=generated.prompt_tokens,
+        new_tokens=generated.new_tokens,
+        seconds=generated.seconds,
+        text=generated.text,
+        **generated.stats.as_dict(),
     )
     facts = provenance(**device_facts(loaded.device), seed=seed)
     output.finish(results_file("generate", [row], facts), title="sq generate")

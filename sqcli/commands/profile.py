@@ -10,8 +10,8 @@ import typer
 from sqcli.options import Config, Csv, Device, Json, Offline, Quiet, Resume, Seed, Svg
 
 if TYPE_CHECKING:
-    from spectralquant.bench.run import ProfileRequest
-    from spectralquant.results.schema import ProfileResults
+    from spectralquant.bench.run import BenchRequest
+    from spectralquant.results.schema import BenchResults
     from sqcli.output import Output
 
 
@@ -71,7 +71,7 @@ def profile(
     """
     from spectralquant.bench.device.devices import parse_device
     from spectralquant.bench.inputs import CodeSettings
-    from spectralquant.bench.run import KERNELS, ProfileRequest, predict_device
+    from spectralquant.bench.run import KERNELS, BenchRequest, predict_device
     from spectralquant.errors import InputError
     from spectralquant.hooks.decoder import position_limit_of
     from spectralquant.models.config import load_config, shape_of_model
@@ -85,7 +85,7 @@ def profile(
     if stored is not None:
         _show(stored, context, batch, output, html)
         return
-    request = ProfileRequest(
+    request = BenchRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
         settings=CodeSettings(bits, index_rank, share, window),
         contexts=_numbers(context or "32768", "--context"),
@@ -115,7 +115,7 @@ def profile(
         raise typer.Exit(1)
 
 
-def _render(result: ProfileResults, output: Output, html: Path | None) -> None:
+def _render(result: BenchResults, output: Output, html: Path | None) -> None:
     from sqcli.html.page import write_page
     from sqcli.html.report import report_page
     from sqcli.terminal.speed import speed_view
@@ -131,10 +131,10 @@ def _show(stored: Path, context: str | None, batch: str | None, output: Output, 
     """A stored profile again, some contexts and batches of it."""
     from spectralquant.errors import InputError
     from spectralquant.results.files import read_results, reading
-    from spectralquant.results.schema import ProfileResults
+    from spectralquant.results.schema import BenchResults
 
     result = read_results(stored)
-    if not isinstance(result, ProfileResults):
+    if not isinstance(result, BenchResults):
         raise InputError(f"{stored} holds {result.name} results, not those of sq profile.")
     with reading(stored):
         for field, text, option in (("context", context, "--context"), ("batch", batch, "--batch")):
@@ -143,30 +143,30 @@ def _show(stored: Path, context: str | None, batch: str | None, output: Output, 
         _render(result, output, html)
 
 
-def _keep(result: ProfileResults, stored: Path, field: str, wanted: tuple[int, ...]) -> None:
+def _keep(result: BenchResults, stored: Path, field: str, wanted: tuple[int, ...]) -> None:
     """Only the rows of some contexts or batches."""
     from spectralquant.errors import InputError
 
-    there = sorted({r[field] for r in result.memory})
-    if missing := [n for n in wanted if n not in there]:
-        raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, there))}.")
+    measured = sorted({r[field] for r in result.memory})
+    if missing := [n for n in wanted if n not in measured]:
+        raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, measured))}.")
     for part in ("rows", "memory", "end_to_end", "crossover"):
         result[part] = [
             r for r in result[part] if r.get(field) in (*wanted, None) or r.get("kernel") == "spectral_compress"
         ]
 
 
-def _measure(request: ProfileRequest, device: Any, output: Output, resume: bool) -> ProfileResults:
+def _measure(request: BenchRequest, device: Any, output: Output, resume: bool) -> BenchResults:
     """Measure; every finished cell is in the JSON file already if the run ends early."""
     from dataclasses import asdict
 
-    from spectralquant.bench.run import profile_device
+    from spectralquant.bench.run import bench_device
     from spectralquant.provenance import device_facts
     from spectralquant.unfinished import UnfinishedRun
 
     inputs = asdict(request) | device_facts(device)
     with output.progress() as bar, UnfinishedRun("profile", inputs, resume=resume, report=output.note) as kept:
-        return profile_device(request, device, bar, output.keep, kept)
+        return bench_device(request, device, bar, output.keep, kept)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

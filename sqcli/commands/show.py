@@ -32,7 +32,7 @@ def show(
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
     from sqcli.results import show_result
-    from sqcli.terminal.profile import diff_view, head_view, layer_view, profile_view
+    from sqcli.terminal.calibrated import diff_view, head_view, layer_view, profile_view
 
     if head is not None and layer is None:
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")

@@ -19,11 +19,11 @@ def packet_row(packet: SpectralPacket) -> PacketRow:
     """Sizes and ratios of a packet, all from its real bytes."""
     h = packet.header
     coded = packet.coded_tokens
-    held = sum(s.tokens for s in packet.sections if s.group == 0)
+    tokens = sum(s.tokens for s in packet.sections if s.group == 0)
     return PacketRow(
         tokens=h.tokens,
         coded_tokens=coded,
-        exact_tokens=held - coded,
+        exact_tokens=tokens - coded,
         bytes=packet.nbytes,
         coded_bytes=packet.coded_bytes,
         exact_dtype=h.exact_dtype,

@@ -8,14 +8,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from spectralquant.results.schema import ProfileResults
+from spectralquant.results.schema import BenchResults
 from spectralquant.results.speed import CrossoverRow, KernelRow, MemoryRow, StepRow, Telemetry
 from sqcli.terminal.plot import log_plot
 
 OURS = ("spectral_decode", "spectral_index_decode")
 
 
-def speed_view(result: ProfileResults) -> list[RenderableType]:
+def speed_view(result: BenchResults) -> list[RenderableType]:
     """Everything one screen should say."""
     shape, predicted = result.shape, result.provenance["device"] is None
     device = result.provenance["device"] or f"predicted for {result['provenance']['device_model']}"
@@ -39,8 +39,8 @@ def speed_view(result: ProfileResults) -> list[RenderableType]:
         parts.append(_steps(result.end_to_end))
     parts.append(_memory(result))
     if result.crossover:
-        found = ", ".join(f"{r.kernel} batch {r.batch}: {crossover_text(r)}" for r in result.crossover)
-        parts.append(Text(f"\nfaster than the fastest dense kernel from … tokens on: {found}"))
+        crossings = ", ".join(f"{r.kernel} batch {r.batch}: {crossover_text(r)}" for r in result.crossover)
+        parts.append(Text(f"\nfaster than the fastest dense kernel from … tokens on: {crossings}"))
     if result.telemetry is not None:
         parts.append(_telemetry(result.telemetry))
     return parts
@@ -146,7 +146,7 @@ def _steps(rows: Sequence[StepRow]) -> Table:
     return table
 
 
-def _memory(result: ProfileResults) -> Table:
+def _memory(result: BenchResults) -> Table:
     context = result.memory[0].context
     rows = [r for r in result.memory if r.context == context]
     batches = list(dict.fromkeys(r.batch for r in rows))
@@ -154,8 +154,8 @@ def _memory(result: ProfileResults) -> Table:
     columns = ("method", *(f"batch {b}" for b in batches), f"longest context in {size:.0f} GB, batch {batches[0]}")
     table = _new_table(f"\nbytes held at {context:,} tokens, counted from layouts, all layers", columns)
     for method in dict.fromkeys(r.method for r in rows):
-        mine = [r for r in rows if r.method == method]
-        table.add_row(method, *(f"{r.bytes / 1e9:.2f} GB" for r in mine), context_text(mine[0]))
+        own = [r for r in rows if r.method == method]
+        table.add_row(method, *(f"{r.bytes / 1e9:.2f} GB" for r in own), context_text(own[0]))
     return table
 
 

@@ -12,14 +12,14 @@ from spectralquant.bench.device.timing import rotation
 from spectralquant.bench.inputs import CodeSettings, random_matrices
 from spectralquant.bench.memory import memory_rows
 from spectralquant.bench.prediction import Roof
-from spectralquant.bench.run import ProfileRequest, predict_device
+from spectralquant.bench.run import BenchRequest, predict_device
 from spectralquant.errors import InputError
 from spectralquant.models.config import shape_of_model
 from spectralquant.models.shapes import parse_shape
 
 
 def test_predictions_are_marked_and_time_nothing():
-    request = ProfileRequest(parse_shape("llama-3.1-8b"), contexts=(32768,), batches=(1, 8))
+    request = BenchRequest(parse_shape("llama-3.1-8b"), contexts=(32768,), batches=(1, 8))
     result = predict_device(request, parse_device("h100"))
     assert {r["kernel"] for r in result["rows"]} == {"dense bf16", "spectral_decode", "spectral_index_decode"}
     for row in result["rows"]:

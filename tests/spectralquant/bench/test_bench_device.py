@@ -10,7 +10,7 @@ from spectralquant.bench.cell import fastest
 from spectralquant.bench.device.peaks import Peaks
 from spectralquant.bench.device.timing import Timing
 from spectralquant.bench.inputs import CodeSettings
-from spectralquant.bench.run import ProfileRequest, profile_device
+from spectralquant.bench.run import BenchRequest, bench_device
 from spectralquant.errors import InputError
 from spectralquant.models.shapes import parse_shape
 from sqkernels.dense_decode import dense_decode
@@ -52,10 +52,10 @@ def on_the_cpu(monkeypatch):
 
 def test_every_row_is_checked_and_compared(on_the_cpu):
     saved = []
-    request = ProfileRequest(
+    request = BenchRequest(
         SHAPE, CodeSettings(share=0.25), contexts=(300, 700), batches=(1, 2), end_to_end=True, flex=False
     )
-    result = profile_device(request, on_the_cpu, save=lambda r: saved.append(r["complete"]))
+    result = bench_device(request, on_the_cpu, save=lambda r: saved.append(r["complete"]))
     assert saved == [False] * 5 + [True]
     rows = result["rows"]
     assert {r["kernel"] for r in rows if "failed" not in r} == {"ours", *run.KERNELS}
@@ -79,8 +79,8 @@ def test_a_wrong_kernel_gets_no_speedup(on_the_cpu, monkeypatch):
     from spectralquant.bench import checks
 
     monkeypatch.setattr(checks, "spectral_decode", lambda *a, **k: right(*a, **k) * 1.5)
-    request = ProfileRequest(SHAPE, contexts=(300,), batches=(1,), kernels=("spectral_decode",))
-    row = next(r for r in profile_device(request, on_the_cpu)["rows"] if r["kernel"] == "spectral_decode")
+    request = BenchRequest(SHAPE, contexts=(300,), batches=(1,), kernels=("spectral_decode",))
+    row = next(r for r in bench_device(request, on_the_cpu)["rows"] if r["kernel"] == "spectral_decode")
     assert not row["correct"] and row["speedup"] is None and row["error"] > 0.1
 
 
@@ -104,4 +104,4 @@ def test_the_fastest_baseline_must_be_right():
 )
 def test_wrong_requests_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        ProfileRequest(**{"shape": SHAPE, "contexts": (300,), **change}).check()
+        BenchRequest(**{"shape": SHAPE, "contexts": (300,), **change}).check()
