@@ -73,7 +73,7 @@ def undeclared(value: Any, where: str = "") -> str | None:
     if isinstance(value, Row):
         for name in value.model_extra or {}:
             return f"{where}{type(value).__name__}.{name}"
-        return next((name for each in value.model_fields_set if (name := undeclared(getattr(value, each)))), None)
+        return next((first for each in value.model_fields_set if (first := undeclared(getattr(value, each)))), None)
     if isinstance(value, list):
-        return next((name for each in value if (name := undeclared(each))), None)
+        return next((first for each in value if (first := undeclared(each))), None)
     return None
