@@ -31,7 +31,7 @@ from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
 from spectralquant.results.quality import MethodRow, NeedleRow
 from spectralquant.results.schema import ColdResults
-from spectralquant.results.studies import SpectrumRow
+from spectralquant.results.studies import SpectrumRow, TierCost
 from spectralquant.text.tokens import TokenText, tokens_sha256
 from spectralquant.unfinished import NOTHING_KEPT, Kept
 
@@ -210,8 +210,8 @@ def bytes_over_entropy(loaded: LoadedModel, ids: torch.Tensor, method: SpectralC
     return {**total, "overhead_share": coded / total["entropy_bytes"] - 1}
 
 
-def profile_facts(tier: ColdTier, loaded: LoadedModel, ratio: float) -> dict[str, float]:
+def profile_facts(tier: ColdTier, loaded: LoadedModel, ratio: float) -> TierCost:
     """Bytes of a tier's tensors and the tokens after which the bytes saved on caches exceed them."""
     size = sum(t.untyped_storage().nbytes() for t in flatten("cold", tier).values())
     saved = loaded.geometry.fp16_bytes_per_token * (1 - 1 / ratio)
-    return {"bytes": size, "paid_for_after_tokens": round(size / saved)}
+    return TierCost(bytes=size, paid_for_after_tokens=round(size / saved))

@@ -24,7 +24,15 @@ from spectralquant.results.quality import (
     ProtocolFacts,
 )
 from spectralquant.results.speed import CrossoverRow, KernelRow, MemoryRow, StepRow, Telemetry
-from spectralquant.results.studies import ArchitectureRow, BlockRow, CoderRow, DomainRow, ShapeRow, SpectrumRow
+from spectralquant.results.studies import (
+    ArchitectureRow,
+    BlockRow,
+    CoderRow,
+    DomainRow,
+    ShapeRow,
+    SpectrumRow,
+    TierCost,
+)
 
 RESULTS_SCHEMA = 1
 PREFIX = "spectralquant."
@@ -128,7 +136,7 @@ class ColdResults(Results):
     needle: list[NeedleRow] = []
     spectrum: list[SpectrumRow] = []
     overhead: dict[str, Figure] = {}
-    profile: dict[str, dict[str, Figure]] = {}
+    profile: dict[str, TierCost] = {}
     training: dict[str, Any] | None = None
 
 

@@ -19,6 +19,13 @@ class SpectrumRow(Row):
     importance_r2_value: Figure
 
 
+class TierCost(Row):
+    """Bytes of a tier's tensors, and the tokens after which what it saved on caches exceeds them."""
+
+    bytes: int
+    paid_for_after_tokens: int
+
+
 class DomainRow(Row):
     """The payload ratio of one profile on one text at a KL that all curves reach."""
 
