@@ -62,10 +62,8 @@ class UnfinishedRun(Kept):
         command: the name of the command.
         inputs: what decides the result, as JSON can hold it.
         resume: take finished parts from an interrupted run of the same inputs. Without it they are thrown away.
-        report: told where a run begins or goes on, and once where parts cannot be kept.
-
-    Raises:
-        BusyError: another process works on the same run (on entering).
+        report: told where a run begins or goes on, and once where parts cannot be kept: no room or rights, or another process
+            works on the same run.
     """
 
     def __init__(
@@ -85,31 +83,35 @@ class UnfinishedRun(Kept):
         }
         key = hashlib.sha256(json.dumps(self.inputs, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.command, self.resume, self.report = command, resume, report
-        self.folder: Path = cache_folder() / "unfinished" / f"{command}-{key}"
+        self.folder: Path | None = None
         self.reused = 0
+        self._own = cache_folder() / "unfinished" / f"{command}-{key}"
         self._claim = contextlib.ExitStack()
-        self._keeps = True
+        self._full = False
 
     def __enter__(self) -> UnfinishedRun:
         try:
-            self._claim.enter_context(claimed(self.folder.with_suffix(".run"), f"unfinished sq {self.command}"))
+            self._claim.enter_context(claimed(self._own.with_suffix(".run"), f"unfinished sq {self.command}"))
             self._begin()
+            self.folder = self._own
+        except BusyError:
+            self._lose("another process works on the same run.")
         except (OSError, InputError) as error:
-            if isinstance(error, BusyError):
-                raise
-            self._lose(error)
+            self._lose(str(error))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             leave_advice(self.advice())
-        if kind is None or not self._finished():
+        if self.folder is not None and (kind is None or not self._finished()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._claim.close()
 
     def advice(self) -> str:
         """What is left when the run ends now."""
         count = self._finished()
+        if self.folder is None:
+            return "Nothing is kept."
         if not count:
             return "Nothing was finished yet; the same command begins anew."
         parts = "1 finished part is" if count == 1 else f"{count} finished parts are"
@@ -121,42 +123,45 @@ class UnfinishedRun(Kept):
 
     def data(self, name: str, make: Callable[[], bytes]) -> bytes:
         """The bytes that `make` returned when it was first called. A damaged file is made again."""
+        if self.folder is None:
+            return make()
         file = self.folder / _file_name(name)
         data = _read(file)
         if data is not None:
             self.reused += 1
             return data
         data = make()
-        if self._keeps:
-            try:
-                write_bytes(file, hashlib.sha256(data).digest() + data)
-            except InputError as error:
-                self._lose(error)
+        try:
+            write_bytes(file, hashlib.sha256(data).digest() + data)
+        except InputError as error:
+            if not self._full:
+                self._full = True
+                self.report(f"From here on finished parts cannot be kept: {error}")
         return data
 
     def _begin(self) -> None:
-        _forget_old(self.folder.parent)
+        _forget_old(self._own.parent)
         parts = self._finished()
         if parts and not self.resume:
             self.report(
                 f"An interrupted run of this command is given up ({parts} finished parts); --resume would go on."
             )
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self._own)
         elif self.resume:
             self.report(
                 f"Going on with {parts} finished parts."
                 if parts
                 else "There is no interrupted run of this command: beginning anew."
             )
-        write_json(self.folder / INPUTS, self.inputs)
+        write_json(self._own / INPUTS, self.inputs)
 
     def _finished(self) -> int:
         """Parts, and whatever work keeps at `path`."""
-        return sum(file.is_file() and file.name not in DESCRIPTIONS for file in self.folder.rglob("*"))
+        return sum(file.is_file() and file.name not in DESCRIPTIONS for file in self._own.rglob("*"))
 
-    def _lose(self, error: Exception) -> None:
-        self.report(f"Finished parts of this run cannot be kept: {error} An interruption would lose them.")
-        self._keeps = False
+    def _lose(self, why: str) -> None:
+        self.report(f"Finished parts of this run cannot be kept: {why} An interruption would lose them.")
+        self.folder, self.resume = None, False
 
 
 def leave_advice(text: str) -> None:

@@ -13,6 +13,7 @@ from spectralquant.bench.inputs import CodeSettings
 from spectralquant.bench.run import BenchRequest, bench_device
 from spectralquant.errors import InputError
 from spectralquant.models.shapes import parse_shape
+from spectralquant.unfinished import UnfinishedRun, advice
 from sqkernels.dense_decode import dense_decode
 
 SHAPE = parse_shape("custom:layers=2,heads=4,kv_heads=2,head_dim=32,hidden=64,intermediate=128,vocab=97")
@@ -71,6 +72,30 @@ def test_every_row_is_checked_and_compared(on_the_cpu):
     }
     assert all("failed" not in r for r in result["end_to_end"])
     assert {r["kernel"] for r in result["crossover"]} == {"spectral_decode", "spectral_index_decode"}
+
+
+def test_an_interrupted_run_goes_on_with_the_next_cell(on_the_cpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path))
+    request = BenchRequest(SHAPE, contexts=(300, 700), batches=(1,), kernels=("spectral_decode",), flex=False)
+
+    def interrupt(stage, done, total):
+        if stage == "context 700, batch 1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), UnfinishedRun("profile", {}) as kept:
+        bench_device(request, on_the_cpu, interrupt, kept=kept)
+    assert "2 finished parts are kept" in advice(), "the peaks, and the first context"
+
+    measured, dense_rows = [], run.dense_rows
+    monkeypatch.setattr(run, "dense_rows", lambda bench, *cell: measured.append(cell[:2]) or dense_rows(bench, *cell))
+    with UnfinishedRun("profile", {}, resume=True) as kept:
+        result = bench_device(request, on_the_cpu, kept=kept)
+    assert measured == [(1, 700)]
+    assert [(r.kernel, r.context) for r in result.rows if r.kernel == "spectral_decode"] == [
+        ("spectral_decode", 300),
+        ("spectral_decode", 700),
+    ]
+    assert result.complete and result.provenance["resumed_parts"] == 2
 
 
 def test_a_wrong_kernel_gets_no_speedup(on_the_cpu, monkeypatch):
