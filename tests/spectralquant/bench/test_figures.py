@@ -16,6 +16,7 @@ from spectralquant.bench.run import BenchRequest, predict_device
 from spectralquant.errors import InputError
 from spectralquant.models.config import shape_of_model
 from spectralquant.models.shapes import parse_shape
+from spectralquant.results.speed import KernelRow
 
 
 def test_predictions_are_marked_and_time_nothing():
@@ -71,13 +72,15 @@ def test_windows_of_a_shape_are_those_of_its_cache(tmp_path):
 
 
 def test_crossovers_interpolate_and_say_where_they_cannot():
+    curves = {1: {1000: 0.5, 4000: 2.0, 16000: 4.0}, 2: {1000: 1.5, 4000: 2.0}, 4: {1000: 0.5, 4000: 0.9}}
     rows = [
-        {"kernel": "k", "batch": 1, "context": c, "speedup": s} for c, s in ((1000, 0.5), (4000, 2.0), (16000, 4.0))
+        KernelRow(kernel="k", batch=batch, context=context, speedup=speedup)
+        for batch, points in curves.items()
+        for context, speedup in points.items()
     ]
-    rows += [{"kernel": "k", "batch": 2, "context": c, "speedup": s} for c, s in ((1000, 1.5), (4000, 2.0))]
-    rows += [{"kernel": "k", "batch": 4, "context": c, "speedup": s} for c, s in ((1000, 0.5), (4000, 0.9))]
-    found = {r["batch"]: (r["tokens"], r["bound"]) for r in crossovers([*rows, {"kernel": "dense", "batch": 1}])}
-    assert found == {1: (2000, "interpolated"), 2: (1000, "at most"), 4: (None, "more than the longest")}
+    dense = KernelRow(kernel="dense", batch=1, context=1000)
+    crossings = {r.batch: (r.tokens, r.bound) for r in crossovers([*rows, dense])}
+    assert crossings == {1: (2000, "interpolated"), 2: (1000, "at most"), 4: (None, "more than the longest")}
 
 
 def test_shapes(tmp_path):
