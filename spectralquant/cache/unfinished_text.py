@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from spectralquant.cache.persist.snapshot import take_snapshot
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.errors import InputError
 from spectralquant.files import read_json, write_json
@@ -62,7 +61,7 @@ class UnfinishedText(BaseStreamer):
     def _save(self, folder: Path) -> None:
         begin = time.perf_counter()
         name = f"cache-{len(self.ids)}.safetensors"
-        take_snapshot(self.cache).save(folder / name)
+        self.cache.save(folder / name)
         state = {"cpu": torch.get_rng_state().tolist()}
         if self.cache.binding.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.cache.binding.device).tolist()
