@@ -270,7 +270,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sample = SymbolSample.load(arguments.sample)
     result = coder_study(sample, SHAPES[arguments.shape], device, random_blocks=arguments.random)
-    write_json(arguments.out, result)
+    write_json(arguments.out, result.as_json())
     print(result["checks"])
     for row in result["rows"]:
         print({k: (float(f"{v:.4g}") if isinstance(v, float) else v) for k, v in row.items()})

@@ -13,6 +13,7 @@ from spectralquant.bench.inputs import CodeSettings
 from spectralquant.bench.run import BenchRequest, bench_device
 from spectralquant.errors import InputError
 from spectralquant.models.shapes import parse_shape
+from spectralquant.results.speed import KernelRow
 from spectralquant.unfinished import UnfinishedRun, advice
 from sqkernels.dense_decode import dense_decode
 
@@ -110,8 +111,10 @@ def test_a_wrong_kernel_gets_no_speedup(on_the_cpu, monkeypatch):
 
 
 def test_the_fastest_baseline_must_be_right():
-    rows = [{"time_us": 1.0, "correct": False}, {"time_us": 3.0, "correct": True}, {"failed": "x"}]
-    assert fastest(rows)["time_us"] == 3.0
+    common = {"kernel": "k", "batch": 1, "context": 2048}
+    figures = ({"time_us": 1.0, "correct": False}, {"time_us": 3.0, "correct": True}, {"failed": "x"})
+    rows = [KernelRow(**common, **each) for each in figures]
+    assert fastest(rows).time_us == 3.0
     assert fastest(rows[:1]) is None
 
 
