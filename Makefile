@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test gate setup clean readme docs lint provenance sanitize
+.PHONY: demo test gate setup clean readme docs lint release provenance sanitize
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -32,6 +32,14 @@ lint: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# sdist and wheel as they would be uploaded, and what is in them: the tests look at dist/, install the wheel and run parts of
+# the sdist's own tests.
+release: setup
+	rm -rf dist
+	$(VENV)/bin/python -m build --no-isolation
+	$(VENV)/bin/python -m twine check --strict dist/*
+	SQ_DIST=dist $(VENV)/bin/python -m pytest tests/test_packaging.py
 
 readme: setup
 	$(VENV)/bin/python -m research.readme.write

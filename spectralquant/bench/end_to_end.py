@@ -12,9 +12,11 @@ from spectralquant.bench.baselines import Dense
 from spectralquant.bench.cell import Bench, fastest, kernel_call
 from spectralquant.bench.decoder import Attend, RandomDecoder
 from spectralquant.bench.device.timing import side_stream
-from spectralquant.bench.inputs import Inputs, random_inputs
+from spectralquant.bench.inputs import CodeSettings, Inputs, random_inputs, random_matrices
 from spectralquant.bench.prediction import Roof, decode_ms
+from spectralquant.models.shapes import ModelShape
 from spectralquant.results.speed import KernelRow, StepRow
+from sqkernels.common import RowMatrices
 
 REPLAYS = 30
 
@@ -56,6 +58,14 @@ def end_to_end_rows(
     return rows
 
 
+def whole_step_ms(shape: ModelShape, settings: CodeSettings, context: int, batch: int, device: torch.device) -> float:
+    """Median milliseconds of a whole decode step of a model with random weights over hot codes, as one CUDA graph."""
+    decoder = RandomDecoder(shape, device, context - 1)
+    matrices = random_matrices(shape, settings, device)
+    attend = _coded(shape, matrices, settings, batch, context, "spectral_decode")
+    return _step_ms(decoder, batch, attend)[0]
+
+
 def _dense_attend(bench: Bench, batch: int, context: int, run: Dense) -> Attend:
     shape = bench.shape
     size = (batch, shape.kv_heads, context, shape.head_dim)
@@ -73,11 +83,14 @@ def _dense_attend(bench: Bench, batch: int, context: int, run: Dense) -> Attend:
 
 
 def _coded_attend(bench: Bench, batch: int, context: int, kernel: str) -> Attend:
-    inputs = [
-        random_inputs(bench.shape, bench.matrices, batch, context, bench.settings.window, seed)
-        for seed in range(bench.shape.layers)
-    ]
-    call = kernel_call(kernel, bench.settings)
+    return _coded(bench.shape, bench.matrices, bench.settings, batch, context, kernel)
+
+
+def _coded(
+    shape: ModelShape, matrices: RowMatrices, settings: CodeSettings, batch: int, context: int, kernel: str
+) -> Attend:
+    inputs = [random_inputs(shape, matrices, batch, context, settings.window, seed) for seed in range(shape.layers)]
+    call = kernel_call(kernel, settings)
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mine = inputs[layer]

@@ -66,7 +66,7 @@ class CodedLayers:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write one new token's keys and values `[B, Hk, 1, D]` behind the exact ones; `lengths.advance` came before."""
-        at = (self.lengths.exact - 1).long().view(-1, 1, 1, 1).expand_as(keys)
+        at = self.lengths.place.view(-1, 1, 1, 1).expand_as(keys)
         self.keys[layer].scatter_(2, at, keys)
         self.values[layer].scatter_(2, at, values)
 

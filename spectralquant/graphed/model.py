@@ -16,6 +16,7 @@ from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
 from spectralquant.graphed.cache import IMPLEMENTATION, StaticSpectralCache, static_matrices
 from spectralquant.graphed.fusion import fused
+from spectralquant.graphed.greedy import Greedy
 from spectralquant.graphed.steps import GraphedSteps
 from spectralquant.hooks.decoder import attention_modules, position_limit
 from spectralquant.hooks.implementation import Switch, decoder_configs
@@ -169,8 +170,22 @@ class GraphedModel:
             self._require_resumable(inputs)
         else:
             self._start(inputs, options)
+        greedy = Greedy.of(self.model, options, inputs.shape[1])
+        if greedy is not None:
+            mask = options.get("attention_mask")
+            if mask is None and greedy.padding not in greedy.ends and greedy.padding in inputs:
+                mask = (inputs != greedy.padding).long()
+            cached = max(self.cache.lengths.host)
+            logits = self._one_by_one(inputs[:, cached:]) if resume else self.prefill(inputs, mask)
+            return greedy.run(inputs, logits, self.step)
         with self._in_place():
             return self.model.generate(inputs, past_key_values=self.cache, **options)
+
+    def _one_by_one(self, ids: Tensor) -> Tensor:
+        """Logits after more tokens `[B, T]`, read one by one."""
+        for token in ids.split(1, dim=1):
+            logits = self.step(token)
+        return logits
 
     def _require_resumable(self, inputs: Tensor) -> None:
         tokens = max(self.cache.lengths.host)
@@ -232,6 +247,5 @@ class GraphedModel:
             kept = {k: v for k, v in kwargs.items() if k in ("position_ids", "logits_to_keep")}
             logits = self.prefill(input_ids, attention_mask, **kept)
         else:
-            for token in input_ids.split(1, dim=1):
-                logits = self.step(token)
+            logits = self._one_by_one(input_ids)
         return CausalLMOutputWithPast(logits=logits, past_key_values=self.cache)

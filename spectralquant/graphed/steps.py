@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectralquant.graphed.cache import StaticSpectralCache
 
-TOLERANCE = 0.02  # of the logits' norm, between a captured step and the same one run by itself, in 16 bits
+TOLERANCE = 0.1  # of the logits' norm: rounding of 16 bits through many layers stays below, a wrong function does not
 
 
 class GraphedSteps:

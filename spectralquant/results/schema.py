@@ -23,7 +23,7 @@ from spectralquant.results.quality import (
     NeedleRow,
     ProtocolFacts,
 )
-from spectralquant.results.speed import CrossoverRow, KernelRow, MemoryRow, StepRow, Telemetry
+from spectralquant.results.speed import CrossoverRow, GenerateTimeRow, KernelRow, MemoryRow, StepRow, Telemetry
 from spectralquant.results.studies import (
     ArchitectureRow,
     BlockRow,
@@ -127,7 +127,12 @@ class InspectResults(Results):
 
 
 class GenerateResults(Results):
-    rows: list[GeneratedRow]
+    """Of `sq generate`, or times of `sq profile --generate`."""
+
+    rows: list[GeneratedRow | GenerateTimeRow]
+    complete: bool | None = None
+    settings: dict[str, Any] = {}
+    summary: dict[str, Figure] = {}
 
 
 class ColdResults(Results):

@@ -63,6 +63,28 @@ class StepRow(Row):
     failed: str | None = None
 
 
+class GenerateTimeRow(Row):
+    """`model.generate` over one cache at a context and a batch. kind: decode, first_token, capacity, whole_step, first_calls.
+
+    step_ms: median time from token to token; stall_ms: the slowest less that. ttft_ms: time to first token, the second time.
+    """
+
+    kind: str
+    method: str
+    context: int | None = None
+    batch: int | None = None
+    tokens_per_s: Figure = None
+    step_ms: Figure = None
+    stall_ms: Figure = None
+    seconds_first: Figure = None
+    ttft_ms: Figure = None
+    ttft_first_ms: Figure = None
+    peak_memory_bytes: int | None = None
+    compilation_cache: str | None = None
+    seconds: Figure = None
+    failed: str | None = None
+
+
 class MemoryRow(Row):
     """Bytes a cache holds, counted from layouts; longest_context: that fits beside the weights (null: any)."""
 

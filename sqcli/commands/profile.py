@@ -41,6 +41,14 @@ def profile(
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Also whole decode steps of a model with random weights.")
     ] = False,
+    generate: Annotated[
+        bool,
+        typer.Option(
+            "--generate",
+            help="Time model.generate instead, over compressed and dense caches (random weights at --shape).",
+        ),
+    ] = False,
+    new_tokens: Annotated[int, typer.Option(min=2, help="With --generate: tokens that are generated.")] = 128,
     flex: Annotated[bool, typer.Option(help="FlexAttention among the baselines (compiles for some seconds).")] = True,
     device_model: Annotated[
         str | None,
@@ -85,6 +93,13 @@ def profile(
     if stored is not None:
         _show(stored, context, batch, output, html)
         return
+    if generate:
+        if model is not None:
+            raise InputError("--generate times a model with random weights at --shape; --model is not for it.")
+        contexts = _numbers(context or "8192,32768,131072", "--context")
+        batches = _numbers(batch or "1,4,8,16", "--batch")
+        _generate(shape or "llama-3.1-8b", contexts, batches, new_tokens, share, pick_device(device), output, html)
+        return
     request = BenchRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
         settings=CodeSettings(bits, index_rank, share, window),
@@ -124,6 +139,44 @@ def _render(result: BenchResults, output: Output, html: Path | None) -> None:
     output.finish(result, title="sq profile")
     if html is not None:
         write_page(html, report_page([("profile", result)]))
+        output.note(f"Wrote {html}")
+
+
+def _generate(
+    shape: str,
+    contexts: tuple[int, ...],
+    batches: tuple[int, ...],
+    new: int,
+    share: float,
+    device: Any,
+    output: Output,
+    html: Path | None,
+) -> None:
+    """Calibrate a model with random weights for two steps, and time `generate` over its caches."""
+    from spectralquant.bench.generate.run import GenerateRequest, generate_results
+    from spectralquant.calibration.api import calibrate
+    from spectralquant.calibration.options import CalibrationSettings
+    from spectralquant.models.load import load_model
+    from spectralquant.models.shapes import parse_shape
+    from spectralquant.text.read import load_text
+    from sqcli.html.page import write_page
+    from sqcli.html.report import report_page
+    from sqcli.terminal.generate import generate_view
+
+    request = GenerateRequest(contexts=contexts, batches=batches, new=new, select=share)
+    loaded = load_model(f"random:{shape}", device=str(device))
+    request.check(loaded.model.config.max_position_embeddings)
+    settings = CalibrationSettings(window=384, tiers=("hot", "warm"), held_out_windows=1, held_out_window=512)
+    with output.progress() as bar:
+        profile = calibrate(
+            loaded.model, loaded.tokenizer, load_text("builtin:pydoc"), steps=2, settings=settings, progress=bar
+        )
+        facts = {"calibration_steps": 2, "calibration_window": settings.window}
+        result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, output.keep)
+    output.show(*generate_view(result))
+    output.finish(result, title="sq profile --generate")
+    if html is not None:
+        write_page(html, report_page([("generate", result)]))
         output.note(f"Wrote {html}")
 
 

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 import spectralquant as sq
 from spectralquant.errors import InputError
+from spectralquant.graphed.greedy import Greedy
 from spectralquant.graphed.lengths import Lengths
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,6 +95,30 @@ def test_generate_gives_what_generate_gives():
         ids[:1], attention_mask=torch.ones_like(ids[:1]), do_sample=True, top_k=1, num_return_sequences=3, **rest
     )
     assert again.sequences.shape[0] == 3 and torch.equal(again.sequences[0, :50], ours.sequences[0, :50])
+
+
+@pytest.mark.parametrize("lengths", [(40, 40), (40, 17)])
+def test_greedy_decoding_without_waits_gives_the_same_tokens(lengths):
+    """Padding, the end of a sequence and what follows it as `model.generate` has them; what is more goes through it."""
+    model, profile = setting()
+    ids = tokens(2, 40)
+    mask = torch.tensor([[0] * (40 - n) + [1] * n for n in lengths], device=DEVICE)
+    ids = torch.where(mask.bool(), ids, 0)
+    options = {
+        "attention_mask": mask,
+        "max_new_tokens": 40,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    graphed = sq.GraphedModel(model, profile, max_tokens=128, batch=2)
+    free = model.generate(ids, **options)
+    for ends in ([1], [int(free[0, 45])], [int(free[0, 45]), int(free[1, 60])]):
+        theirs = model.generate(ids, **options | {"eos_token_id": ends})
+        assert torch.equal(graphed.generate(ids, **options | {"eos_token_id": ends}), theirs)
+    assert Greedy.of(model, options, 40) is not None
+    for more in ({"repetition_penalty": 1.2}, {"do_sample": True}, {"logits_processor": []}, {"min_new_tokens": 3}):
+        assert Greedy.of(model, options | more, 40) is None
 
 
 def test_a_selection_of_everything_is_everything():
