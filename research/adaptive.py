@@ -22,8 +22,8 @@ from spectralquant.models.weights import embedding_weight
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 RATIO = 40.0
 STEP_SCALES = (1.0, 0.7, 0.5, 0.35)

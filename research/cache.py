@@ -31,8 +31,8 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 CHUNK = 512

@@ -32,8 +32,8 @@ from spectralquant.results.kept import kept_rows
 from spectralquant.results.quality import MethodRow, NeedleRow
 from spectralquant.results.schema import ColdResults
 from spectralquant.results.studies import SpectrumRow, TierCost
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 EXACT8_SHARE = 66 / 128

@@ -23,8 +23,8 @@ from spectralquant.results.kept import kept_rows
 from spectralquant.results.quality import MethodRow
 from spectralquant.results.schema import Results
 from spectralquant.results.studies import DomainRow
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 RATIOS = (20.0, 45.0, 90.0)
 

@@ -27,8 +27,8 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import RowMatrices
 from sqkernels.common.reference import planes_of, round_trip
 from sqkernels.spectral_index_decode.reference import integer_weights, score_bins, select_mask

@@ -29,7 +29,7 @@ from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
 from spectralquant.results.schema import Results
 from spectralquant.results.speed import KernelRow
-from spectralquant.unfinished import NOTHING_KEPT, Kept
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import PAGE
 from sqkernels.spectral_compress import compress_traffic
 from sqkernels.spectral_compress import ops as compress_ops

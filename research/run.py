@@ -12,10 +12,10 @@ from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel, pick_device
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import Kept, UnfinishedRun
 from spectralquant.text.mix import MixedText, tokenize_sources
 from spectralquant.text.read import TextSource, open_sources, text_name
 from spectralquant.text.tokens import tokens_sha256
-from spectralquant.unfinished import Kept, UnfinishedRun
 from sqcli.loading import load_for
 
 Progress = Callable[[str, int, int], None]

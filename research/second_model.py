@@ -21,8 +21,8 @@ from research.cold import ColdStudy, cold_study
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
 from spectralquant.results.schema import ColdResults
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 SHAPE = {
     "hidden_size": 384,

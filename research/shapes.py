@@ -28,9 +28,9 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 MODELS = ("random:llama-3.1-8b", "random:qwen2.5-7b", "random:llama-3.1-70b:layers=4")
 TIERS = ("exact", "hot", "warm", "cold")

@@ -89,7 +89,7 @@ def _memory() -> str:
 
 def _interrupted() -> int:
     end_at_next_signal()
-    unfinished = sys.modules.get("spectralquant.unfinished")  # not imported: then nothing was begun
+    unfinished = sys.modules.get("spectralquant.results.unfinished")  # not imported: then nothing was begun
     sys.stderr.write(f"sq: Interrupted. {unfinished.advice() if unfinished else ''}".rstrip() + "\n")
     return INTERRUPTED
 

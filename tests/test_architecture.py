@@ -26,7 +26,6 @@ INSIDE = [
         "sizes",
         "streams",
         "surroundings",
-        "unfinished",
         "rotary",
     },
     {"geometry", "results", "text"},

@@ -42,9 +42,9 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import TokenText, tokenize
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 RIGHT, REFUSED, WRONG = "right", "refused", "wrong"
 PROMPT, NEXT, ALONE, NEW = 700, 12, 4, 6

@@ -9,8 +9,8 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.models.shapes import ModelShape
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 
 def sample_of_model(

@@ -29,7 +29,7 @@ from spectralquant.models.shapes import SHAPES, ModelShape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
-from spectralquant.unfinished import NOTHING_KEPT, Kept
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from sqkernels.entropy import Contexts, StreamTable, decode, encode, ops
 
 RUNS = 11

@@ -27,7 +27,7 @@ from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
 from spectralquant.results.schema import BenchResults
 from spectralquant.results.speed import KernelRow, StepRow
-from spectralquant.unfinished import NOTHING_KEPT, Kept
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import RowMatrices
 from sqkernels.common.checks import HEAD_DIMS, MAX_GROUP
 from sqkernels.common.runtime import variants

@@ -17,8 +17,8 @@ from spectralquant.models.forward import with_cache
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import prompt_ids
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 
 @dataclass(frozen=True)

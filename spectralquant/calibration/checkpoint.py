@@ -16,7 +16,7 @@ from torch import Tensor
 from spectralquant.errors import InputError
 from spectralquant.files import atomic_path, read_json, write_json
 from spectralquant.processes import LostProcessError
-from spectralquant.unfinished import leave_advice
+from spectralquant.results.unfinished import leave_advice
 
 EVERY = 25
 BYTES_PER_SECOND = 5e8

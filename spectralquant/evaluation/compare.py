@@ -24,8 +24,8 @@ from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
 from spectralquant.results.quality import ComparedRow
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import tokens_sha256
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 

@@ -18,7 +18,7 @@ from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
 from spectralquant.results.speed import Telemetry
-from spectralquant.unfinished import UnfinishedRun
+from spectralquant.results.unfinished import UnfinishedRun
 
 Progress = Callable[[str, int, int], None]
 

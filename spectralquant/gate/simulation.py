@@ -11,7 +11,7 @@ from spectralquant.gate.verdict import timing_verdict
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
-from spectralquant.unfinished import NOTHING_KEPT, Kept
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 
 SKEW_SHAPE = 4.0
 CHANGES = (0.0, 0.10)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from spectralquant.results.base import Row
-from spectralquant.unfinished import Kept
+from spectralquant.results.unfinished import Kept
 
 Kind = TypeVar("Kind", bound=Row)
 

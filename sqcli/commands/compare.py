@@ -69,9 +69,9 @@ def compare(
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison
     from spectralquant.methods.context import MethodContext
     from spectralquant.profile.model import CalibrationProfile
+    from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
-    from spectralquant.unfinished import UnfinishedRun
     from sqcli.terminal.compare import comparison_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})

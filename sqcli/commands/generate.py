@@ -55,7 +55,7 @@ def generate(
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.caches import GeneratedRow
     from spectralquant.results.files import results_file
-    from spectralquant.unfinished import UnfinishedRun
+    from spectralquant.results.unfinished import UnfinishedRun
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.terminal.cache import cache_view, not_compressed_view

@@ -60,8 +60,8 @@ def pack(
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.files import results_file
+    from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.tokens import prompt_ids, tokens_sha256
-    from spectralquant.unfinished import UnfinishedRun
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view

@@ -215,7 +215,7 @@ def _measure(request: BenchRequest, device: Any, output: Output, resume: bool) -
 
     from spectralquant.bench.run import bench_device
     from spectralquant.provenance import device_facts
-    from spectralquant.unfinished import UnfinishedRun
+    from spectralquant.results.unfinished import UnfinishedRun
 
     inputs = asdict(request) | device_facts(device)
     with output.progress() as bar, UnfinishedRun("profile", inputs, resume=resume, report=output.note) as kept:

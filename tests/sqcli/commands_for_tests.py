@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spectralquant.unfinished import leave_advice
+from spectralquant.results.unfinished import leave_advice
 from sqcli.app import main
 
 SENTENCE = "The import statement binds names in the local namespace. "

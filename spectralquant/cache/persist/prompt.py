@@ -41,9 +41,9 @@ from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.rotary import Rotation, undo_rope
 from spectralquant.streams import as_caller
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[int, int], None]
 RUN_BLOCKS = 16

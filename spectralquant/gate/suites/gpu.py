@@ -26,7 +26,7 @@ from spectralquant.results.checks import MetricRow
 from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
 from spectralquant.results.schema import Results
-from spectralquant.unfinished import NOTHING_KEPT, Kept
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 SHAPE, CONTEXT, BATCHES, ROUNDS = "llama-3.1-8b", 32768, (1, 8), 15

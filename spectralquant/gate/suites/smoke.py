@@ -32,8 +32,8 @@ from spectralquant.results.checks import MetricRow
 from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
 from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
-from spectralquant.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
 TOKENS = 20_000

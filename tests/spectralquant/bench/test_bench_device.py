@@ -14,7 +14,7 @@ from spectralquant.bench.run import BenchRequest, bench_device
 from spectralquant.errors import InputError
 from spectralquant.models.shapes import parse_shape
 from spectralquant.results.speed import KernelRow
-from spectralquant.unfinished import UnfinishedRun, advice
+from spectralquant.results.unfinished import UnfinishedRun, advice
 from sqkernels.dense_decode import dense_decode
 
 SHAPE = parse_shape("custom:layers=2,heads=4,kv_heads=2,head_dim=32,hidden=64,intermediate=128,vocab=97")

@@ -13,9 +13,9 @@ from spectralquant.evaluation.match import matched, pareto, parse_match
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import REGISTRY, get, parse
 from spectralquant.results.quality import MethodRow
+from spectralquant.results.unfinished import UnfinishedRun
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
-from spectralquant.unfinished import UnfinishedRun
 
 SMALL = Protocol("test", 384, 0, False)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from spectralquant.unfinished import NOTHING_KEPT, UnfinishedRun, advice
+from spectralquant.results.unfinished import NOTHING_KEPT, UnfinishedRun, advice
 
 
 @pytest.fixture(autouse=True)
