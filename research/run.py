@@ -38,6 +38,7 @@ class StudyRequest:
     window: int
     windows: int
     shapes: tuple[str, ...]
+    parts: tuple[str, ...]
     train_seconds: float
     device: str
     dtype: str
@@ -52,6 +53,7 @@ class Desk:
     report: Report
     save: Save
     resume: bool
+    out: Path | None = None
 
     def unfinished(self, request: StudyRequest, **inputs: Any) -> UnfinishedRun:
         """The kept parts of this study."""
@@ -66,6 +68,7 @@ def run_study(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
         InputError: the study cannot run with these options or on this machine; and whatever models and texts raise.
     """
     alone = {"shapes": _shapes, "architectures": _architectures, "kernels": _kernels, "gate": _gate}
+    alone["calibrate-scale"] = _scale
     if request.name in alone:
         return alone[request.name](request, desk)
     sources = open_sources(request.data, offline=request.offline, report=desk.report)
@@ -200,6 +203,31 @@ def _shapes(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     with desk.unfinished(replace(request, shapes=()), on=str(device)) as kept:
         result = shape_study(models, study, device, request.dtype, desk.save, desk.progress, kept)
     return result, list(failures(result))
+
+
+def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
+    """Parts that an earlier run left in the results file are kept, unless they are asked for."""
+    from research.scale.quality import QualityStudy
+    from research.scale.study import PARTS, scale_study
+    from spectralquant.errors import did_you_mean
+    from spectralquant.models.load import load_model
+    from spectralquant.results.files import read_results
+
+    for part in request.parts:
+        if part not in PARTS:
+            raise InputError(f"There is no part {part!r}; there are {', '.join(PARTS)}.{did_you_mean(part, PARTS)}")
+
+    def load() -> tuple[LoadedModel, MixedText]:
+        named = {"device": request.device, "dtype": request.dtype, "offline": request.offline, "report": desk.report}
+        loaded = load_model(request.model, **named)
+        sources = open_sources(request.data, offline=request.offline, report=desk.report)
+        return loaded, _read(loaded.tokenizer, sources, request.window, desk)[0]
+
+    steps = (max(1, request.steps // 4), max(1, request.steps // 2), request.steps)
+    quality = QualityStudy(steps=steps, window=request.window, windows=request.windows)
+    earlier = desk.out is not None and desk.out.is_file()
+    rows = read_results(desk.out).as_json()["rows"] if earlier else []
+    return scale_study(request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality), []
 
 
 def _architectures(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:

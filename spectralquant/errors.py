@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+CLOSE = 0.75
+LONG_ENOUGH = 3
+
 
 class SpectralQuantError(Exception):
     """Base of all errors that input, files or the surroundings cause (never a bug of ours)."""
@@ -51,6 +54,9 @@ class SuspectModelWarning(UserWarning):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """Return ``" Did you mean 'x'?"`` for a known word that is nearly this one, or the only one that holds it; else nothing."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=CLOSE)
+    longer = [name for name in names if len(word) >= LONG_ENOUGH and word.lower() in name.lower()]
+    best = close[0] if close else longer[0] if len(longer) == 1 else None
+    return "" if best is None else f" Did you mean {best!r}?"

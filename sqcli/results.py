@@ -10,6 +10,7 @@ from spectralquant.results.quality import HeadRow, LayerRow, MethodRow
 from spectralquant.results.schema import Results
 
 if TYPE_CHECKING:
+    from spectralquant.calibration.plan import MemoryPlan
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.profile.view import ProfileView
 
@@ -29,6 +30,22 @@ def calibration_result(profile: CalibrationProfile) -> Results:
         tiers={name: tier.model_dump(exclude={"measured"}) for name, tier in side.tiers.items()},
         layers=layer_rows(profile.heads.rank.numpy(), profile.heads.bits.numpy()),
     )
+
+
+def plan_result(plan: MemoryPlan, model: str) -> Results:
+    """A row a stage of a memory plan; all figures are predicted."""
+    rows = [{"stage": stage.name, "peak_bytes": stage.peak, "parts": stage.parts} for stage in plan.stages]
+    summary = {
+        "model": model,
+        "predicted": True,
+        "peak_bytes": plan.peak,
+        "host_bytes": plan.host,
+        "profile_bytes_at_most": plan.profile,
+        "span": plan.span,
+        "recompute": plan.settings.recompute,
+        "sample_windows": plan.samples,
+    }
+    return results_file("plan", rows, provenance(), plan=summary)
 
 
 def layer_rows(rank: Any, bits: Any) -> list[LayerRow]:

@@ -27,6 +27,7 @@ INSIDE = [
         "streams",
         "surroundings",
         "rotary",
+        "rotary_layout",
     },
     {"geometry", "results", "text"},
     {"hooks"},

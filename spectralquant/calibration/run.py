@@ -19,7 +19,7 @@ from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer
 from spectralquant.calibration.capture.passes import require_gradients
 from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.checkpoint import Checkpoint
-from spectralquant.calibration.cold.budget import fit_to_budget
+from spectralquant.calibration.cold.budget import default_budget, fit_to_budget, keep_within
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
 from spectralquant.calibration.first_pass import FirstPass
 from spectralquant.calibration.fixed.fit import FixedFitter
@@ -135,6 +135,7 @@ class CalibrationRun:
         self.resume = resume
         self.times: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
+        self.capture_times: dict[str, float] = {}
 
     def _fingerprint(self) -> dict[str, Any]:
         s = self.settings
@@ -245,18 +246,21 @@ class CalibrationRun:
     def cold_fitter(self, sums: CalibrationSums, samples: list[SampleWindow]) -> ColdFitter | SplitColdFitter:
         """Bases of the cold tier, ready to be fitted at any step; cut to the profile budget where one is set."""
         predict = self.features is not None
-        if self.settings.profile_budget is None:
-            return self._fitter(sums, samples, self.span, predict)
-        layers = math.gcd(*self.spans) // self.geometry.layer_width
-        spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]
+        ratio = 16 / (self.settings.target("cold").bits or 16 / 30)
         heads = (
             2
             * self.geometry.layers
             * self.geometry.kv_heads
-            * (4 * self.geometry.head_dim**2 + 4 * self.geometry.head_dim)
+            * (4 * self.geometry.head_dim**2 + 8 * self.geometry.head_dim)
         )
+        if self.settings.profile_budget is None:
+            fitter = self._fitter(sums, samples, self.span, predict)
+            weights = sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
+            keep_within(fitter, default_budget(weights) - heads - FILE_OVERHEAD, ratio)
+            return fitter
+        layers = math.gcd(*self.spans) // self.geometry.layer_width
+        spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]
         budget = self.settings.profile_budget - heads - FILE_OVERHEAD
-        ratio = 16 / (self.settings.target("cold").bits or 16 / 30)
         make = lambda span, predict: self._fitter(sums, samples, span, predict)  # noqa: E731
         choice = fit_to_budget(make, spans, predict, budget, ratio)
         self.span = choice.span
@@ -293,6 +297,7 @@ class CalibrationRun:
             self.loaded, self.windows, self.settings, sums, self.far, self.checkpoint, self.processes, self.progress
         )
         samples = steps.run(resume=self.resume)
+        self.capture_times = steps.seconds
         if self.processes.first:
             sums.finish()
         return sums, samples
@@ -339,6 +344,7 @@ class CalibrationRun:
                 held_out_sha256=tokens_sha256(self.held_out),
                 stages_s=self.times,
                 stages_peak_bytes=self.peaks,
+                capture_s=self.capture_times,
                 processes=self.processes.size,
                 reduced_bytes=self.processes.bytes,
                 reduce_s=round(self.processes.seconds, 3),

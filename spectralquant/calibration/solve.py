@@ -44,8 +44,8 @@ def solve_cold(
     def method(tier: ColdTier) -> Method:
         return cold_method(tier, loaded)
 
-    ratio = (
-        16 / target.bits
+    ratio, searched = (
+        (16 / target.bits, None)
         if target.bits
         else _ratio_for_quality(
             lambda r: _measure_one(loaded, method(tier_for_ratio(r)), search, progress, f"solving for {target}"),
@@ -74,6 +74,7 @@ def solve_cold(
         importance_r2_key=found.importance_r2[0],
         importance_r2_value=found.importance_r2[1],
         centroids=centroids,
+        searched=searched,
         measured=_stable_row(measured, loaded, report),
     )
     return tier, summary
@@ -93,9 +94,12 @@ def solve_fixed(
     def method(bits: float) -> Method:
         return tier_method(fitter.fit(bits), loaded, hot=name == "hot")
 
-    bits = target.bits or 16 / _ratio_for_quality(
-        lambda r: _measure_one(loaded, method(16 / r), search, progress, f"solving for {target}"), target, 6.0
-    )
+    bits, searched = target.bits, None
+    if bits is None:
+        ratio, searched = _ratio_for_quality(
+            lambda r: _measure_one(loaded, method(16 / r), search, progress, f"solving for {target}"), target, 6.0
+        )
+        bits = 16 / ratio
     progress(f"{name} tier: bits and codebooks", 0, 1)
     tier = fitter.fit(bits)
     parts = parts_of(tier)
@@ -119,6 +123,7 @@ def solve_fixed(
         captured_energy_key=kept[0],
         captured_energy_value=kept[1],
         without_bits=without_bits(tier, loaded.geometry),
+        searched=searched,
         measured=_stable_row(measured, loaded, report),
     )
     return tier, summary
@@ -155,8 +160,8 @@ def _stable_row(measured: Measurement, loaded: LoadedModel, windows: Tensor) -> 
     return {k: v for k, v in row.items() if k not in ("encode_s", "decode_s", "time_unit")}
 
 
-def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, start: float) -> float:
-    """The largest ratio whose quality loss on held-out text stays under the target.
+def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, start: float) -> tuple[float, float]:
+    """The largest ratio whose quality loss on held-out text stays under the target, and that loss.
 
     Bisection in log ratio; loss grows roughly with a power of the ratio, which only guides the first steps.
 
@@ -168,7 +173,7 @@ def _ratio_for_quality(trial: Callable[[float], Measurement], target: Target, st
     for _ in range(MAX_TRIALS):
         tried, found = ratio, loss(trial(ratio))
         if found <= target.value:
-            low, best = ratio, ratio
+            low, best = ratio, (ratio, found)
             if found >= target.value * (1 - TOLERANCE):
                 break
         else:
@@ -201,11 +206,11 @@ def choose_centroids(
         "values": without("key"),
         "none": without("key", "value"),
     }
-    methods = [cold_method(t, loaded) for t in options.values()]
-    stage = "choosing centroids"
-    found = measure(
-        loaded.model, loaded.geometry, windows[:1, :CENTROID_TOKENS], methods, lambda d, t: progress(stage, d, t)
-    )
+    some = windows[:1, :CENTROID_TOKENS]
+    found = [  # one after the other: each has matrices of its own on the device
+        _measure_one(loaded, cold_method(option, loaded), some, progress, "choosing centroids")
+        for option in options.values()
+    ]
     best = min(range(len(found)), key=lambda i: found[i].kl)
     name = list(options)[best]
     return options[name], name

@@ -52,8 +52,9 @@ def judge(baseline: Results, current: Results, limits: Limits, *, interleaved: b
     Raises:
         InputError: a file holds nothing that can be gated, or a limit that matches nothing.
     """
-    before, now = metrics_of(baseline, "The baseline"), metrics_of(current, "The current results")
+    before = metrics_of(baseline, "The baseline")
     limits.require_matches(before)
+    now = metrics_of(current, "The current results") if current.get("measured", True) else {}
     different = [] if interleaved else mismatches(baseline, current)
     if different:
         why = "; ".join(different)
@@ -78,12 +79,15 @@ def run_suite(
     offline: bool,
     progress: Progress,
     report: Callable[[str], None] = lambda _: None,
+    baseline: Results | None = None,
     *,
     resume: bool = False,
 ) -> Results:
     """Measure a suite on texts as `open_sources` takes them; `report` is told what reading them left out.
 
-    Finished parts are kept in the user's cache until the run ends; with `resume` they are taken from there.
+    With a baseline that cannot be compared with this model, text, device or suite nothing is measured: the results have no
+    rows then, and `judge` says why. Finished parts are kept in the user's cache until the run ends; with `resume` they are
+    taken from there.
 
     Raises:
         InputError: there is no such suite, or it cannot run here.
@@ -91,13 +95,16 @@ def run_suite(
     if name not in SUITES:
         raise InputError(f"There is no suite {name!r}; there are {', '.join(SUITES)}.{did_you_mean(name, SUITES)}")
     if name == "gpu":
-        from spectralquant.gate.suites.gpu import gpu_suite
+        from spectralquant.gate.suites.gpu import gpu_suite, gpu_suite_header
         from spectralquant.models.load import pick_device
 
         where = pick_device(device)
+        header = gpu_suite_header(where)
+        if baseline is not None and mismatches(baseline, header):
+            return header.updated(measured=False)
         with UnfinishedRun("gate", {"suite": name} | device_facts(where), resume=resume, report=report) as kept:
             return gpu_suite(where, progress, kept)
-    from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite
+    from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite, smoke_suite_header
     from spectralquant.models.identity import weights_sha256
     from spectralquant.models.load import load_model
     from spectralquant.text.mix import tokenize_sources
@@ -107,6 +114,9 @@ def run_suite(
     sources = open_sources(data, offline=offline, report=report)
     loaded = load_model(model, device="cpu", dtype="float32", offline=offline)
     text = tokenize_sources(loaded.tokenizer, sources, TOKENS, window=SmokeSettings().window, report=report)
+    header = smoke_suite_header(loaded, text, text_name(sources))
+    if baseline is not None and mismatches(baseline, header):
+        return header.updated(measured=False)
     inputs = {"suite": name, "weights": weights_sha256(loaded.model), "text": tokens_sha256(text.ids)}
     with UnfinishedRun("gate", inputs, resume=resume, report=report) as kept:
         result = smoke_suite(loaded, text, text_name(sources), None, progress, kept)

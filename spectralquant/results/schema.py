@@ -29,6 +29,10 @@ from spectralquant.results.studies import (
     BlockRow,
     CoderRow,
     DomainRow,
+    DurationRow,
+    PlanRow,
+    PredictionRow,
+    ScaleRow,
     ShapeRow,
     SpectrumRow,
     TierCost,
@@ -86,11 +90,13 @@ class BenchResults(Results):
     end_to_end: list[StepRow] = []
     telemetry: Telemetry | None = None
     crossover: list[CrossoverRow] = []
+    fit: dict[str, Any] | None = None
 
 
 class GateResults(Results):
     rows: list[MetricRow]
     suite: str | None = None
+    measured: bool | None = None
     settings: dict[str, Any] | None = None
     telemetry: Telemetry | None = None
 
@@ -193,6 +199,32 @@ class ArchitectureResults(Results):
     rows: list[ArchitectureRow]
 
 
+class PlanResults(Results):
+    rows: list[PlanRow]
+    plan: dict[str, Any] = {}
+
+
+class DurationResults(Results):
+    rows: list[DurationRow]
+
+
+class PredictionResults(Results):
+    rows: list[PredictionRow]
+    terms: dict[str, Any] = {}
+    error: dict[str, Any] = {}
+    held_out_error: dict[str, Any] = {}
+    roofline_error: dict[str, Any] = {}
+    speedup: list[dict[str, Any]] = []
+    measured_in: dict[str, Any] = {}
+
+
+class ScaleResults(Results):
+    rows: list[ScaleRow]
+    summary: dict[str, Any] = {}
+    steps: int | None = None
+    window: int | None = None
+
+
 KINDS: dict[str, type[Results]] = {
     "compare": CompareResults,
     "calibrate": CalibrateResults,
@@ -218,4 +250,8 @@ KINDS: dict[str, type[Results]] = {
     "shapes": ShapeResults,
     "coder": CoderResults,
     "architectures": ArchitectureResults,
+    "plan": PlanResults,
+    "durations": DurationResults,
+    "prediction": PredictionResults,
+    "calibrate-scale": ScaleResults,
 }

@@ -41,6 +41,8 @@ class KernelRow(Row):
     share_of_prefill: Figure = None
     predicted: bool | None = None
     predicted_us: Figure = None
+    roofline_us: Figure = None
+    measured_us: Figure = None
     predicted_speedup: Figure = None
     variant: dict[str, int | str | bool] | None = None
     failed: str | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from spectralquant.results.base import Figure, Row
@@ -17,6 +19,46 @@ class SpectrumRow(Row):
     alive_value: float
     importance_r2_key: Figure
     importance_r2_value: Figure
+
+
+class ScaleRow(Row):
+    """One part of calibrating at real sizes; what it measured depends on the part, so that other fields may stand beside."""
+
+    open_fields: ClassVar[bool] = True
+
+    part: str
+    ok: bool = True
+    error: str | None = None
+
+
+class PlanRow(Row):
+    """Predicted peak bytes of one stage of a calibration, and the parts they are made of."""
+
+    stage: str
+    peak_bytes: int
+    parts: dict[str, int]
+
+
+class DurationRow(Row):
+    """Processor and wall time in seconds of one command."""
+
+    name: str
+    command: str
+    exit_code: int
+    cpu_s: float
+    wall_s: float
+
+
+class PredictionRow(Row):
+    """A measured kernel time in µs, and what the fit and a bare roofline predict."""
+
+    kernel: str
+    context: int
+    batch: int
+    bytes_read: int
+    measured_us: float
+    predicted_us: float
+    roofline_us: float
 
 
 class TierCost(Row):

@@ -8,6 +8,7 @@ import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from spectralquant.errors import InputError, SourceError, did_you_mean
@@ -15,7 +16,7 @@ from spectralquant.text.documents.files import file_documents, is_path
 from spectralquant.text.documents.hub import hub_documents
 from spectralquant.text.documents.report import Report, warn
 
-BUILTIN = ("builtin:pydoc", "builtin:stdlib")
+BUILTIN = ("builtin:pydoc", "builtin:stdlib", "builtin:gate")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TextSource:
 
 
 def load_text(spec: str | os.PathLike[str], *, offline: bool = False, report: Report = warn) -> Iterator[str]:
-    """Yield the documents of `builtin:pydoc`, `builtin:stdlib`, `file:PATH[:COLUMN]` or
+    """Yield the documents of `builtin:pydoc`, `builtin:stdlib`, `builtin:gate`, `file:PATH[:COLUMN]` or
     `hub:NAME[:config][:split][:column]`.
 
     PATH may be a text file (large ones come in pieces), JSON, JSON Lines, CSV, TSV, parquet, arrow, any of them packed
@@ -88,11 +89,31 @@ def text_name(sources: Sequence[TextSource]) -> str:
     return " + ".join(f"{s.name}={s.weight:g}" for s in sources)
 
 
+def require_name(spec: str) -> None:
+    """Check what a text is called, and its weight; nothing is read.
+
+    Raises:
+        InputError: there is no text of that name, or its weight is not positive.
+    """
+    name, _ = parse_weight(spec)
+    if name not in BUILTIN and not name.startswith(("file:", "hub:")) and not is_path(name):
+        raise _unknown(name)
+
+
+def _unknown(spec: str) -> InputError:
+    return InputError(
+        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
+        f"{did_you_mean(spec, BUILTIN)}"
+    )
+
+
 def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
     if spec == "builtin:pydoc":
         return _pydoc()
     if spec == "builtin:stdlib":
         return _stdlib()
+    if spec == "builtin:gate":
+        return _gate()
     if spec == "file:":
         raise InputError(
             "--data file: names no file. Pass file:PATH, as file:tickets.jsonl (the current folder is file:.)."
@@ -103,10 +124,7 @@ def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
         return hub_documents(spec.removeprefix("hub:"), offline, report)
     if spec and not spec.startswith("builtin:") and is_path(spec):
         return file_documents(spec, report)
-    raise InputError(
-        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
-        f"{did_you_mean(spec, BUILTIN)}"
-    )
+    raise _unknown(spec)
 
 
 def _pydoc() -> Iterator[str]:
@@ -121,3 +139,11 @@ def _stdlib() -> Iterator[str]:
     folder = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(folder.glob("*.py")):
         yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _gate() -> Iterator[str]:
+    """The text of the gate: 115,000 characters about this library that are the same in every version of it and of Python, so
+    that baselines stay comparable.
+    """
+    text = resources.files("spectralquant.text").joinpath("data/gate.txt").read_bytes().decode("utf-8")
+    return iter(text.split("\n\n"))

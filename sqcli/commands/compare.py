@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from spectralquant.methods.names import method_names
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Resume, Seed, Svg
+from sqcli.typos import check_methods, checked
 
 DEFAULT_PROFILE = Path("profiles/demo")
 QUICK_WINDOWS, QUICK_CONTEXT = 2, 768
@@ -16,7 +18,13 @@ READ_TOKENS = 4_000_000
 
 
 def compare(
-    methods: Annotated[list[str], typer.Argument(help="METHOD or METHOD:option=value,… ; A+B composes; all = all.")],
+    methods: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"METHOD or METHOD:option=value,…; A+B composes. Methods: {', '.join(method_names())}; or all.",
+            callback=checked(check_methods),
+        ),
+    ],
     profile: Annotated[
         Path, typer.Option("--profile", "-p", help="Calibrated profile of the model.")
     ] = DEFAULT_PROFILE,
@@ -72,6 +80,7 @@ def compare(
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
+    from sqcli.plans import comparison_plan
     from sqcli.terminal.compare import comparison_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
@@ -95,7 +104,8 @@ def compare(
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
     protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
     claim = contextlib.nullcontext() if json in (None, "-") else claimed(json, "--json")
-    with claim, output.progress() as bar:
+    plan = comparison_plan([group[0].name for group in groups], list(scored), bool(protocol.needle_trials))
+    with claim, output.progress(plan) as bar:
         comparison = Comparison(holder, scored, protocol, text_name(sources), bar)
         inputs = {**comparison.identity, "text": text_name(sources), "device": str(loaded.device)}
         with UnfinishedRun("compare", inputs, resume=resume, report=output.note) as kept:

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Resume, Svg
+from sqcli.typos import check_model, checked, one_of
+
+EXACT = ("auto", "float16", "bfloat16", "float32", "int8")
 
 
 def pack(
@@ -15,10 +18,16 @@ def pack(
     out: Annotated[Path, typer.Option("--out", "-o", help="Packet file to write.")],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this text file.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Cut the prompt after this many tokens.")] = None,
     exact: Annotated[
-        str, typer.Option(help="Sinks and recent window: auto (model dtype), float16, float32 or int8.")
+        str,
+        typer.Option(
+            help="Sinks and recent window: auto (model dtype), float16, bfloat16, float32 or int8.",
+            callback=one_of("--exact", EXACT),
+        ),
     ] = "auto",
     step_scale: Annotated[
         float, typer.Option(help="Multiply the calibrated step: above 1 smaller, below 1 better.")
@@ -85,7 +94,7 @@ def pack(
             ids,
             **settings,
             kept=kept,
-            progress=lambda d, t: bar("encoding blocks", d, t),
+            progress=bar,
         )[0]
         packet.save(out)
     row = packet_row(packet)

@@ -24,6 +24,7 @@ STUDIES = (
     "shapes",
     "coder",
     "architectures",
+    "calibrate-scale",
 )
 WITH_PROFILE = ("packet", "cache", "index", "coder")
 DEFAULT_OTHER = ("builtin:stdlib",)
@@ -48,6 +49,12 @@ def study(
         typer.Option(help="Models of `shapes`, once each. Default: 8B, 7B, and the 70B shape with four layers."),
     ] = None,
     train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Parts of `calibrate-scale` to measure anew; those of an earlier run in --out are kept. Default: all."
+        ),
+    ] = None,
     resume: Resume = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
@@ -69,7 +76,8 @@ def study(
     exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
     alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. architectures: small
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
-    three minutes on a CPU.
+    three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
+    several; and what metric, form of the bases and --steps are worth on --model.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -98,13 +106,16 @@ def study(
         window=window,
         windows=windows,
         shapes=tuple(shape or ()),
+        parts=tuple(part or ()),
         train_seconds=train_seconds,
         device=device,
         dtype=dtype,
         offline=offline,
     )
     with output.progress() as bar:
-        result, failed = run_study(request, Desk(bar, output.note, output.keep, resume))
+        result, failed = run_study(
+            request, Desk(bar, output.note, output.keep, resume, None if json == "-" else Path(json))
+        )
     output.show(*study_view(result))
     output.finish(result, title=f"sq study {name}")
     for line in [*([] if json == "-" else [f"Wrote {json}"]), *failed]:

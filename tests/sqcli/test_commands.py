@@ -62,7 +62,12 @@ def profile(small_folder, tmp_path_factory) -> Path:
         out.with_suffix(".svg"),
     )
     assert done.returncode == 0, done.stderr
-    assert "measured, held-out" in done.stdout and "Rank (of 16)" in done.stdout
+    assert (
+        "smaller at KL" in done.stdout.splitlines()[0]
+        and "aimed at 10.0:1" in done.stdout
+        and "Next:" in done.stdout
+        and "Rank (of 16)" in done.stdout
+    )
     return out
 
 
@@ -315,7 +320,7 @@ def test_pack_inspect_unpack(packet, profile, small_folder, tmp_path):
 
 def test_inspect_of_a_profile_lists_its_tensors(profile):
     done = sq("inspect", profile)
-    assert done.returncode == 0 and "cold.key.analysis" in done.stdout
+    assert done.returncode == 0 and "cold.key.0.outer_analysis.coarse" in done.stdout
 
 
 def test_damaged_packets_and_foreign_profiles_are_refused(packet, profile, second, small_folder, tmp_path):

@@ -33,6 +33,7 @@ from spectralquant.codec.packet import (
 )
 from spectralquant.errors import InputError, PacketError
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
+from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
 from spectralquant.hooks.wrappers import model_device, runs_model
@@ -46,6 +47,7 @@ from spectralquant.rotary import Rotation, undo_rope
 from spectralquant.streams import as_caller
 
 Progress = Callable[[int, int], None]
+StageProgress = Callable[[str, int, int], None]
 RUN_BLOCKS = 16
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -84,7 +86,7 @@ def pack_prompt(
     exact: str = "auto",
     step_scale: float = 1.0,
     adaptive: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
@@ -121,7 +123,7 @@ def _pack_one(
     ids: Tensor,
     exact: str,
     step_scale: float,
-    progress: Progress,
+    progress: StageProgress,
     kept: Kept,
     row: int,
 ) -> SpectralPacket:
@@ -129,11 +131,15 @@ def _pack_one(
     geometry, total = binding.geometry, len(ids)
     seen: list[tuple[Tensor, Tensor, Tensor, Rotation | None]] = []
 
-    def observe(call: AttentionCall) -> None:
+    def observe(call: AttentionCall) -> Tensor | None:
         if call.shared:
-            return
+            return None
+        progress("reading the prompt", len(seen), geometry.layers)
         rotation = call.rotation(geometry.layout) if geometry.rotary[call.layer] else None
-        seen.append((call.key[0], call.value[0], attention_received(call, BLOCK), rotation))
+        output, sums = causal_attention(call) or (None, None)
+        received = attention_received(call, BLOCK, None if sums is None else sums[0])
+        seen.append((call.key[0], call.value[0], received, rotation))
+        return output
 
     binding.tables.forget_lengths()
     with AttentionTap(model, observe):
@@ -150,14 +156,14 @@ def _pack_one(
         sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
         rotations = [layer[3] for layer in mine]
         for at in range(0, len(ranges), RUN_BLOCKS):
-            progress(done, steps)
+            progress("encoding blocks", done, steps)
             some = ranges[at : at + RUN_BLOCKS]
             encode = functools.partial(_encoded, codecs[group], keys, values, received, rotations, ids, some)
             coded = kept.value(f"sequence {row}, layer {group.layers[0]}, token {some[0][0]}", encode)
             sections += [(a, b - a, CODED, bytes.fromhex(data)) for (a, b), data in zip(some, coded, strict=True)]
             done += len(some)
         parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
-    progress(steps, steps)
+    progress("encoding blocks", steps, steps)
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, min(SINKS, total))
     groups = geometry.groups if any(geometry.windows) else ()
     return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)

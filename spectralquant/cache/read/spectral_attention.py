@@ -174,7 +174,7 @@ def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:
     query = call.query[:, :, first:stop].float().reshape(batch, kv, -1, dim)
     scores = (query @ call.key[:, :, :seen].float().transpose(2, 3)).view(batch, heads, stop - first, seen)
     scores *= call.scaling
-    p = probabilities(scores, call.allowed()[:, :, first:stop, :seen], call.options)
+    p = probabilities(scores, call.allowed(slice(first, stop))[..., :seen], call.options)
     return p if seen == total else torch.nn.functional.pad(p, (0, total - seen))
 
 

@@ -36,8 +36,12 @@ class GroupStats:
 
 @dataclass
 class Spent:
-    """Seconds (of the host's clock: on a GPU with waiting for what was queued before) and counts since the cache was made. Reads are of layers: by a Triton kernel, in place by torch, or after
-    reconstruction. kernel_refusal: why the latest read that a kernel could not take was not its."""
+    """Seconds and counts since the cache was made.
+
+    Seconds are of the host's clock. On a GPU they include waiting for work that was queued before. A read is of one layer:
+    by a Triton kernel, in place by torch, or after reconstruction. kernel_refusal: why a kernel could not take the latest
+    read that fell back to torch.
+    """
 
     compress_s: float = 0.0
     reconstruct_s: float = 0.0

@@ -77,17 +77,26 @@ def smoke_suite(
     rows = _working("calibration", calibrate)
     for profile in made:
         rows += _measured(loaded, profile, ids, progress, kept)
+    header = smoke_suite_header(loaded, text, text_name, settings)
+    header.provenance |= kept.facts()
+    return header.updated(rows=rows)
+
+
+def smoke_suite_header(
+    loaded: LoadedModel, text: TokenText, text_name: str, settings: SmokeSettings | None = None
+) -> Results:
+    """The results file without rows: all that decides whether results can be compared, known before anything is measured."""
+    settings = settings or SmokeSettings()
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
         weights_sha256=weights_sha256(loaded.model),
         text=text_name,
-        data_sha256=tokens_sha256(ids),
+        data_sha256=tokens_sha256(text.windows(settings.scored)[-1]),
         dtype=str(loaded.model.dtype),
         seed=0,
-        **kept.facts(),
     )
-    return results_file("gate", rows, facts, suite="smoke", settings=vars(settings))
+    return results_file("gate", [], facts, suite="smoke", settings=vars(settings))
 
 
 def _calibrated(
