@@ -19,7 +19,6 @@ INSIDE = [
         "errors",
         "known_faults",
         "files",
-        "folders",
         "claims",
         "processes",
         "provenance",

@@ -214,7 +214,7 @@ class PredictionResults(Results):
     error: dict[str, Any] = {}
     held_out_error: dict[str, Any] = {}
     roofline_error: dict[str, Any] = {}
-    speedup: list[dict[str, Any]] = []
+    speedup: dict[str, Any] = {}
     measured_in: dict[str, Any] = {}
 
 

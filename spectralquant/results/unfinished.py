@@ -18,8 +18,7 @@ from typing import Any
 from spectralquant.checkout import source_commit
 from spectralquant.claims import claimed
 from spectralquant.errors import BusyError, InputError
-from spectralquant.files import write_bytes, write_json
-from spectralquant.folders import cache_folder
+from spectralquant.files import cache_folder, write_bytes, write_json
 from spectralquant.provenance import installed_version
 
 INPUTS = "inputs.json"
