@@ -21,6 +21,7 @@ from spectralquant.bench.run import BenchRequest, predict_device
 from spectralquant.errors import InputError
 from spectralquant.models.config import shape_of_model
 from spectralquant.models.shapes import parse_shape
+from spectralquant.results.files import read_results
 from spectralquant.results.speed import KernelRow
 from sqcli.terminal.speed import speed_view
 
@@ -132,7 +133,7 @@ def test_the_shipped_fit_is_made_by_its_command_and_its_error_is_stated():
     measured = json.loads(PROFILE.read_text())
     result, shipped = fitted(measured, "h100", "profiles/results/profile-h100.json")
     kept = json.loads((PROFILE.parent / "prediction-h100.json").read_text())
-    assert {k: v for k, v in result.items() if k != "provenance"} == {
+    assert {k: v for k, v in result.as_json().items() if k != "provenance"} == {
         k: v for k, v in kept.items() if k != "provenance"
     }
     fit = shipped_fit()
@@ -160,8 +161,8 @@ def test_predictions_stand_beside_measurements_where_both_exist():
 
 @pytest.mark.parametrize("context,batch", [(2048, 1), (262144, 16)])
 def test_tables_fit_into_80_columns(context, batch):
-    stored = json.loads(PROFILE.read_text())
-    stored["rows"] = [r for r in stored["rows"] if (r.get("context"), r.get("batch")) == (context, batch)]
+    stored = read_results(PROFILE)
+    stored.rows = [r for r in stored["rows"] if (r.get("context"), r.get("batch")) == (context, batch)]
     predicted = predict_device(
         BenchRequest(parse_shape("llama-3.1-8b"), contexts=(context,), batches=(1,)), parse_device("h100")
     )
