@@ -82,7 +82,7 @@ def test_a_command_goes_on_where_it_was_interrupted(name, place, monkeypatch, ca
     assert not kept(), "a finished run leaves nothing"
 
     with monkeypatch.context() as patch:
-        patch.setattr(Output, "progress", lambda self: Interrupting(stage, calls))
+        patch.setattr(Output, "progress", lambda self, *plan: Interrupting(stage, calls))
         assert sq(*command) == 130
     said = capsys.readouterr().err
     assert "kept in" in said and "the same command with --resume goes on from there" in said
@@ -96,7 +96,7 @@ def test_a_command_goes_on_where_it_was_interrupted(name, place, monkeypatch, ca
 
 @pytest.mark.parametrize("name", LONG)
 def test_nothing_is_promised_before_anything_is_finished(name, place, monkeypatch, capsys):
-    monkeypatch.setattr(Output, "progress", lambda self: Interrupting("", 0))
+    monkeypatch.setattr(Output, "progress", lambda self, *plan: Interrupting("", 0))
     assert sq(*line(name, place), "--resume") == 130
     said = capsys.readouterr().err
     assert "kept" not in said and "begins anew" in said
