@@ -7,6 +7,7 @@ line on stderr and exit code 2.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 CLOSE = 0.75
@@ -45,12 +46,21 @@ class NotCompressedWarning(UserWarning):
     """A cache did not compress (part of) what it was given; the message says why, `SpectralCache.stats()` how much."""
 
 
+class UnlikeTextWarning(UserWarning):
+    """A text takes many more bytes than the text that a profile was calibrated on: it is of another kind."""
+
+
 class RepeatedPromptWarning(UserWarning):
     """`generate` was given a prompt that its cache holds already, so its tokens are read twice."""
 
 
 class SuspectModelWarning(UserWarning):
     """The uncompressed model predicts a text hardly better than a unigram model, so figures measured with it mean little."""
+
+
+def renamed(old: str, new: str, wrappers: int = 0) -> None:
+    """Warn the caller's caller that it used an old name; `wrappers`: decorators' frames in between."""
+    warnings.warn(f"{old} is now called {new}.", DeprecationWarning, stacklevel=3 + wrappers)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

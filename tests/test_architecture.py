@@ -33,11 +33,12 @@ INSIDE = [
     {"models", "diagnostics"},
     {"profile"},
     {"codec"},
+    {"calibration"},
     {"cache", "methods"},
     {"graphed"},
     {"bench"},
     {"evaluation"},
-    {"calibration"},
+    {"calibrating"},
     {"gate"},
 ]
 RANK = {name: i for i, names in enumerate(INSIDE) for name in names}

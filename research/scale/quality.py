@@ -13,8 +13,8 @@ from torch import Tensor
 from spectralquant.calibration.cold.budget import tier_bytes
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
-from spectralquant.calibration.solve import cold_method
 from spectralquant.evaluation.measure import measure
+from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts
 from spectralquant.surroundings import own_run
@@ -62,7 +62,7 @@ def _row(
     loaded: LoadedModel, settings: CalibrationSettings, what: str, fitter: Any, ratio: float, held_out: Tensor
 ) -> Row:
     tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
-    row = measure(loaded.model, loaded.geometry, held_out, [cold_method(tier, loaded)])[0].row(
+    row = measure(loaded.model, loaded.geometry, held_out, [tier_method(tier, loaded)])[0].row(
         loaded.geometry, loaded.name, held_out.shape[1]
     )
     return {

@@ -76,7 +76,7 @@ def generate_text(
     pad = loaded.tokenizer.pad_token_id
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotCompressedWarning)  # the reasons are in stats
-        made = loaded.model.generate(
+        new_ids = loaded.model.generate(
             input_ids=so_far,
             attention_mask=torch.ones_like(so_far),
             **with_cache(loaded.model, cache),
@@ -87,8 +87,8 @@ def generate_text(
             **chunks,
         )[0, ids.shape[1] :]
         seconds, stats = time.perf_counter() - begin, cache.stats()
-    text = loaded.tokenizer.decode(made, skip_special_tokens=True)
-    return Generated(text, ids.shape[1], len(made), seconds, stats)
+    text = loaded.tokenizer.decode(new_ids, skip_special_tokens=True)
+    return Generated(text, ids.shape[1], len(new_ids), seconds, stats)
 
 
 def _new_cache(loaded: LoadedModel, profile: CalibrationProfile | None, options: GenerationOptions) -> SpectralCache:

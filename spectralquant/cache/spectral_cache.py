@@ -36,7 +36,7 @@ from spectralquant.cache.tokens.span import GroupSpan
 from spectralquant.cache.tokens.state import CacheState
 from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, renamed
 from spectralquant.geometry import BLOCK
 from spectralquant.hooks.wrappers import model_device, usable_model
 from spectralquant.profile.model import CalibrationProfile
@@ -67,7 +67,7 @@ class SpectralCache(SavedCache):
             an index of 16 components a head (`spectral_index_decode`); None reads all. Needs kernels.
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
         step_scale: multiplies the cold tier's step; kept as the float32 that packets carry.
-        adaptive: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
+        adaptive_ranks: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
             profile's. Its refreshed bases live in this cache, so packets are coded again without them.
 
     Raises:
@@ -95,14 +95,20 @@ class SpectralCache(SavedCache):
         host: bool = False,
         threads: int = 1,
         step_scale: float = 1.0,
-        adaptive: bool | Mapping[str, Any] = False,
+        adaptive_ranks: bool | Mapping[str, Any] = False,
+        adaptive: bool | Mapping[str, Any] | None = None,
     ) -> None:
         if window < BLOCK or window % BLOCK:
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if not 0 <= lag <= BLOCK:
             raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
-        if adaptive is not False and threads != 1:
-            raise InputError(f"adaptive learns from one block after the other: it takes threads=1, not {threads}.")
+        if adaptive is not None:
+            renamed("adaptive", "adaptive_ranks", wrappers=1)
+            adaptive_ranks = adaptive
+        if adaptive_ranks is not False and threads != 1:
+            raise InputError(
+                f"adaptive_ranks learns from one block after the other: it takes threads=1, not {threads}."
+            )
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
         model = usable_model(model)
@@ -128,7 +134,7 @@ class SpectralCache(SavedCache):
             "host": host,
             "threads": threads,
             "step_scale": step_scale,
-            "adaptive": dict(adaptive) if isinstance(adaptive, Mapping) else adaptive,
+            "adaptive_ranks": dict(adaptive_ranks) if isinstance(adaptive_ranks, Mapping) else adaptive_ranks,
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
@@ -151,7 +157,7 @@ class SpectralCache(SavedCache):
             self.pool,
             self.reconstructor,
             step_scale,
-            None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {},
+            None if adaptive_ranks is False else dict(adaptive_ranks) if isinstance(adaptive_ranks, Mapping) else {},
             backend,
             0 if select is None else INDEX_RANK,
         )
@@ -225,7 +231,7 @@ class SpectralCache(SavedCache):
         if tokens_to_remove > 0:
             raise ValueError("crop takes a negative number of tokens to remove")
         self.recover()
-        if self.state.rows and tokens_to_remove:
+        if self.state.sequences and tokens_to_remove:
             self.state.require_croppable(-tokens_to_remove)
             self.groups.forget_pending()
             target = self.get_seq_length() + tokens_to_remove
@@ -238,23 +244,23 @@ class SpectralCache(SavedCache):
             group.span.recording = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
+        """Take sequences `beam_idx: [B]`; blocks are shared, not copied."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep rows `indices` (integers or a boolean mask), in that order."""
+        """Keep sequences `indices` (integers or a boolean mask), in that order."""
         indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:
             indices = indices.nonzero().squeeze(1)
         self.recover()
-        if self.state.rows:
+        if self.state.sequences:
             self.groups.settle()
-            self.state.select_rows(indices)
+            self.state.select_sequences(indices)
             self.groups.forget_unused()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        self.batch_select_indices(torch.arange(len(self.state.rows)).repeat_interleave(repeats))
+        """Repeat every sequence `repeats` times."""
+        self.batch_select_indices(torch.arange(len(self.state.sequences)).repeat_interleave(repeats))
 
     def reset(self) -> None:
         """Forget everything; pages go back to the pool."""
@@ -272,12 +278,17 @@ class SpectralCache(SavedCache):
 
     @property
     def batch_size(self) -> int:
-        return len(self.state.rows)
+        return len(self.state.sequences)
 
-    def evict(self, blocks: int = 1) -> int:
+    def demote(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.recover()
-        return self.groups.evict(blocks)
+        return self.groups.demote(blocks)
+
+    def evict(self, blocks: int = 1) -> int:
+        """Deprecated name of `demote`: no token is lost."""
+        renamed("SpectralCache.evict", "demote")
+        return self.demote(blocks)
 
     # Packets (for copies and files see `SavedCache`)
 
@@ -336,6 +347,3 @@ class SpectralCache(SavedCache):
             over_budget=self.over_budget,
             not_compressed=self.report.reasons(),
         )
-
-
-SpectralKVCache = SpectralCache

@@ -265,12 +265,12 @@ def exact_section(keys: Tensor, values: Tensor, exact_dtype: str) -> bytes:
 
 def exact_sections(start: int, keys: Tensor, values: Tensor, exact_dtype: str) -> Sections:
     """Exact sections of keys (after RoPE) and values `[L, Hk, T, D]`, as many as a section's length asks for."""
-    found: Sections = []
+    sections: Sections = []
     for at in range(0, keys.shape[2], EXACT_TOKENS):
         part = slice(at, at + EXACT_TOKENS)
         body = exact_section(keys[:, :, part], values[:, :, part], exact_dtype)
-        found.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
-    return found
+        sections.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
+    return sections
 
 
 def exact_length(header: PacketHeader, tokens: int, layers: int) -> int:
@@ -331,11 +331,11 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
     if at != length or sections != sorted(sections, key=lambda s: s.group):
         raise PacketError("The packet's index does not cover the packet.")
     for number, kind in enumerate(header.all_groups):
-        mine = [s for s in sections if s.group == number]
-        token = mine[0].start if mine else 0
+        of_group = [s for s in sections if s.group == number]
+        token = of_group[0].start if of_group else 0
         if token > kind.first_read(tokens):
             raise PacketError("The packet lacks tokens that would be read next.")
-        for section in mine:
+        for section in of_group:
             if section.start != token:
                 raise PacketError("The packet's index does not describe consecutive sections.")
             token += section.tokens
@@ -356,11 +356,11 @@ def _group_bytes(group: LayerGroup, layers: int) -> bytes:
 
 def _groups(data: memoryview, layers: int) -> tuple[LayerGroup, ...]:
     """The groups of a packet, which together hold every layer once."""
-    found, size = [], _group_size(layers)
+    groups, size = [], _group_size(layers)
     for at in range(0, len(data), size):
         mask = int.from_bytes(data[at + GROUP_WINDOW.size : at + size], "little")
         window = GROUP_WINDOW.unpack_from(data, at)[0]
-        found.append(LayerGroup(tuple(i for i in range(mask.bit_length()) if mask >> i & 1), window or None))
-    if sorted(i for group in found for i in group.layers) != list(range(layers)):
+        groups.append(LayerGroup(tuple(i for i in range(mask.bit_length()) if mask >> i & 1), window or None))
+    if sorted(i for group in groups for i in group.layers) != list(range(layers)):
         raise PacketError("The packet's groups do not hold every layer once.")
-    return tuple(found)
+    return tuple(groups)

@@ -111,8 +111,8 @@ def calibrate(
     if dry_run:
         _dry_run(model, settings, device, dtype, memory, offline, json, csv, svg, quiet)
         return
+    from spectralquant.calibrating.api import calibrate_model
     from spectralquant.calibration.plan import PlannedModel, keep_within, memory_of, plan_for
-    from spectralquant.calibration.run import calibrate_model
     from spectralquant.claims import claimed
     from spectralquant.models.load import load_model
     from spectralquant.processes import processes

@@ -32,8 +32,11 @@ def pack(
     step_scale: Annotated[
         float, typer.Option(help="Multiply the calibrated step: above 1 smaller, below 1 better.")
     ] = 1.0,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Let blocks shift their tables (text unlike the calibration's).")
+    adaptive_tables: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive-tables", "--adaptive", help="Let blocks shift their tables (text unlike the calibration's)."
+        ),
     ] = False,
     resume: Resume = False,
     device: Device = "auto",
@@ -80,7 +83,7 @@ def pack(
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     ids = torch.tensor([prompt_ids(loaded.tokenizer, prompt)[:max_tokens]])
     start = time.perf_counter()
-    settings = {"exact": exact, "step_scale": step_scale, "adaptive": adaptive}
+    settings = {"exact": exact, "step_scale": step_scale, "adaptive_tables": adaptive_tables}
     inputs = settings | {
         "profile": loaded_profile.id.hex(),
         "tokens": tokens_sha256(ids),

@@ -163,7 +163,7 @@ def _generate(
 ) -> None:
     """Calibrate a model with random weights for two steps, and time `generate` over its caches."""
     from spectralquant.bench.generate.run import GenerateRequest, generate_results
-    from spectralquant.calibration.api import calibrate
+    from spectralquant.calibrating.api import calibrate
     from spectralquant.calibration.options import CalibrationSettings
     from spectralquant.models.load import load_model
     from spectralquant.models.shapes import parse_shape

@@ -18,7 +18,7 @@ from sqcli.terminal.plot import log_plot
 PLOT_WIDTH, PLOT_HEIGHT = 72, 18
 USUAL = {"kernel": (7,), "group": (32, 64)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
-NAMED = {"adaptive": "adaptive", "adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
+NAMED = {"adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
 QUICK_NOTE = "[yellow]--quick: a few windows, too small to quote.[/yellow]"
 
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from spectralquant.cache.binding import bind
 from spectralquant.cache.passes.repeated import UnpackedCache
+from spectralquant.cache.persist.likeness import warn_of_unlike_text
 from spectralquant.cache.persist.packet_layout import require_room
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_keys
@@ -31,7 +32,7 @@ from spectralquant.codec.packet import (
     exact_sections,
     packet_float,
 )
-from spectralquant.errors import InputError, PacketError
+from spectralquant.errors import InputError, PacketError, renamed
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
 from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
@@ -58,7 +59,7 @@ def profile_codecs(
     groups: Sequence[LayerGroup],
     *,
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
 ) -> list[SpectralCodec]:
     """The cold-tier codec of a profile for each group of a model's layers.
 
@@ -70,7 +71,7 @@ def profile_codecs(
     embedding, device = embedding_weight(model), model_device(model)
     scale, geometry = packet_float(step_scale), bind(model).geometry
     return [
-        SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive)
+        SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive_tables)
         for layers, tier in profile.parts("cold", groups).items()
     ]
 
@@ -85,7 +86,8 @@ def pack_prompt(
     *,
     exact: str = "auto",
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
+    adaptive: bool | None = None,
     progress: StageProgress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
 ) -> list[SpectralPacket]:
@@ -93,16 +95,21 @@ def pack_prompt(
 
     The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`. Of layers with a
     sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
+    With `adaptive_tables` each block may shift its tables, which saves bytes on text unlike the calibration's (`adaptive` is
+    its deprecated name).
     `kept` keeps the coded blocks of a run that is interrupted.
 
     Raises:
         InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
     """
+    if adaptive is not None:
+        renamed("adaptive", "adaptive_tables", wrappers=2)
+        adaptive_tables = adaptive
     exact = DTYPE_NAMES[model.dtype] if exact == "auto" else exact
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
     coded = [group for group in bind(model).geometry.groups if group.reads_beyond(2 * BLOCK)]
-    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive=adaptive)
+    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive_tables=adaptive_tables)
     by_group = dict(zip(coded, codecs, strict=True))
     packets = []
     for row, ids in enumerate(input_ids):
@@ -113,6 +120,7 @@ def pack_prompt(
         require_known_ids(model, ids)
         require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
         packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress, kept, row))
+        warn_of_unlike_text(packets[-1], profile)
     return packets
 
 
@@ -148,13 +156,13 @@ def _pack_one(
     steps, done = sum(map(len, work.values())), 0
     parts: list[list[tuple[int, int, int, bytes]]] = []
     for group, ranges in work.items():
-        mine = [seen[layer] for layer in group.layers]
-        keys, values, received = (torch.stack([layer[i] for layer in mine]) for i in range(3))
+        of_group = [seen[layer] for layer in group.layers]
+        keys, values, received = (torch.stack([layer[i] for layer in of_group]) for i in range(3))
         first = ranges[0][0] if ranges else total
         last = ranges[-1][1] if ranges else group.first_read(total)
         head = first if first == SINKS else 0
         sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
-        rotations = [layer[3] for layer in mine]
+        rotations = [layer[3] for layer in of_group]
         for at in range(0, len(ranges), RUN_BLOCKS):
             progress("encoding blocks", done, steps)
             some = ranges[at : at + RUN_BLOCKS]
@@ -264,7 +272,7 @@ def unpack_cache(
         require_room(packet, number, codec)
     require_positions(model, h.tokens, "The packet", "It belongs to another model.")
     starts = [min(s.start for s in packet.sections if s.group == i) for i in range(len(h.all_groups))]
-    held = [
+    caches = [
         torch.empty(
             (2, len(kind.layers), 1, h.kv_heads, h.tokens - start, h.head_dim),
             dtype=model.dtype,
@@ -277,7 +285,7 @@ def unpack_cache(
     def place(group: int, first: int, k: Tensor, v: Tensor) -> None:
         part = slice(first - starts[group], first - starts[group] + k.shape[2])
         for which, x in enumerate((k, v)):
-            held[group][which, :, 0, :, part] = x.to(held[group])
+            caches[group][which, :, 0, :, part] = x.to(caches[group])
 
     def decode(run: Sequence[Section]) -> int:
         first, group = run[0].start, run[0].group
@@ -288,8 +296,8 @@ def unpack_cache(
         for coded in codec.coefficients_run([_checked(packet, s) for s in run]):
             plain, v = codec.decode_coefficients(coded)
             part = slice(first, first + coded.tokens)
-            mine = tuple(None if rotations[i] is None else rotations[i].part(part) for i in layers)
-            place(group, first, rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
+            of_layers = tuple(None if rotations[i] is None else rotations[i].part(part) for i in layers)
+            place(group, first, rotate_keys(of_layers, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
             first += coded.tokens
         return len(run)
 
@@ -302,7 +310,7 @@ def unpack_cache(
     where = {layer: (i, at) for i, kind in enumerate(h.all_groups) for at, layer in enumerate(kind.layers)}
     for layer in range(h.layers):
         group, at = where[layer]
-        fill_layer(cache, layer, held[group][0, at], held[group][1, at], h.tokens)
+        fill_layer(cache, layer, caches[group][0, at], caches[group][1, at], h.tokens)
     return cache
 
 

@@ -147,9 +147,9 @@ def _scores(query: Tensor, segment: Segment) -> Tensor:
     matrices = segment.key
     constant = query @ matrices.constant.view(kv, dim, 1)
     latent = (query @ matrices.decode).view(batch, 1, kv * rows, -1)
-    found = latent @ matrices.layout.shifted(segment.key_pages)
-    found = found.transpose(1, 2).reshape(batch, kv, rows, -1)[..., segment.unused :]
-    return found + constant
+    scores = latent @ matrices.layout.shifted(segment.key_pages)
+    scores = scores.transpose(1, 2).reshape(batch, kv, rows, -1)[..., segment.unused :]
+    return scores + constant
 
 
 def _weighted_values(p: Tensor, segment: Segment) -> Tensor:

@@ -39,7 +39,7 @@ from sqkernels.common.runtime import interpreting
 class TierMaker:
     """What a cache's tiers are made from.
 
-    geometry: of the whole model. adaptive: options of `AdaptiveRankCompressor`, with which the cold tier follows drifting
+    geometry: of the whole model. adaptive_ranks: options of `AdaptiveRankCompressor`, with which the cold tier follows drifting
     text, or None. backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot
     codes' index.
     """
@@ -50,7 +50,7 @@ class TierMaker:
     pool: SpectralBufferPool
     worker: AsyncReconstructor
     step_scale: float = 1.0
-    adaptive: Mapping[str, Any] | None = None
+    adaptive_ranks: Mapping[str, Any] | None = None
     backend: str | None = None
     index_rank: int = 0
 
@@ -96,8 +96,8 @@ class TierMaker:
             guess = codecs.setdefault(
                 ("token guess", layers, str(device), self.step_scale), TokenGuess(codec, heads, step)
             )
-        if self.adaptive is not None:
-            codec = AdaptiveRankCompressor(codec, heads, step, **self.adaptive)
+        if self.adaptive_ranks is not None:
+            codec = AdaptiveRankCompressor(codec, heads, step, **self.adaptive_ranks)
         return ColdTier(codec, self.worker, guess)
 
 

@@ -85,9 +85,9 @@ class CacheState:
             )
 
     @property
-    def rows(self) -> list[list[StoredBlock]]:
+    def sequences(self) -> list[list[StoredBlock]]:
         """Blocks of the first group, sequence by sequence."""
-        return self.groups[0].rows
+        return self.groups[0].sequences
 
     @property
     def coded_tokens(self) -> int:
@@ -103,7 +103,7 @@ class CacheState:
         """Note what was seen of `new` tokens that a forward pass (or a direct `update`) is about to append."""
         past = self.total
         for group in self.groups:
-            group.rows = group.rows or [[] for _ in range(batch)]
+            group.sequences = group.sequences or [[] for _ in range(batch)]
         self.last_new = new
         self.positions.append(past, new, batch, seen.positions, seen.frequencies)
         if self.keep_ids:
@@ -147,13 +147,13 @@ class CacheState:
         self.positions.truncate(target)
 
     @own_arithmetic()
-    def select_rows(self, index: Tensor) -> None:
-        """Keep rows `index`, in that order; blocks are shared."""
+    def select_sequences(self, index: Tensor) -> None:
+        """Keep sequences `index`, in that order; blocks are shared."""
         for group in self.groups:
-            group.select_rows(index)
+            group.select_sequences(index)
         if self.ids is not None:
             self.ids = self.ids.index_select(0, index.to(self.ids.device))
-        self.positions.select_rows(index)
+        self.positions.select_sequences(index)
 
     def clear(self) -> None:
         """Forget all tokens."""

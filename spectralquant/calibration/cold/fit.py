@@ -302,13 +302,13 @@ def search_step(predicted: Callable[[float, int], float], ratio: float, step: fl
     """The step at which `predicted(step, stride)` gives `ratio`, from a first guess."""
     history: list[tuple[float, float]] = []
     for _ in range(SEARCH_STEPS):
-        found = predicted(step, SEARCH_STRIDE)
-        history.append((math.log(step), math.log(found)))
-        if abs(math.log(found / ratio)) < SEARCH_TOLERANCE:
+        reached = predicted(step, SEARCH_STRIDE)
+        history.append((math.log(step), math.log(reached)))
+        if abs(math.log(reached / ratio)) < SEARCH_TOLERANCE:
             break
         slope = 1.0
         if len(history) > 1 and history[-1][0] != history[-2][0]:
             slope = (history[-1][1] - history[-2][1]) / (history[-1][0] - history[-2][0])
             slope = min(max(slope, 0.3), 3.0)
-        step *= math.exp(max(-1.5, min(1.5, math.log(ratio / found) / slope)))
+        step *= math.exp(max(-1.5, min(1.5, math.log(ratio / reached) / slope)))
     return step

@@ -70,7 +70,9 @@ class AdaptiveRankCompressor:
         refresh_after: int = 4,
     ) -> None:
         if tolerance <= 0 or min_ratio < 1 or refresh_after < 0:
-            raise InputError("adaptive: tolerance must be positive, min_ratio at least 1, refresh_after not negative.")
+            raise InputError(
+                "adaptive_ranks: tolerance must be positive, min_ratio at least 1, refresh_after not negative."
+            )
         self.base, self.step = base, step * base.step_scale
         self.tolerance, self.min_ratio, self.refresh_after = tolerance, min_ratio, refresh_after
         g = base.geometry
@@ -137,9 +139,9 @@ class AdaptiveRankCompressor:
         budget = block.fp16_bytes / self.min_ratio - len(data)
         best, chosen = data, (drift, 0, 0.0)
         for coarser in reversed(COARSER):
-            found = self._enhance(data, y, error, self.step * coarser, generation, budget)
-            if found is not None and found[1][0] < chosen[0]:
-                best, chosen = found
+            enhanced = self._enhance(data, y, error, self.step * coarser, generation, budget)
+            if enhanced is not None and enhanced[1][0] < chosen[0]:
+                best, chosen = enhanced
             if chosen[0] <= self.tolerance:
                 break
         self.log.append(BlockLog(block.start, drift, *chosen, generation, len(data), len(best)))

@@ -4,7 +4,7 @@ Symbols are range coded by thousands of lanes at once (`sqkernels.entropy`), on 
 beyond ±15, and those that a table gives no frequency, take an escape symbol and travel beside (`codec.rans_block`).
 
 Tables are ordered by entropy, so a neighbouring table is a slightly wider or narrower distribution. On text unlike
-the calibration's, an adaptive block moves groups of sixteen components up or down that order; the shifts travel in
+the calibration's, a block with adaptive tables moves groups of sixteen components up or down that order; the shifts travel in
 the block (forward adaptation: every block is still decoded alone).
 """
 
@@ -114,14 +114,14 @@ class EntropyCoder:
         lengths: Sequence[int],
         ids: Sequence[tuple[int, np.ndarray] | None],
         *,
-        adaptive: bool = False,
+        adaptive_tables: bool = False,
     ) -> list[RansParts]:
         """Code blocks of `lengths` tokens: symbols int32 `[R, N]`, classes `[N, 2]`, ids as in `CodedSymbols`."""
         written = [_id_bytes(i) for i in ids]
         shapes = [self.shape(n, len(w)) for n, w in zip(lengths, written, strict=True)]
         table = StreamTable.of(shapes, self.rows)
         classes = classes.T.to(self.device, torch.uint8).contiguous()
-        shifts = self._best_shifts(symbols, classes, lengths) if adaptive else None
+        shifts = self._best_shifts(symbols, classes, lengths) if adaptive_tables else None
         contexts = self._contexts(classes, shifts)
         positions, counted = escape_positions(symbols, table, contexts, self.tables)
         values = symbols.reshape(-1)[positions].cpu().numpy()
@@ -207,8 +207,8 @@ class EntropyCoder:
         return torch.cat(parts).long()
 
     def _best_shifts(self, symbols: Tensor, classes: Tensor, lengths: Sequence[int]) -> np.ndarray | None:
-        found = self.search.best(symbols, self._tables_of(classes), self.group, lengths)
-        return None if (found == NO_SHIFT).all() else found
+        shifts = self.search.best(symbols, self._tables_of(classes), self.group, lengths)
+        return None if (shifts == NO_SHIFT).all() else shifts
 
     def _contexts(self, classes: Tensor, shifts: np.ndarray | None) -> Contexts:
         if shifts is None:
@@ -248,13 +248,13 @@ def _escape_bytes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(wide, WIDE, folded).astype(np.uint8), values[wide].astype("<i4").view(np.uint8)
 
 
-def _side(block: RansParts, held: np.ndarray) -> tuple[tuple[int, np.ndarray] | None, np.ndarray]:
+def _side(block: RansParts, in_lanes: np.ndarray) -> tuple[tuple[int, np.ndarray] | None, np.ndarray]:
     """Ids and escaped values int32 `[E]` from what the lanes held and the tail.
 
     Raises:
         PacketError: the bytes do not fit together.
     """
-    both = np.concatenate([held, block.tail])
+    both = np.concatenate([in_lanes, block.tail])
     if both[block.side :].any():
         raise PacketError("A block's lanes end with data that nothing asks for.")
     at, count = block.id_bytes, block.escapes

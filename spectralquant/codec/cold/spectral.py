@@ -42,7 +42,7 @@ class SpectralCodec:
     """Encoder and decoder of one profile's cold tier.
 
     `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
-    `adaptive` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
+    `adaptive_tables` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
     `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better. dtype: of
     the products (see `codec.products`).
     """
@@ -54,12 +54,12 @@ class SpectralCodec:
         embedding: Tensor | None,
         device: torch.device | str = "cpu",
         step_scale: float = 1.0,
-        adaptive: bool = False,
+        adaptive_tables: bool = False,
     ) -> None:
         self.geometry = geometry
         self.device = torch.device(device)
         self.step_scale = step_scale
-        self.adaptive = adaptive
+        self.adaptive_tables = adaptive_tables
         self.tier = tier
         self.dtype = product_dtype(tier, self.device, step_scale)
         self.projectors = tuple(SpectralProjector(basis, device, self.dtype) for basis in (tier.key, tier.value))
@@ -109,7 +109,11 @@ class SpectralCodec:
         parts: Iterator[rans_block.RansParts] = iter([])
         if coded:
             lengths = [b.tokens for b in coded]
-            parts = iter(self.coder.encode(symbols, classes, lengths, [*map(self._ids, coded)], adaptive=self.adaptive))
+            parts = iter(
+                self.coder.encode(
+                    symbols, classes, lengths, [*map(self._ids, coded)], adaptive_tables=self.adaptive_tables
+                )
+            )
         out = []
         for block, g in zip(blocks, good, strict=True):
             data = rans_block.join(next(parts)) if g else b""
@@ -204,7 +208,7 @@ class SpectralCodec:
             both = torch.from_numpy(parts.raw.astype(np.float32)).to(self.device).view(2, parts.tokens, -1)
             return BlockCoefficients(parts.tokens, None, both)
         symbols, classes = self.reader_v1.decode(
-            parts.words, parts.escapes, parts.tokens, adaptive=parts.mode == coded_block.ADAPTIVE
+            parts.words, parts.escapes, parts.tokens, adaptive_tables=parts.mode == coded_block.ADAPTIVE
         )
         both = torch.from_numpy(np.concatenate([s.T for s in symbols])).to(self.device)
         ids = None if parts.ids is None else (parts.previous_id, parts.ids)

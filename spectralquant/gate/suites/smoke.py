@@ -16,13 +16,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
-from spectralquant.calibration.solve import cold_method
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec
+from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec, tier_method
 from spectralquant.models.forward import with_cache
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
@@ -149,7 +148,7 @@ def _working(name: str, measured: Callable[[], list[MetricRow]]) -> list[MetricR
 def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> list[MetricRow]:
     """Rate and quality of a tier by the streaming harness, which also refuses a method that changes nothing."""
     if tier == "cold":
-        method = cold_method(profile.tier("cold"), loaded)
+        method = tier_method(profile.tier("cold"), loaded)
     else:
         method = SpectralFixed(fixed_codec(tier == "hot")(profile.tier(tier), loaded.geometry, loaded.device))
     row = measure(loaded.model, loaded.geometry, ids[None], [method])[0].row(loaded.geometry, loaded.name, len(ids))
@@ -180,7 +179,7 @@ def _cache_rows(
     cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
     mine = _fed(loaded, cache, ids)
     stats = cache.stats()
-    blocks = [block for row in cache.state.rows for block in row]
+    blocks = [block for row in cache.state.sequences for block in row]
     counted = sum(len(cache.tiers[b.tier].to_bytes(b)) for b in blocks)
     coded = sum(b.tokens for b in blocks if b.tier == tier)
     if not coded:

@@ -71,7 +71,11 @@ def fixed_codec(hot: bool) -> type[FixedRateCodec] | type[HotCodec]:
 
 
 def spectral_from_profile(
-    context: MethodContext, tier: str = "cold", step_scale: float = 1.0, exact_bits: int = 16, adaptive: bool = False
+    context: MethodContext,
+    tier: str = "cold",
+    step_scale: float = 1.0,
+    exact_bits: int = 16,
+    adaptive_tables: bool = False,
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier of the context's profile.
 
@@ -86,12 +90,14 @@ def spectral_from_profile(
         raise InputError(f"spectral: step_scale={step_scale:g} is outside 0.05 to 20.")
     if exact_bits not in (8, 16):
         raise InputError(f"spectral: exact_bits={exact_bits} is not one of 8, 16.")
-    if tier != "cold" and (step_scale != 1.0 or adaptive):
-        raise InputError(f"spectral: step_scale and adaptive belong to the cold tier, not to {tier}.")
+    if tier != "cold" and (step_scale != 1.0 or adaptive_tables):
+        raise InputError(f"spectral: step_scale and adaptive_tables belong to the cold tier, not to {tier}.")
     if tier != "cold":
         return tier_method(profile.tier(tier), loaded, hot=tier == "hot")
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
-    return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive=adaptive, **options)
+    return tier_method(
+        profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive_tables=adaptive_tables, **options
+    )
 
 
 def tier_method(
@@ -101,17 +107,19 @@ def tier_method(
     *,
     hot: bool = False,
     step: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
     **options: Any,
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier as a method for the harness, group by group where layers do not read equally far back.
 
-    hot: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows.
+    hot: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows, as `adaptive_tables` is.
 
     Raises:
         ProfileError: its bases mix layers of several groups.
     """
     embedding = embedding_weight(loaded.model)
+    if adaptive_tables:
+        options |= {"adaptive_tables": True}
 
     def build(layers: tuple[int, ...], geometry: CacheGeometry) -> SpectralCold | SpectralFixed:
         tensors = tier_part(tier, layers, loaded.geometry.layers, geometry.layer_width)
@@ -122,7 +130,7 @@ def tier_method(
             )
         if isinstance(tensors, FixedTier):
             return SpectralFixed(fixed_codec(hot)(tensors, geometry, loaded.device), **options)
-        codec = SpectralCodec(tensors, geometry, embedding, loaded.device, step, adaptive)
+        codec = SpectralCodec(tensors, geometry, embedding, loaded.device, step, adaptive_tables)
         return SpectralCold(codec, exact_bits, **options)
 
     return grouped(loaded.geometry, build)
@@ -133,6 +141,6 @@ METHOD = MethodEntry(
     "loss-weighted transform over layers, calibrated bits, entropy coding",
     "this project",
     spectral_from_profile,
-    {"tier": str, "step_scale": float, "exact_bits": int, "adaptive": bool},
+    {"tier": str, "step_scale": float, "exact_bits": int, "adaptive_tables": bool},
     ({"step_scale": 0.5}, {}, {"step_scale": 2.0}, {"tier": "warm"}, {"tier": "hot"}),
 )

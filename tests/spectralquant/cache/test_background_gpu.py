@@ -21,7 +21,7 @@ def sleep(seconds):
 
 def codes(cache):
     """Bytes of every block."""
-    return [cache.tiers[b.tier].to_bytes(b) for blocks in cache.state.rows for b in blocks]
+    return [cache.tiers[b.tier].to_bytes(b) for blocks in cache.state.sequences for b in blocks]
 
 
 def run(model, profile, tier, **options):
@@ -104,7 +104,7 @@ def test_adaptive_ranks_in_the_background_learn_in_order():
             tokens=START,
             rows=4,
             background=True,
-            adaptive={"tolerance": 1.01, "refresh_after": 1},
+            adaptive_ranks={"tolerance": 1.01, "refresh_after": 1},
         )
         found.append((steps(model, cache, prompt(180, 4, seed=5)), codes(cache)))
         assert len(cache.tiers["cold"].codec.generations) > 1

@@ -91,7 +91,7 @@ def test_layers_without_bits_read_as_their_mean(target):
         a, b = (model(input_ids=IDS[:, 600:], past_key_values=held).logits for held in (cache, plain))
     assert a.isfinite().all() and torch.allclose(a, b, atol=1e-3)
     group = empty[0][1]
-    keys, values = cache.reader.whole(0, cache.state.rows[0][0])
+    keys, values = cache.reader.whole(0, cache.state.sequences[0][0])
     if tier == "warm" and ("value", group) in empty:
         mean = profile.tier("warm").value.mean.view(3, 2, 1, 16)[group]
         assert torch.allclose(values[group].float(), mean.expand_as(values[group]), atol=1e-3)

@@ -104,7 +104,7 @@ def test_a_cache_with_an_adaptive_cold_tier_reads_copies_and_packs():
     loaded, profile = profile_of("llama")
     ids = torch.randint(5, 500, (1, 700), generator=torch.Generator().manual_seed(0))
     drift = {"tolerance": 0.2, "min_ratio": 2.0, "refresh_after": 1}
-    cache = SpectralCache(loaded.model, profile, tier="cold", adaptive=drift, background=False)
+    cache = SpectralCache(loaded.model, profile, tier="cold", adaptive_ranks=drift, background=False)
     plain = SpectralCache(loaded.model, profile, tier="cold", background=False)
     with torch.no_grad():
         for part in ids.split(128, dim=1):
