@@ -39,6 +39,7 @@ class StudyRequest:
     windows: int
     shapes: tuple[str, ...]
     parts: tuple[str, ...]
+    keep_sample: Path | None
     train_seconds: float
     device: str
     dtype: str
@@ -135,6 +136,10 @@ def _measure(
             from research.coder.model import coder_study_of_model
 
             return coder_study_of_model(loaded, profile, text, window, names[0], progress, kept)
+        case "cold-speed":
+            from research.cold_speed.model import cold_speed_study_of_model
+
+            return cold_speed_study_of_model(loaded, profile, text, window, names[0], request.keep_sample, progress)
         case "adaptive":
             from research.adaptive import adaptive_study
 
@@ -227,7 +232,9 @@ def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     quality = QualityStudy(steps=steps, window=request.window, windows=request.windows)
     earlier = desk.out is not None and desk.out.is_file()
     rows = read_results(desk.out).as_json()["rows"] if earlier else []
-    return scale_study(request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality), []
+    return scale_study(
+        request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality, bool(request.parts)
+    ), []
 
 
 def _architectures(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:

@@ -38,8 +38,12 @@ class QualityStudy:
     bases: tuple[str, ...] = ("two-level", "dense")
 
 
-def quality_rows(loaded: LoadedModel, text: TokenText, study: QualityStudy, progress: Progress) -> Iterator[list[Row]]:
-    """Rows of one calibration after the other: each form of bases, each metric, each number of steps."""
+def quality_rows(
+    loaded: LoadedModel, text: TokenText, study: QualityStudy, progress: Progress, done: Sequence[Row] = ()
+) -> Iterator[list[Row]]:
+    """Rows of one calibration after the other: each form of bases, each metric, each number of steps, but for those `done`."""
+    names = ("varied", "model", "metric", "basis", "steps", "window")
+    known = {tuple(row.get(name) for name in names) for row in done}
     free = len(text.ids) - study.windows * study.scored
     base = CalibrationSettings(steps=max(study.steps), window=study.window, held_out_windows=1)
     held_out = text.windows(study.scored, study.windows, free)
@@ -48,7 +52,11 @@ def quality_rows(loaded: LoadedModel, text: TokenText, study: QualityStudy, prog
         ("metric", replace(base, metric=metric), ("two-level",)) for metric in study.metrics if metric != "fisher"
     ]
     cases += [("steps", replace(base, steps=steps), ("two-level",)) for steps in study.steps if steps != base.steps]
-    for what, settings, bases in cases:
+    for what, settings, all_bases in cases:
+        key = lambda basis: (what, loaded.name, settings.metric, basis, settings.steps, settings.window)  # noqa: B023, E731
+        bases = [basis for basis in all_bases if key(basis) not in known]
+        if not bases:
+            continue
         with own_run(loaded.model):
             run = CalibrationRun(loaded, text, settings, "text", None, False, text, progress)
             sums, samples = run.first_pass()

@@ -36,13 +36,15 @@ def scale_study(
     progress: Progress = lambda stage, done, total: None,
     model: str = "builtin:smollm2-135m",
     quality: QualityStudy = QualityStudy(),  # noqa: B008 (frozen)
+    anew: bool = True,
 ) -> dict[str, Any]:
     """Measure `parts`, keeping the `rows` of an earlier run for the others (and for other models than `model`); `save` gets
-    the results after every row.
+    the results after every row. Without `anew` rows that went well are kept and only what is missing is measured.
     """
     gpus = torch.cuda.device_count()
     facts = provenance(**device_facts(torch.device("cuda" if gpus else "cpu")), gpus=gpus)
-    rows = [row for row in rows if row["part"] not in parts or row.get("model", model) != model]
+    kept = lambda row: not anew and row["part"] != "predicted" and row.get("ok", True)  # noqa: E731
+    rows = [row for row in rows if row["part"] not in parts or row.get("model", model) != model or kept(row)]
 
     def keep(row: Row) -> None:
         rows.append(row)
@@ -68,7 +70,7 @@ def _part(
 ) -> Iterator[Row]:
     if part == "quality":
         loaded, text = load()
-        for some in quality_rows(loaded, text, quality, progress):
+        for some in quality_rows(loaded, text, quality, progress, [r for r in rows if r["part"] == part]):
             yield from some
     elif part == "predicted":
         full = _row(rows, "8b")
@@ -77,11 +79,14 @@ def _part(
         yield {"ok": False, "error": "not run: there is no GPU"}
     else:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _runs(part, Path(folder), gpus)
+            yield from _runs(part, Path(folder), gpus, {row.get("gpus") for row in rows if row["part"] == part})
 
 
-def _runs(part: str, folder: Path, gpus: int) -> Iterator[Row]:
+def _runs(part: str, folder: Path, gpus: int, done: set[int | None]) -> Iterator[Row]:
+    """The runs of a part, but for those on as many GPUs as are `done`."""
     steps = ("--steps", str(STEPS))
+    if part != "scaling" and 1 in done:
+        return
     if part == "8b":
         yield calibration((*EIGHT, *steps, "--tier", "all"), folder / "p")
     elif part == "8b-small":
@@ -89,7 +94,7 @@ def _runs(part: str, folder: Path, gpus: int) -> Iterator[Row]:
     elif part == "70b":
         yield calibration((*SEVENTY, "--steps", "10", "--tier", "cold"), folder / "p") | {"layers": 8, "of_layers": 80}
     elif part == "scaling":
-        for count in (2, 4):
+        for count in sorted({2, 4} - done):
             if count > gpus:
                 yield {"gpus": count, "ok": False, "error": f"not run: {gpus} GPUs"}
             else:

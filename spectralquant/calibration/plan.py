@@ -22,6 +22,7 @@ from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.cold.features import MAX_DIMS
 from spectralquant.errors import InputError
 from spectralquant.geometry import SINKS, CacheGeometry
+from spectralquant.hooks.decoder import text_config
 from spectralquant.models.config import parameter_count
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.shapes import ModelShape
@@ -53,8 +54,12 @@ class PlannedModel:
         """Of a model that is there: what lies elsewhere than on its device does not count."""
         here = [p for p in loaded.model.parameters() if p.device == loaded.device]
         weights = sum(p.numel() * p.element_size() for p in here)
-        shape = ModelShape.of_config(loaded.name, loaded.model.config)
-        return cls(shape, loaded.geometry, weights, loaded.model.dtype.itemsize)
+        g, config = loaded.geometry, text_config(loaded.model)
+        vocabulary, hidden = loaded.model.get_input_embeddings().weight.shape
+        inner = getattr(config, "intermediate_size", None)
+        inner = inner if isinstance(inner, int) else 4 * hidden  # a list, or another name, in some architectures
+        shape = ModelShape(loaded.name, g.layers, g.heads, g.kv_heads, g.head_dim, hidden, inner, vocabulary, g.windows)
+        return cls(shape, g, weights, loaded.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ from spectralquant.codec.exact import int8_decode, int8_encode
 from spectralquant.errors import InputError, PacketError
 from spectralquant.files import write_bytes
 from spectralquant.geometry import LayerGroup
+from spectralquant.streams import to_device
 
 MAGIC = b"SQKV"
 VERSION = 2
@@ -211,7 +212,7 @@ class SpectralPacket:
         Raises:
             PacketError: the checksum does not match.
         """
-        body = self.data[section.offset : section.offset + section.length]
+        body = self.unchecked(section)
         if zlib.crc32(body) != section.crc:
             raise PacketError(
                 f"The section of tokens {section.start} to {section.start + section.tokens} is damaged (checksum). "
@@ -219,22 +220,29 @@ class SpectralPacket:
             )
         return body
 
-    def exact(self, section: Section) -> tuple[Tensor, Tensor]:
+    def unchecked(self, section: Section) -> memoryview:
+        """The bytes of a section, whatever they are; `body` checks them."""
+        return self.data[section.offset : section.offset + section.length]
+
+    def exact(self, section: Section, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[L, Hk, T, D]` (layers of its group) of an exact section, in the stored dtype
-        (float32 for int8).
+        (float32 for int8), on a device.
+
+        Raises:
+            PacketError: the checksum does not match.
         """
         h = self.header
         layers = len(h.all_groups[section.group].layers)
         shape = (2, layers, h.kv_heads, section.tokens, h.head_dim)
         body = self.body(section)
+        whole = to_device([np.frombuffer(body, np.uint8)], torch.device(device))
         if h.exact_dtype == "int8":
             count = int(np.prod(shape))
-            codes = torch.from_numpy(np.frombuffer(body, np.int8, count).copy()).view(shape)
-            scales = torch.from_numpy(np.frombuffer(body, np.float16, offset=count).copy()).view(*shape[:-1], 1)
+            codes = whole[:count].view(torch.int8).view(shape)
+            scales = whole[count:].view(torch.float16).view(*shape[:-1], 1)
             both = int8_decode(codes, scales)
         else:
-            dtype = getattr(torch, h.exact_dtype)
-            both = torch.frombuffer(bytearray(body), dtype=dtype).view(shape)
+            both = whole.view(getattr(torch, h.exact_dtype)).view(shape)
         return both[0], both[1]
 
     def save(self, path: str | Path) -> None:

@@ -35,6 +35,7 @@ from spectralquant.results.studies import (
     ScaleRow,
     ShapeRow,
     SpectrumRow,
+    SpeedRow,
     TierCost,
 )
 
@@ -218,6 +219,12 @@ class PredictionResults(Results):
     measured_in: dict[str, Any] = {}
 
 
+class ColdSpeedResults(Results):
+    rows: list[SpeedRow]
+    checks: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+
+
 class ScaleResults(Results):
     rows: list[ScaleRow]
     summary: dict[str, Any] = {}
@@ -251,6 +258,7 @@ KINDS: dict[str, type[Results]] = {
     "coder": CoderResults,
     "architectures": ArchitectureResults,
     "plan": PlanResults,
+    "cold-speed": ColdSpeedResults,
     "durations": DurationResults,
     "prediction": PredictionResults,
     "calibrate-scale": ScaleResults,

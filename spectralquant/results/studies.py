@@ -31,6 +31,12 @@ class ScaleRow(Row):
     error: str | None = None
 
 
+class SpeedRow(Row):
+    """Time of one way to code or decode on one shape; which fields stand beside depends on the way."""
+
+    open_fields: ClassVar[bool] = True
+
+
 class PlanRow(Row):
     """Predicted peak bytes of one stage of a calibration, and the parts they are made of."""
 

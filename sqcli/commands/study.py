@@ -23,10 +23,11 @@ STUDIES = (
     "gate",
     "shapes",
     "coder",
+    "cold-speed",
     "architectures",
     "calibrate-scale",
 )
-WITH_PROFILE = ("packet", "cache", "index", "coder")
+WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed")
 DEFAULT_OTHER = ("builtin:stdlib",)
 
 
@@ -48,11 +49,15 @@ def study(
         list[str] | None,
         typer.Option(help="Models of `shapes`, once each. Default: 8B, 7B, and the 70B shape with four layers."),
     ] = None,
+    keep_sample: Annotated[
+        Path | None,
+        typer.Option(help="Where `cold-speed` keeps what it takes from the model, to run without it elsewhere."),
+    ] = None,
     train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts of `calibrate-scale` to measure anew; those of an earlier run in --out are kept. Default: all."
+            help="Parts of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
         ),
     ] = None,
     resume: Resume = False,
@@ -74,7 +79,8 @@ def study(
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
     models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
     exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
-    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. architectures: small
+    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. cold-speed: packets of
+    real size to ready keys and values and back on a GPU, against prefill and other coders. architectures: small
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
     three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
     several; and what metric, form of the bases and --steps are worth on --model.
@@ -107,6 +113,7 @@ def study(
         windows=windows,
         shapes=tuple(shape or ()),
         parts=tuple(part or ()),
+        keep_sample=keep_sample,
         train_seconds=train_seconds,
         device=device,
         dtype=dtype,

@@ -40,6 +40,12 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
     }  # fmt: skip
     assert all(r["kl_nats"] > 0 and r["measured"] for r in rows)
     assert result["summary"]["seconds_8b_100_steps"] is None
+    cut = [r for r in result["rows"] if r.get("metric") != "energy"]  # as a run that was stopped leaves it
+    again = scale_study(
+        ["quality"], cut, lambda: (small, text), saved.append, model=small.name, quality=study, anew=False
+    )
+    measured_anew = [r for r in again["rows"] if r not in cut]
+    assert len(measured_anew) == 2 and {r["metric"] for r in measured_anew} == {"energy"}
 
 
 def test_several_processes_against_one(tmp_path):

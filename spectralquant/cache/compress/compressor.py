@@ -20,7 +20,7 @@ from spectralquant.cache.tokens.state import CacheState
 from spectralquant.surroundings import own_arithmetic
 
 BACKGROUND_QUERIES = 16
-RUN_BLOCKS = 8
+RUN_BLOCKS, RUN_BLOCKS_GPU = 8, 64
 NO_IDS = (
     "their token ids were not seen (images, soft prompts, or other input embeddings) and no ids predict them, so the cold tier "
     "would lose part of them. A profile with a warm tier, or one calibrated with --predict none, compresses them"
@@ -133,8 +133,9 @@ class BlockCompressor:
             coded.append([task.result() for task in self._pending.pop(start)])
             self.spent.wait_s += time.perf_counter() - wait
         due = ranges[len(waiting) :]
-        for first in range(0, len(due), RUN_BLOCKS):
-            coded += self._encode_run(due[first : first + RUN_BLOCKS])
+        at_once = RUN_BLOCKS_GPU if self.group.layers[0].device.type == "cuda" else RUN_BLOCKS
+        for first in range(0, len(due), at_once):
+            coded += self._encode_run(due[first : first + at_once])
         self.group.append_blocks(coded)
         self.spent.blocks_compressed += len(coded) * len(self.group.sequences)
         self.spent.compress_s += time.perf_counter() - begin
@@ -145,7 +146,7 @@ class BlockCompressor:
         Where a cold block has to go to another tier, that is decided block by block.
         """
         tier, rows = self.rules.policy.first, range(len(self.group.sequences))
-        if tier == "cold" and not all(self.state.cold_ready(*each) for each in ranges):
+        if tier == "cold" and not self.state.cold_ready(ranges[0][0], ranges[-1][1]):
             return [[self.encode(self.state.leaving(self.group, r, *each), tier) for r in rows] for each in ranges]
         lengths = [stop - start for start, stop in ranges]
         with torch.no_grad():

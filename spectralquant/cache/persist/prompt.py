@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from spectralquant.cache.binding import bind
 from spectralquant.cache.passes.repeated import UnpackedCache
 from spectralquant.cache.persist.likeness import warn_of_unlike_text
 from spectralquant.cache.persist.packet_layout import require_room
-from spectralquant.codec.block import KVBlock
-from spectralquant.codec.block_rotary import rotate_keys
-from spectralquant.codec.cold.coded_block import announced_tokens
+from spectralquant.cache.persist.unpacking import Unpacking
+from spectralquant.cache.tiers.base import LeavingBlock
+from spectralquant.cache.tiers.cold_encode import encode_cold
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.packet import (
     CODED,
-    EXACT,
     EXACT_DTYPES,
     PacketHeader,
-    Section,
     SpectralPacket,
     exact_sections,
     packet_float,
@@ -36,6 +34,7 @@ from spectralquant.errors import InputError, PacketError, renamed
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
 from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
+from spectralquant.hooks.received import attend_and_receive
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
 from spectralquant.hooks.wrappers import model_device, runs_model
 from spectralquant.models.forward import with_cache
@@ -44,12 +43,12 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.results.unfinished import NOTHING_KEPT, Kept
-from spectralquant.rotary import Rotation, undo_rope
-from spectralquant.streams import as_caller
+from spectralquant.rotary import Rotation
+from spectralquant.streams import finish_here
 
 Progress = Callable[[int, int], None]
 StageProgress = Callable[[str, int, int], None]
-RUN_BLOCKS = 16
+RUN_BLOCKS, RUN_BLOCKS_GPU = 16, 64
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -70,10 +69,15 @@ def profile_codecs(
     profile.require_model(model)
     embedding, device = embedding_weight(model), model_device(model)
     scale, geometry = packet_float(step_scale), bind(model).geometry
-    return [
-        SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive_tables)
-        for layers, tier in profile.parts("cold", groups).items()
-    ]
+    out, before = [], len(profile.codecs)
+    for layers, tier in profile.parts("cold", groups).items():
+        key = ("cold, adaptive" if adaptive_tables else "cold", layers, str(device), scale)
+        if key not in profile.codecs:
+            profile.codecs[key] = SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive_tables)
+        out.append(profile.codecs[key])
+    if len(profile.codecs) > before:
+        finish_here(device)  # codecs are shared, and may be used on other streams
+    return out
 
 
 @torch.no_grad()
@@ -144,8 +148,7 @@ def _pack_one(
             return None
         progress("reading the prompt", len(seen), geometry.layers)
         rotation = call.rotation(geometry.layout) if geometry.rotary[call.layer] else None
-        output, sums = causal_attention(call) or (None, None)
-        received = attention_received(call, BLOCK, None if sums is None else sums[0])
+        output, received = _attended(call)
         seen.append((call.key[0], call.value[0], received, rotation))
         return output
 
@@ -162,12 +165,24 @@ def _pack_one(
         last = ranges[-1][1] if ranges else group.first_read(total)
         head = first if first == SINKS else 0
         sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
-        rotations = [layer[3] for layer in of_group]
-        for at in range(0, len(ranges), RUN_BLOCKS):
+        received = received.permute(2, 0, 1)
+        at_once = RUN_BLOCKS_GPU if keys.is_cuda else RUN_BLOCKS
+        for at in range(0, len(ranges), at_once):
             progress("encoding blocks", done, steps)
-            some = ranges[at : at + RUN_BLOCKS]
-            encode = functools.partial(_encoded, codecs[group], keys, values, received, rotations, ids, some)
-            coded = kept.value(f"sequence {row}, layer {group.layers[0]}, token {some[0][0]}", encode)
+            some = ranges[at : at + at_once]
+            part = slice(some[0][0], some[-1][1])
+            rotations = tuple(None if layer[3] is None else layer[3].part(part) for layer in of_group)
+            run = LeavingBlock(
+                keys[:, :, part],
+                values[:, :, part],
+                part.start,
+                rotations,
+                received[part],
+                ids[part],
+                int(ids[part.start - 1]),
+            )
+            encode = functools.partial(_encoded, codecs[group], run, [stop - start for start, stop in some])
+            coded = kept.value(f"sequence {row}, layer {group.layers[0]}, token {part.start}", encode)
             sections += [(a, b - a, CODED, bytes.fromhex(data)) for (a, b), data in zip(some, coded, strict=True)]
             done += len(some)
         parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
@@ -177,29 +192,18 @@ def _pack_one(
     return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)
 
 
-def _encoded(
-    codec: SpectralCodec,
-    keys: Tensor,
-    values: Tensor,
-    received: Tensor,
-    rotations: Sequence[Rotation | None],
-    ids: Tensor,
-    ranges: Sequence[tuple[int, int]],
-) -> list[str]:
-    """Coded blocks, hexadecimal, of tokens start … stop of one group's keys and values `[L, Hk, T, D]`."""
-    blocks = []
-    for start, stop in ranges:
-        part = slice(start, stop)
-        block = KVBlock(
-            keys=_unrotated(keys[:, :, part], rotations, part),
-            values=values[:, :, part].permute(2, 0, 1, 3).float(),
-            start=start,
-            received=received.permute(2, 0, 1)[part],
-            token_ids=ids[part],
-            previous_id=int(ids[start - 1]),
-        )
-        blocks.append(block)
-    return [bytes(data).hex() for data in codec.encode_run(blocks)]
+def _encoded(codec: SpectralCodec, run: LeavingBlock, lengths: list[int]) -> list[str]:
+    """Coded blocks of `lengths` tokens, hexadecimal."""
+    return [bytes(data).hex() for data in encode_cold(codec, run, lengths)]
+
+
+def _attended(call: AttentionCall) -> tuple[Tensor | None, Tensor]:
+    """Output `[1, T, H, D]` (None: the model's own attention is to run), and what tokens received `[H, T]`."""
+    both = attend_and_receive(call, BLOCK)
+    if both is not None:
+        return both[0], both[1][0]
+    output, sums = causal_attention(call) or (None, None)
+    return output, attention_received(call, BLOCK, None if sums is None else sums[0])
 
 
 def coded_blocks(group: LayerGroup, total: int) -> list[tuple[int, int]]:
@@ -216,13 +220,6 @@ def coded_range(total: int) -> tuple[int, int]:
     if whole <= SINKS:
         return total, total
     return SINKS, whole
-
-
-def _unrotated(keys: Tensor, rotations: Sequence[Rotation | None], part: slice) -> Tensor:
-    layers = [
-        k.float() if r is None else undo_rope(k.float(), r.part(part)) for k, r in zip(keys, rotations, strict=True)
-    ]
-    return torch.stack(layers).permute(2, 0, 1, 3)
 
 
 def require_packet(profile: CalibrationProfile, packet: SpectralPacket) -> None:
@@ -281,31 +278,7 @@ def unpack_cache(
         for kind, start in zip(h.all_groups, starts, strict=True)
     ]
     rotations = binding.tables(binding.tables.prompt(h.tokens))
-
-    def place(group: int, first: int, k: Tensor, v: Tensor) -> None:
-        part = slice(first - starts[group], first - starts[group] + k.shape[2])
-        for which, x in enumerate((k, v)):
-            caches[group][which, :, 0, :, part] = x.to(caches[group])
-
-    def decode(run: Sequence[Section]) -> int:
-        first, group = run[0].start, run[0].group
-        if run[0].kind == EXACT:
-            place(group, first, *packet.exact(run[0]))
-            return len(run)
-        codec, layers = codecs[group], h.all_groups[group].layers
-        for coded in codec.coefficients_run([_checked(packet, s) for s in run]):
-            plain, v = codec.decode_coefficients(coded)
-            part = slice(first, first + coded.tokens)
-            of_layers = tuple(None if rotations[i] is None else rotations[i].part(part) for i in layers)
-            place(group, first, rotate_keys(of_layers, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
-            first += coded.tokens
-        return len(run)
-
-    done = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for count in pool.map(as_caller(decode, model_device(model)), _runs(packet.sections)):
-            done += count
-            progress(done, len(packet.sections))
+    Unpacking(packet, codecs, caches, starts, rotations).run(threads, progress)
     cache = UnpackedCache(config=model.config)
     where = {layer: (i, at) for i, kind in enumerate(h.all_groups) for at, layer in enumerate(kind.layers)}
     for layer in range(h.layers):
@@ -314,28 +287,16 @@ def unpack_cache(
     return cache
 
 
-def _runs(sections: Sequence[Section]) -> list[list[Section]]:
-    """Exact sections alone, coded ones a few at a time."""
-    out: list[list[Section]] = []
-    for section in sections:
-        alike = out and (section.kind, section.group) == (out[-1][0].kind, out[-1][0].group)
-        more = alike and section.kind == CODED and len(out[-1]) < RUN_BLOCKS
-        out[-1].append(section) if more else out.append([section])
-    return out
-
-
-def _checked(packet: SpectralPacket, section: Section) -> memoryview:
-    data = packet.body(section)
-    if announced_tokens(data) != section.tokens:
-        raise PacketError(f"A block announced {section.tokens} tokens and holds {announced_tokens(data)}.")
-    return data
-
-
 def fill_layer(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor, tokens: int) -> None:
     """Put the newest of `tokens` tokens `[B, Hk, n, D]` into a layer of transformers' own cache, which has seen them all."""
+    own = cache.layers[layer]
+    if type(own) is DynamicLayer:  # without a copy
+        own.lazy_initialization(keys, values)
+        own.keys, own.values = keys, values
+        return
     cache.update(keys, values, layer)
-    if getattr(cache.layers[layer], "is_sliding", False):
-        cache.layers[layer].cumulative_length = tokens
+    if getattr(own, "is_sliding", False):
+        own.cumulative_length = tokens
 
 
 @torch.no_grad()

@@ -158,6 +158,13 @@ class LayerView:
             self.layer.received[:, :, -self.recent :] += recent.sum(2)
             row += rows
 
+    def add_received(self, received: Tensor) -> None:
+        """Add what all tokens received in a pass over a whole prompt, float32 `[B, H, S]`; see `observe`."""
+        if self._observed:
+            return
+        self._observed = received.shape[2]
+        self.layer.received[:, :, -self.recent :] += received[:, :, received.shape[2] - self.recent :]
+
     def weights(self, p: Tensor) -> Tensor:
         """Probabilities `[B, H, T, S]` over all tokens."""
         return p

@@ -16,7 +16,7 @@ from spectralquant.codec.cold.coefficients import BlockCoefficients, joined
 from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
 from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
 from spectralquant.codec.cold.features import TokenFeatures, TokenRows
-from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.importance import CLASSES, ImportanceModel, class_step, importance_features
 from spectralquant.codec.cold.quantizer import SpectralQuantizer
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.codec.products import product_dtype
@@ -44,7 +44,7 @@ class SpectralCodec:
     `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
     `adaptive_tables` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
     `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better. dtype: of
-    the products (see `codec.products`).
+    the products (None: see `codec.products`).
     """
 
     def __init__(
@@ -55,13 +55,14 @@ class SpectralCodec:
         device: torch.device | str = "cpu",
         step_scale: float = 1.0,
         adaptive_tables: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.geometry = geometry
         self.device = torch.device(device)
         self.step_scale = step_scale
         self.adaptive_tables = adaptive_tables
         self.tier = tier
-        self.dtype = product_dtype(tier, self.device, step_scale)
+        self.dtype = product_dtype(tier, self.device, step_scale) if dtype is None else dtype
         self.projectors = tuple(SpectralProjector(basis, device, self.dtype) for basis in (tier.key, tier.value))
         self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
         self.coder = EntropyCoder(tier.tables, (tier.key_choice, tier.value_choice), device)
@@ -76,7 +77,7 @@ class SpectralCodec:
     @functools.cached_property
     def reader_v1(self) -> EntropyReaderV1:
         """For blocks of packets of format version 1."""
-        choice = (self.tier.key_choice.numpy(), self.tier.value_choice.numpy())
+        choice = (self.tier.key_choice[:CLASSES].numpy(), self.tier.value_choice[:CLASSES].numpy())
         return EntropyReaderV1(self.tier.tables.numpy(), choice, self.tier.class_tables.numpy())
 
     def encode(self, block: KVBlock) -> bytes:
@@ -138,7 +139,7 @@ class SpectralCodec:
             own = [c[at : at + b.tokens] for c in y]
             at += b.tokens
             if b.received is None:
-                parts.append(torch.full((b.tokens, 2), NEUTRAL, device=self.device))
+                parts.append(torch.full((b.tokens, 2), self.coder.unseen, device=self.device))
             else:
                 parts.append(self.importance.classes(importance_features(b.received.to(self.device), *own)))
         return torch.cat(parts)
@@ -215,9 +216,9 @@ class SpectralCodec:
         return self._dequantized(CodedSymbols(both, torch.from_numpy(classes).to(self.device), (ids,)))
 
     def _dequantized(self, coded: CodedSymbols) -> BlockCoefficients:
+        features = self.token_rows(coded.ids)
         pairs = [(before, torch.from_numpy(ids)) for before, ids in (pair for pair in coded.ids if pair is not None)]
         ids = tuple(pairs) if len(pairs) == len(coded.ids) else None
-        features = self._rows(ids or [(-1, None)])
         steps = class_step(coded.classes) * self.step_scale
         split = self.coder.ranks[0]
         parts = coded.symbols[:split].T, coded.symbols[split:].T
@@ -239,16 +240,24 @@ class SpectralCodec:
                 both[e.kind][rows, e.column : e.column + e.residual.shape[1]] += e.residual
         return both[0], both[1]
 
-    def _rows(self, ids: Sequence[tuple[int, Tensor | None]]) -> TokenRows | None:
+    def token_rows(self, ids: Sequence[tuple[int, np.ndarray] | None]) -> TokenRows | None:
+        """Features of decoded blocks' tokens, or None where the profile predicts nothing.
+
+        Raises:
+            PacketError: no ids though the profile predicts from them, or ids that the model does not have.
+        """
+        return self._rows([(-1, None) if pair is None else pair for pair in ids])
+
+    def _rows(self, ids: Sequence[tuple[int, Tensor | np.ndarray | None]]) -> TokenRows | None:
         if self.features is None:
             return None
         known = [(before, numbers) for before, numbers in ids if numbers is not None]
         if len(known) < len(ids):
             raise PacketError("This profile predicts from token ids, but the block carries none.")
-        limit = len(self.features.embedding)
-        if any(before >= limit or (len(n) and int(n.max()) >= limit) for before, n in known):
-            raise PacketError("A block names a token id outside the model's vocabulary.")
-        return self.features.rows(known)
+        try:
+            return self.features.rows(known)
+        except IndexError as error:
+            raise PacketError("A block names a token id outside the model's vocabulary.") from error
 
     def _ids(self, block: KVBlock) -> tuple[int, np.ndarray] | None:
         if self.features is None or block.token_ids is None:
