@@ -1,14 +1,16 @@
-"""Curves in the terminal (plotext): both axes logarithmic, with ticks at 1, 2 and 5 of every power of ten."""
+"""Curves in the terminal: sparklines, and plots (plotext) whose axes are both logarithmic, with ticks at 1, 2 and 5 of every power of ten."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from rich.text import Text
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "red", "blue", "gray", "orange", "white")
 MOST_TICKS = 7
+BLOCKS = " ▁▂▃▄▅▆▇█"
 DIGITS = ((1, 2, 5), (1, 3), (1,))
 
 
@@ -78,3 +80,12 @@ def log_ticks(low: float, high: float) -> list[float]:
             return sorted(set(inside))
     step = -(-(last - first + 1) // MOST_TICKS)
     return [10.0**power for power in range(first, last + 1, step)]
+
+
+def sparkline(values: np.ndarray, low: float, high: float, width: int, style: str = "cyan") -> Text:
+    """`values` resampled to at most `width` characters between `low` and `high`."""
+    if len(values) > width:
+        values = np.interp(np.linspace(0, len(values) - 1, width), np.arange(len(values)), values)
+    span = max(high - low, 1e-12)
+    index = np.clip(((values - low) / span * (len(BLOCKS) - 1)).round().astype(int), 0, len(BLOCKS) - 1)
+    return Text("".join(BLOCKS[i] for i in index), style=style)
