@@ -15,6 +15,7 @@ from typing import Any
 from research.readme import notes
 from research.readme.architectures import architectures
 from research.readme.coder import coder
+from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted
@@ -241,6 +242,7 @@ BLOCKS = {
     "gate": gate,
     "architectures": architectures,
     "coder": coder,
+    "cold-speed": cold_speed,
     "durations": durations,
     "scale": scale,
     "scale-predicted": scale_predicted,
