@@ -39,7 +39,10 @@ def calibrate(
     ] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
     basis: Annotated[
-        str, typer.Option(help="dense, two-level (small and over more layers) or auto (two-level over several layers).")
+        str,
+        typer.Option(
+            help="dense, two-level (small and over more layers) or auto (two-level beyond 8,192 coordinates)."
+        ),
     ] = "auto",
     predict: Annotated[
         str,
