@@ -21,6 +21,8 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 RATIO = 40.0
@@ -39,10 +41,11 @@ def adaptive_study(
     window: int,
     windows: int,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """Calibrate on `prose`; score windows of 1,024 prose tokens followed by 1,024 of code; returns a results file."""
     settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
-    run = CalibrationRun(loaded, prose, settings, names[0], None, False, None, progress)
+    run = CalibrationRun(loaded, prose, settings, names[0], kept.path("calibration"), kept.resume, None, progress)
     sums, samples = run.first_pass()
     fitter = run.cold_fitter(sums, samples)
     tier, found = fitter.fit(fitter.step_for_ratio(RATIO))
@@ -65,12 +68,17 @@ def adaptive_study(
         SpectralCold(f, target_ratio=RATIO, adaptive_ranks=True, tolerance=t)
         for f, t in zip(followers, TOLERANCES, strict=True)
     ]
-    measured = measure(loaded.model, loaded.geometry, mixed, methods, lambda d, t: progress("prose to code", d, t))
-    rows = [m.row(loaded.geometry, loaded.name, mixed.shape[1]) for m in measured]
-    blocks = mixed.shape[1] // 128 - 1
+
+    def score() -> dict[str, Any]:
+        found = measure(loaded.model, loaded.geometry, mixed, methods, lambda d, t: progress("prose to code", d, t))
+        rows = [m.row(loaded.geometry, loaded.name, mixed.shape[1]).as_json() for m in found]
+        blocks = mixed.shape[1] // 128 - 1
+        return {"rows": rows, "first_window": [asdict(entry) for entry in followers[0].log[:blocks]]}
+
+    scored = kept.value("scored", score)
     return results_file(
         "adaptive",
-        rows,
+        scored["rows"],
         provenance(
             **device_facts(loaded.device),
             model=loaded.name,
@@ -80,6 +88,6 @@ def adaptive_study(
             evaluation_sha256=tokens_sha256(mixed),
             dtype=str(loaded.model.dtype),
         ),
-        first_window=[asdict(entry) for entry in followers[0].log[:blocks]],
+        first_window=scored["first_window"],
         switches_at=HALF,
     )

@@ -87,7 +87,7 @@ def main() -> None:
     for name in names:
         rows |= {row["name"]: row for row in durations(given.folder, [name])}
         kept = [rows[name] for name in COMMANDS if name in rows]
-        write_json(given.out, results_file("durations", kept, provenance(device=machine(), threads=1)))
+        write_json(given.out, results_file("durations", kept, provenance(device=machine(), threads=1)).as_json())
 
 
 def machine() -> str:

@@ -74,10 +74,7 @@ def difference(identity: ModelIdentity, model: nn.Module) -> str | None:
     """Why a model is not the one described, or None where it is."""
     model = usable_model(model)
     own = _weights_sha256(model)
-    if (
-        own[torch.bfloat16] == identity.weights_sha256_bfloat16
-        or own[torch.float16] == identity.weights_sha256_float16
-    ):
+    if own[torch.bfloat16] == identity.weights_sha256_bfloat16 or own[torch.float16] == identity.weights_sha256_float16:
         return None
     calibrated, now = identity.weights_dtype, _dtype_name(model.dtype)
     halves = {_dtype_name(dtype) for dtype in HALVES}

@@ -22,8 +22,10 @@ from torch import Tensor
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.cold.coded_block import announced_tokens
 from spectralquant.codec.cold.coefficients import BlockCoefficients, Enhancement, joined
+from spectralquant.codec.cold.features import TokenFeatures
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.errors import InputError, PacketError
+from spectralquant.geometry import CacheGeometry
 from spectralquant.profile.tensors import HeadSpectra
 from spectralquant.streams import OneAtATime, use_here
 
@@ -77,7 +79,10 @@ class AdaptiveRankCompressor:
         self.shape = (2, g.layers, g.kv_heads)
         analysis = heads.basis.double() * heads.gain.double()[..., None]
         inverse = torch.linalg.inv(analysis)
-        to = lambda x: x.float().flatten(0, 2).to(base.device)  # noqa: E731
+
+        def to(x: Tensor) -> Tensor:
+            return x.float().flatten(0, 2).to(base.device)
+
         self.generations: list[tuple[Tensor, Tensor]] = [(to(analysis), to(inverse))]
         self.expected = to(heads.variance.clamp_max(self.step**2 / 12).sum(-1)[..., None])[:, 0]
         self.log: list[BlockLog] = []
@@ -86,11 +91,11 @@ class AdaptiveRankCompressor:
         self._one_at_a_time = OneAtATime(base.device)
 
     @property
-    def geometry(self):
+    def geometry(self) -> CacheGeometry:
         return self.base.geometry
 
     @property
-    def features(self):
+    def features(self) -> TokenFeatures | None:
         return self.base.features
 
     @property
@@ -179,7 +184,8 @@ class AdaptiveRankCompressor:
         words = coder.get_compressed()
         head = HEADER.pack(MODE, generation, len(heads), len(data), len(words), step)
         numbers = heads.cpu().numpy().astype("<u2").tobytes()
-        return head + numbers + index.astype(np.uint8).tobytes() + data + words.astype("<u4").tobytes()
+        side: bytes = index.astype(np.uint8).tobytes()
+        return head + numbers + side + data + np.asarray(words, "<u4").tobytes()
 
     @staticmethod
     def is_enhanced(data: bytes | memoryview) -> bool:
@@ -200,8 +206,9 @@ class AdaptiveRankCompressor:
         named = {f"{i}.{j}" for i in range(count) for j in range(2)}
         if set(tensors) != named or any(t.shape != shape or not t.is_floating_point() for t in tensors.values()):
             raise PacketError("Refreshed bases do not fit the profile's heads.")
-        pairs = [tuple(tensors[f"{i}.{j}"].to(self.device) for j in range(2)) for i in range(count)]
-        self.generations[1:] = pairs
+        self.generations[1:] = [
+            (tensors[f"{i}.0"].to(self.device), tensors[f"{i}.1"].to(self.device)) for i in range(count)
+        ]
 
     def coefficients(self, data: bytes | memoryview) -> BlockCoefficients:
         """See `SpectralCodec.coefficients`; with the residual of raised heads.

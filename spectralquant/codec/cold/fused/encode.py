@@ -92,7 +92,9 @@ class FusedEncoder:
         parts = iter([])
         if coded:
             picked = [lengths[i] for i in coded], [run.ids[i] for i in coded]
-            parts = iter(self.codec.coder.encode(symbols, classes.T, *picked, adaptive_tables=self.codec.adaptive_tables))
+            parts = iter(
+                self.codec.coder.encode(symbols, classes.T, *picked, adaptive_tables=self.codec.adaptive_tables)
+            )
         out: list[bytes | None] = []
         for length, fits in zip(lengths, good, strict=True):
             data = rans_block.join(next(parts)) if fits else None
