@@ -8,7 +8,7 @@ import typer
 
 MODEL_HELP = "builtin:smollm2-135m, builtin:gemma3-270m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing; random:llama-3.1-70b:layers=4 has 4 layers)."
 DATA_HELP = (
-    "builtin:pydoc, builtin:stdlib, file:PATH[:COLUMN] (text, json, jsonl, csv, parquet, packed or not, a folder or a "
+    "builtin:pydoc, stdlib or mix, file:PATH[:COLUMN] (text, json, jsonl, csv, parquet, packed or not, a folder or a "
     "glob), or hub:NAME[:config][:split][:column]. Repeat it to mix texts; =3 after a text is its weight."
 )
 DEFAULT_DATA = ("builtin:pydoc",)

@@ -34,6 +34,7 @@ from spectralquant.cache.tokens.group import GroupTokens, narrow_windows
 from spectralquant.cache.tokens.layer import SpectralLayer
 from spectralquant.cache.tokens.span import GroupSpan
 from spectralquant.cache.tokens.state import CacheState
+from spectralquant.codec.cold.from_profile import chosen_bound
 from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
 from spectralquant.errors import InputError
@@ -67,8 +68,9 @@ class SpectralCache(SavedCache):
             an index of 16 components a head (`spectral_index_decode`); None reads all. Needs kernels.
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
         step_scale: multiplies the cold tier's step; kept as the float32 that packets carry.
-        adaptive: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
-            profile's. Its refreshed bases live in this cache, so packets are coded again without them.
+        bound: KL in nats a token that no text is to cost more than: each cold block takes the fewest bytes that keep the
+            error which that allows (`sq calibrate --target error=…`). "auto": what the profile was calibrated for, if
+            that is an error; None: no bound.
 
     Raises:
         ProfileError: the profile is for another model. InputError: options that contradict each other.
@@ -95,14 +97,12 @@ class SpectralCache(SavedCache):
         host: bool = False,
         threads: int = 1,
         step_scale: float = 1.0,
-        adaptive: bool | Mapping[str, Any] = False,
+        bound: float | str | None = "auto",
     ) -> None:
         if window < BLOCK or window % BLOCK:
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if not 0 <= lag <= BLOCK:
             raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
-        if adaptive is not False and threads != 1:
-            raise InputError(f"adaptive learns from one block after the other: it takes threads=1, not {threads}.")
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
         model = usable_model(model)
@@ -128,7 +128,7 @@ class SpectralCache(SavedCache):
             "host": host,
             "threads": threads,
             "step_scale": step_scale,
-            "adaptive": dict(adaptive) if isinstance(adaptive, Mapping) else adaptive,
+            "bound": chosen_bound(profile, bound),
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
@@ -151,7 +151,7 @@ class SpectralCache(SavedCache):
             self.pool,
             self.reconstructor,
             step_scale,
-            None if adaptive is False else dict(adaptive) if isinstance(adaptive, Mapping) else {},
+            self.options["bound"],
             backend,
             0 if select is None else INDEX_RANK,
         )

@@ -21,6 +21,7 @@ from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.checkpoint import Checkpoint
 from spectralquant.calibration.cold.budget import fit_to_budget
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
+from spectralquant.calibration.cold.promise import promise
 from spectralquant.calibration.first_pass import FirstPass
 from spectralquant.calibration.fixed.fit import FixedFitter
 from spectralquant.calibration.options import CalibrationSettings
@@ -185,6 +186,7 @@ class CalibrationRun:
                     )
         with self._stage("heads"):
             profile = self.assemble(sums, tiers, summaries)
+            promise(profile, self.loaded, self.settings, self.held_out, self.progress)
         if self.stem is None:
             profile.seal()
         else:

@@ -49,10 +49,19 @@ class CalibrationOptions(_Part):
     seed: int
 
 
+class ErrorPoint(_Part):
+    """What text of one kind cost, in KL nats a token, with every block held to an error (squared base steps a token)."""
+
+    text: str
+    error: float
+    kl: float
+
+
 class TierSummary(_Part):
     """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured).
 
-    without_bits: layers or heads of a fixed-rate tier whose keys or values are dropped, and read as their mean.
+    without_bits: layers or heads of a fixed-rate tier whose keys or values are dropped, and read as their mean. errors: of
+    a cold tier with an error target (see `profile.promises`).
     """
 
     target: str
@@ -67,6 +76,7 @@ class TierSummary(_Part):
     centroids: str | None = None
     without_bits: list[str] = []
     measured: dict[str, Any] | None = None
+    errors: list[ErrorPoint] = []
 
 
 class ProfileSidecar(_Part):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from spectralquant.errors import InputError, SourceError, did_you_mean
 from spectralquant.text.documents.files import file_documents, is_path
 from spectralquant.text.documents.hub import hub_documents
 from spectralquant.text.documents.report import Report, warn
+from spectralquant.text.recipes import MIX, TEXTS, mix_parts
 
-BUILTIN = ("builtin:pydoc", "builtin:stdlib")
+BUILTIN = (*TEXTS, MIX)
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class TextSource:
 
 
 def load_text(spec: str | os.PathLike[str], *, offline: bool = False, report: Report = warn) -> Iterator[str]:
-    """Yield the documents of `builtin:pydoc`, `builtin:stdlib`, `file:PATH[:COLUMN]` or
-    `hub:NAME[:config][:split][:column]`.
+    """Yield the documents of a built-in text (`builtin:pydoc`, …; see `text.recipes`), `file:PATH[:COLUMN]` or
+    `hub:NAME[:config][:split][:column]`. `builtin:mix` gives its texts' documents in turn; `open_sources` mixes by tokens.
 
     PATH may be a text file (large ones come in pieces), JSON, JSON Lines, CSV, TSV, parquet, arrow, any of them packed
     (gzip, zstandard, …), a folder or a glob. Rows may hold a text column, message lists, prompt and completion,
@@ -48,12 +47,14 @@ def load_text(spec: str | os.PathLike[str], *, offline: bool = False, report: Re
 
 
 def open_sources(specs: str | Sequence[str], *, offline: bool = False, report: Report = warn) -> list[TextSource]:
-    """Open texts `SPEC` or `SPEC=WEIGHT` (weight 1 where none is given).
+    """Open texts `SPEC` or `SPEC=WEIGHT` (weight 1 where none is given); `builtin:mix` opens the texts of its recipe, which
+    share its weight.
 
     Raises:
         InputError: no text, one given twice, or a weight that is not positive. SourceError: see `load_text`.
     """
-    pairs = [parse_weight(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    given = [parse_weight(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    pairs = [pair for name, weight in given for pair in _expanded(name, weight, report)]
     names = [name for name, _ in pairs]
     if not names:
         raise InputError("--data is missing: pass at least one text.")
@@ -81,6 +82,13 @@ def parse_weight(spec: str) -> tuple[str, float]:
     return name, weight
 
 
+def _expanded(name: str, weight: float, report: Report) -> list[tuple[str, float]]:
+    if name != MIX:
+        return [(name, weight)]
+    parts = mix_parts(report)
+    return [(part, weight * share / sum(parts.values())) for part, share in parts.items()]
+
+
 def text_name(sources: Sequence[TextSource]) -> str:
     """One name for a mix: `file:a.jsonl=3 + builtin:pydoc=1`; a single text has no weight."""
     if len(sources) == 1:
@@ -89,10 +97,11 @@ def text_name(sources: Sequence[TextSource]) -> str:
 
 
 def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
-    if spec == "builtin:pydoc":
-        return _pydoc()
-    if spec == "builtin:stdlib":
-        return _stdlib()
+    if spec in TEXTS:
+        return TEXTS[spec]()
+    if spec == MIX:
+        turns = itertools.zip_longest(*(TEXTS[part]() for part in mix_parts(report)))
+        return (document for turn in turns for document in turn if document is not None)
     if spec == "file:":
         raise InputError(
             "--data file: names no file. Pass file:PATH, as file:tickets.jsonl (the current folder is file:.)."
@@ -107,17 +116,3 @@ def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
         f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
         f"{did_you_mean(spec, BUILTIN)}"
     )
-
-
-def _pydoc() -> Iterator[str]:
-    """Python's own manual: 465,000 characters of English technical prose in every CPython."""
-    from pydoc_data import topics
-
-    return (topics.topics[name] for name in sorted(topics.topics))
-
-
-def _stdlib() -> Iterator[str]:
-    """The standard library's sources, in alphabetical order."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(folder.glob("*.py")):
-        yield path.read_text(encoding="utf-8", errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ STUDIES = (
     "packet",
     "tiers",
     "cache",
-    "adaptive",
+    "quality",
     "index",
     "kernels",
     "gate",
@@ -34,7 +35,7 @@ STUDIES = (
     "architectures",
 )
 WITH_PROFILE = ("packet", "cache", "index", "coder")
-TWO_TEXTS = ("domains", "adaptive")
+TWO_TEXTS = ("domains",)
 DEFAULT_OTHER = ("builtin:stdlib",)
 READ_TOKENS = 4_000_000
 
@@ -45,13 +46,20 @@ def study(
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
     other_data: Annotated[
-        list[str], typer.Option(help="The second domain of `domains` and `adaptive`, as --data.")
+        list[str], typer.Option(help="The second domain of `domains`, or texts of `quality`, as --data.")
     ] = DEFAULT_OTHER,
     profile: Annotated[
         Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 100,
     window: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 2048,
+    in_mix: Annotated[
+        list[str] | None, typer.Option(help="Texts of `quality` whose kinds --data holds (which they are not from).")
+    ] = None,
+    more: Annotated[list[str] | None, typer.Option(help="More texts of `quality`, for its bound alone.")] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="Parts of `quality`: home, general, texts, or texts:2/6.")
+    ] = None,
     windows: Annotated[int, typer.Option(min=1, help="Scored windows, taken from the end of the text.")] = 24,
     shape: Annotated[
         list[str] | None,
@@ -68,8 +76,9 @@ def study(
     cold: rate–distortion curve and TurboQuant on the same tokens. domains: profiles of two domains, each used on both.
     second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve. packet: time to
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
-    bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. adaptive:
-    text that turns from prose to code. index: quality when a part of the hot codes is read, by the share selected.
+    bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. quality:
+    own profiles of the first --data; a general one of all --data with a bound on the error, on --in-mix, --other-data and --more
+    text. Its parts are files beside --out, and those that are there are not made again. index: quality when a part of the hot codes is read, by the share selected.
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
     models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
     exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
@@ -105,6 +114,18 @@ def study(
         result = _kernels(device, output) if name == "kernels" else _gate(output)
         write_json(out, result)
         output.show(*study_view(result))
+        return
+    if name == "quality":
+        _quality(
+            model,
+            (data, in_mix or [], other_data, more or []),
+            part,
+            (steps, window, windows),
+            device,
+            dtype,
+            out,
+            output,
+        )
         return
     sources = open_sources(data, offline=offline, report=output.note)
     if name == "second-model":
@@ -193,21 +214,19 @@ def _measure(
             from research.coder.model import coder_study_of_model
 
             return coder_study_of_model(loaded, profile, text, window, data, bar)
-        if name == "adaptive":
-            from research.adaptive import adaptive_study
-
-            return adaptive_study(loaded, text, other, (data, other_data), steps, window, windows, bar)
         from research.domains import domain_study
 
         return domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
 
 
-def _text(tokenizer: Any, sources: list[TextSource], window: int, output: Output) -> tuple[MixedText, str]:
-    """The text of a study, read as far as `READ_TOKENS`, and its name."""
+def _text(
+    tokenizer: Any, sources: list[TextSource], window: int, output: Output, read: int = READ_TOKENS
+) -> tuple[MixedText, str]:
+    """The text of a study, read as far as `read` tokens, and its name."""
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import text_name
 
-    text = tokenize_sources(tokenizer, sources, window, window=window, read=READ_TOKENS, report=output.note)
+    text = tokenize_sources(tokenizer, sources, window, window=window, read=read, report=output.note)
     return text, text_name(sources)
 
 
@@ -255,6 +274,58 @@ def _shapes(
         output.note(line)
     if failed:
         raise typer.Exit(1)
+
+
+def _quality(
+    model: str,
+    specs: tuple[list[str], list[str], list[str], list[str]],
+    parts: list[str] | None,
+    sizes: tuple[int, int, int],
+    device: str,
+    dtype: str,
+    out: Path,
+    output: Output,
+) -> None:
+    from research.quality.parts import QualityStudy
+    from research.quality.study import PARTS, QualityParts, joined
+    from spectralquant.errors import InputError
+    from spectralquant.files import write_json
+    from spectralquant.models.load import load_model
+    from spectralquant.text.mix import tokenize_sources
+    from spectralquant.text.read import open_sources, text_name
+    from sqcli.terminal.study import study_view
+
+    steps, window, windows = sizes
+    study = QualityStudy(steps=steps, general_steps=steps, window=window, windows=windows)
+    loaded = load_model(model, device=device, dtype=dtype, report=output.note)
+    with output.progress() as bar:
+        run = QualityParts(out, loaded, study, bar)
+        for part in parts or PARTS:
+            name, _, share = part.partition(":")
+            if name == "home":
+                text, label = _text(loaded.tokenizer, open_sources(specs[0][:1], report=output.note), window, output)
+                run.home(text, label)
+            elif name == "general":
+                sources = open_sources(specs[0], report=output.note)
+                need = study.general_steps * window + 2 * study.held_out * 1024
+                mix = tokenize_sources(loaded.tokenizer, sources, need, window=window, report=output.note)
+                run.general(mix, text_name(sources))
+            elif name == "texts":
+                which, _, total = share.partition("/")
+
+                def reader(spec: str) -> Callable[[], MixedText]:
+                    opened = lambda: open_sources([spec], report=output.note)  # noqa: E731
+                    return lambda: _text(loaded.tokenizer, opened(), window, output, study.text_tokens)[0]
+
+                kinds = zip(("in the mix", "outside", "more"), specs[1:], strict=True)
+                texts = [(kind, spec, reader(spec)) for kind, some in kinds for spec in some]
+                run.texts(texts, (int(which or 0), int(total or 1)))
+            else:
+                raise InputError(f"--part {part!r} is not one of {', '.join(PARTS)}, texts:2/6.")
+    result = joined(out, study)
+    write_json(out, result)
+    output.show(*study_view(result))
+    output.note(f"Wrote {out}")
 
 
 def _architectures(out: Path, output: Output) -> None:

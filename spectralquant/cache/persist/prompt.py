@@ -19,6 +19,7 @@ from spectralquant.cache.persist.packet_layout import require_room
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_keys
 from spectralquant.codec.cold.coded_block import announced_tokens
+from spectralquant.codec.cold.from_profile import chosen_bound, cold_codec
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.packet import (
     CODED,
@@ -55,6 +56,7 @@ def profile_codecs(
     *,
     step_scale: float = 1.0,
     adaptive: bool = False,
+    bound: float | str | None = "auto",
 ) -> list[SpectralCodec]:
     """The cold-tier codec of a profile for each group of a model's layers.
 
@@ -65,8 +67,9 @@ def profile_codecs(
     profile.require_model(model)
     embedding, device = embedding_weight(model), model_device(model)
     scale, geometry = packet_float(step_scale), bind(model).geometry
+    options = {"step_scale": scale, "adaptive": adaptive, "bound": chosen_bound(profile, bound)}
     return [
-        SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive)
+        cold_codec(profile, tier, layers, geometry.part(layers), embedding, device, **options)
         for layers, tier in profile.parts("cold", groups).items()
     ]
 
@@ -82,6 +85,7 @@ def pack_prompt(
     exact: str = "auto",
     step_scale: float = 1.0,
     adaptive: bool = False,
+    bound: float | str | None = "auto",
     progress: Progress = lambda done, total: None,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
@@ -96,7 +100,7 @@ def pack_prompt(
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
     coded = [group for group in bind(model).geometry.groups if group.reads_beyond(2 * BLOCK)]
-    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive=adaptive)
+    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive=adaptive, bound=bound)
     by_group = dict(zip(coded, codecs, strict=True))
     packets = []
     for row, ids in enumerate(input_ids):

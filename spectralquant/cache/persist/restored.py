@@ -31,7 +31,8 @@ OPTIONS = {
     "host": (bool,),
     "threads": WHOLE,
     "step_scale": (int, float),
-    "adaptive": (bool, dict),
+    "bound": (int, float, type(None)),
+    "adaptive": (bool,),
     "crossover": WHOLE,
     "below": (str,),
     "heavy": WHOLE,
@@ -55,10 +56,8 @@ def require_options(options: Any) -> None:
     numbers = [v for v in options.get("ages", {}).values()]
     if any(isinstance(v, bool) or not isinstance(v, int) for v in numbers) or options.get("threads", 1) > MOST_THREADS:
         raise InputError("the saved ages or threads are no numbers that a cache takes")
-    if isinstance(options.get("adaptive"), dict) and any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) for v in options["adaptive"].values()
-    ):
-        raise InputError("the saved options of the adaptive codec are no numbers")
+    if options.pop("adaptive", False):
+        raise InputError("it was saved with adaptive=True, which versions from 0.2 on replace by bound=")
 
 
 def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module) -> None:

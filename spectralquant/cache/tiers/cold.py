@@ -16,7 +16,6 @@ from torch import Tensor
 from spectralquant.cache.compress.reconstructor import AsyncReconstructor, Task
 from spectralquant.cache.persist.lazy import LazySection
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
-from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.cold.coded_block import MAX_TOKENS
 from spectralquant.codec.cold.coefficients import BlockCoefficients, halved
 from spectralquant.codec.cold.spectral import SpectralCodec
@@ -42,7 +41,7 @@ class ColdTier:
 
     def __init__(
         self,
-        codec: SpectralCodec | AdaptiveRankCompressor,
+        codec: SpectralCodec,
         reconstructor: AsyncReconstructor,
         guess: TokenGuess | None = None,
     ) -> None:

@@ -45,15 +45,21 @@ class EntropyCoder:
     """Coder for blocks of key and value symbols.
 
     tables: float32 `[K, 32]` probabilities (31 symbols −15…15, then escape). choice: per kind uint8 `[9, R]`, the table
-    of each importance class and component.
+    of each importance class and component. search: of another coder with the same tables.
 
     Raises:
         ProfileError: tables that are no probabilities, or a choice among tables that are not there.
     """
 
-    def __init__(self, tables: Tensor, choice: tuple[Tensor, Tensor], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        tables: Tensor | RansTables,
+        choice: tuple[Tensor, Tensor],
+        device: torch.device | str = "cpu",
+        search: ShiftSearch | None = None,
+    ) -> None:
         try:
-            self.tables = RansTables.of(tables)
+            self.tables = tables if isinstance(tables, RansTables) else RansTables.of(tables)
         except ValueError as error:
             raise ProfileError(f"The profile's frequency tables are damaged: {error}. Calibrate again.") from error
         self.device = torch.device(device)
@@ -69,7 +75,7 @@ class EntropyCoder:
         neutral = both[:, NEUTRAL].long()
         self.expected_bits = int(self.tables.entropy[neutral].sum()) // FRACTION  # a token, times 1,024
         self.expected_escapes = int(self.tables.frequency[neutral, -1].sum())  # likewise
-        self.search = ShiftSearch(self.tables, self.device)
+        self.search = search or ShiftSearch(self.tables, self.device)
 
     @functools.cached_property
     def least_bits(self) -> float:
