@@ -81,11 +81,11 @@ def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, p
 
 def _bound_cost(loaded: LoadedModel, tier: Any, heads: Any, step: float, windows: Tensor, progress: Progress) -> dict:
     """Bytes with a bound a little over the errors of blocks as calibrated, against those without one."""
-    free = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, math.inf, coarser=False))
+    free = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, math.inf))
     plain = measure(loaded.model, loaded.geometry, windows, [free], lambda d, t: progress("cost of a bound", d, t))[0]
     parts = free.parts.values() if hasattr(free, "parts") else [free]
     error = SLACK * sum(sum(p.codec.errors) / len(p.codec.errors) for p in parts)
-    kept = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, error, coarser=False))
+    kept = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, error))
     ways: Counter[str] = Counter()
     bounded = _watched(loaded, windows, kept, ways, progress)
     return {

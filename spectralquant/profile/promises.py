@@ -27,20 +27,23 @@ def error_limit(summary: TierSummary, kl: float) -> float:
         raise InputError(
             f"A bound of {kl:g} nats needs a profile that was calibrated for one: sq calibrate --target error={kl:g}."
         )
-    low, high = min(p.kl for p in points) / REACH, max(p.kl for p in points) * REACH
-    if not low <= kl <= high:
-        raise InputError(f"A bound of {kl:g} nats is outside what this profile knows, {low:.2g} to {high:.2g}.")
+    low = min(p.kl for p in points) / REACH
+    if kl < low:
+        raise InputError(
+            f"A bound of {kl:g} nats is far under what this profile was calibrated for, {low:.2g} at least."
+        )
     return min(_error_at([p for p in points if p.text == text], kl) for text in {p.text for p in points})
 
 
 def _error_at(curve: Sequence[ErrorPoint], kl: float) -> float:
-    """A kind's error at a KL: between its points in proportion (of logarithms), beyond them as the KL."""
+    """A kind's error at a KL: between its points in proportion (of logarithms), under them as the KL; never more than the
+    largest, with which blocks are as calibrated whatever the KL.
+    """
     curve = sorted(curve, key=lambda p: p.error)
-    if kl <= curve[0].kl or len(curve) == 1:
+    if kl <= curve[0].kl:
         return curve[0].error * kl / curve[0].kl
     for a, b in itertools.pairwise(curve):
         if a.kl < b.kl and kl <= b.kl:
             part = math.log(kl / a.kl) / math.log(b.kl / a.kl) if kl > a.kl else 0.0
             return a.error * (b.error / a.error) ** part
-    last = max(curve, key=lambda p: p.kl)
-    return last.error * min(1.0, kl / last.kl) if kl < last.kl else last.error * kl / last.kl
+    return curve[-1].error

@@ -23,7 +23,7 @@ from spectralquant.text.read import load_text
 from spectralquant.text.recipes import mix_parts
 from spectralquant.text.tokens import tokenize
 
-LEVELS = (0.15, 0.4, 1.0)
+LEVELS = (0.3, 0.6, 1.15)
 WINDOW = 8 * BLOCK
 SKIPPED = 6
 
@@ -74,7 +74,7 @@ def error_table(
 ) -> list[ErrorPoint]:
     """Points around the error of the first text as calibrated."""
     first = next(iter(texts.values()))
-    free = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, math.inf, coarser=False))
+    free = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, math.inf))
     measure(loaded.model, loaded.geometry, first, [free], lambda d, t: progress("errors as calibrated", d, t))
     parts = free.parts.values() if hasattr(free, "parts") else [free]
     middle = sum(sum(part.codec.errors) / len(part.codec.errors) for part in parts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
 from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
 from spectralquant.codec.cold.features import TokenFeatures, TokenRows
 from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.projected import Projected, QuantizedRun
 from spectralquant.codec.cold.quantizer import SpectralQuantizer
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.codec.products import product_dtype
@@ -33,31 +33,6 @@ from spectralquant.profile.tensors import ColdTier
 
 RUN_SCALARS = 1 << 24
 MOST_ERRORS = 4096
-
-
-@dataclass(frozen=True)
-class QuantizedRun:
-    """Symbols of consecutive blocks: int32 `[R, N]`, keys' components first. classes: int64 `[N, 2]`. good: bool `[N]`,
-    whether a token can be coded."""
-
-    symbols: Tensor
-    classes: Tensor
-    good: Tensor
-
-
-@dataclass(frozen=True)
-class Projected:
-    """Consecutive blocks in the basis: coefficients `[N, R]` of keys and values, the tokens' classes int64 `[N, 2]` as
-    calibrated, and the token predictor's rows."""
-
-    y: tuple[Tensor, Tensor]
-    classes: Tensor
-    features: TokenRows | None
-
-    @property
-    def finite(self) -> Tensor:
-        """Bool: all coefficients are finite."""
-        return torch.stack([part.isfinite().all() for part in self.y]).all()
 
 
 class SpectralCodec:
@@ -126,7 +101,7 @@ class SpectralCodec:
     def encode_run(self, blocks: Sequence[KVBlock]) -> list[bytes]:
         """Compress blocks of one or more sequences, many at once."""
         if self.bound is not None:
-            encoder = BoundedEncoder(self, self.heads, self.complement)
+            encoder = BoundedEncoder(self, self.heads, self.complement, self.bound)
             return [encoder.encode(block) for block in blocks]
         return [data for some in self._runs(blocks) for data in self._encode_some(some)]
 

@@ -110,14 +110,11 @@ def spectral_from_profile(
 
 @dataclass(frozen=True)
 class BoundedSpec:
-    """What a cold tier needs to keep a bound: the profile's heads, its base step, and the error of all layers together.
-    coarser: see `ErrorBound`.
-    """
+    """What a cold tier needs to keep a bound: the profile's heads, its base step, and the error of all layers together."""
 
     heads: HeadSpectra
     step: float
     error: float
-    coarser: bool = True
 
 
 def tier_method(
@@ -154,7 +151,7 @@ def tier_method(
         if bounded is not None:
             heads = WeightedHeads(bounded.heads.part(layers), bounded.step, geometry, loaded.device)
             share = len(layers) / coded_layers(tier, loaded.geometry)
-            limit = ErrorBound(bounded.error * share, bounded.coarser)
+            limit = ErrorBound(bounded.error * share)
         codec = SpectralCodec(tensors, geometry, embedding, loaded.device, step, adaptive, heads, limit)
         return SpectralCold(codec, exact_bits, **options)
 

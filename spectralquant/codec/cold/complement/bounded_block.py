@@ -30,7 +30,7 @@ HEADER = struct.Struct("<BBHIbb")
 ALONE, COMPLEMENT, TURBO = 0, 1, 2
 EIGHTHS = 8
 CLASS_EIGHTHS = 4
-WAYS = ("as calibrated", "coarser", "finer", "complement", "turboquant", "raw")
+WAYS = ("as calibrated", "finer", "complement", "turboquant", "raw")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,4 @@ def way_of(data: bytes | memoryview) -> str:
         return "raw"
     if data[0] != BOUNDED:
         return "as calibrated"
-    _, stage, _, _, scale, _ = HEADER.unpack_from(data)
-    if stage != ALONE:
-        return "complement" if stage == COMPLEMENT else "turboquant"
-    return "coarser" if scale > 0 else "finer"
+    return {COMPLEMENT: "complement", TURBO: "turboquant"}.get(data[1], "finer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,15 +10,13 @@ from torch import Tensor
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.coefficients import BlockCoefficients, SecondStage
 from spectralquant.codec.cold.complement import bounded_block, turbo
+from spectralquant.codec.cold.complement.first_stage import FirstStage
 from spectralquant.codec.cold.importance import class_step
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.streams import use_here
 
-if TYPE_CHECKING:
-    from spectralquant.codec.cold.spectral import SpectralCodec
 
-
-def read_bounded(codec: SpectralCodec, data: bytes | memoryview) -> BlockCoefficients:
+def read_bounded(codec: FirstStage, data: bytes | memoryview) -> BlockCoefficients:
     """Coefficients of both stages.
 
     Raises:
@@ -43,7 +40,7 @@ def read_bounded(codec: SpectralCodec, data: bytes | memoryview) -> BlockCoeffic
     return replace(base, extra=_stages(codec, symbols, class_step(first.classes) * factor))
 
 
-def _stages(codec: SpectralCodec, symbols: Tensor, steps: Tensor) -> tuple[SecondStage, ...]:
+def _stages(codec: FirstStage, symbols: Tensor, steps: Tensor) -> tuple[SecondStage, ...]:
     """Second stages of the layers that have any symbol; symbols `[H·D, T]`, steps `[T, 2]`."""
     g, heads = codec.geometry, codec.heads
     shape = (2, g.layers, g.kv_heads, g.head_dim, -1)
