@@ -19,9 +19,12 @@ gate: setup
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV), once, a few minutes: 1 of 3, an environment"
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt torch
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test,docs,lint]'
+	@echo "Setting up $(VENV): 2 of 3, PyTorch, the largest download"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt torch
+	@echo "Setting up $(VENV): 3 of 3, everything else"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,docs,lint]'
 	@touch $@
 
 # What CI checks besides tests.

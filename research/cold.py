@@ -12,15 +12,16 @@ import torch
 from research.windows import scored_windows
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
-from spectralquant.calibration.solve import choose_centroids, cold_method
+from spectralquant.calibration.solve import Trials, choose_centroids
 from spectralquant.codec.block import KVBlock
 from spectralquant.evaluation.curve import best_under_bar, ratio_at_kl, times_smaller
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.needle import needle_retrieval
 from spectralquant.evaluation.streaming import stream_window
+from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.geometry import BLOCK, SINKS
 from spectralquant.methods.base import Method
-from spectralquant.methods.coding.spectral import SpectralCold
+from spectralquant.methods.coding.spectral import SpectralCold, tier_method
 from spectralquant.methods.coding.turboquant import TurboQuant
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
@@ -74,7 +75,7 @@ def cold_study(
     for done, ratio in enumerate(sorted({*study.ratios, *study.long_ratios, *study.needle_ratios})):
         progress("fitting tiers", done, len(study.ratios))
         tier, reports[ratio] = fitter.fit(fitter.step_for_ratio(ratio))
-        tiers[ratio] = choose_centroids(tier, loaded, run.held_out, lambda *_: None)[0]
+        tiers[ratio] = choose_centroids(tier, Trials(loaded, run.held_out, measure_tiers, lambda *_: None))[0]
     times["tiers"] = time.perf_counter() - start - sum(times.values())
 
     turbo = [TurboQuant(loaded.geometry.head_dim, bits) for bits in study.turbo_bits]
@@ -118,7 +119,7 @@ def cold_study(
 
 
 def _method(tiers: dict[float, ColdTier], ratio: float, loaded: LoadedModel, exact_bits: int = 16) -> SpectralCold:
-    return cold_method(tiers[ratio], loaded, exact_bits, target_ratio=ratio)
+    return tier_method(tiers[ratio], loaded, exact_bits, target_ratio=ratio)
 
 
 def _rows(

@@ -9,9 +9,9 @@ from research.windows import scored_windows
 from spectralquant.calibration.cold.fit import ColdFitter
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
-from spectralquant.calibration.solve import cold_method
 from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import measure
+from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
@@ -41,11 +41,7 @@ def domain_study(
         for ratio in RATIOS:
             tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
             for adaptive in (False, True):
-                methods.append(
-                    cold_method(
-                        tier, loaded, adaptive=adaptive, profile=profile, adaptive_tables=adaptive, target_ratio=ratio
-                    )
-                )
+                methods.append(tier_method(tier, loaded, adaptive_tables=adaptive, profile=profile, target_ratio=ratio))
     hashes = {}
     for name, rows_of_ids in scored.items():
         hashes[name] = tokens_sha256(rows_of_ids)
@@ -71,7 +67,7 @@ def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     curves: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
     for row in rows:
         options = row["options"]
-        curves.setdefault((row["text"], options["profile"], options["adaptive_tables"]), []).append(row)
+        curves.setdefault((row["text"], options["profile"], options.get("adaptive_tables", False)), []).append(row)
     low = max(min(r["kl_nats"] for r in curve) for curve in curves.values())
     high = min(max(r["kl_nats"] for r in curve) for curve in curves.values())
     kl = (low * high) ** 0.5

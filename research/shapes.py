@@ -18,8 +18,8 @@ from transformers import DynamicCache
 
 from spectralquant.cache.persist.prompt import pack_prompt
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.models.config import load_config
 from spectralquant.models.forward import with_cache
 from spectralquant.models.load import LoadedModel, load_model

@@ -18,11 +18,12 @@ from research.windows import scored_windows
 from spectralquant.cache.spectral_cache import SpectralCache
 from spectralquant.calibration.options import TIERS, CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
-from spectralquant.calibration.solve import choose_centroids, cold_method
+from spectralquant.calibration.solve import Trials, choose_centroids
 from spectralquant.evaluation.measure import measure
+from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.geometry import BLOCK
 from spectralquant.methods.base import Method
-from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec
+from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec, tier_method
 from spectralquant.models.forward import with_cache
 from spectralquant.models.identity import model_identity, weights_sha256
 from spectralquant.models.load import LoadedModel
@@ -76,10 +77,10 @@ def tier_study(
     summaries: dict[str, TierSummary] = {}
     for ratio in study.cold:
         tier, found = fitter.fit(fitter.step_for_ratio(ratio))
-        tier = choose_centroids(tier, loaded, run.held_out, progress)[0]
+        tier = choose_centroids(tier, Trials(loaded, run.held_out, measure_tiers, progress))[0]
         tiers.setdefault("cold", tier)
         summaries.setdefault("cold", run.cold_summary(ratio, found))
-        methods.append(cold_method(tier, loaded, target_ratio=ratio))
+        methods.append(tier_method(tier, loaded, target_ratio=ratio))
     measured = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("2K windows", d, t))
     rows = [m.row(loaded.geometry, loaded.name, study.window) for m in measured]
     profile = run.assemble(sums, tiers, summaries)

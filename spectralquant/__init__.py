@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from spectralquant.errors import renamed
+
 _EXPORTS = {
-    "calibrate": "spectralquant.calibration.api",
+    "calibrate": "spectralquant.calibrating.api",
     "CalibrationProfile": "spectralquant.profile.model",
     "SpectralHead": "spectralquant.profile.model",
     "CalibrationSettings": "spectralquant.calibration.options",
@@ -19,7 +21,6 @@ _EXPORTS = {
     "KL": "spectralquant.calibration.targets",
     "SpectralPacket": "spectralquant.codec.packet",
     "SpectralCache": "spectralquant.cache.spectral_cache",
-    "SpectralKVCache": "spectralquant.cache.spectral_cache",
     "GraphedModel": "spectralquant.graphed.model",
     "SpectralBufferPool": "spectralquant.cache.pool",
     "svd_reconstruct_attention": "spectralquant.cache.read.reconstruct_attention",
@@ -30,10 +31,14 @@ _EXPORTS = {
     "load_model": "spectralquant.models.load",
     "load_text": "spectralquant.text.read",
 }
+_DEPRECATED = {"SpectralKVCache": "SpectralCache"}
 __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _DEPRECATED:
+        renamed(name, _DEPRECATED[name])
+        name = _DEPRECATED[name]
     if name not in _EXPORTS:
         raise AttributeError(f"module 'spectralquant' has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -36,12 +37,19 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         temporary = None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(
-            f"Cannot write {target}: {reason}. Free some space or choose another folder; that file was not changed."
-        ) from error
+        raise InputError(f"Cannot write {target}: {reason}. {_way_out(error)}; that file was not changed.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _way_out(error: OSError) -> str:
+    """What helps where a file could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "Free some space or choose another folder"
+    if error.errno == errno.EISDIR:
+        return "Give the name of a file"
+    return "Choose another path, or change its rights"
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from spectralquant.rotary import RotaryLayout
+from spectralquant.rotary_layout import RotaryLayout
 
 BLOCK = 128
 SINKS = 4

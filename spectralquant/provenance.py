@@ -36,7 +36,7 @@ def device_facts(device: Any) -> dict[str, Any]:
 
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device), "driver": _driver(), "cuda": torch.version.cuda}
-    return {"device": _cpu_name(), "threads": torch.get_num_threads()}
+    return {"device": processor_name(), "threads": torch.get_num_threads()}
 
 
 def peak_memory_bytes() -> int | None:
@@ -80,7 +80,7 @@ def _driver() -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,32 @@ def as_caller(function: Callable[..., Any], device: torch.device) -> Callable[..
             return function(*arguments)
 
     return call
+
+
+def to_device(parts: Sequence[np.ndarray], device: torch.device, axis: int = 0) -> Tensor:
+    """Arrays joined on a device; on the way to a GPU through pinned memory, so that nobody waits."""
+    if device.type != "cuda":
+        return torch.from_numpy(np.concatenate(parts, axis=axis))
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    pinned = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, parts[0].dtype)).dtype, pin_memory=True)
+    np.concatenate(parts, axis=axis, out=pinned.numpy())
+    return pinned.to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy a tensor to the host; the call that comes back waits for it and gives the array."""
+    if not tensor.is_cuda:
+        return tensor.numpy
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    done = torch.cuda.current_stream(tensor.device).record_event()
+
+    def result() -> np.ndarray:
+        done.synchronize()
+        return pinned.numpy()
+
+    return result
 
 
 class Handover:

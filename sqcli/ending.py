@@ -41,7 +41,7 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong usage, found by the parser
-        error.show()
+        _say(_usage(error))
         return BAD_INPUT
     if isinstance(error, SystemExit) and error.code in (None, 0, 2, 3, INTERNAL):
         return error.code or 0
@@ -81,6 +81,13 @@ def _what_the_user_can_mend(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in SURROUNDINGS:
         return f"{error.filename or 'A file or stream'} cannot be used: {error.strerror}. Check the path, its rights and the disk."
     return None
+
+
+def _usage(error: BaseException) -> str:
+    """What is wrong with a command line, and where its options are listed."""
+    text = " ".join(error.format_message().split())
+    path = getattr(getattr(error, "ctx", None), "command_path", "sq")
+    return f"{text if text.endswith(('.', '?', '!', ')')) else text + '.'} See {path} --help."
 
 
 def _memory() -> str:

@@ -6,17 +6,24 @@ from typing import Annotated
 
 import typer
 
+from sqcli.typos import DTYPES, check_data, check_device, check_model, checked, one_of
+
 MODEL_HELP = "builtin:smollm2-135m, builtin:gemma3-270m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing; random:llama-3.1-70b:layers=4 has 4 layers)."
 DATA_HELP = (
-    "builtin:pydoc, stdlib or mix, file:PATH[:COLUMN] (text, json, jsonl, csv, parquet, packed or not, a folder or a "
+    "builtin:pydoc, builtin:stdlib, builtin:mix (four kinds), builtin:gate (never changes), file:PATH[:COLUMN] (text, json, jsonl, csv, parquet, packed or not, a folder or a "
     "glob), or hub:NAME[:config][:split][:column]. Repeat it to mix texts; =3 after a text is its weight."
 )
 DEFAULT_DATA = ("builtin:pydoc",)
 
-Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
-Data = Annotated[list[str], typer.Option("--data", "-d", help=DATA_HELP)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str, typer.Option(help="auto (float32 on CPU, bfloat16 on GPU), float32, bfloat16 or float16.")]
+Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP, callback=checked(check_model))]
+Data = Annotated[list[str], typer.Option("--data", "-d", help=DATA_HELP, callback=checked(check_data))]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", callback=checked(check_device))]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="auto (float32 on CPU, bfloat16 on GPU), float32, bfloat16 or float16.", callback=one_of("--dtype", DTYPES)
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 Json = Annotated[str | None, typer.Option("--json", help="Write results as JSON to this file (- = stdout alone).")]

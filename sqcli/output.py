@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from spectralquant.files import require_writable
+from sqcli.progress import Plan, StageProgress
 
 SVG_WIDTH = 96
 PIPED_WIDTH = 80
@@ -80,43 +80,9 @@ class Output:
                 recorder.print(part)
             write_text(self.svg_file, recorder.export_svg(title=title))
 
-    def progress(self) -> StageProgress:
-        """A bar on stderr; invisible when stderr is no terminal or with --quiet."""
-        return StageProgress(self.errors, visible=self.errors.is_terminal and not self.quiet)
-
-
-class StageProgress:
-    """A progress bar that follows named stages: `bar(stage, done, total)`."""
-
-    def __init__(self, console: Console, *, visible: bool) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description:<34}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not visible,
-            transient=True,
-        )
-        self._stage: str | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> StageProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage != self._stage:
-            if self._task is not None:
-                self._bar.remove_task(self._task)
-            self._stage, self._task = stage, self._bar.add_task(stage, total=total, rate="")
-        speed = self._bar.tasks[-1].speed
-        rate = "" if not speed else (f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
-        self._bar.update(self._task, completed=done, total=total, rate=rate)
+    def progress(self, plan: Plan = ()) -> StageProgress:
+        """A bar on stderr; invisible when stderr is no terminal or with --quiet. plan: see `StageProgress`."""
+        return StageProgress(self.errors, visible=self.errors.is_terminal and not self.quiet, plan=plan)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

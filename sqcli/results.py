@@ -8,6 +8,7 @@ from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
 
 if TYPE_CHECKING:
+    from spectralquant.calibration.plan import MemoryPlan
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.profile.view import ProfileView
 
@@ -27,6 +28,22 @@ def calibration_result(profile: CalibrationProfile) -> dict[str, Any]:
         tiers={name: tier.model_dump(exclude={"measured"}) for name, tier in side.tiers.items()},
         layers=layer_rows(profile.heads.rank.numpy(), profile.heads.bits.numpy()),
     )
+
+
+def plan_result(plan: MemoryPlan, model: str) -> dict[str, Any]:
+    """A row a stage of a memory plan; all figures are predicted."""
+    rows = [{"stage": stage.name, "peak_bytes": stage.peak, "parts": stage.parts} for stage in plan.stages]
+    summary = {
+        "model": model,
+        "predicted": True,
+        "peak_bytes": plan.peak,
+        "host_bytes": plan.host,
+        "profile_bytes_at_most": plan.profile,
+        "span": plan.span,
+        "recompute": plan.settings.recompute,
+        "sample_windows": plan.samples,
+    }
+    return results_file("plan", rows, provenance(), plan=summary)
 
 
 def layer_rows(rank: Any, bits: Any) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ if not torch.cuda.is_available():
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.models.probe import probe_geometry

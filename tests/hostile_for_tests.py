@@ -26,8 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, ByT5Tokenizer
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.cache.persist.snapshot_file import content_sha256
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.codec.packet import CHECK, HEADER, HEADER_SIZE, INDEX_ENTRY, SpectralPacket
 from spectralquant.errors import InputError, PacketError, ProfileError, UnsupportedModelError
 from spectralquant.models.load import LoadedModel

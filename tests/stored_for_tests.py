@@ -78,7 +78,7 @@ def _make(folder) -> None:
     )
     from conftest import small_tokenizer
 
-    from spectralquant.calibration.api import calibrate
+    from spectralquant.calibrating.api import calibrate
     from spectralquant.calibration.options import TIERS, CalibrationSettings
 
     folder, model = Path(folder), stored_model()

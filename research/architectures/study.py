@@ -30,8 +30,8 @@ from transformers import (
 from research.architectures.configurations import ARCHITECTURES, Architecture
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import Target
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.geometry import BLOCK, SINKS, CacheGeometry

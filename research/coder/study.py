@@ -203,8 +203,8 @@ def random_round_trips(
         symbols, classes = symbols.int(), torch.from_numpy(rng.integers(0, 9, (total, 2)))
         ids = [None if rng.random() < 0.3 else (-1, rng.integers(0, 70_000, n)) for n in lengths]
         adaptive = bool(rng.random() < 0.5)
-        first = here.encode(symbols, classes, lengths, ids, adaptive=adaptive)
-        second = there.encode(symbols.to(device), classes.to(device), lengths, ids, adaptive=adaptive)
+        first = here.encode(symbols, classes, lengths, ids, adaptive_tables=adaptive)
+        second = there.encode(symbols.to(device), classes.to(device), lengths, ids, adaptive_tables=adaptive)
         data = [rans_block.join(p) for p in first]
         found["bytes_differ"] += sum(a != rans_block.join(b) for a, b in zip(data, second, strict=True))
         blocks = [rans_block.split(d, here.ranks, len(SHIFTS)) for d in data]

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from research.windows import scored_windows
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.run import CalibrationRun, calibrate_model
-from spectralquant.calibration.solve import choose_centroids, cold_method
+from spectralquant.calibration.run import CalibrationRun
+from spectralquant.calibration.solve import Trials, choose_centroids
 from spectralquant.calibration.targets import parse_target
 from spectralquant.codec.cold.complement.bounded_block import way_of
 from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import Measurement, measure
+from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.methods.coding.spectral import BoundedSpec, tier_method
 from spectralquant.methods.coding.turboquant import TurboQuant
 from spectralquant.models.load import LoadedModel
@@ -63,8 +65,8 @@ def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, p
     methods, tiers = [], {}
     for ratio in study.ratios:
         tier, report = fitter.fit(fitter.step_for_ratio(ratio))
-        tiers[ratio] = (choose_centroids(tier, loaded, run.held_out, lambda *_: None)[0], report)
-        methods.append(cold_method(tiers[ratio][0], loaded, target_ratio=ratio))
+        tiers[ratio] = (choose_centroids(tier, Trials(loaded, run.held_out, measure_tiers, lambda *_: None))[0], report)
+        methods.append(tier_method(tiers[ratio][0], loaded, target_ratio=ratio))
     rows = _rows(loaded, windows, methods, name, progress)
     tier, report = tiers[study.ratios[len(study.ratios) // 2]]
     summaries = {"cold": run.cold_summary(study.ratios[0], report)}
@@ -139,7 +141,7 @@ def foreign(
     bounded = tier_method(profile.tier("cold"), loaded, bounded=spec, bound=study.bound)
     ways: Counter[str] = Counter()
     kept = _watched(loaded, windows, bounded, ways, progress)
-    others = [cold_method(profile.tier("cold"), loaded)] + [
+    others = [tier_method(profile.tier("cold"), loaded)] + [
         TurboQuant(loaded.geometry.head_dim, b) for b in study.turbo_bits
     ]
     found = [kept, *measure(loaded.model, loaded.geometry, windows, others, lambda d, t: progress(name, d, t))]

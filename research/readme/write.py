@@ -16,6 +16,7 @@ from research.readme import notes
 from research.readme.architectures import architectures
 from research.readme.coder import coder
 from research.readme.rivals import claims, compare, eviction, others
+from research.readme.scale import scale, scale_predicted
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, drift, tiers
 from research.readme.tools import load, table
@@ -239,6 +240,8 @@ BLOCKS = {
     "gate": gate,
     "architectures": architectures,
     "coder": coder,
+    "scale": scale,
+    "scale-predicted": scale_predicted,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTES = [ROOT / "kernels" / "sqkernels" / name / "NOTES.md" for name in notes.FILES]

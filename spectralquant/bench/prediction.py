@@ -1,14 +1,15 @@
-"""Roofline predictions: the least time bytes and flops take. Never a measured time."""
+"""Predicted times: bytes and flops against a device's nominal figures, with terms fitted to a measured profile."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from spectralquant.bench.cell import ATTENTION, dense_bytes, kernel_traffic
-from spectralquant.bench.device.devices import DeviceModel
+from spectralquant.bench.device.devices import DeviceModel, device_named
 from spectralquant.bench.device.peaks import Peaks
+from spectralquant.bench.fit import DENSE, Fit
 from spectralquant.bench.inputs import CodeSettings
 from spectralquant.models.shapes import ModelShape
 from sqkernels.common import RowMatrices
@@ -43,39 +44,62 @@ class Roof:
 
 
 def predicted_rows(
-    roof: Roof,
+    device: DeviceModel,
+    fit: Fit,
     shape: ModelShape,
     matrices: RowMatrices,
     settings: CodeSettings,
     batches: Sequence[int],
     contexts: Sequence[int],
 ) -> list[Row]:
-    """Rows like measured ones, with `predicted_us` and no time. Launches and selection take no time here, which real kernels
-    need: small contexts come out too fast."""
-    rows = []
+    """Rows like measured ones, with `predicted_us` and no time.
+
+    roofline_us: what bytes and flops alone would take. measured_us: the median of the same call, where the fit was measured
+    on this device at this shape (else None).
+    """
+    roof, rows = Roof.nominal(device), []
     for context in contexts:
         for batch in batches:
             counted = kernel_traffic(shape, matrices, settings, batch, context, roof.processors)
             dense = dense_bytes(shape, batch, context)
-            base = roof.time_us(dense, 2 * dense * shape.group)
-            predicted = {"dense bf16": (dense, base)}
-            for name in ATTENTION:
-                traffic = counted[name]
-                predicted[name] = (traffic["bytes"], roof.time_us(traffic["bytes"], traffic["flops"]))
-            for name, (nbytes, time) in predicted.items():
+            calls = {DENSE: (dense, 2 * dense * shape.group)}
+            calls |= {name: (counted[name]["bytes"], counted[name]["flops"]) for name in ATTENTION}
+            times = {
+                name: fit.terms[name].time_us(nbytes, roof.time_us(0, flops), device.tb_per_s)
+                for name, (nbytes, flops) in calls.items()
+            }
+            for name, (nbytes, flops) in calls.items():
+                measured = fit.measured_us(device.name, asdict(shape), asdict(settings), name, context, batch)
                 rows.append(
                     {
                         "kernel": name,
                         "batch": batch,
                         "context": context,
                         "predicted": True,
-                        "predicted_us": time,
+                        "predicted_us": times[name],
+                        "roofline_us": roof.time_us(nbytes, flops),
+                        "measured_us": measured,
                         "bytes_read": nbytes,
                         "bytes_share_of_dense": nbytes / dense,
-                        "predicted_speedup": None if name == "dense bf16" else base / time,
+                        "predicted_speedup": None if name == DENSE else times[DENSE] / times[name],
                     }
                 )
     return rows
+
+
+def predicted_beside(rows: Sequence[Row], device: str | None, fit: Fit) -> dict[str, float]:
+    """Predicted µs by kernel for the measured rows of one cell: the attention kernels and the fastest right dense one.
+
+    Empty for a device whose nominal figures are not known.
+    """
+    model = device_named(device)
+    if model is None:
+        return {}
+    right = [r for r in rows if r.get("correct")]
+    dense = [r for r in right if not r["kernel"].startswith("spectral")]
+    best = [min(dense, key=lambda r: r["time_us"])] if dense else []
+    called = [(r["kernel"], DENSE, r) for r in best] + [(k, k, r) for r in right if (k := r["kernel"]) in ATTENTION]
+    return {name: fit.terms[kind].time_us(r["bytes_read"], 0.0, model.tb_per_s) for name, kind, r in called}
 
 
 def decode_ms(roof: Roof, shape: ModelShape, attention_us: float, batch: int) -> float:

@@ -16,6 +16,7 @@ from spectralquant.bench.device.devices import DeviceModel
 from spectralquant.bench.device.peaks import measure_peaks
 from spectralquant.bench.device.telemetry import telemetry, verdict
 from spectralquant.bench.end_to_end import end_to_end_rows
+from spectralquant.bench.fit import shipped_fit
 from spectralquant.bench.inputs import SINKS, CodeSettings, random_matrices
 from spectralquant.bench.memory import memory_rows
 from spectralquant.bench.prediction import Roof, predicted_rows
@@ -139,7 +140,8 @@ def profile_device(
 
 
 def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any]:
-    """Roofline predictions for a device that is not here; nothing in them is measured.
+    """Predictions for a device that is not here: a roofline with launch and latency terms of `shipped_fit`, and beside them
+    what was measured, where the fit was measured at that shape on that device.
 
     Raises:
         InputError: a context and batch whose cache does not fit into that device's memory by any method.
@@ -147,9 +149,15 @@ def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any
     request.check()
     matrices = random_matrices(request.shape, request.settings, "cpu")
     _require_memory(request, matrices, model)
-    roof = Roof.nominal(model)
-    rows = predicted_rows(roof, request.shape, matrices, request.settings, request.batches, request.contexts)
-    extra = {"roof": asdict(roof), "telemetry": None, "crossover": [], "end_to_end": []}
+    fit = shipped_fit()
+    rows = predicted_rows(model, fit, request.shape, matrices, request.settings, request.batches, request.contexts)
+    fitted = {
+        "device": fit.device,
+        "terms": {name: asdict(terms) for name, terms in fit.terms.items()},
+        "median_error": fit.median_error,
+        "worst_error": fit.worst_error,
+    }
+    extra = {"roof": asdict(Roof.nominal(model)), "fit": fitted, "telemetry": None, "crossover": [], "end_to_end": []}
     facts = {"device": None, "device_model": model.name}
     return _results(request, matrices, rows, model.memory, facts, True, extra)
 

@@ -14,7 +14,7 @@ def fit_into(groups: CacheGroups, limit: int | None, held_bytes: Callable[[], in
     Warns where it does, unless the caller has `warned` already. held_bytes: what the cache holds now.
     """
     while limit is not None and held_bytes() > limit:
-        if groups.evict(1):
+        if groups.demote(1):
             continue
         if not warned:
             warnings.warn(

@@ -84,7 +84,7 @@ def generate_text(
     pad = loaded.tokenizer.pad_token_id
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotCompressedWarning)  # the reasons are in stats
-        made = loaded.model.generate(
+        new_ids = loaded.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             **with_cache(loaded.model, cache),
@@ -95,5 +95,5 @@ def generate_text(
             streamer=_Count(progress, options.new_tokens),
         )[0, ids.shape[1] :]
         seconds, stats = time.perf_counter() - begin, cache.stats()
-    text = loaded.tokenizer.decode(made, skip_special_tokens=True)
-    return Generated(text, ids.shape[1], len(made), seconds, stats)
+    text = loaded.tokenizer.decode(new_ids, skip_special_tokens=True)
+    return Generated(text, ids.shape[1], len(new_ids), seconds, stats)

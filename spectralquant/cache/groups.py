@@ -64,7 +64,7 @@ class CacheGroups(list[CacheGroup]):
             group.reader.fill_working_set(limit - self.working_bytes + group.reader.working_bytes)
 
     def settle(self) -> None:
-        """Finish background work, so that rows and blocks may change."""
+        """Finish background work, so that sequences and blocks may change."""
         for group in self:
             group.compressor.settle()
 
@@ -84,11 +84,11 @@ class CacheGroups(list[CacheGroup]):
         for group in self:
             group.reader.forget_unused()
 
-    def evict(self, blocks: int) -> int:
+    def demote(self, blocks: int) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         moved = 0
         for group in self:
-            moved += group.compressor.evict(blocks - moved)
+            moved += group.compressor.demote_oldest(blocks - moved)
         return moved
 
 

@@ -155,14 +155,14 @@ class SpectralBufferPool:
             if not runs or runs[-1][0] != page.slab:
                 runs.append((page.slab, []))
             runs[-1][1].append(page.index)
-        found = []
+        runs_of_columns = []
         for slab, index in runs:
             start, consecutive = index[0], index == list(range(index[0], index[0] + len(index)))
             shape = (len(index) if consecutive else len(slabs[slab]), part.rows, part.last - part.first)
             at = part.offset + part.first + (start * nbytes if consecutive else 0)
             columns = slabs[slab].as_strided(shape, (nbytes, part.row_bytes, 1), at)
-            found.append(columns if consecutive else columns[index])
-        joined = found[0] if len(found) == 1 else torch.cat(found)
+            runs_of_columns.append(columns if consecutive else columns[index])
+        joined = runs_of_columns[0] if len(runs_of_columns) == 1 else torch.cat(runs_of_columns)
         return joined.to(device, non_blocking=True)
 
     def trim(self) -> int:
@@ -173,9 +173,9 @@ class SpectralBufferPool:
             for nbytes, pages in self._classes.items():
                 for slab in list(pages.slabs):
                     count = len(pages.slabs[slab])
-                    mine = {(slab, i) for i in range(count)}
-                    if mine <= pages.free:
-                        pages.free -= mine
+                    every = {(slab, i) for i in range(count)}
+                    if every <= pages.free:
+                        pages.free -= every
                         del pages.slabs[slab]
                         freed += nbytes * count
         return freed

@@ -37,7 +37,7 @@ from spectralquant.cache.tokens.state import CacheState
 from spectralquant.codec.cold.from_profile import chosen_bound
 from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, renamed
 from spectralquant.geometry import BLOCK
 from spectralquant.hooks.wrappers import model_device, usable_model
 from spectralquant.profile.model import CalibrationProfile
@@ -225,7 +225,7 @@ class SpectralCache(SavedCache):
         if tokens_to_remove > 0:
             raise ValueError("crop takes a negative number of tokens to remove")
         self.recover()
-        if self.state.rows and tokens_to_remove:
+        if self.state.sequences and tokens_to_remove:
             self.state.require_croppable(-tokens_to_remove)
             self.groups.forget_pending()
             target = self.get_seq_length() + tokens_to_remove
@@ -238,23 +238,23 @@ class SpectralCache(SavedCache):
             group.span.recording = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take rows `beam_idx: [B]`; blocks are shared, not copied."""
+        """Take sequences `beam_idx: [B]`; blocks are shared, not copied."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep rows `indices` (integers or a boolean mask), in that order."""
+        """Keep sequences `indices` (integers or a boolean mask), in that order."""
         indices = torch.as_tensor(indices)
         if indices.dtype == torch.bool:
             indices = indices.nonzero().squeeze(1)
         self.recover()
-        if self.state.rows:
+        if self.state.sequences:
             self.groups.settle()
-            self.state.select_rows(indices)
+            self.state.select_sequences(indices)
             self.groups.forget_unused()
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
-        self.batch_select_indices(torch.arange(len(self.state.rows)).repeat_interleave(repeats))
+        """Repeat every sequence `repeats` times."""
+        self.batch_select_indices(torch.arange(len(self.state.sequences)).repeat_interleave(repeats))
 
     def reset(self) -> None:
         """Forget everything; pages go back to the pool."""
@@ -272,12 +272,17 @@ class SpectralCache(SavedCache):
 
     @property
     def batch_size(self) -> int:
-        return len(self.state.rows)
+        return len(self.state.sequences)
 
-    def evict(self, blocks: int = 1) -> int:
+    def demote(self, blocks: int = 1) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.recover()
-        return self.groups.evict(blocks)
+        return self.groups.demote(blocks)
+
+    def evict(self, blocks: int = 1) -> int:
+        """Deprecated name of `demote`: no token is lost."""
+        renamed("SpectralCache.evict", "demote")
+        return self.demote(blocks)
 
     # Packets (for copies and files see `SavedCache`)
 
@@ -336,6 +341,3 @@ class SpectralCache(SavedCache):
             over_budget=self.over_budget,
             not_compressed=self.report.reasons(),
         )
-
-
-SpectralKVCache = SpectralCache

@@ -23,13 +23,15 @@ SHARE = 0.2
 
 
 class Checkpoint:
-    """A folder beside the profile with the sums after k steps. `fingerprint` describes the run they belong to; mine: the
-    folder is of this run."""
+    """A folder beside the profile with the sums after k steps.
+
+    `fingerprint` describes the run they belong to. of_this_run: the folder is of this run.
+    """
 
     def __init__(self, stem: Path, fingerprint: dict[str, Any]) -> None:
         self.folder = stem.with_name(stem.name + ".partial")
         self.fingerprint = fingerprint
-        self.mine = False
+        self.of_this_run = False
         self.since = time.perf_counter()
 
     def begin(self) -> None:
@@ -46,7 +48,7 @@ class Checkpoint:
         try:
             yield
         except (InputError, LostProcessError) as error:
-            if not self.mine or not self.folder.is_dir():
+            if not self.of_this_run or not self.folder.is_dir():
                 raise
             raise type(error)(
                 f"{error} What is finished stays in {self.folder}: the same command with --resume goes on from there; delete "
@@ -67,7 +69,7 @@ class Checkpoint:
         self.since = time.perf_counter()
 
     def _note(self, step: int, file: str | None) -> None:
-        self.mine = True
+        self.of_this_run = True
         write_json(self.folder / "state.json", {"step": step, "file": file, "fingerprint": self.fingerprint})
         for old in self.folder.glob("sums-*.safetensors"):
             if old.name != file:
@@ -84,15 +86,15 @@ class Checkpoint:
             raise InputError(f"There is nothing to resume in {self.folder}. Run without --resume.")
         try:
             state = read_json(file, "The checkpoint")
-            found = state["fingerprint"]
-            differing = [k for k, v in self.fingerprint.items() if found.get(k) != v]
+            stored = state["fingerprint"]
+            differing = [k for k, v in self.fingerprint.items() if stored.get(k) != v]
             if not differing:
                 sums = {} if state["file"] is None else load_file(self.folder / state["file"])
-                self.mine = True
+                self.of_this_run = True
                 return int(state["step"]), sums
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise InputError(f"The checkpoint in {self.folder} is damaged ({error}). Run without --resume.") from error
-        details = ", ".join(f"{k} was {found.get(k)!r} and is {self.fingerprint[k]!r}" for k in differing)
+        details = ", ".join(f"{k} was {stored.get(k)!r} and is {self.fingerprint[k]!r}" for k in differing)
         raise InputError(
             f"The checkpoint in {self.folder} belongs to another run: {details}. Use the same options, "
             "or run without --resume."

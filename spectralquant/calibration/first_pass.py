@@ -6,9 +6,12 @@ holds the first k steps, whoever did them, and any number of processes can go on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from spectralquant.calibration.capture.samples import SampleWindow, keep_sample, sample_bytes, sample_indices
@@ -45,6 +48,7 @@ class FirstPass:
     checkpoint: Checkpoint | None
     processes: Processes
     progress: Callable[[str, int, int], None]
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("samples", "checkpoints"), 0.0))
 
     def run(self, *, resume: bool) -> list[SampleWindow]:
         """Do all steps (from the checkpoint on, with `resume`); the sums are then the first process's, the samples too."""
@@ -55,7 +59,7 @@ class FirstPass:
         try:
             while done < self.settings.steps:
                 stop = min((done // every + 1) * every, self.settings.steps)
-                done = self._steps(done, stop, wanted, samples)
+                done = self.share(done, stop, wanted, samples)
         except KeyboardInterrupt:
             if self._writes and self.processes.size == 1 and self._counted:
                 self.checkpoint.save(self._counted, self.sums.state())
@@ -86,7 +90,7 @@ class FirstPass:
         self._counted = done
         return self.processes.agree(done)
 
-    def _steps(self, start: int, stop: int, wanted: list[int], samples: dict[int, SampleWindow]) -> int:
+    def share(self, start: int, stop: int, wanted: Sequence[int], samples: dict[int, SampleWindow]) -> int:
         """Do the steps from `start` to `stop` together with the other processes and keep a checkpoint of them."""
         own = shares(range(start, stop), self.processes.size, wanted)[self.processes.rank]
         for number, index in enumerate(own):
@@ -96,7 +100,8 @@ class FirstPass:
             self.sums.add(step, self.windows[index])
             self._counted = index + 1
             if keep:
-                samples[index] = self._sample(index, step)
+                with self._timed("samples"):
+                    samples[index] = self._sample(index, step)
         if self.processes.size > 1:
             state = self.sums.state()
             self.processes.add_up(state.values())
@@ -104,8 +109,18 @@ class FirstPass:
             if not self.processes.first:
                 self.sums.clear()
         if self._writes and self.checkpoint.due(state := self.sums.state()):
-            self.checkpoint.save(stop, state)
+            with self._timed("checkpoints"):
+                self.checkpoint.save(stop, state)
         return stop
+
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        """Note how long work other than steps takes; what runs on a GPU is waited for."""
+        if self.loaded.device.type == "cuda":
+            torch.cuda.synchronize(self.loaded.device)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds[name] + time.perf_counter() - start, 3)
 
     def _wanted(self) -> list[int]:
         element, backward = self.loaded.model.dtype.itemsize, self.settings.metric == "fisher"

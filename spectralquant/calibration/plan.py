@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 
 from spectralquant.calibration.basis.two_level import MAX_INNER
 from spectralquant.calibration.capture.loss import ROWS
 from spectralquant.calibration.capture.samples import sample_bytes, sample_indices
 from spectralquant.calibration.capture.statistics import MAX_TILE
+from spectralquant.calibration.cold.budget import default_budget
 from spectralquant.calibration.fixed.fit import MAX_TOKENS
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.cold.features import MAX_DIMS
 from spectralquant.errors import InputError
 from spectralquant.geometry import SINKS, CacheGeometry
+from spectralquant.hooks.decoder import text_config
+from spectralquant.models.config import parameter_count
+from spectralquant.models.load import LoadedModel
 from spectralquant.models.shapes import ModelShape
+from spectralquant.sizes import parse_size
 
 USABLE = 0.93  # of a card: the rest goes to the driver, the libraries and what fragments
 F32, F64 = 4, 8
@@ -26,18 +34,32 @@ F32, F64 = 4, 8
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a plan needs to know of a model: its shape, the bytes of all its weights, and of one number (2 or 4)."""
+    """What a plan needs to know of a model: its shape and cache, the bytes of all its weights, and of one number (2 or 4)."""
 
     shape: ModelShape
+    geometry: CacheGeometry
     weights: int
     element: int
 
-    @property
-    def geometry(self) -> CacheGeometry:
-        """The cache's geometry, as far as a configuration tells."""
-        s = self.shape
-        layers = len(s.windows) or s.layers
-        return CacheGeometry(layers, s.heads, s.kv_heads, s.head_dim, (True,) * layers, s.windows)
+    @classmethod
+    def of_config(cls, name: str, config: Any, element: int) -> PlannedModel:
+        """From a transformers configuration: the weights are counted, not made."""
+        shape = ModelShape.of_config(name, config)
+        layers = len(shape.windows) or shape.layers
+        geometry = CacheGeometry(layers, shape.heads, shape.kv_heads, shape.head_dim, (True,) * layers, shape.windows)
+        return cls(shape, geometry, element * parameter_count(config), element)
+
+    @classmethod
+    def of_loaded(cls, loaded: LoadedModel) -> PlannedModel:
+        """Of a model that is there: what lies elsewhere than on its device does not count."""
+        here = [p for p in loaded.model.parameters() if p.device == loaded.device]
+        weights = sum(p.numel() * p.element_size() for p in here)
+        g, config = loaded.geometry, text_config(loaded.model)
+        vocabulary, hidden = loaded.model.get_input_embeddings().weight.shape
+        inner = getattr(config, "intermediate_size", None)
+        inner = inner if isinstance(inner, int) else 4 * hidden  # a list, or another name, in some architectures
+        shape = ModelShape(loaded.name, g.layers, g.heads, g.kv_heads, g.head_dim, hidden, inner, vocabulary, g.windows)
+        return cls(shape, g, weights, loaded.model.dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -121,7 +143,8 @@ class Planner:
         if settings.span == "auto":
             widest = max(settings.group_spans(self.geometry)) // self.geometry.layer_width
             layers = self.geometry.layers
-            spans += [str(n) for n in range(widest - 1, 0, -1) if layers % n == 0]
+            shortest = 2 if self.geometry.layers % 2 == 0 else 1  # one layer alone has no product form, and is larger
+            spans += [str(n) for n in range(widest - 1, shortest - 1, -1) if layers % n == 0]
         yield settings
         again = replace(settings, recompute=settings.metric == "fisher")
         windows = [n for n in (settings.sample_windows, 8, 4) if n <= settings.sample_windows]
@@ -197,8 +220,8 @@ class Planner:
         fitting = (2 * tokens + far) * rank * F32 + tokens * rank * F32
         codec = 2 * 2 * rank * span * F32 + 2 * features * g.width * F32
         return [
-            Stage("bases", held | fitter | {"eigenproblem": solver} if solver > 0 else held | fitter),
-            Stage("cold tier", held | fitter | {"fitting, or measuring": max(fitting, 4 * codec)}),
+            Stage("bases", held | fitter | {"eigenproblem": solver}),
+            Stage("cold tier", held | fitter | {"fitting, or measuring": max(fitting, codec)}),
         ]
 
     def _fixed(self, settings: CalibrationSettings, span: int, samples: int, tier: str) -> Stage:
@@ -218,6 +241,7 @@ class Planner:
             if settings.two_level and span > g.layer_width:
                 own = min(span, rank * span // g.width)
                 total += 2 * (2 * 2 * rank * g.layer_width + 2 * rank * own + features * g.width)
+                total = min(total, default_budget(self.model.weights))
             else:
                 total += 2 * 2 * (2 * rank * span + features * g.width)
         for tier, width in (("warm", g.layer_width), ("hot", g.head_dim)):
@@ -231,3 +255,29 @@ def _tiles(width: int) -> int:
     count = -(-width // MAX_TILE)
     size = -(-width // count) if width else 0
     return count * (count + 1) // 2 * size**2
+
+
+def memory_of(device: torch.device, limit: str | None) -> int | None:
+    """Bytes to plan for: what a GPU has, or `limit` (`22GB`) where that is less; None where nothing limits a CPU.
+
+    Raises:
+        InputError: `limit` is not a size.
+    """
+    wanted = None if limit is None else parse_size(limit, "--memory")
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return wanted
+    total = torch.cuda.get_device_properties(device).total_memory
+    return total if wanted is None else min(total, wanted)
+
+
+def keep_within(device: torch.device, memory: int) -> None:
+    """Let PyTorch take no more of a GPU than a plan for `memory` bytes may use."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, USABLE * memory / total), device)
+
+
+def plan_for(model: PlannedModel, settings: CalibrationSettings, memory: int | None) -> MemoryPlan:
+    """The plan of these settings, changed to fit `memory` bytes of a GPU where that is given (see `Planner.fitted`)."""
+    planner = Planner(model, cuda=memory is not None)
+    return planner.plan(settings) if memory is None else planner.fitted(settings, memory)

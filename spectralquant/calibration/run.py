@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,21 @@ from torch import Tensor
 
 from spectralquant.calibration.basis.heads import head_spectra
 from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer
-from spectralquant.calibration.capture.passes import require_gradients
 from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.checkpoint import Checkpoint
-from spectralquant.calibration.cold.budget import fit_to_budget
+from spectralquant.calibration.cold.budget import default_budget, fit_to_budget, keep_within
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
-from spectralquant.calibration.cold.promise import promise
 from spectralquant.calibration.first_pass import FirstPass
 from spectralquant.calibration.fixed.fit import FixedFitter
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.solve import solve_cold, solve_fixed
+from spectralquant.calibration.quality import MeasureTiers
+from spectralquant.calibration.solve import Trials, solve_cold, solve_fixed
 from spectralquant.calibration.split import SplitColdFitter, SplitFixedFitter
 from spectralquant.calibration.sums import CalibrationSums
-from spectralquant.claims import claimed
 from spectralquant.codec.cold.features import TokenFeatures, embedding_projection
 from spectralquant.errors import InputError, SourceError
 from spectralquant.files import user_path
 from spectralquant.geometry import BLOCK, SINKS
-from spectralquant.hooks.wrappers import usable_model
 from spectralquant.models.identity import model_identity
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
@@ -50,43 +47,13 @@ from spectralquant.profile.schema import (
 )
 from spectralquant.profile.tensors import layer_columns
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
-from spectralquant.surroundings import own_run
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 FILE_OVERHEAD = 20_000
 
 
-def calibrate_model(
-    loaded: LoadedModel,
-    text: TokenText,
-    settings: CalibrationSettings,
-    *,
-    text_name: str = "text",
-    out: str | Path | None = None,
-    resume: bool = False,
-    held_out: TokenText | None = None,
-    progress: Progress = lambda stage, done, total: None,
-    processes: Processes | None = None,
-) -> CalibrationProfile | None:
-    """Calibrate a model on text; with `out` the run is checkpointed there and the profile saved.
-
-    Held-out windows are taken from `held_out`, or from `text` after the calibration windows. Of several `processes` that
-    call this with the same arguments the first returns the profile, and the others None.
-
-    Raises:
-        SourceError: too little text. InputError: nothing to resume, or options that cannot be met.
-        UnsupportedModelError: see `usable_model`; or weights that gradients cannot flow past.
-        LostProcessError: another process ended.
-    """
-    loaded = replace(loaded, model=usable_model(loaded.model))
-    if settings.metric == "fisher":
-        require_gradients(loaded.model)
-    others = processes is not None and not processes.first
-    claim = contextlib.nullcontext() if out is None or others else claimed(out, "--out")
-    with claim, own_run(loaded.model):
-        run = CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress, processes)
-        return run.execute()
+Finish = Callable[[CalibrationProfile, "CalibrationRun"], None]
 
 
 class CalibrationRun:
@@ -136,6 +103,7 @@ class CalibrationRun:
         self.resume = resume
         self.times: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
+        self.capture_times: dict[str, float] = {}
 
     def _fingerprint(self) -> dict[str, Any]:
         s = self.settings
@@ -154,14 +122,20 @@ class CalibrationRun:
             "dtype": str(self.loaded.model.dtype),
         }
 
-    def execute(self) -> CalibrationProfile | None:
-        """All stages; an error says what stays on the disk. None in all processes but the first."""
+    def execute(self, measure: MeasureTiers, finish: Finish = lambda *_: None) -> CalibrationProfile | None:
+        """All stages; an error says what stays on the disk. None in all processes but the first.
+
+        measure: gives quality on held-out text. finish: is given the profile, with this run, before it is sealed.
+        """
         with contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.kept():
             with self._stage("capture"):
                 sums, samples = self.first_pass()
-            return self._solve(sums, samples) if self.processes.first else None
+            trials = Trials(self.loaded, self.held_out, measure, self.progress)
+            return self._solve(sums, samples, trials, finish) if self.processes.first else None
 
-    def _solve(self, sums: CalibrationSums, samples: list[SampleWindow]) -> CalibrationProfile:
+    def _solve(
+        self, sums: CalibrationSums, samples: list[SampleWindow], trials: Trials, finish: Finish
+    ) -> CalibrationProfile:
         cold = None
         tiers: dict[str, Any] = {}
         summaries: dict[str, Any] = {}
@@ -169,24 +143,17 @@ class CalibrationRun:
             with self._stage("bases"):
                 cold = self.cold_fitter(sums, samples)
             with self._stage("cold tier"):
-                tiers["cold"], summaries["cold"] = solve_cold(
-                    cold, self.loaded, self.settings.target("cold"), self.held_out, self.progress
-                )
+                tiers["cold"], summaries["cold"] = solve_cold(cold, trials, self.settings.target("cold"))
             cold = None  # its coefficients are the largest thing on the device
         for name in ("warm", "hot"):
             if name in self.settings.tiers:
                 with self._stage(f"{name} tier"):
                     tiers[name], summaries[name] = solve_fixed(
-                        self.fixed_fitter(name, sums, samples),
-                        name,
-                        self.loaded,
-                        self.settings.target(name),
-                        self.held_out,
-                        self.progress,
+                        self.fixed_fitter(name, sums, samples), name, trials, self.settings.target(name)
                     )
         with self._stage("heads"):
             profile = self.assemble(sums, tiers, summaries)
-            promise(profile, self.loaded, self.settings, self.held_out, self.progress)
+            finish(profile, self)
         if self.stem is None:
             profile.seal()
         else:
@@ -210,16 +177,16 @@ class CalibrationRun:
         return CalibrationProfile(self._sidecar(summaries), heads, tiers)
 
     @staticmethod
-    def cold_summary(ratio: float, found: ColdReport) -> TierSummary:
+    def cold_summary(ratio: float, report: ColdReport) -> TierSummary:
         """What a fitted (not measured) cold tier predicts."""
         return TierSummary(
             target=f"ratio={ratio:g}",
-            step=found.step,
-            predicted_ratio=found.predicted_ratio,
-            alive_key=found.alive_key,
-            alive_value=found.alive_value,
-            captured_energy_key=found.captured_energy[0],
-            captured_energy_value=found.captured_energy[1],
+            step=report.step,
+            predicted_ratio=report.predicted_ratio,
+            alive_key=report.alive_key,
+            alive_value=report.alive_value,
+            captured_energy_key=report.captured_energy[0],
+            captured_energy_value=report.captured_energy[1],
         )
 
     def fixed_fitter(
@@ -247,18 +214,21 @@ class CalibrationRun:
     def cold_fitter(self, sums: CalibrationSums, samples: list[SampleWindow]) -> ColdFitter | SplitColdFitter:
         """Bases of the cold tier, ready to be fitted at any step; cut to the profile budget where one is set."""
         predict = self.features is not None
-        if self.settings.profile_budget is None:
-            return self._fitter(sums, samples, self.span, predict)
-        layers = math.gcd(*self.spans) // self.geometry.layer_width
-        spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]
+        ratio = 16 / (self.settings.target("cold").bits or 16 / 30)
         heads = (
             2
             * self.geometry.layers
             * self.geometry.kv_heads
-            * (4 * self.geometry.head_dim**2 + 4 * self.geometry.head_dim)
+            * (4 * self.geometry.head_dim**2 + 8 * self.geometry.head_dim)
         )
+        if self.settings.profile_budget is None:
+            fitter = self._fitter(sums, samples, self.span, predict)
+            weights = sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
+            keep_within(fitter, default_budget(weights) - heads - FILE_OVERHEAD, ratio)
+            return fitter
+        layers = math.gcd(*self.spans) // self.geometry.layer_width
+        spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]
         budget = self.settings.profile_budget - heads - FILE_OVERHEAD
-        ratio = 16 / (self.settings.target("cold").bits or 16 / 30)
         make = lambda span, predict: self._fitter(sums, samples, span, predict)  # noqa: E731
         choice = fit_to_budget(make, spans, predict, budget, ratio)
         self.span = choice.span
@@ -295,6 +265,7 @@ class CalibrationRun:
             self.loaded, self.windows, self.settings, sums, self.far, self.checkpoint, self.processes, self.progress
         )
         samples = steps.run(resume=self.resume)
+        self.capture_times = steps.seconds
         if self.processes.first:
             sums.finish()
         return sums, samples
@@ -341,6 +312,7 @@ class CalibrationRun:
                 held_out_sha256=tokens_sha256(self.held_out),
                 stages_s=self.times,
                 stages_peak_bytes=self.peaks,
+                capture_s=self.capture_times,
                 processes=self.processes.size,
                 reduced_bytes=self.processes.bytes,
                 reduce_s=round(self.processes.seconds, 3),

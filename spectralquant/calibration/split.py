@@ -35,11 +35,11 @@ class SplitColdFitter:
 
     def kept(self, kind: int, step: float) -> Tensor:
         """See `ColdFitter.kept`; indices into `variance`."""
-        found, at = [], 0
+        indices, at = [], 0
         for fitter in self.fitters:
-            found.append(fitter.kept(kind, step) + at)
+            indices.append(fitter.kept(kind, step) + at)
             at += len(fitter.variance[kind])
-        return torch.cat(found)
+        return torch.cat(indices)
 
     def limit_rank(self, step: float, count: int) -> None:
         """See `ColdFitter.limit_rank`."""

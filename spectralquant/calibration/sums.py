@@ -125,10 +125,10 @@ class CalibrationSums:
     def merge(self, other: CalibrationSums) -> None:
         """Add the sums of a run over other text with the same settings."""
         self.entropy.merge(other.entropy)
-        for mine, theirs in zip(self._parts().values(), other._parts().values(), strict=True):
-            mine.merge(theirs)
-        for mine, theirs in zip(self.query_grams or (), other.query_grams or (), strict=True):
-            mine += theirs
+        for own, theirs in zip(self._parts().values(), other._parts().values(), strict=True):
+            own.merge(theirs)
+        for own, theirs in zip(self.query_grams or (), other.query_grams or (), strict=True):
+            own += theirs
 
     def _parts(self) -> dict[str, SpanMoments | GroupedMoments | FeatureMoments]:
         parts = {"key": self.moments[0], "value": self.moments[1], "rotated": self.rotated, "features": self.features}

@@ -60,6 +60,7 @@ from spectralquant.codec.exact import int8_decode, int8_encode
 from spectralquant.errors import InputError, PacketError
 from spectralquant.files import write_bytes
 from spectralquant.geometry import LayerGroup
+from spectralquant.streams import to_device
 
 MAGIC = b"SQKV"
 VERSION, WITH_BOUNDED = 2, 3  # the second where a block was coded to a bound
@@ -219,7 +220,7 @@ class SpectralPacket:
         Raises:
             PacketError: the checksum does not match.
         """
-        body = self.data[section.offset : section.offset + section.length]
+        body = self.unchecked(section)
         if zlib.crc32(body) != section.crc:
             raise PacketError(
                 f"The section of tokens {section.start} to {section.start + section.tokens} is damaged (checksum). "
@@ -227,22 +228,29 @@ class SpectralPacket:
             )
         return body
 
-    def exact(self, section: Section) -> tuple[Tensor, Tensor]:
+    def unchecked(self, section: Section) -> memoryview:
+        """The bytes of a section, whatever they are; `body` checks them."""
+        return self.data[section.offset : section.offset + section.length]
+
+    def exact(self, section: Section, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[L, Hk, T, D]` (layers of its group) of an exact section, in the stored dtype
-        (float32 for int8).
+        (float32 for int8), on a device.
+
+        Raises:
+            PacketError: the checksum does not match.
         """
         h = self.header
         layers = len(h.all_groups[section.group].layers)
         shape = (2, layers, h.kv_heads, section.tokens, h.head_dim)
         body = self.body(section)
+        whole = to_device([np.frombuffer(body, np.uint8)], torch.device(device))
         if h.exact_dtype == "int8":
             count = int(np.prod(shape))
-            codes = torch.from_numpy(np.frombuffer(body, np.int8, count).copy()).view(shape)
-            scales = torch.from_numpy(np.frombuffer(body, np.float16, offset=count).copy()).view(*shape[:-1], 1)
+            codes = whole[:count].view(torch.int8).view(shape)
+            scales = whole[count:].view(torch.float16).view(*shape[:-1], 1)
             both = int8_decode(codes, scales)
         else:
-            dtype = getattr(torch, h.exact_dtype)
-            both = torch.frombuffer(bytearray(body), dtype=dtype).view(shape)
+            both = whole.view(getattr(torch, h.exact_dtype)).view(shape)
         return both[0], both[1]
 
     def save(self, path: str | Path) -> None:
@@ -273,12 +281,12 @@ def exact_section(keys: Tensor, values: Tensor, exact_dtype: str) -> bytes:
 
 def exact_sections(start: int, keys: Tensor, values: Tensor, exact_dtype: str) -> Sections:
     """Exact sections of keys (after RoPE) and values `[L, Hk, T, D]`, as many as a section's length asks for."""
-    found: Sections = []
+    sections: Sections = []
     for at in range(0, keys.shape[2], EXACT_TOKENS):
         part = slice(at, at + EXACT_TOKENS)
         body = exact_section(keys[:, :, part], values[:, :, part], exact_dtype)
-        found.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
-    return found
+        sections.append((start + at, min(EXACT_TOKENS, keys.shape[2] - at), EXACT, body))
+    return sections
 
 
 def exact_length(header: PacketHeader, tokens: int, layers: int) -> int:
@@ -339,11 +347,11 @@ def _parse(data: memoryview) -> tuple[PacketHeader, list[Section]]:
     if at != length or sections != sorted(sections, key=lambda s: s.group):
         raise PacketError("The packet's index does not cover the packet.")
     for number, kind in enumerate(header.all_groups):
-        mine = [s for s in sections if s.group == number]
-        token = mine[0].start if mine else 0
+        of_group = [s for s in sections if s.group == number]
+        token = of_group[0].start if of_group else 0
         if token > kind.first_read(tokens):
             raise PacketError("The packet lacks tokens that would be read next.")
-        for section in mine:
+        for section in of_group:
             if section.start != token:
                 raise PacketError("The packet's index does not describe consecutive sections.")
             token += section.tokens
@@ -364,11 +372,11 @@ def _group_bytes(group: LayerGroup, layers: int) -> bytes:
 
 def _groups(data: memoryview, layers: int) -> tuple[LayerGroup, ...]:
     """The groups of a packet, which together hold every layer once."""
-    found, size = [], _group_size(layers)
+    groups, size = [], _group_size(layers)
     for at in range(0, len(data), size):
         mask = int.from_bytes(data[at + GROUP_WINDOW.size : at + size], "little")
         window = GROUP_WINDOW.unpack_from(data, at)[0]
-        found.append(LayerGroup(tuple(i for i in range(mask.bit_length()) if mask >> i & 1), window or None))
-    if sorted(i for group in found for i in group.layers) != list(range(layers)):
+        groups.append(LayerGroup(tuple(i for i in range(mask.bit_length()) if mask >> i & 1), window or None))
+    if sorted(i for group in groups for i in group.layers) != list(range(layers)):
         raise PacketError("The packet's groups do not hold every layer once.")
-    return tuple(found)
+    return tuple(groups)

@@ -24,21 +24,25 @@ class SpectralProjector:
     """Analysis and synthesis on one device, with products in `dtype`.
 
     In bfloat16, whose results have three digits, coefficients with a standard deviation over eight steps are computed in
-    float32 all the same.
+    float32 all the same. In float16 the synthesis matrix is the profile's own, and `back` weights the coefficients.
     """
 
     def __init__(
         self, tensors: StoredBasis, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
         self.analysis = tensors.analysis.to(device, dtype)
-        self.synthesis = (tensors.synthesis.to(device, torch.float32) * tensors.back.to(device)[:, None]).to(dtype)
+        self.back = tensors.back.to(device) if dtype == torch.float16 else None
+        if self.back is None:
+            self.synthesis = (tensors.synthesis.to(device, torch.float32) * tensors.back.to(device)[:, None]).to(dtype)
+        else:
+            self.synthesis = tensors.synthesis.to(device)
         self.gain = tensors.gain.to(device)
         self.mean = tensors.mean.to(device)
         self.predictor = tensors.predictor.to(device, dtype) if len(tensors.predictor) else None
         self.ranks = tensors.ranks.tolist()
         self.span = self.analysis.shape[1]
         large = (
-            tensors.variance > EXACT_VARIANCE if dtype != torch.float32 else torch.zeros(self.rank, dtype=torch.bool)
+            tensors.variance > EXACT_VARIANCE if dtype == torch.bfloat16 else torch.zeros(self.rank, dtype=torch.bool)
         )
         self.exact = [torch.nonzero(part).squeeze(1).to(device) for part in large.split(self.ranks)]
         starts = [sum(self.ranks[:i]) for i in range(len(self.ranks))]
@@ -72,7 +76,7 @@ class SpectralProjector:
         for i, rank in enumerate(self.ranks):
             part = x[:, i * self.span : (i + 1) * self.span].T
             rows = out[at : at + rank]
-            rows.copy_(self.analysis[at : at + rank] @ part.to(self.analysis.dtype))
+            rows.copy_(_analysed(self.analysis[at : at + rank], part))
             if len(self.exact[i]):
                 rows[self.exact[i]] = self.exact_rows[i] @ part
             at += rank
@@ -85,7 +89,8 @@ class SpectralProjector:
             some, at = out[first:last], 0
             for i, rank in enumerate(self.ranks):
                 part = some[:, i * self.span : (i + 1) * self.span]
-                part.copy_(product(y[first:last, at : at + rank], self.synthesis[at : at + rank]))
+                own = self._weighted(y[first:last, at : at + rank], slice(at, at + rank))
+                part.copy_(product(own, self.synthesis[at : at + rank]))
                 at += rank
             some.add_(self.mean)
             if base is not None:
@@ -110,8 +115,12 @@ class SpectralProjector:
         rows = slice(sum(self.ranks[:group]), sum(self.ranks[: group + 1]))
         matrix = self.synthesis[rows, start - group * self.span : stop - group * self.span]
         own = y if y.shape[1] == rows.stop - rows.start else y[:, rows]
-        out = product(own, matrix).float().add_(self.mean[start:stop])
+        out = product(self._weighted(own, rows), matrix).float().add_(self.mean[start:stop])
         return out if self.predictor is None else features.times(self.predictor[:, start:stop]).add_to(out)
+
+    def _weighted(self, y: Tensor, rows: slice) -> Tensor:
+        """Coefficients of some rows as the synthesis matrix takes them."""
+        return y if self.back is None else y * self.back[rows]
 
     def _base(self, features: TokenRows | None) -> TokenProducts | None:
         if self.predictor is None:
@@ -119,3 +128,10 @@ class SpectralProjector:
         if features is None:
             raise ValueError("this profile predicts from token ids, but the block carries none")
         return features.times(self.predictor)
+
+
+def _analysed(rows: Tensor, x: Tensor) -> Tensor:
+    """Rows `[R, p]` @ coordinates float32 `[p, T]`."""
+    if rows.dtype != torch.float16:
+        return rows @ x.to(rows.dtype)
+    return product(x.T, rows.T).T

@@ -50,8 +50,9 @@ def judge(baseline: dict[str, Any], current: dict[str, Any], limits: Limits, *, 
     Raises:
         InputError: a file holds nothing that can be gated, or a limit that matches nothing.
     """
-    before, now = metrics_of(baseline, "The baseline"), metrics_of(current, "The current results")
+    before = metrics_of(baseline, "The baseline")
     limits.require_matches(before)
+    now = metrics_of(current, "The current results") if current.get("measured", True) else {}
     different = [] if interleaved else mismatches(baseline, current)
     if different:
         why = "; ".join(different)
@@ -77,8 +78,12 @@ def run_suite(
     offline: bool,
     progress: Progress,
     report: Callable[[str], None] = lambda _: None,
+    baseline: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure a suite on texts as `open_sources` takes them; `report` is told what reading them left out.
+
+    With a baseline that cannot be compared with this model, text, device or suite nothing is measured: the results have no
+    rows then, and `judge` says why.
 
     Raises:
         InputError: there is no such suite, or it cannot run here.
@@ -86,11 +91,15 @@ def run_suite(
     if name not in SUITES:
         raise InputError(f"There is no suite {name!r}; there are {', '.join(SUITES)}.{did_you_mean(name, SUITES)}")
     if name == "gpu":
-        from spectralquant.gate.suites.gpu import gpu_suite
+        from spectralquant.gate.suites.gpu import gpu_suite, gpu_suite_header
         from spectralquant.models.load import pick_device
 
-        return gpu_suite(pick_device(device), progress)
-    from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite
+        where = pick_device(device)
+        header = gpu_suite_header(where)
+        if baseline is not None and mismatches(baseline, header):
+            return header | {"measured": False}
+        return gpu_suite(where, progress)
+    from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite, smoke_suite_header
     from spectralquant.models.load import load_model
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
@@ -98,6 +107,9 @@ def run_suite(
     sources = open_sources(data, offline=offline, report=report)
     loaded = load_model(model, device="cpu", dtype="float32", offline=offline)
     text = tokenize_sources(loaded.tokenizer, sources, TOKENS, window=SmokeSettings().window, report=report)
+    header = smoke_suite_header(loaded, text, text_name(sources))
+    if baseline is not None and mismatches(baseline, header):
+        return header | {"measured": False}
     result = smoke_suite(loaded, text, text_name(sources), None, progress)
     result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
     return result

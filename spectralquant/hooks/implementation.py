@@ -7,9 +7,10 @@ of the text decoder change: a vision tower keeps its own. Several switches may b
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,22 @@ def _set(config: Any, name: str) -> None:
 def switched_here(config: Any) -> bool:
     """Whether a switch that this thread opened covers the configuration."""
     return any(config is c for switch in _open_here() for c in switch.configs)
+
+
+def open_switches() -> list[Switch]:
+    """The switches that this thread has open."""
+    return list(_open_here())
+
+
+@contextlib.contextmanager
+def opened_here(switches: Sequence[Switch]) -> Iterator[None]:
+    """Another thread's switches count as this one's: autograd runs layers again in threads of its own."""
+    local, before = _open_here(), open_switches()
+    local.extend(switch for switch in switches if switch not in before)
+    try:
+        yield
+    finally:
+        local[:] = before
 
 
 def own_implementation(config: Any) -> str:

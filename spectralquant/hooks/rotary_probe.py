@@ -19,7 +19,8 @@ from spectralquant.hooks.probing import architecture_errors
 from spectralquant.hooks.standard import require_softmax
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
 from spectralquant.hooks.wrappers import model_device
-from spectralquant.rotary import LAYOUTS, RotaryLayout, undo_rope
+from spectralquant.rotary import undo_rope
+from spectralquant.rotary_layout import LAYOUTS, RotaryLayout
 
 TOKENS, OFFSET = 12, 5
 

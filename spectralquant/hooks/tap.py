@@ -28,7 +28,8 @@ from spectralquant.hooks.implementation import (
     switched_here,
 )
 from spectralquant.hooks.softmax import unknown_option
-from spectralquant.rotary import RotaryLayout, Rotation
+from spectralquant.rotary import Rotation
+from spectralquant.rotary_layout import RotaryLayout
 
 IMPLEMENTATION = "spectralquant_tap"
 
@@ -55,12 +56,13 @@ class AttentionCall:
     options: dict[str, Any]
     shared: bool = False
 
-    def allowed(self) -> Tensor:
-        """Boolean mask `[B or 1, 1, T, S]`: the call's own, or causal where the model passed none."""
+    def allowed(self, queries: slice = slice(None)) -> Tensor:
+        """Boolean mask `[B or 1, 1, t, S]` of all or some queries: the call's own, or causal where the model passed none."""
         if self.mask is not None:
-            return self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
+            mask = self.mask[:, :, queries]
+            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         total, new = self.key.shape[2], self.query.shape[2]
-        position = torch.arange(total - new, total, device=self.key.device)
+        position = torch.arange(total - new, total, device=self.key.device)[queries]
         return (torch.arange(total, device=self.key.device) <= position[:, None])[None, None]
 
     def rotation(self, layout: RotaryLayout) -> Rotation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from spectralquant.surroundings import own_run
 
 COMPILED = "_orig_mod"
 INNER = ("module", "pretrained_model")
+_running: ContextVar[nn.Module | None] = ContextVar("_running", default=None)  # the model of the `runs_model` around
 
 
 def usable_model(model: nn.Module) -> nn.Module:
@@ -23,6 +25,8 @@ def usable_model(model: nn.Module) -> nn.Module:
         UnsupportedModelError: there is none inside, its weights are sharded or absent, a prompt is learnt in front of
             it, or its layers compute on several devices.
     """
+    if model is _running.get():
+        return model
     while True:
         _refuse_sharded(model)
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
@@ -62,8 +66,12 @@ def runs_model(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def inside(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         model = usable_model(model)
-        with own_run(model):
-            return function(model, *args, **kwargs)
+        before = _running.set(model)
+        try:
+            with own_run(model):
+                return function(model, *args, **kwargs)
+        finally:
+            _running.reset(before)
 
     return inside
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from spectralquant.errors import SourceError
 from spectralquant.models.builtin.folder import builtin_folder
@@ -40,3 +41,11 @@ def shape_of_model(spec: str, *, offline: bool = False) -> ModelShape:
         SourceError: there is no such model, or it cannot be reached.
     """
     return ModelShape.of_config(spec, load_config(spec, offline=offline))
+
+
+def parameter_count(config: Any) -> int:
+    """Numbers in a model's weights, counted without making them; tied ones count once."""
+    with torch.device("meta"), quiet_transformers():
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return sum(p.numel() for p in model.parameters())

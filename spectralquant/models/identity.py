@@ -38,12 +38,17 @@ def weights_sha256(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str
     Sampling keeps it near a second for an 8B model and still sees any fine-tuning, which moves all weights. It is
     computed once a model and again when weights have changed.
     """
-    model = usable_model(model)
+    return _weights_sha256(usable_model(model))[dtype]
+
+
+@torch.no_grad()
+@own_arithmetic()
+def _weights_sha256(model: nn.Module) -> dict[torch.dtype, str]:
     key = _state(model)
     known = _known.get(model)
     if known is None or known[0] != key:
         known = _known[model] = (key, _hashes(named_weights(model)))
-    return known[1][dtype]
+    return known[1]
 
 
 def model_identity(name: str, model: nn.Module, geometry: CacheGeometry) -> ModelIdentity:
@@ -68,11 +73,8 @@ def model_identity(name: str, model: nn.Module, geometry: CacheGeometry) -> Mode
 def difference(identity: ModelIdentity, model: nn.Module) -> str | None:
     """Why a model is not the one described, or None where it is."""
     model = usable_model(model)
-    mine = {dtype: weights_sha256(model, dtype) for dtype in HALVES}
-    if (
-        mine[torch.bfloat16] == identity.weights_sha256_bfloat16
-        or mine[torch.float16] == identity.weights_sha256_float16
-    ):
+    own = _weights_sha256(model)
+    if own[torch.bfloat16] == identity.weights_sha256_bfloat16 or own[torch.float16] == identity.weights_sha256_float16:
         return None
     calibrated, now = identity.weights_dtype, _dtype_name(model.dtype)
     halves = {_dtype_name(dtype) for dtype in HALVES}

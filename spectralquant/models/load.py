@@ -49,8 +49,8 @@ class LoadedModel:
         return model_device(self.model)
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:n` to a device.
+def pick_device(name: str, *, absent: bool = False) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:n` to a device. absent: a GPU that this machine lacks will do, as nothing is computed.
 
     Raises:
         InputError: unknown name, or no such GPU.
@@ -63,7 +63,7 @@ def pick_device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in {"cpu", "cuda"}:
         raise InputError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, …")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if not absent and device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"--device {name}: this machine shows {torch.cuda.device_count()} CUDA devices. Use --device cpu, "
             "or run `sq doctor` to see what is missing."

@@ -14,7 +14,7 @@ from spectralquant.hooks.rotary_probe import rotary_layout, rotary_probe
 from spectralquant.hooks.rotary_tables import RotaryTables
 from spectralquant.hooks.wrappers import runs_model
 from spectralquant.models.layer_probe import probe_layers
-from spectralquant.rotary import RotaryLayout
+from spectralquant.rotary_layout import RotaryLayout
 
 
 def refuse_unsupported(model: nn.Module) -> None:

@@ -52,7 +52,7 @@ class ModelShape:
             getattr(config, "num_key_value_heads", None) or heads,
             getattr(config, "head_dim", None) or config.hidden_size // heads,
             config.hidden_size,
-            config.intermediate_size,
+            getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
             config.vocab_size,
             _windows(config),
         )

@@ -80,7 +80,8 @@ def _check_cold(where: str, tier: ColdTier, heads: int) -> None:
         rank = getattr(tier, kind).analysis.shape[0]
         choice = getattr(tier, f"{kind}_choice")
         _require(where, f"cold.{kind}_centroid", getattr(tier, f"{kind}_centroid"), (rank,))
-        _require(where, f"cold.{kind}_choice", choice, (CLASSES, rank), torch.uint8)
+        rows = CLASSES + 1 if len(choice) == CLASSES + 1 else CLASSES  # profiles since 2026 have one for tokens unseen
+        _require(where, f"cold.{kind}_choice", choice, (rows, rank), torch.uint8)
         if choice.numel() and int(choice.max()) >= tables:
             raise _wrong(where, f"cold.{kind}_choice", "names a table that is not there")
     _require(where, "cold.importance_weight", tier.importance_weight, (heads + 2, 2))

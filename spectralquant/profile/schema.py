@@ -60,8 +60,8 @@ class ErrorPoint(_Part):
 class TierSummary(_Part):
     """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured).
 
-    without_bits: layers or heads of a fixed-rate tier whose keys or values are dropped, and read as their mean. errors: of
-    a cold tier with an error target (see `profile.promises`).
+    without_bits: layers or heads of a fixed-rate tier whose keys or values are dropped, and read as their mean. searched: the
+    loss on the held-out windows that a target in KL or ΔPPL was searched on, which are not those of `measured`.
     """
 
     target: str
@@ -75,6 +75,7 @@ class TierSummary(_Part):
     importance_r2_value: float | None = None
     centroids: str | None = None
     without_bits: list[str] = []
+    searched: float | None = None
     measured: dict[str, Any] | None = None
     errors: list[ErrorPoint] = []
 

@@ -40,7 +40,8 @@ class StoredBasis:
 class ColdTier:
     """Entropy-coded tier. Coefficients are in units of the base step.
 
-    centroids: float32 `[R]` per kind. choice: uint8 `[9, R]` per kind. tables: float32 `[K, 32]`. class_tables:
+    centroids: float32 `[R]` per kind. choice: uint8 `[10, R]` per kind, a row for
+    each importance class and one for tokens unseen (older profiles: `[9, R]`). tables: float32 `[K, 32]`. class_tables:
     float32 `[2, 9]`. importance_weight: float32 `[L·H + 2, 2]`; importance_bias: `[2]`.
     embedding_projection: `[hidden, d]`, or `[0, 0]` for none.
     """

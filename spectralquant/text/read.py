@@ -28,7 +28,7 @@ class TextSource:
 
 def load_text(spec: str | os.PathLike[str], *, offline: bool = False, report: Report = warn) -> Iterator[str]:
     """Yield the documents of a built-in text (`builtin:pydoc`, …; see `text.recipes`), `file:PATH[:COLUMN]` or
-    `hub:NAME[:config][:split][:column]`. `builtin:mix` gives its texts' documents in turn; `open_sources` mixes by tokens.
+    `hub:NAME[:config][:split][:column]`.
 
     PATH may be a text file (large ones come in pieces), JSON, JSON Lines, CSV, TSV, parquet, arrow, any of them packed
     (gzip, zstandard, …), a folder or a glob. Rows may hold a text column, message lists, prompt and completion,
@@ -64,6 +64,13 @@ def open_sources(specs: str | Sequence[str], *, offline: bool = False, report: R
     return [TextSource(name, weight, load_text(name, offline=offline, report=report)) for name, weight in pairs]
 
 
+def _expanded(name: str, weight: float, report: Report) -> list[tuple[str, float]]:
+    if name != MIX:
+        return [(name, weight)]
+    parts = mix_parts(report)
+    return [(part, weight * share / sum(parts.values())) for part, share in parts.items()]
+
+
 def parse_weight(spec: str) -> tuple[str, float]:
     """`file:a.jsonl=3` to its name and weight; a file whose name ends so is taken for the file.
 
@@ -82,18 +89,29 @@ def parse_weight(spec: str) -> tuple[str, float]:
     return name, weight
 
 
-def _expanded(name: str, weight: float, report: Report) -> list[tuple[str, float]]:
-    if name != MIX:
-        return [(name, weight)]
-    parts = mix_parts(report)
-    return [(part, weight * share / sum(parts.values())) for part, share in parts.items()]
-
-
 def text_name(sources: Sequence[TextSource]) -> str:
     """One name for a mix: `file:a.jsonl=3 + builtin:pydoc=1`; a single text has no weight."""
     if len(sources) == 1:
         return sources[0].name
     return " + ".join(f"{s.name}={s.weight:g}" for s in sources)
+
+
+def require_name(spec: str) -> None:
+    """Check what a text is called, and its weight; nothing is read.
+
+    Raises:
+        InputError: there is no text of that name, or its weight is not positive.
+    """
+    name, _ = parse_weight(spec)
+    if name not in BUILTIN and not name.startswith(("file:", "hub:")) and not is_path(name):
+        raise _unknown(name)
+
+
+def _unknown(spec: str) -> InputError:
+    return InputError(
+        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
+        f"{did_you_mean(spec, BUILTIN)}"
+    )
 
 
 def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
@@ -112,7 +130,4 @@ def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
         return hub_documents(spec.removeprefix("hub:"), offline, report)
     if spec and not spec.startswith("builtin:") and is_path(spec):
         return file_documents(spec, report)
-    raise InputError(
-        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
-        f"{did_you_mean(spec, BUILTIN)}"
-    )
+    raise _unknown(spec)

@@ -10,7 +10,7 @@ import gettext
 import hashlib
 import sysconfig
 from collections.abc import Callable, Iterator
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 
 from spectralquant.text.documents.report import Report
@@ -31,6 +31,14 @@ def pydoc() -> Iterator[str]:
 def stdlib() -> Iterator[str]:
     """The standard library's modules, in alphabetical order."""
     return map(_read, sorted(_library().glob("*.py")))
+
+
+def gate() -> Iterator[str]:
+    """The text of the gate: 115,000 characters about this library that are the same in every version of it and of Python, so
+    that baselines stay comparable.
+    """
+    text = resources.files("spectralquant.text").joinpath("data/gate.txt").read_bytes().decode("utf-8")
+    return iter(text.split("\n\n"))
 
 
 def code() -> Iterator[str]:
@@ -67,6 +75,7 @@ def languages() -> Iterator[str]:
 TEXTS: dict[str, Callable[[], Iterator[str]]] = {
     "builtin:pydoc": pydoc,
     "builtin:stdlib": stdlib,
+    "builtin:gate": gate,
     "builtin:prose": prose,
     "builtin:code": code,
     "builtin:languages": languages,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.typos import check_data, check_target, checked, metric_names, one_of, tier_names
+
+if TYPE_CHECKING:
+    from spectralquant.calibration.options import CalibrationSettings
 
 
 def calibrate(
@@ -18,29 +22,57 @@ def calibrate(
     window: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 512,
     target: Annotated[
         list[str] | None,
-        typer.Option(help="ratio=33, bits=2, dppl=0.18 or kl=0.01; for one of several tiers warm:ratio=8."),
+        typer.Option(
+            help="ratio=33 (default), bits=2, dppl=0.18 or kl=0.01; for one of several tiers warm:ratio=8.",
+            callback=checked(check_target),
+        ),
     ] = None,
-    tier: Annotated[str, typer.Option(help="cold, warm, hot or all.")] = "cold",
-    metric: Annotated[str, typer.Option(help="fisher, attention (no backward pass) or energy (plain PCA).")] = "fisher",
+    tier: Annotated[
+        str, typer.Option(help="cold, warm, hot or all.", callback=one_of("--tier", tier_names, several=True))
+    ] = "cold",
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="fisher, attention (no backward pass) or energy (plain PCA).",
+            callback=one_of("--metric", metric_names),
+        ),
+    ] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
     basis: Annotated[
         str, typer.Option(help="dense, two-level (small and over more layers) or auto (two-level over several layers).")
     ] = "auto",
     predict: Annotated[
-        str, typer.Option(help="tokens: predict keys and values from token ids first; or none.")
+        str,
+        typer.Option(
+            help="tokens: predict keys and values from token ids first; or none.",
+            callback=one_of("--predict", ("tokens", "none")),
+        ),
     ] = "tokens",
     profile_budget: Annotated[
-        str | None, typer.Option(help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit.")
+        str | None,
+        typer.Option(
+            help="Largest profile file, as in 20MB: span, predictor and ranks are chosen to fit. Default: a quarter of the model, 400MB at most."
+        ),
     ] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Held-out windows to solve on, and as many to report on.")] = 2,
     held_out_window: Annotated[int, typer.Option(min=1, help="Tokens per held-out window.")] = 1024,
     held_out_data: Annotated[
-        list[str] | None, typer.Option(help="Other text for the held-out windows, as --data.")
+        list[str] | None,
+        typer.Option(help="Other text for the held-out windows, as --data.", callback=checked(check_data)),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Profile path: OUT.safetensors and OUT.json are written.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Profile path: OUT.safetensors and OUT.json are written. Default: profiles/MODEL-TEXT."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the memory plan and end; nothing is loaded.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="Use this much of a GPU at most, as in 22GB: the plan is made to fit.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -77,15 +109,21 @@ def calibrate(
         raise InputError("--dtype float16 overflows in the backward pass. Use float32 or bfloat16.")
     stem = out or Path("profiles") / _default_name(model, data)
 
-    from spectralquant.calibration.run import calibrate_model
+    if dry_run:
+        _dry_run(model, settings, device, dtype, memory, offline, json, csv, svg, quiet)
+        return
+    from spectralquant.calibrating.api import calibrate_model
+    from spectralquant.calibration.plan import PlannedModel, keep_within, memory_of, plan_for
     from spectralquant.claims import claimed
     from spectralquant.models.load import load_model
     from spectralquant.processes import processes
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
     from sqcli.output import Output
+    from sqcli.plans import calibration_plan
     from sqcli.results import calibration_result
     from sqcli.terminal.calibration import calibration_view
+    from sqcli.terminal.plan import plan_lines
 
     with processes(device) as (own, device):
         output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet) if own.first else Output(quiet=True)
@@ -95,18 +133,55 @@ def calibrate(
         sources = open_sources(data, offline=offline, report=output.note)
         extra = open_sources(held_out_data, offline=offline, report=output.note) if held_out_data else None
         loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+        available = memory_of(loaded.device, memory)
+        plan = plan_for(PlannedModel.of_loaded(loaded), settings, available)
+        if memory is not None:
+            keep_within(loaded.device, available)
+        settings = plan.settings
+        for line in plan_lines(plan):
+            output.note(line)
         need = steps * window + 2 * held_out * held_out_window
         text = tokenize_sources(loaded.tokenizer, sources, need, window=window, report=output.note)
         other = extra and tokenize_sources(
             loaded.tokenizer, extra, 2 * held_out * held_out_window, window=held_out_window, report=output.note
         )
         names = {"text_name": text_name(sources), "out": stem, "resume": resume, "held_out": other, "processes": own}
-        with output.progress() as bar:
+        searched = [t for t in tiers if settings.target(t).bits is None]
+        plan = calibration_plan(steps, window, [t for t in TIERS if t in tiers], searched)
+        with output.progress(plan) as bar:
             profile = calibrate_model(loaded, text, settings, **names, progress=bar)
     if profile is None:
         return
     output.show(*calibration_view(profile, stem))
     output.finish(calibration_result(profile), title=f"sq calibrate --steps {steps}")
+
+
+def _dry_run(
+    model: str,
+    settings: CalibrationSettings,
+    device: str,
+    dtype: str,
+    memory: str | None,
+    offline: bool,
+    json: str | None,
+    csv: str | None,
+    svg: str | None,
+    quiet: bool,
+) -> None:
+    """Show what a calibration would take, from the model's configuration alone."""
+    from spectralquant.calibration.plan import PlannedModel, memory_of, plan_for
+    from spectralquant.models.config import load_config
+    from spectralquant.models.load import pick_device, pick_dtype
+    from sqcli.output import Output
+    from sqcli.results import plan_result
+    from sqcli.terminal.plan import plan_table
+
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    place = pick_device("cuda" if memory is not None and device == "auto" else device, absent=memory is not None)
+    planned = PlannedModel.of_config(model, load_config(model, offline=offline), pick_dtype(dtype, place).itemsize)
+    plan = plan_for(planned, settings, memory_of(place, memory))
+    output.show(plan_table(plan))
+    output.finish(plan_result(plan, model), title="sq calibrate --dry-run")
 
 
 def _default_name(model: str, data: Sequence[str]) -> str:

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from spectralquant.methods.names import method_names
 from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.typos import check_methods, checked
 
 DEFAULT_PROFILE = Path("profiles/demo")
 QUICK_WINDOWS, QUICK_CONTEXT = 2, 768
@@ -16,7 +18,13 @@ READ_TOKENS = 4_000_000
 
 
 def compare(
-    methods: Annotated[list[str], typer.Argument(help="METHOD or METHOD:option=value,… ; A+B composes; all = all.")],
+    methods: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"METHOD or METHOD:option=value,…; A+B composes. Methods: {', '.join(method_names())}; or all.",
+            callback=checked(check_methods),
+        ),
+    ],
     profile: Annotated[
         Path, typer.Option("--profile", "-p", help="Calibrated profile of the model.")
     ] = DEFAULT_PROFILE,
@@ -74,6 +82,7 @@ def compare(
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
+    from sqcli.plans import comparison_plan
     from sqcli.terminal.compare import comparison_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
@@ -97,7 +106,8 @@ def compare(
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
     protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
     partial = None if json in (None, "-") else Path(json).with_suffix(".partial.json")
-    with contextlib.nullcontext() if partial is None else claimed(json, "--json"), output.progress() as bar:
+    plan = comparison_plan([group[0].name for group in groups], list(scored), bool(protocol.needle_trials))
+    with contextlib.nullcontext() if partial is None else claimed(json, "--json"), output.progress(plan) as bar:
         result = Comparison(holder, scored, protocol, text_name(sources), partial, bar).run(groups, resume=resume)
     result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
     if level is not None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+from sqcli.options import Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+from sqcli.typos import one_of, suite_names
 
 if TYPE_CHECKING:
     from spectralquant.gate.run import Outcome
@@ -22,7 +23,10 @@ def gate(
     current: Annotated[
         Path | None, typer.Option("--current", "-c", help="Results of compare, calibrate, profile or a suite.")
     ] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Measure a suite now: smoke (CPU) or gpu.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", help="Measure a suite now: smoke (CPU) or gpu.", callback=one_of("--run", suite_names)),
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(help="Time this install and another in turn: a virtual environment, a Python, or a checkout."),
@@ -40,7 +44,7 @@ def gate(
     markdown: Annotated[Path | None, typer.Option(help="Write verdicts as Markdown.")] = None,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report, but always exit with 0.")] = False,
     model: Model = "builtin:smollm2-135m",
-    data: Data = DEFAULT_DATA,
+    data: Data = ("builtin:gate",),
     device: Device = "auto",
     offline: Offline = False,
     json: Json = None,
@@ -52,7 +56,8 @@ def gate(
     input.
 
     Figures that do not depend on the machine get a tolerance; times get statistics (and need --against, or ratios taken in
-    one process). A baseline of another GPU, dtype, model, text or schema is inconclusive, never a pass.
+    one process). A baseline of another GPU, dtype, model, text or schema is inconclusive, never a pass, and with it --run
+    measures nothing.
 
     Example: [bold]sq gate --run smoke --baseline profiles/baselines/smoke.json --junit gate.xml[/bold]
     """
@@ -64,6 +69,7 @@ def gate(
     from spectralquant.gate.run import judge, run_suite, write_baseline
     from spectralquant.results.files import read_results
     from sqcli.output import Output
+    from sqcli.plans import smoke_plan
 
     given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
     if len(given) != 1:
@@ -89,8 +95,15 @@ def gate(
         with output.progress() as bar:
             before, now = compare_installs(against, rounds, bar)
     elif run is not None:
-        with output.progress() as bar:
-            now = run_suite(run, model, data, device, offline, bar, output.note)
+        from spectralquant.calibration.options import TIERS
+        from spectralquant.gate.suites.smoke import SmokeSettings
+
+        plan = smoke_plan(SmokeSettings().steps, SmokeSettings().window, TIERS) if run == "smoke" else ()
+        with output.progress(plan) as bar:
+            wanted = None if update_baseline or save is not None else before
+            now = run_suite(run, model, data, device, offline, bar, output.note, wanted)
+        if not now.get("measured", True):
+            output.note("Nothing was measured: the baseline is of something else. --save FILE measures all the same.")
         if save is not None:
             write_json(save, now)
             output.note(f"Wrote {save}")

@@ -8,19 +8,28 @@ from typing import Annotated
 import typer
 
 from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Seed, Svg
+from sqcli.typos import check_model, checked, one_of
 
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
     profile: Annotated[Path | None, typer.Option("--profile", "-p", help="Calibrated profile (not for exact).")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Read the prompt from this text file.")] = None,
-    tier: Annotated[str, typer.Option(help="hot, warm, cold, exact, or auto: the fastest the profile has.")] = "auto",
+    tier: Annotated[
+        str,
+        typer.Option(
+            help="hot, warm, cold, exact, or auto: the fastest the profile has.",
+            callback=one_of("--tier", ("hot", "warm", "cold", "exact", "auto")),
+        ),
+    ] = "auto",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
     budget: Annotated[str | None, typer.Option(help="Memory limit of the cache, as 512MB.")] = None,
     working_set: Annotated[str, typer.Option(help="Decoded warm and cold blocks kept, as 64MB.")] = "0",
     chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill step.")] = 1024,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the first choice.")] = False,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Seed = 0,
@@ -32,7 +41,9 @@ def generate(
 ) -> None:
     """Generate from a SpectralCache and show what it held and spent.
 
-    Example: [bold]sq generate --profile profiles/demo "The history of tea begins in"[/bold]
+    Nothing is compressed below 256 tokens, so a short prompt gains nothing.
+
+    Example: [bold]sq generate --profile profiles/demo --tier hot --file manual.txt[/bold]
     """
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size

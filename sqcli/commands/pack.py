@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Svg
+from sqcli.typos import check_model, checked, one_of
+
+EXACT = ("auto", "float16", "bfloat16", "float32", "int8")
 
 
 def pack(
@@ -15,16 +18,25 @@ def pack(
     out: Annotated[Path, typer.Option("--out", "-o", help="Packet file to write.")],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this text file.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; default: the profile's.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Cut the prompt after this many tokens.")] = None,
     exact: Annotated[
-        str, typer.Option(help="Sinks and recent window: auto (model dtype), float16, float32 or int8.")
+        str,
+        typer.Option(
+            help="Sinks and recent window: auto (model dtype), float16, bfloat16, float32 or int8.",
+            callback=one_of("--exact", EXACT),
+        ),
     ] = "auto",
     step_scale: Annotated[
         float, typer.Option(help="Multiply the calibrated step: above 1 smaller, below 1 better.")
     ] = 1.0,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Let blocks shift their tables (text unlike the calibration's).")
+    adaptive_tables: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive-tables", "--adaptive", help="Let blocks shift their tables (text unlike the calibration's)."
+        ),
     ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -75,8 +87,8 @@ def pack(
             ids,
             exact=exact,
             step_scale=step_scale,
-            adaptive=adaptive,
-            progress=lambda d, t: bar("encoding blocks", d, t),
+            adaptive_tables=adaptive_tables,
+            progress=bar,
         )[0]
     packet.save(out)
     row = packet_row(packet) | {"prefill_and_encode_s": time.perf_counter() - start, "file": str(out)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sqcli.options import Csv, Device, Json, Offline, Quiet, Seed, Svg
+from sqcli.typos import check_model, check_shape, checked, device_models, one_of
 
 if TYPE_CHECKING:
     from spectralquant.bench.run import ProfileRequest
@@ -24,11 +25,18 @@ def profile(
         str | None,
         typer.Option(
             help="llama-3.1-8b (default), llama-3.1-70b, qwen2.5-7b, mistral-7b, smollm2-135m, or custom:layers=32,heads=32,"
-            "kv_heads=8,head_dim=128."
+            "kv_heads=8,head_dim=128.",
+            callback=checked(check_shape),
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Take the shape from a model's config.json instead.")
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Take the shape from a model's config.json instead.",
+            callback=checked(check_model),
+        ),
     ] = None,
     kernels: Annotated[
         str | None,
@@ -53,7 +61,8 @@ def profile(
     device_model: Annotated[
         str | None,
         typer.Option(
-            help="Predict for h100, h200, a100, l40s or rtx4090 (default without a GPU: h100); times nothing."
+            help="Predict for h100, h200, a100, l40s or rtx4090 (default without a GPU: h100); times nothing.",
+            callback=one_of("--device-model", device_models),
         ),
     ] = None,
     stored: Annotated[
@@ -152,7 +161,7 @@ def _generate(
 ) -> None:
     """Calibrate a model with random weights for two steps, and time `generate` over its caches."""
     from spectralquant.bench.generate.run import GenerateRequest, generate_results
-    from spectralquant.calibration.api import calibrate
+    from spectralquant.calibrating.api import calibrate
     from spectralquant.calibration.options import CalibrationSettings
     from spectralquant.models.load import load_model
     from spectralquant.models.shapes import parse_shape

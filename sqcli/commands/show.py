@@ -26,11 +26,13 @@ def show(
     Example: [bold]sq show profiles/demo --layer 12 --head 1[/bold]
     """
     from spectralquant.errors import InputError
+    from spectralquant.profile.sidecar import profile_stem
     from spectralquant.profile.view import ProfileView
     from sqcli.html.page import write_page
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
     from sqcli.results import show_result
+    from sqcli.terminal.outcome import next_text, outcome_text
     from sqcli.terminal.profile import diff_view, head_view, layer_view, profile_view
 
     if head is not None and layer is None:
@@ -42,6 +44,7 @@ def show(
         output.show(*diff_view(one, other))
     elif layer is None:
         output.show(*profile_view(one, output.console.width))
+        output.show(outcome_text(one.sidecar), next_text(profile_stem(profile), shown=True))
     elif head is None:
         output.show(*layer_view(one, layer))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,9 +31,11 @@ STUDIES = (
     "gate",
     "shapes",
     "coder",
+    "cold-speed",
     "architectures",
+    "calibrate-scale",
 )
-WITH_PROFILE = ("packet", "cache", "index", "coder")
+WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed")
 TWO_TEXTS = ("domains",)
 DEFAULT_OTHER = ("builtin:stdlib",)
 READ_TOKENS = 4_000_000
@@ -48,11 +49,6 @@ def study(
     other_data: Annotated[
         list[str], typer.Option(help="The second domain of `domains`, or texts of `quality`, as --data.")
     ] = DEFAULT_OTHER,
-    profile: Annotated[
-        Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 100,
-    window: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 2048,
     in_mix: Annotated[
         list[str] | None, typer.Option(help="Texts of `quality` whose kinds --data holds (which they are not from).")
     ] = None,
@@ -60,12 +56,27 @@ def study(
     part: Annotated[
         list[str] | None, typer.Option(help="Parts of `quality`: home, general, texts, or texts:2/6.")
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 100,
+    window: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 2048,
     windows: Annotated[int, typer.Option(min=1, help="Scored windows, taken from the end of the text.")] = 24,
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Models of `shapes`, once each. Default: 8B, 7B, and the 70B shape with four layers."),
     ] = None,
+    keep_sample: Annotated[
+        Path | None,
+        typer.Option(help="Where `cold-speed` keeps what it takes from the model, to run without it elsewhere."),
+    ] = None,
     train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Parts of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
+        ),
+    ] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
     offline: Offline = False,
@@ -82,9 +93,11 @@ def study(
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
     models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
     exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
-    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. architectures: small
+    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. cold-speed: packets of
+    real size to ready keys and values and back on a GPU, against prefill and other coders. architectures: small
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
-    three minutes on a CPU.
+    three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
+    several; and what metric, form of the bases and --steps are worth on --model.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
@@ -110,22 +123,19 @@ def study(
     if name == "architectures":
         _architectures(out, output)
         return
+    if name == "calibrate-scale":
+        _calibrate_scale(part, model, data, (steps, window, windows), device, dtype, offline, out, output)
+        return
     if name in ("kernels", "gate"):
         result = _kernels(device, output) if name == "kernels" else _gate(output)
         write_json(out, result)
         output.show(*study_view(result))
         return
     if name == "quality":
-        _quality(
-            model,
-            (data, in_mix or [], other_data, more or []),
-            part,
-            (steps, window, windows),
-            device,
-            dtype,
-            out,
-            output,
-        )
+        from sqcli.quality import run_quality
+
+        texts = (data, in_mix or [], other_data, more or [])
+        run_quality(model, texts, part, (steps, window, windows), device, dtype, out, output)
         return
     sources = open_sources(data, offline=offline, report=output.note)
     if name == "second-model":
@@ -133,7 +143,7 @@ def study(
     else:
         other = open_sources(other_data, offline=offline, report=output.note) if name in TWO_TEXTS else []
         result = _on_model(
-            name, model, sources, other, profile, (steps, window, windows), device, dtype, offline, output
+            name, model, sources, other, profile, (steps, window, windows), device, dtype, offline, output, keep_sample
         )
     write_json(out, result)
     output.show(*study_view(result))
@@ -151,6 +161,7 @@ def _on_model(
     dtype: str,
     offline: bool,
     output: Output,
+    keep_sample: Path | None,
 ) -> dict[str, Any]:
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.text.mix import tokenize_sources
@@ -166,7 +177,7 @@ def _on_model(
         need = 2 * (steps + windows) * window
         other = tokenize_sources(loaded.tokenizer, other_sources, need, window=window, report=output.note)
         other_data = text_name(other_sources)
-    result = _measure(name, loaded, text, data, other, other_data, calibrated, sizes, output)
+    result = _measure(name, loaded, text, data, other, other_data, calibrated, sizes, output, keep_sample)
     _record(result, text, other)
     return result
 
@@ -186,6 +197,7 @@ def _measure(
     profile: CalibrationProfile | None,
     sizes: tuple[int, int, int],
     output: Output,
+    keep_sample: Path | None,
 ) -> dict[str, Any]:
     steps, window, windows = sizes
     with output.progress() as bar:
@@ -214,19 +226,21 @@ def _measure(
             from research.coder.model import coder_study_of_model
 
             return coder_study_of_model(loaded, profile, text, window, data, bar)
+        if name == "cold-speed":
+            from research.cold_speed.model import cold_speed_study_of_model
+
+            return cold_speed_study_of_model(loaded, profile, text, window, data, keep_sample, bar)
         from research.domains import domain_study
 
         return domain_study(loaded, {data: text, other_data: other}, steps, window, windows, bar)
 
 
-def _text(
-    tokenizer: Any, sources: list[TextSource], window: int, output: Output, read: int = READ_TOKENS
-) -> tuple[MixedText, str]:
-    """The text of a study, read as far as `read` tokens, and its name."""
+def _text(tokenizer: Any, sources: list[TextSource], window: int, output: Output) -> tuple[MixedText, str]:
+    """The text of a study, read as far as `READ_TOKENS`, and its name."""
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import text_name
 
-    text = tokenize_sources(tokenizer, sources, window, window=window, read=read, report=output.note)
+    text = tokenize_sources(tokenizer, sources, window, window=window, read=READ_TOKENS, report=output.note)
     return text, text_name(sources)
 
 
@@ -240,6 +254,46 @@ def _kernels(device: str, output: Output) -> dict[str, Any]:
         raise InputError("The kernels study times kernels on a CUDA device, and there is none here.")
     with output.progress() as bar:
         return kernel_study("llama-3.1-8b", 32768, (1, 8), where, bar)
+
+
+def _calibrate_scale(
+    parts: list[str] | None,
+    model: str,
+    data: list[str],
+    sizes: tuple[int, int, int],
+    device: str,
+    dtype: str,
+    offline: bool,
+    out: Path,
+    output: Output,
+) -> None:
+    from research.scale.quality import QualityStudy
+    from research.scale.study import PARTS, scale_study
+    from spectralquant.errors import InputError, did_you_mean
+    from spectralquant.files import read_json, write_json
+    from spectralquant.models.load import load_model
+    from spectralquant.text.read import open_sources
+    from sqcli.terminal.study import study_view
+
+    for part in parts or ():
+        if part not in PARTS:
+            raise InputError(f"There is no part {part!r}; there are {', '.join(PARTS)}.{did_you_mean(part, PARTS)}")
+
+    def load() -> tuple[LoadedModel, MixedText]:
+        loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+        sources = open_sources(data, offline=offline, report=output.note)
+        return loaded, _text(loaded.tokenizer, sources, window, output)[0]
+
+    steps, window, windows = sizes
+    quality = QualityStudy(steps=(max(1, steps // 4), max(1, steps // 2), steps), window=window, windows=windows)
+
+    rows = read_json(out, "The results file")["rows"] if out.is_file() else []
+    with output.progress() as bar:
+        keep = lambda result: write_json(out, result)  # noqa: E731
+        result = scale_study(parts or list(PARTS), rows, load, keep, bar, model, quality, anew=bool(parts))
+    write_json(out, result)
+    output.show(*study_view(result))
+    output.note(f"Wrote {out}")
 
 
 def _one_text(data: list[str]) -> str:
@@ -274,58 +328,6 @@ def _shapes(
         output.note(line)
     if failed:
         raise typer.Exit(1)
-
-
-def _quality(
-    model: str,
-    specs: tuple[list[str], list[str], list[str], list[str]],
-    parts: list[str] | None,
-    sizes: tuple[int, int, int],
-    device: str,
-    dtype: str,
-    out: Path,
-    output: Output,
-) -> None:
-    from research.quality.parts import QualityStudy
-    from research.quality.study import PARTS, QualityParts, joined
-    from spectralquant.errors import InputError
-    from spectralquant.files import write_json
-    from spectralquant.models.load import load_model
-    from spectralquant.text.mix import tokenize_sources
-    from spectralquant.text.read import open_sources, text_name
-    from sqcli.terminal.study import study_view
-
-    steps, window, windows = sizes
-    study = QualityStudy(steps=steps, general_steps=steps, window=window, windows=windows)
-    loaded = load_model(model, device=device, dtype=dtype, report=output.note)
-    with output.progress() as bar:
-        run = QualityParts(out, loaded, study, bar)
-        for part in parts or PARTS:
-            name, _, share = part.partition(":")
-            if name == "home":
-                text, label = _text(loaded.tokenizer, open_sources(specs[0][:1], report=output.note), window, output)
-                run.home(text, label)
-            elif name == "general":
-                sources = open_sources(specs[0], report=output.note)
-                need = study.general_steps * window + 2 * study.held_out * 1024
-                mix = tokenize_sources(loaded.tokenizer, sources, need, window=window, report=output.note)
-                run.general(mix, text_name(sources))
-            elif name == "texts":
-                which, _, total = share.partition("/")
-
-                def reader(spec: str) -> Callable[[], MixedText]:
-                    opened = lambda: open_sources([spec], report=output.note)  # noqa: E731
-                    return lambda: _text(loaded.tokenizer, opened(), window, output, study.text_tokens)[0]
-
-                kinds = zip(("in the mix", "outside", "more"), specs[1:], strict=True)
-                texts = [(kind, spec, reader(spec)) for kind, some in kinds for spec in some]
-                run.texts(texts, (int(which or 0), int(total or 1)))
-            else:
-                raise InputError(f"--part {part!r} is not one of {', '.join(PARTS)}, texts:2/6.")
-    result = joined(out, study)
-    write_json(out, result)
-    output.show(*study_view(result))
-    output.note(f"Wrote {out}")
 
 
 def _architectures(out: Path, output: Output) -> None:

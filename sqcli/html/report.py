@@ -7,6 +7,7 @@ from typing import Any
 
 from spectralquant.evaluation.match import curve_name, matched, pareto
 from sqcli.html.charts import xy_chart
+from sqcli.html.cold_page import cold_sections
 from sqcli.html.page import Page
 from sqcli.html.speed_page import speed_sections
 from sqcli.terminal.compare import QUICK_NOTE, against, bound_text, ratio_text, row_name
@@ -42,6 +43,8 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
             _calibration(page, name, result)
         elif kind == "profile":
             speed_sections(page, name, result)
+        elif kind == "cold-speed":
+            cold_sections(page, name, result)
         elif kind == "verdicts":
             _verdicts(page, name, result)
         else:

@@ -20,7 +20,7 @@ def speed_sections(page: Page, name: str, result: dict[str, Any]) -> None:
     rows = [
         r for r in result["rows"] if r.get(field) and r["kernel"] not in ("spectral_compress", "spectral_reconstruct")
     ]
-    said = "predicted by a roofline, not timed" if predicted else f"measured on {result['provenance']['device']}"
+    said = "predicted, not timed" if predicted else f"measured on {result['provenance']['device']}"
     title = f"{name}: {result['shape']['name']}, {said}"
     best = _fastest_dense(rows, field)
     contexts, batches = (sorted({r[k] for r in rows}) for k in ("context", "batch"))
@@ -58,7 +58,9 @@ def _few(values: Sequence[int]) -> list[int]:
 def _tables(page: Page, name: str, title: str, result: dict[str, Any], field: str) -> None:
     head = ("Kernel", "Context", "Batch", "µs", "Spread", "MB", "TB/s", "Of a copy", "Against dense", "Error")
     table = [
-        head if field == "time_us" else (*head[:3], "Predicted µs", "MB", "Of dense bytes", "Predicted against dense")
+        head
+        if field == "time_us"
+        else (*head[:3], "Predicted µs", "Measured µs", "MB", "Of dense bytes", "Predicted against dense")
     ]
     for r in result["rows"]:
         if field == "time_us" and "failed" in r:
@@ -88,9 +90,10 @@ def _tables(page: Page, name: str, title: str, result: dict[str, Any], field: st
                     f"{r['context']:,}",
                     str(r["batch"]),
                     f"{r['predicted_us']:.1f}",
+                    "" if r.get("measured_us") is None else f"{r['measured_us']:.1f}",
                     f"{r['bytes_read'] / 1e6:.1f}",
                     f"{100 * r['bytes_share_of_dense']:.1f} %",
-                    "" if gain is None else f"{gain:.1f}x",
+                    "" if gain is None else f"{gain:.2f}x",
                 )
             )
     page.table(title, table)

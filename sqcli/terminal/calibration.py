@@ -9,30 +9,30 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sqcli.terminal.heatmap import heatmap
+from sqcli.terminal.outcome import next_text, outcome_text
 
 if TYPE_CHECKING:
     from spectralquant.profile.model import CalibrationProfile
-
-WIDTH = 80
+    from spectralquant.profile.schema import ProfileSidecar
 
 
 def calibration_view(profile: CalibrationProfile, stem: Path) -> list[RenderableType]:
-    """Layer table, heatmaps, tiers with predicted and measured figures, and stage times."""
+    """What was reached in words, tiers with predicted and measured figures, a layer table, stage times, what to type next."""
     rank, bits = profile.heads.rank.numpy(), profile.heads.bits.numpy()
     return [
+        outcome_text(profile.sidecar),
+        tier_table(profile.sidecar),
+        kept_table(profile.sidecar),
         layer_table(rank, bits, profile.geometry.head_dim),
-        heatmap("key bits", bits[0], "bits/scalar", WIDTH),
-        heatmap("value bits", bits[1], "bits/scalar", WIDTH),
-        tier_table(profile),
         footer(profile, stem),
+        next_text(stem),
     ]
 
 
 def layer_table(rank, bits, head_dim: int) -> Table:
     """Rank and bits per layer, keys and values, layers folded into two columns of rows."""
     table = Table(
-        title=f"Rank (of {head_dim}) and predicted bits per scalar, mean over heads",
+        title=f"\nRank (of {head_dim}) and predicted bits per scalar, mean over heads",
         title_justify="left",
         box=None,
         pad_edge=False,
@@ -60,36 +60,60 @@ def layer_table(rank, bits, head_dim: int) -> Table:
     return table
 
 
-def tier_table(profile: CalibrationProfile) -> Table:
-    """One column a tier: goal, prediction and held-out measurement."""
-    side = profile.sidecar
-    table = Table(title="\nTiers", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
-    names = list(side.tiers)
-    for name in names:
-        table.add_column(name, justify="right")
-
-    def row(label: str, cell) -> None:
-        table.add_row(label, *[cell(side.tiers[n]) for n in names])
-
-    row("target", lambda t: t.target)
-    row("predicted payload ratio", lambda t: f"{t.predicted_ratio:.1f}")
-    row(
-        Text.assemble(("measured, held-out", "bold"), " payload ratio"),
-        lambda t: Text(f"{t.measured['payload_ratio']:.1f}", style="bold"),
+def tier_table(side: ProfileSidecar) -> Table:
+    """One row a tier: aim, prediction and held-out measurement."""
+    measured = [t.measured for t in side.tiers.values() if t.measured]
+    title = "\nTiers: fp16 bytes over bytes"
+    if measured:
+        m = measured[0]
+        title += (
+            f", on {m['n_tokens']:,} tokens of held-out text\n"
+            f"({m['n_windows']} windows, uncompressed PPL {m['base_ppl']:.2f})"
+        )
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("tier")
+    heads = (
+        "target",
+        "predicted\nratio",
+        "measured\nratio",
+        "whole\ncache",
+        "ΔPPL",
+        "KL, nats\nper token",
+        "top-1\nkept",
     )
-    row("  whole-cache ratio (sinks, window in)", lambda t: f"{t.measured['whole_cache_ratio']:.1f}")
-    row("  ΔPPL", lambda t: f"{t.measured['delta_ppl']:+.3f} (base {t.measured['base_ppl']:.2f})")
-    row("  KL, nats/token", lambda t: f"{t.measured['kl_nats']:.4f}")
-    row("  top-1 kept", lambda t: f"{100 * t.measured['top1']:.1f} %")
-    row("  scored tokens", lambda t: f"{t.measured['n_tokens']:,} in {t.measured['n_windows']} windows")
-    row("components kept, K / V", lambda t: f"{100 * t.alive_key:.0f} % / {100 * t.alive_value:.0f} %")
-    row(
-        "weighted energy captured, K / V",
-        lambda t: f"{100 * t.captured_energy_key:.2f} % / {100 * t.captured_energy_value:.2f} %",
-    )
-    if any(side.tiers[n].without_bits for n in names):
-        row("without bits (read as their mean)", lambda t: _some(t.without_bits))
+    for name in heads:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, tier in side.tiers.items():
+        m = tier.measured
+        cells = ("–",) * 5
+        if m:
+            cells = (
+                Text(f"{m['payload_ratio']:.1f}", style="bold"),
+                f"{m['whole_cache_ratio']:.1f}",
+                f"{m['delta_ppl']:+.3f}",
+                Text(f"{m['kl_nats']:.4f}", style="bold"),
+                f"{100 * m['top1']:.1f} %",
+            )
+        table.add_row(name, tier.target, f"{tier.predicted_ratio:.1f}", *cells)
+    return table
+
+
+def kept_table(side: ProfileSidecar) -> Table:
+    """One row a tier: which part of the components is kept, and of their weighted energy."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("\ntier")
+    some = any(t.without_bits for t in side.tiers.values())
+    for name in ("components kept\nkeys / values", "weighted energy kept\nkeys / values"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if some:
+        table.add_column("without bits\n(read as their mean)")
+    for name, tier in side.tiers.items():
+        table.add_row(
+            name,
+            f"{100 * tier.alive_key:.0f} % / {100 * tier.alive_value:.0f} %",
+            f"{100 * tier.captured_energy_key:.2f} % / {100 * tier.captured_energy_value:.2f} %",
+            *([_some(tier.without_bits)] if some else []),
+        )
     return table
 
 

@@ -16,7 +16,7 @@ PLOT_WIDTH, PLOT_HEIGHT = 60, 15
 STYLES = ("bold cyan", "magenta", "green", "yellow", "red", "blue", "bright_black", "bold magenta", "bold green")
 USUAL = {"kernel": (7,), "group": (32, 64)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
-NAMED = {"adaptive": "adaptive", "adaptive_tables": "adaptive tables"}
+NAMED = {"adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
 QUICK_NOTE = "[yellow]--quick: a few windows, too small to quote.[/yellow]"
 
 

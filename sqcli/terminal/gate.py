@@ -32,7 +32,10 @@ def gate_view(outcome: Outcome, *, every: bool = True) -> list[RenderableType]:
         table = Table(box=None, padding=(0, 1, 0, 0))
         for name in ("metric", "baseline", "now", "change", "limit", "verdict"):
             table.add_column(
-                name, justify="left" if name in ("metric", "verdict") else "right", no_wrap=name != "metric"
+                name,
+                justify="left" if name in ("metric", "verdict") else "right",
+                no_wrap=name != "metric",
+                overflow="fold",
             )
         for v in outcome.verdicts:
             verdict = Text(v.verdict, style=STYLES[v.verdict])

@@ -48,7 +48,9 @@ def packet_view(packet: SpectralPacket, title: str) -> RenderableType:
     table.add_row("coded blocks", ", ".join(f"{count:,} {way}" for way, count in r["ways"].items()) or "none")
     table.add_row("exact tokens", f"{r['exact_tokens']:,} ({h.sinks} sinks, the rest recent) as {h.exact_dtype}")
     table.add_row("fp16 cache", f"{r['fp16_bytes']:,} bytes (transformers' own)")
-    table.add_row("packet", f"{r['bytes']:,} bytes in {len(packet.sections)} sections")
+    table.add_row(
+        "packet", f"{r['bytes']:,} bytes in {len(packet.sections)} section{'s' * (len(packet.sections) != 1)}"
+    )
     if r["payload_ratio"] is not None:
         table.add_row("payload ratio", _bold(f"{r['payload_ratio']:.1f}", "  (coded tokens, headers in)"))
     table.add_row("whole-cache ratio", _bold(f"{r['whole_cache_ratio']:.1f}", "  (all tokens, sinks and recent in)"))

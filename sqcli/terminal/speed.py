@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +16,19 @@ Row = dict[str, Any]
 def speed_view(result: dict[str, Any]) -> list[RenderableType]:
     """Everything one screen should say."""
     shape, predicted = result["shape"], result["provenance"]["device"] is None
-    device = result["provenance"]["device"] or f"predicted for {result['provenance']['device_model']}"
+    device = f"predicted for {result['provenance']['device_model']}" if predicted else result["provenance"]["device"]
     group = shape["heads"] // shape["kv_heads"]
-    head = f"\n{shape['name']} on {device}: {shape['kv_heads']} KV heads x {shape['head_dim']}, {group} queries each"
+    head = f"\n{shape['name']}{', ' if predicted else ' on '}{device}: {shape['kv_heads']} KV heads x {shape['head_dim']}, {group} queries each"
     parts: list[RenderableType] = [Text(head, style="bold")]
     if predicted:
-        parts.append(Text("Predicted by a roofline, nothing here was timed; launches cost nothing in it.", "yellow"))
+        parts.append(Text(prediction_note(result), "yellow"))
     else:
         peaks = result["peaks"]
         parts.append(
             Text(f"measured peaks: copy {peaks['copy_tb_per_s']:.2f} TB/s, matmul {peaks['matmul_tflops']:.0f} TFLOP/s")
         )
-    make = _predicted_table if predicted else _table
+    measured_on = result["provenance"].get("device")
+    make = _predicted_table if predicted else functools.partial(_table, device=measured_on)
     cells = [r for r in result["rows"] if r["kernel"] != "spectral_compress"]
     for context, batch in dict.fromkeys((r["context"], r["batch"]) for r in cells):
         parts.append(make([r for r in cells if (r["context"], r["batch"]) == (context, batch)], context, batch))
@@ -36,7 +38,7 @@ def speed_view(result: dict[str, Any]) -> list[RenderableType]:
     parts.append(_memory(result))
     if result["crossover"]:
         found = ", ".join(f"{r['kernel']} batch {r['batch']}: {crossover_text(r)}" for r in result["crossover"])
-        parts.append(Text(f"\nfaster than the fastest dense kernel from … tokens on: {found}"))
+        parts.append(Text(f"\nfaster than the fastest dense kernel from so many tokens on: {found}"))
     if result["telemetry"] is not None:
         parts.append(_telemetry(result["telemetry"]))
     return parts
@@ -49,8 +51,26 @@ def _new_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
-    columns = ("kernel", "µs", "±", "MB", "TB/s", "of copy", "against dense")
+def prediction_note(result: dict[str, Any]) -> str:
+    """What predicted figures rest on, and how far off they were where that is known."""
+    fit = result.get("fit")
+    if fit is None:
+        return "Predicted by a roofline, nothing here was timed; launches cost nothing in it."
+    note = (
+        f"Predicted, nothing here was timed on this machine: bytes and flops, with launch and latency fitted to a measured "
+        f"{fit['device']} (a time is off by {100 * fit['median_error']:.0f} % in the median, {100 * fit['worst_error']:.0f} % at worst)."
+    )
+    other = result["provenance"].get("device_model")
+    return note if other == fit["device"] else f"{note} Whether they hold on {other} was not measured."
+
+
+def _table(rows: Sequence[Row], context: int, batch: int, device: str | None) -> Table:
+    from spectralquant.bench.fit import shipped_fit
+    from spectralquant.bench.prediction import predicted_beside
+
+    beside = predicted_beside(rows, device, shipped_fit())
+    predicted = ["predicted\nµs"] if beside else []
+    columns = ("kernel", "µs", "±", *predicted, "MB", "TB/s", "of copy", "against\ndense")
     good = sorted((r for r in rows if "failed" not in r), key=lambda r: r["time_us"])
     n = good[0]["n"] if good else 0
     table = _new_table(f"\ncontext {context:,}, batch {batch}; medians of {n} graph replays", columns)
@@ -60,6 +80,7 @@ def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
             Text(r["kernel"], style="bold cyan" if ours else ""),
             f"{r['time_us']:.1f}",
             f"{50 * (r['time_spread'][1] - r['time_spread'][0]) / r['time_us']:.1f}%",
+            *([f"{beside[r['kernel']]:.1f}" if r["kernel"] in beside else ""] if beside else []),
             f"{r['bytes_read'] / 1e6:.1f}",
             f"{r['tb_per_s']:.2f}",
             f"{100 * r['peak_share']:.0f}%",
@@ -67,27 +88,34 @@ def _table(rows: Sequence[Row], context: int, batch: int) -> Table:
         )
     for r in rows:
         if "failed" in r:
-            table.add_row(Text(r["kernel"], style="dim"), *("–",) * 5, Text(r["failed"][:18], style="dim"))
+            table.add_row(
+                Text(r["kernel"], style="dim"), *("–",) * (len(columns) - 2), Text(r["failed"][:13], style="dim")
+            )
     return table
 
 
 def _against(row: Row) -> Text | str:
     if not row["correct"]:
         return Text(f"WRONG: error {row['error']:.1e}", style="bold red")
-    return "" if row["speedup"] is None else f"{row['speedup']:.2f}x faster" if row["speedup"] >= 1 else "slower"
+    return "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
 
 
 def _predicted_table(rows: Sequence[Row], context: int, batch: int) -> Table:
-    columns = ("kernel", "predicted µs", "MB", "of dense bytes", "against dense")
+    dense = next((r.get("measured_us") for r in rows if r["predicted_speedup"] is None), None)
+    faster = "against\ndense"
+    measured = ("measured\nµs", faster) if dense else ()
+    columns = ("kernel", "predicted\nµs", "MB", "bytes of\ndense", faster, *measured)
     table = _new_table(f"\ncontext {context:,}, batch {batch}, predicted", columns)
     for r in rows:
-        gain = r["predicted_speedup"]
+        time = r.get("measured_us")
+        cells = ("–" if time is None else f"{time:.1f}", "" if time in (None, dense) else f"{dense / time:.2f}x")
         table.add_row(
             r["kernel"],
             f"{r['predicted_us']:.1f}",
             f"{r['bytes_read'] / 1e6:.1f}",
             f"{100 * r['bytes_share_of_dense']:.1f} %",
-            "" if gain is None else f"{gain:.1f}x faster",
+            "" if r["predicted_speedup"] is None else f"{r['predicted_speedup']:.2f}x",
+            *(cells if dense else ()),
         )
     return table
 
@@ -128,11 +156,13 @@ def _memory(result: dict[str, Any]) -> Table:
     rows = [r for r in result["memory"] if r["context"] == context]
     batches = list(dict.fromkeys(r["batch"] for r in rows))
     size = result["device_memory"] / 1e9
-    columns = ("method", *(f"batch {b}" for b in batches), f"longest context in {size:.0f} GB, batch {batches[0]}")
-    table = _new_table(f"\nbytes held at {context:,} tokens, counted from layouts, all layers", columns)
+    columns = ("method", *(f"batch {b}" for b in batches), f"longest context\nbatch {batches[0]}")
+    table = _new_table(
+        f"\nGB held at {context:,} tokens, counted from layouts, all layers; longest context in {size:.0f} GB", columns
+    )
     for method in dict.fromkeys(r["method"] for r in rows):
         mine = [r for r in rows if r["method"] == method]
-        table.add_row(method, *(f"{r['bytes'] / 1e9:.2f} GB" for r in mine), context_text(mine[0]))
+        table.add_row(method, *(f"{r['bytes'] / 1e9:.2f}" for r in mine), context_text(mine[0]))
     return table
 
 

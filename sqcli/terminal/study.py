@@ -8,6 +8,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sqcli.terminal.cold_speed import cold_speed_table
+
 
 def study_view(result: dict[str, Any]) -> list[RenderableType]:
     """All rows of a study, one table a text and context length; or the times of the packet study."""
@@ -23,6 +25,10 @@ def study_view(result: dict[str, Any]) -> list[RenderableType]:
         return [architecture_outcomes(result["rows"])]
     if result["kind"] == "spectralquant.index":
         return [index_quality(result["rows"])]
+    if result["kind"] == "spectralquant.cold-speed":
+        return [cold_speed_table(result)]
+    if result["kind"] == "spectralquant.calibrate-scale":
+        return [scale_runs(result["rows"])]
     if result["kind"] == "spectralquant.coder":
         return [coder_speed(result)]
     if result["kind"] == "spectralquant.shapes":
@@ -213,4 +219,25 @@ def coder_speed(result: dict[str, Any]) -> Table:
         table.add_row(
             r["model"], label, tokens, f"{r['bytes']:,}", f"{r['encode_gb_s']:.2f}", f"{r['decode_gb_s']:.2f}"
         )
+    return table
+
+
+def scale_runs(rows: list[dict[str, Any]]) -> Table:
+    """Calibrations of real size: measured time and peak, and the plan's peak."""
+    table = Table(
+        title="Calibration of real sizes (measured; plan predicted)", title_justify="left", box=None, padding=(0, 1)
+    )
+    for name in ("part", "GPUs", "seconds", "peak GB", "plan GB", "profile MB"):
+        table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
+    for r in rows:
+        if r["part"] in ("quality", "predicted"):
+            continue
+        if not r.get("ok"):
+            table.add_row(r["part"], str(r.get("gpus", "")), r.get("error", "")[:40])
+            continue
+        if r["part"] == "scaling":
+            table.add_row(f"scaling, efficiency {r['efficiency']:.2f}", str(r["gpus"]), f"{r['seconds_shared']:.0f}")
+            continue
+        sizes = (r["peak_bytes"] / 1e9, r["plan"]["peak_bytes"] / 1e9, r["profile_bytes"] / 1e6)
+        table.add_row(r["part"], str(r["gpus"]), f"{r['seconds']:.0f}", *(f"{size:.1f}" for size in sizes))
     return table

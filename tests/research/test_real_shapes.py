@@ -13,6 +13,7 @@ SMALL = "random:smollm2-135m:layers=2,heads=4,kv_heads=2,hidden=256,intermediate
 TOO_FEW_IDS = "random:custom:layers=1,heads=2,kv_heads=1,head_dim=32,vocab=40"
 
 
+@pytest.mark.slow
 def test_every_step_is_timed_and_what_fails_is_named():
     study = ShapeStudy(steps=2, prompt=300, fed=3, generated=3)
     saved = []

@@ -40,6 +40,7 @@ def compare(place, *arguments):
     return sq("compare", *arguments, *common)
 
 
+@pytest.mark.slow
 def test_quick_comparison_answers_in_one_screen(place, tmp_path):
     files = {kind: tmp_path / f"out.{kind}" for kind in ("json", "csv", "html", "svg")}
     arguments = [word for kind, path in files.items() for word in (f"--{kind}", path)]
@@ -77,6 +78,7 @@ def test_quick_comparison_answers_in_one_screen(place, tmp_path):
         (["hf_quantized:backend=hqq,bits=5", "--quick"], "not one of"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_input_is_one_clear_line(place, arguments, message):
     done = compare(place, *arguments)
     assert done.returncode == 2
@@ -98,6 +100,7 @@ def test_report_of_everything_measured(tmp_path):
 
 
 @pytest.mark.parametrize("tier", ["hot", "cold", "exact"])
+@pytest.mark.slow
 def test_generate_shows_text_and_memory(place, tier, tmp_path):
     model, profile = place
     prompt = tmp_path / "prompt.txt"
@@ -113,6 +116,7 @@ def test_generate_shows_text_and_memory(place, tier, tmp_path):
     assert "resident" in done.stdout
 
 
+@pytest.mark.slow
 def test_generate_says_what_it_did_not_compress(place, tmp_path):
     model, profile = place
     arguments = ["A short prompt", "--tier", "hot", "--new-tokens", 5, "--model", model, "--device", "cpu"]
@@ -139,6 +143,7 @@ def test_generate_says_what_it_did_not_compress(place, tmp_path):
         (["x", "--new-tokens", "9999"], "positions"),
     ],
 )
+@pytest.mark.slow
 def test_generate_refuses_wrong_input(place, arguments, message):
     done = sq("generate", *arguments, "--model", place[0], "--device", "cpu")
     assert done.returncode == 2, done.stderr

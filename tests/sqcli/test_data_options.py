@@ -30,6 +30,7 @@ def mixed(small_folder, texts) -> tuple[Path, dict]:
     return out, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_weights_are_recorded_with_hashes(mixed):
     text = json.loads(mixed[0].with_suffix(".json").read_text())["text"]
     assert text["source"].endswith("/manual.txt=1") and "tickets.jsonl=3 + " in text["source"]
@@ -40,6 +41,7 @@ def test_weights_are_recorded_with_hashes(mixed):
     assert mixed[1]["text"] == text
 
 
+@pytest.mark.slow
 def test_compare_knows_what_was_calibrated_on_in_other_company(mixed, small_folder, texts):
     common = ("compare", "turboquant", "--profile", mixed[0], "--model", small_folder, "--device", "cpu")
     done = sq(*common, "--data", f"file:{texts}/manual.txt", "--windows", 9999, "--context", "512", "--needle", 0)
@@ -67,6 +69,7 @@ def test_compare_knows_what_was_calibrated_on_in_other_company(mixed, small_fold
         (["builtin:pydoc", "file:{}/short.txt"], "short.txt gives"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_wrong_is_said_in_one_line(small_folder, texts, tmp_path, data, message):
     (texts / "late.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": 5}')
     (texts / "short.txt").write_text("too short")
@@ -75,6 +78,7 @@ def test_what_is_wrong_is_said_in_one_line(small_folder, texts, tmp_path, data, 
     assert done.returncode == 2 and message in " ".join(done.stderr.split()) and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_configuration_file_may_name_one_text_or_several(small_folder, texts, tmp_path):
     for value in (f'"file:{texts}/manual.txt"', f'["file:{texts}/manual.txt", "builtin:stdlib=2"]'):
         (tmp_path / "c.toml").write_text(f'[calibrate]\ndata = {value}\ntarget = "ratio=10"\n')
@@ -106,6 +110,7 @@ def test_prompt_files_that_are_not_text(tmp_path, name):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_prompt_in_utf_16_is_read(mixed, small_folder, tmp_path):
     (tmp_path / "p.txt").write_bytes("The pump stopped.".encode("utf-16"))
     (tmp_path / "q.txt").write_text("The pump stopped.")

@@ -181,6 +181,7 @@ def test_one_run_at_a_time_on_one_output(capsys, tmp_path, folder):
     assert not [p for p in tmp_path.iterdir() if p.name != ".p.lock"]
 
 
+@pytest.mark.slow
 def test_after_a_full_disk_it_is_said_what_stays(tmp_path, folder):
     """Files of this process have a limit in size: as if the disk were full when the profile is written."""
     limit = len(material().tensors) // 2048
@@ -235,6 +236,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", ["", ".", "..", "/", "/etc", "x" * 300, "~nobody-here/x", "a[/b]", "/dev/null", "--"])
+@pytest.mark.slow
 def test_odd_paths_are_one_line_and_exit_2(path, capsys, folder, tmp_path, monkeypatch):
     for name in ("genuine.json", "genuine.safetensors"):
         shutil.copy(folder / name, tmp_path / name)

@@ -21,11 +21,11 @@ def test_a_prediction_says_so_everywhere(tmp_path, capsys):
     options = ["--json", tmp_path / "p.json", "--html", tmp_path / "p.html", "--csv", tmp_path / "p.csv"]
     assert sq("--device-model", "a100", "--context", "2048,32768", "--batch", "1,8", *options) == 0
     out = capsys.readouterr().out
-    assert "Predicted by a roofline, nothing here was timed" in out and "predicted µs" in out
+    assert "Predicted, nothing here was timed" in out and "predicted" in out
     assert max(map(len, out.splitlines())) <= 80 and "…" not in out
     assert all(r["predicted"] for r in json.loads((tmp_path / "p.json").read_text())["rows"])
     page = (tmp_path / "p.html").read_text()
-    assert "predicted by a roofline, not timed" in page and page.count("<svg") >= 4
+    assert "predicted, not timed" in page and page.count("<svg") >= 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
@@ -37,7 +37,7 @@ def test_without_a_gpu_it_predicts_and_says_why(capsys):
 def test_a_stored_profile_is_shown_again(tmp_path, capsys):
     assert sq("--show", STORED, "--context", "32768", "--batch", "8", "--html", tmp_path / "p.html") == 0
     out = capsys.readouterr().out
-    assert "context 32,768, batch 8" in out and "context 2,048" not in out and "x faster" in out
+    assert "context 32,768, batch 8" in out and "context 2,048" not in out and "3.21x" in out
     assert max(map(len, out.splitlines())) <= 80
     assert sq("--show", STORED, "--html", tmp_path / "all.html") == 0
     assert "time by context at batch 1" in (tmp_path / "all.html").read_text()

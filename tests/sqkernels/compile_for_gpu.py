@@ -48,6 +48,7 @@ torch.cuda.get_device_capability = lambda device=None: (9, 0)
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for  # noqa: E402
 from test_rans import draw  # noqa: E402
 
+from sqkernels.attention_received.launch import attention_received  # noqa: E402
 from sqkernels.common import runtime  # noqa: E402
 from sqkernels.dense_decode.launch import launch as dense  # noqa: E402
 from sqkernels.entropy import ops as entropy  # noqa: E402
@@ -55,6 +56,8 @@ from sqkernels.spectral_compress.ops import compress  # noqa: E402
 from sqkernels.spectral_decode.ops import decode  # noqa: E402
 from sqkernels.spectral_index_decode.ops import index_decode  # noqa: E402
 from sqkernels.spectral_reconstruct.ops import reconstruct  # noqa: E402
+from sqkernels.spectral_rows import LayerTensors, TokenSlots, Turns  # noqa: E402
+from sqkernels.spectral_rows import launch as rows  # noqa: E402
 
 runtime.assembly.__code__ = (lambda device: True).__code__
 SHAPES = {
@@ -86,6 +89,26 @@ def main() -> None:
             entropy.decode(words, counts, states, counts, table, contexts, tables, torch.int16)
             entropy.encode(symbols, initial, table, contexts, tables)
         entropy.escape_positions(symbols, table, contexts, tables)
+    spectral_rows()
+    query = torch.zeros(1, 4, 100, 128, dtype=torch.bfloat16)
+    attention_received(query, query[:, :2], torch.zeros(1, 4, 100), 0.1, 128)
+
+
+def spectral_rows() -> None:
+    symbols, classes = torch.zeros(40, 100, dtype=torch.int8), torch.zeros(2, 100, dtype=torch.uint8)
+    ones, y = torch.ones(40), torch.zeros(40, 100)
+    places, values = torch.zeros(5, dtype=torch.int64), torch.zeros(5, dtype=torch.int32)
+    rows.dequantize(symbols, classes, 20, ones, ones, places, values, y.half())
+    rows.quantize(y, ones, classes, 20)
+    rows.row_energy(y, ones)
+    cache = LayerTensors(tuple(torch.zeros(1, 2, 100, 128, dtype=torch.bfloat16) for _ in range(2)))
+    slots = TokenSlots.dense(cache.tensors[0], torch.zeros(100, dtype=torch.int64), torch.arange(100))
+    x, constant = torch.zeros(100, 512, dtype=torch.float16), torch.zeros(512)
+    predicted, ids = torch.zeros(2, 9, 512, dtype=torch.float16), torch.zeros(2, 100, dtype=torch.int32)
+    for pairs in (64, 48, 0):
+        turns = Turns(torch.zeros(100, pairs), torch.zeros(100, pairs)) if pairs else None
+        rows.store_rows(x, constant, predicted, ids, turns, cache, 0, slots, 2, 1.0)
+        rows.gather_rows(cache, 0, slots, 2, constant, None, None, turns, x)
 
 
 if __name__ == "__main__":

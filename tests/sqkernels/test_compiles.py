@@ -22,6 +22,13 @@ KERNELS = {
     "rans_encode_kernel",
     "rans_escape_kernel",
     "rans_words_kernel",
+    "dequantize_kernel",
+    "escaped_kernel",
+    "quantize_kernel",
+    "energy_kernel",
+    "store_rows_kernel",
+    "gather_rows_kernel",
+    "received_kernel",
 }
 
 

@@ -44,7 +44,7 @@ def encode(
     *,
     backend: str = "auto",
 ) -> Encoded:
-    """Code a matrix of symbols int32 `[R, N]`; blocks side by side as `table` says.
+    """Code a matrix of symbols int16 or int32 `[R, N]`; blocks side by side as `table` says.
 
     initial: uint16 `[lanes]`, numbers that travel in the lanes' states at no cost. Values without a frequency are coded
     as escapes; `escape_positions` tells which. All backends give the same words and states.
@@ -67,7 +67,7 @@ def encode(
 def escape_positions(
     symbols: Tensor, table: StreamTable, contexts: Contexts, tables: RansTables, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Flat places int64 `[E]` in `symbols: int32 [R, N]` of values that escape, stream after stream in decoding order, and
+    """Flat places int64 `[E]` in symbols (int16 or int32 `[R, N]`) of values that escape, stream after stream in decoding order, and
     how many each stream has, int64 `[S]`.
 
     Raises:
@@ -134,9 +134,9 @@ def decode(
 
 def _check(symbols: Tensor, table: StreamTable, contexts: Contexts, tables: RansTables) -> None:
     contexts.check(tables.count, table.rows, table.columns, len(table.shapes))
-    if symbols.dtype != torch.int32 or symbols.shape != (table.rows, table.columns):
+    if symbols.dtype not in (torch.int16, torch.int32) or symbols.shape != (table.rows, table.columns):
         raise ValueError(
-            f"symbols must be int32 [{table.rows}, {table.columns}], not {symbols.dtype} {list(symbols.shape)}"
+            f"symbols must be int16 or int32 [{table.rows}, {table.columns}], not {symbols.dtype} {list(symbols.shape)}"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -43,6 +43,20 @@ class BlockShape:
             )
 
 
+@lru_cache(maxsize=256)
+def _fields(shape: BlockShape, rows: int) -> np.ndarray:
+    """`StreamTable.fields` of one block alone."""
+    shape.check(rows)
+    out = []
+    for run in range(shape.runs):
+        first = rows * run // shape.runs
+        count = rows * (run + 1) // shape.runs - first
+        for lane in range(0, shape.lanes, STREAM_LANES):
+            lanes = min(STREAM_LANES, shape.lanes - lane)
+            out.append((first, count, 0, shape.tokens, lane, lanes, shape.lanes, run * shape.lanes + lane, 0))
+    return np.array(out, dtype=np.int32).reshape(-1, len(FIELDS))
+
+
 @dataclass(frozen=True)
 class StreamTable:
     """Streams of some blocks that lie side by side in a matrix `[R, N]`.
@@ -59,20 +73,15 @@ class StreamTable:
     @classmethod
     def of(cls, shapes: Sequence[BlockShape], rows: int) -> StreamTable:
         """Of consecutive blocks of `rows` rows."""
-        out: list[tuple[int, ...]] = []
-        column = state = 0
-        for block, shape in enumerate(shapes):
-            shape.check(rows)
-            for run in range(shape.runs):
-                first = rows * run // shape.runs
-                count = rows * (run + 1) // shape.runs - first
-                for lane in range(0, shape.lanes, STREAM_LANES):
-                    lanes = min(STREAM_LANES, shape.lanes - lane)
-                    out.append((first, count, column, shape.tokens, lane, lanes, shape.lanes, state, block))
-                    state += lanes
-            column += shape.tokens
-        fields = np.array(out, dtype=np.int32).reshape(-1, len(FIELDS))
-        return cls(fields, rows, column, tuple(shapes))
+        own = [_fields(shape, rows) for shape in shapes]
+        tokens = np.array([shape.tokens for shape in shapes], dtype=np.int32)
+        lanes = np.array([shape.total_lanes for shape in shapes], dtype=np.int32)
+        first = np.stack([tokens.cumsum() - tokens, lanes.cumsum() - lanes, np.arange(len(shapes))])
+        fields = np.concatenate([np.zeros((0, len(FIELDS)), np.int32), *own])
+        fields[:, [FIELDS.index(name) for name in ("column", "state", "block")]] += np.repeat(
+            first.T.astype(np.int32), [len(part) for part in own], axis=0
+        )
+        return cls(fields, rows, int(tokens.sum()), tuple(shapes))
 
     def __len__(self) -> int:
         return len(self.fields)

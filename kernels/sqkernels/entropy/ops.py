@@ -10,8 +10,10 @@ from sqkernels.entropy.contexts import Contexts
 from sqkernels.entropy.layout import STREAM_LANES, StreamTable
 from sqkernels.entropy.tables import PRECISION, RansTables
 
-WARPS = 1
+WARPS: int | None = None  # of a stream; None: by the number of streams
+MANY_STREAMS = 1500  # from which they keep a GPU busy with fewer warps each
 COPY_TILE = 1024
+ESCAPE_STEPS, ESCAPE_WARPS = 32, 4
 
 
 def decode(
@@ -72,18 +74,27 @@ def escape_positions(
     from sqkernels.entropy.triton import rans_escape_kernel
 
     device = symbols.device
-    counts = torch.zeros(len(table), dtype=torch.int64, device=device)
+    if not len(table):
+        return torch.zeros(0, dtype=torch.int64, device=device), torch.zeros(0, dtype=torch.int64, device=device)
+    parts = max(1, -(-int(table.steps.max()) // ESCAPE_STEPS))
+    counts = torch.zeros(len(table), parts, dtype=torch.int64, device=device)
     fields, choice, classes, shifts, group = _arguments(table, contexts, device)
     shared = (symbols.contiguous(), fields, choice, classes, shifts, group, tables.on(device)[1])
     numbers = (table.columns, contexts.split, max(1, shifts.shape[-1]), tables.count)
-    constants = {"SPAN": tables.span, "SHIFTED": shifts.numel() > 0, "LANES": STREAM_LANES, "num_warps": WARPS}
-    if not len(table):
-        return counts[:0], counts
-    rans_escape_kernel[(len(table),)](*shared, counts, counts, counts, *numbers, **constants, WRITE=False)
-    begins = counts.cumsum(0) - counts
+    constants = {
+        "SPAN": tables.span,
+        "SHIFTED": shifts.numel() > 0,
+        "LANES": STREAM_LANES,
+        "STEPS": ESCAPE_STEPS,
+        "num_warps": ESCAPE_WARPS,
+    }
+    grid = (len(table), parts)
+    rans_escape_kernel[grid](*shared, counts, counts, counts, *numbers, **constants, WRITE=False)
+    begins = counts.view(-1).cumsum(0).view_as(counts) - counts
     positions = torch.empty(int(counts.sum()), dtype=torch.int64, device=device)
-    rans_escape_kernel[(len(table),)](*shared, begins, counts, positions, *numbers, **constants, WRITE=True)
-    return positions, counts
+    if len(positions):
+        rans_escape_kernel[grid](*shared, begins, counts, positions, *numbers, **constants, WRITE=True)
+    return positions, counts.sum(1)
 
 
 def _arguments(table: StreamTable, contexts: Contexts, device: torch.device) -> tuple[Tensor, ...]:
@@ -94,6 +105,10 @@ def _arguments(table: StreamTable, contexts: Contexts, device: torch.device) -> 
         shifts = torch.zeros(0, 0, dtype=torch.int16)
         group = torch.zeros(0, dtype=torch.int32)
     return tuple(t.to(device).contiguous() for t in (fields, contexts.choice, contexts.classes, shifts, group))
+
+
+def _warps(streams: int, few: int) -> int:
+    return WARPS or (few if streams > MANY_STREAMS else 4)
 
 
 def _repeated(table: StreamTable) -> bool:
@@ -148,7 +163,7 @@ def _rans_decode(
             SHIFTED=shifts.numel() > 0,
             REPEATED=bool(repeated),
             LANES=STREAM_LANES,
-            num_warps=WARPS,
+            num_warps=_warps(len(fields), 1),
         )
     return out, positions, finals, status
 
@@ -205,7 +220,7 @@ def _rans_encode(
             SHIFTED=shifts.numel() > 0,
             REPEATED=bool(repeated),
             LANES=STREAM_LANES,
-            num_warps=WARPS,
+            num_warps=_warps(len(fields), 2),
         )
     return scratch, counts, states
 

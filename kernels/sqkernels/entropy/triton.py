@@ -218,17 +218,21 @@ def rans_escape_kernel(
     SHIFTED: tl.constexpr,
     WRITE: tl.constexpr,
     LANES: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
-    """Grid (streams,). Counts escapes, COUNTS: int64 `[S]`, or with WRITE stores their places from BEGINS: int64 `[S]` on."""
+    """Grid (streams, parts of `STEPS` steps). Counts escapes, COUNTS: int64 `[S, parts]`, or with WRITE stores their places from
+    BEGINS: int64 `[S, parts]` on."""
     s = tl.program_id(0)
+    part = s.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     first, rows, column, tokens, lane0, lanes, stride, _state, block = _stream(FIELDS, s)
     lane = tl.arange(0, LANES)
     found = 0
     repeats = (tokens + stride - 1) // stride
     positions = POSITIONS
     if WRITE:
-        positions += tl.load(BEGINS + s)
-    for step in range(0, rows * repeats):
+        positions += tl.load(BEGINS + part)
+    begin = tl.program_id(1) * STEPS
+    for step in range(begin, tl.minimum(begin + STEPS, rows * repeats)):
         row = first + step // repeats
         position = (step % repeats) * stride + lane0 + lane
         there = (lane < lanes) & (position < tokens)
@@ -241,7 +245,7 @@ def rans_escape_kernel(
             tl.store(positions + found + order - 1, place, mask=escapes)
         found += tl.sum(escapes.to(tl.int32), 0)
     if not WRITE:
-        tl.store(COUNTS + s, found.to(tl.int64))
+        tl.store(COUNTS + part, found.to(tl.int64))
 
 
 @triton.jit

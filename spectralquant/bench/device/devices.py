@@ -44,3 +44,8 @@ def parse_device(name: str) -> DeviceModel:
             f"There is no device model {name!r}; there are {', '.join(DEVICES)}.{did_you_mean(name, DEVICES)}"
         )
     return DEVICES[name]
+
+
+def device_named(name: str | None) -> DeviceModel | None:
+    """The device model of a driver's name, as "NVIDIA H100 80GB HBM3", or None."""
+    return next((model for key, model in DEVICES.items() if key in (name or "").lower().replace(" ", "")), None)

@@ -20,7 +20,7 @@ from spectralquant.cache.tokens.state import CacheState
 from spectralquant.surroundings import own_arithmetic
 
 BACKGROUND_QUERIES = 16
-RUN_BLOCKS = 8
+RUN_BLOCKS, RUN_BLOCKS_GPU = 8, 64
 NO_IDS = (
     "their token ids were not seen (images, soft prompts, or other input embeddings) and no ids predict them, so the cold tier "
     "would lose part of them. A profile with a warm tier, or one calibrated with --predict none, compresses them"
@@ -72,7 +72,7 @@ class BlockCompressor:
                             self.rules.policy.first,
                             in_order=True,
                         )
-                        for row in range(len(self.group.rows))
+                        for row in range(len(self.group.sequences))
                     ]
         self._swap(self._due(late))
         self._apply_ages()
@@ -80,7 +80,7 @@ class BlockCompressor:
 
     @own_arithmetic()
     def settle(self) -> None:
-        """Finish background work, so that rows and blocks may change."""
+        """Finish background work, so that sequences and blocks may change."""
         if self._pending:
             self._swap([r for r in self._due(0) if r[0] in self._pending])
             self._pending.clear()
@@ -107,8 +107,8 @@ class BlockCompressor:
             return self.tiers[tier].encode(block)
 
     def _above_cold(self) -> str:
-        """The tier of a block that cold cannot take; rows that are read in place must all be hot."""
-        names = ("warm", "hot", "exact") if len(self.group.rows) == 1 else ("warm", "exact")
+        """The tier of a block that cold cannot take; sequences that are read in place must all be hot."""
+        names = ("warm", "hot", "exact") if len(self.group.sequences) == 1 else ("warm", "exact")
         return next(name for name in names if name in self.tiers)
 
     def _due(self, lag: int) -> list[tuple[int, int]]:
@@ -133,10 +133,11 @@ class BlockCompressor:
             coded.append([task.result() for task in self._pending.pop(start)])
             self.spent.wait_s += time.perf_counter() - wait
         due = ranges[len(waiting) :]
-        for first in range(0, len(due), RUN_BLOCKS):
-            coded += self._encode_run(due[first : first + RUN_BLOCKS])
+        at_once = RUN_BLOCKS_GPU if self.group.layers[0].device.type == "cuda" else RUN_BLOCKS
+        for first in range(0, len(due), at_once):
+            coded += self._encode_run(due[first : first + at_once])
         self.group.append_blocks(coded)
-        self.spent.blocks_compressed += len(coded) * len(self.group.rows)
+        self.spent.blocks_compressed += len(coded) * len(self.group.sequences)
         self.spent.compress_s += time.perf_counter() - begin
 
     def _encode_run(self, ranges: Sequence[tuple[int, int]]) -> list[list[StoredBlock]]:
@@ -144,8 +145,8 @@ class BlockCompressor:
 
         Where a cold block has to go to another tier, that is decided block by block.
         """
-        tier, rows = self.rules.policy.first, range(len(self.group.rows))
-        if tier == "cold" and not all(self.state.cold_ready(*each) for each in ranges):
+        tier, rows = self.rules.policy.first, range(len(self.group.sequences))
+        if tier == "cold" and not self.state.cold_ready(ranges[0][0], ranges[-1][1]):
             return [[self.encode(self.state.leaving(self.group, r, *each), tier) for r in rows] for each in ranges]
         lengths = [stop - start for start, stop in ranges]
         with torch.no_grad():
@@ -156,18 +157,18 @@ class BlockCompressor:
     @own_arithmetic()
     def demote(self, index: int, tier: str) -> bool:
         """Code block `index` of every sequence again, in another tier; whether that tier could take it."""
-        if any(blocks[index] in self._not_cold for blocks in self.group.rows) and tier == "cold":
+        if any(blocks[index] in self._not_cold for blocks in self.group.sequences) and tier == "cold":
             return False
         begin = time.perf_counter()
         recoded: dict[StoredBlock, StoredBlock] = {}
-        for row, blocks in enumerate(self.group.rows):
+        for row, blocks in enumerate(self.group.sequences):
             block = blocks[index]
             if block not in recoded:
                 recoded[block] = self.encode(self.decoded(row, block), tier)
             if recoded[block].tier != tier:
                 self._not_cold.add(block)
                 return False
-        for blocks in self.group.rows:
+        for blocks in self.group.sequences:
             blocks[index] = recoded[blocks[index]]
             self.spent.demotions += 1
         self.reader.forget_unused()
@@ -182,20 +183,20 @@ class BlockCompressor:
         return LeavingBlock(keys, values, block.start, rotations, None, *ids)
 
     @own_arithmetic()
-    def evict(self, blocks: int) -> int:
+    def demote_oldest(self, blocks: int) -> int:
         """Move the oldest `blocks` blocks that can go lower one tier down; returns how many moved."""
         self.settle()
         moved = 0
-        for index in range(len(self.group.rows[0]) if self.group.rows else 0):
-            lower = self.rules.policy.below(self.group.rows[0][index].tier)
+        for index in range(len(self.group.sequences[0]) if self.group.sequences else 0):
+            lower = self.rules.policy.below(self.group.sequences[0][index].tier)
             if moved < blocks and lower is not None:
                 moved += self.demote(index, lower)
         return moved
 
     def _apply_ages(self) -> None:
-        if not self.rules.policy.ages or not self.group.rows:
+        if not self.rules.policy.ages or not self.group.sequences:
             return
-        for index, block in enumerate(self.group.rows[0]):
+        for index, block in enumerate(self.group.sequences[0]):
             wanted = self.rules.policy.for_age(self.group.total - block.stop)
             if self.rules.policy.lower(wanted, block.tier):
                 self.demote(index, wanted)

@@ -40,9 +40,9 @@ class CachePasses(WatchedCache):
             InputError: another number of sequences, or tokens before them were never followed by `end_forward`.
             UnsupportedModelError: a forward pass of a model that nobody watches.
         """
-        if self.state.rows and len(self.state.rows) != batch:
+        if self.state.sequences and len(self.state.sequences) != batch:
             raise InputError(
-                f"The cache holds {len(self.state.rows)} sequences, the model runs on {batch}. Use a new cache."
+                f"The cache holds {len(self.state.sequences)} sequences, the model runs on {batch}. Use a new cache."
             )
         self.state.require_even()
         self.watch.look(self.state.total)
@@ -66,7 +66,7 @@ class CachePasses(WatchedCache):
         self.in_forward = False
         self.state.forget_kept()
         self.groups.end_forward()
-        if self.state.rows and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
+        if self.state.sequences and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
             self.groups.after_forward()
             self.over_budget = fit_into(self.groups, self.policy.max_bytes, self._held_bytes, self.over_budget)
             self.groups.fill_working_set(self.options["working_set"])

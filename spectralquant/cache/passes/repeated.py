@@ -61,8 +61,12 @@ class UnpackedCache(DynamicCache):
 
 def _prompt_tokens(frame: FrameType) -> int | None:
     """Tokens a sequence that `generate` was called with."""
-    found = frame.f_locals
-    for value in (found.get("inputs_tensor"), found.get("inputs"), (found.get("kwargs") or {}).get("input_ids")):
+    arguments = frame.f_locals
+    for value in (
+        arguments.get("inputs_tensor"),
+        arguments.get("inputs"),
+        (arguments.get("kwargs") or {}).get("input_ids"),
+    ):
         if torch.is_tensor(value):
             return value.shape[1]
     return None

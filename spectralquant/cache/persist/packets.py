@@ -49,8 +49,8 @@ def pack_cache(cache: CacheContents, exact: str) -> list[SpectralPacket]:
         InputError: an empty cache, an unknown `exact`, or padded sequences.
     """
     state = cache.state
-    exact = DTYPE_NAMES[state.groups[0].layers[0].dtype] if exact == "auto" and state.rows else exact
-    if not state.rows or not state.total:
+    exact = DTYPE_NAMES[state.groups[0].layers[0].dtype] if exact == "auto" and state.sequences else exact
+    if not state.sequences or not state.total:
         raise InputError("The cache is empty; run the model on a prompt first.")
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
@@ -59,7 +59,7 @@ def pack_cache(cache: CacheContents, exact: str) -> list[SpectralPacket]:
             "Packets number tokens from 0, but this cache has padding or positions of its own. Pack each prompt without "
             "padding, or keep the cache with cache.save(path)."
         )
-    return [_pack_row(cache, row, exact) for row in range(len(state.rows))]
+    return [_pack_row(cache, row, exact) for row in range(len(state.sequences))]
 
 
 def _pack_row(cache: CacheContents, row: int, exact: str) -> SpectralPacket:
@@ -87,7 +87,7 @@ def _group_sections(state: CacheState, group: CacheGroup, row: int, exact: str, 
     tokens = group.tokens
     parts = [torch.stack([getattr(layer, n)[row] for layer in tokens.layers]) for n in LAYER_PARTS]
     sections = exact_sections(0, parts[0], parts[1], exact)
-    for block in tokens.rows[row]:
+    for block in tokens.sequences[row]:
         data = _cold_bytes(state, group, row, block) if bool(agreed[block.start : block.stop].all()) else None
         if data is not None:
             sections.append((block.start, block.tokens, CODED, data))
@@ -109,7 +109,7 @@ def _as_one_prompt(state: CacheState) -> Tensor:
     wanted = state.rotary.frequencies_of_prompt(total)
     same = torch.tensor([torch.equal(used, wanted) for used in state.positions.frequencies])
     agreed = same[which.long()]
-    coded = sum(b.tokens for b in state.rows[0] if not bool(agreed[b.start : b.stop].all()))
+    coded = sum(b.tokens for b in state.sequences[0] if not bool(agreed[b.start : b.stop].all()))
     if coded:
         warnings.warn(
             f"{coded:,} of {state.coded_tokens:,} coded tokens stay exact in the packet: the model rotated their keys "
@@ -232,10 +232,10 @@ def fill_from_packets(
         state.ids = torch.full(shape, -1, dtype=torch.int32, device=model_device(model))
 
 
-def _fill_group(tokens: GroupTokens, model: nn.Module, heads: int | None, rows: list[Held]) -> None:
+def _fill_group(tokens: GroupTokens, model: nn.Module, heads: int | None, rows: list[PacketGroup]) -> None:
     """Put what packets hold of one group's layers into the cache; a packet may hold more than can still be read."""
     dtype, device = model.dtype, model_device(model)
-    tokens.rows = [row.blocks for row in rows]
+    tokens.sequences = [row.blocks for row in rows]
     tokens.span.first, tokens.span.recent_from = rows[0].first, rows[0].recent_from
     for index, layer in enumerate(tokens.layers):
         sinks, recent = (
@@ -275,7 +275,7 @@ def _require(cache: CacheContents, model: nn.Module, packet: SpectralPacket) -> 
 
 
 @dataclass
-class Held:
+class PacketGroup:
     """What one packet holds of a group: sinks and recent tokens (pairs `[L, Hk, T, D]`) and the blocks between them."""
 
     sinks: tuple[Tensor, Tensor]
@@ -285,13 +285,13 @@ class Held:
     recent_from: int
 
 
-def _row(groups: CacheGroups, group: CacheGroup, loader: LazyLoader) -> Held:
+def _row(groups: CacheGroups, group: CacheGroup, loader: LazyLoader) -> PacketGroup:
     """One packet's part of a group. A packet of one group serves every group, as far as it is exact."""
     packet, kind, g = loader.packet, group.tokens.kind, group.tokens.geometry
     split = not packet.header.groups and len(groups) > 1
     number = 0 if split else groups.index(group)
-    mine = [(i, s) for i, s in enumerate(packet.sections) if s.group == number]
-    coded = [at for at, (_, s) in enumerate(mine) if s.kind == CODED]
+    of_group = [(i, s) for i, s in enumerate(packet.sections) if s.group == number]
+    coded = [at for at, (_, s) in enumerate(of_group) if s.kind == CODED]
     if coded and (split or not group.tokens.coded):
         raise PacketError(
             "The packet holds blocks coded over layers that this cache keeps apart (an older packet, or another window). "
@@ -299,21 +299,21 @@ def _row(groups: CacheGroups, group: CacheGroup, loader: LazyLoader) -> Held:
         )
     last = coded[-1] if coded else -1
     nothing = torch.zeros(g.layers, g.kv_heads, 0, g.head_dim, dtype=torch.float32)
-    held = Held((nothing, nothing), [], (nothing, nothing), mine[0][1].start if mine else 0, 0)
+    content = PacketGroup((nothing, nothing), [], (nothing, nothing), of_group[0][1].start if of_group else 0, 0)
     recent = [(nothing, nothing)]
-    for at, (index, section) in enumerate(mine):
+    for at, (index, section) in enumerate(of_group):
         if section.kind == CODED:
             stored = StoredBlock("cold", section.start, section.tokens, loader.section(index), section.length)
-            held.blocks.append(stored)
+            content.blocks.append(stored)
             continue
         both = packet.exact(section)
         both = tuple(x[list(kind.layers)] for x in both) if split else both
         if at > last:
             recent.append(both)
         elif at == 0 and section.start == 0:
-            held.sinks = both
+            content.sinks = both
         else:
-            held.blocks.append(group.tiers["exact"].encode(LeavingBlock(*both, section.start, ())))
-    held.recent = tuple(torch.cat([pair[i] for pair in recent], dim=2) for i in range(2))
-    held.recent_from = packet.header.tokens - held.recent[0].shape[2]
-    return held
+            content.blocks.append(group.tiers["exact"].encode(LeavingBlock(*both, section.start, ())))
+    content.recent = tuple(torch.cat([pair[i] for pair in recent], dim=2) for i in range(2))
+    content.recent_from = packet.header.tokens - content.recent[0].shape[2]
+    return content

@@ -7,33 +7,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from spectralquant.cache.binding import bind
 from spectralquant.cache.passes.repeated import UnpackedCache
+from spectralquant.cache.persist.likeness import warn_of_unlike_text
 from spectralquant.cache.persist.packet_layout import require_room
-from spectralquant.codec.block import KVBlock
-from spectralquant.codec.block_rotary import rotate_keys
-from spectralquant.codec.cold.coded_block import announced_tokens
+from spectralquant.cache.persist.unpacking import Unpacking
+from spectralquant.cache.tiers.base import LeavingBlock
+from spectralquant.cache.tiers.cold_encode import encode_cold
 from spectralquant.codec.cold.from_profile import chosen_bound, cold_codec
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.packet import (
     CODED,
-    EXACT,
     EXACT_DTYPES,
     PacketHeader,
-    Section,
     SpectralPacket,
     exact_sections,
     packet_float,
 )
-from spectralquant.errors import InputError, PacketError
+from spectralquant.errors import InputError, PacketError, renamed
 from spectralquant.geometry import BLOCK, SINKS, LayerGroup
+from spectralquant.hooks.causal import causal_attention
 from spectralquant.hooks.observe import attention_received
+from spectralquant.hooks.received import attend_and_receive
 from spectralquant.hooks.tap import AttentionCall, AttentionTap
 from spectralquant.hooks.wrappers import model_device, runs_model
 from spectralquant.models.forward import with_cache
@@ -41,11 +42,12 @@ from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.rotary import Rotation, undo_rope
-from spectralquant.streams import as_caller
+from spectralquant.rotary import Rotation
+from spectralquant.streams import finish_here
 
 Progress = Callable[[int, int], None]
-RUN_BLOCKS = 16
+StageProgress = Callable[[str, int, int], None]
+RUN_BLOCKS, RUN_BLOCKS_GPU = 16, 64
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -55,7 +57,7 @@ def profile_codecs(
     groups: Sequence[LayerGroup],
     *,
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
     bound: float | str | None = "auto",
 ) -> list[SpectralCodec]:
     """The cold-tier codec of a profile for each group of a model's layers.
@@ -67,11 +69,16 @@ def profile_codecs(
     profile.require_model(model)
     embedding, device = embedding_weight(model), model_device(model)
     scale, geometry = packet_float(step_scale), bind(model).geometry
-    options = {"step_scale": scale, "adaptive": adaptive, "bound": chosen_bound(profile, bound)}
-    return [
-        cold_codec(profile, tier, layers, geometry.part(layers), embedding, device, **options)
-        for layers, tier in profile.parts("cold", groups).items()
-    ]
+    options = {"step_scale": scale, "adaptive_tables": adaptive_tables, "bound": chosen_bound(profile, bound)}
+    out, before = [], len(profile.codecs)
+    for layers, tier in profile.parts("cold", groups).items():
+        key = ("cold, adaptive" if adaptive_tables else "cold", layers, str(device), scale, options["bound"])
+        if key not in profile.codecs:
+            profile.codecs[key] = cold_codec(profile, tier, layers, geometry.part(layers), embedding, device, **options)
+        out.append(profile.codecs[key])
+    if len(profile.codecs) > before:
+        finish_here(device)  # codecs are shared, and may be used on other streams
+    return out
 
 
 @torch.no_grad()
@@ -84,23 +91,29 @@ def pack_prompt(
     *,
     exact: str = "auto",
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
+    adaptive: bool | None = None,
     bound: float | str | None = "auto",
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = lambda stage, done, total: None,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
     The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`. Of layers with a
     sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
+    With `adaptive_tables` each block may shift its tables, which saves bytes on text unlike the calibration's (`adaptive` is
+    its deprecated name). bound: see `SpectralCache`.
 
     Raises:
         InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
     """
+    if adaptive is not None:
+        renamed("adaptive", "adaptive_tables", wrappers=2)
+        adaptive_tables = adaptive
     exact = DTYPE_NAMES[model.dtype] if exact == "auto" else exact
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
     coded = [group for group in bind(model).geometry.groups if group.reads_beyond(2 * BLOCK)]
-    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive=adaptive, bound=bound)
+    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive_tables=adaptive_tables, bound=bound)
     by_group = dict(zip(coded, codecs, strict=True))
     packets = []
     for row, ids in enumerate(input_ids):
@@ -111,6 +124,7 @@ def pack_prompt(
         require_known_ids(model, ids)
         require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
         packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress))
+        warn_of_unlike_text(packets[-1], profile)
     return packets
 
 
@@ -121,17 +135,20 @@ def _pack_one(
     ids: Tensor,
     exact: str,
     step_scale: float,
-    progress: Progress,
+    progress: StageProgress,
 ) -> SpectralPacket:
     binding = bind(model)
     geometry, total = binding.geometry, len(ids)
     seen: list[tuple[Tensor, Tensor, Tensor, Rotation | None]] = []
 
-    def observe(call: AttentionCall) -> None:
+    def observe(call: AttentionCall) -> Tensor | None:
         if call.shared:
-            return
+            return None
+        progress("reading the prompt", len(seen), geometry.layers)
         rotation = call.rotation(geometry.layout) if geometry.rotary[call.layer] else None
-        seen.append((call.key[0], call.value[0], attention_received(call, BLOCK), rotation))
+        output, received = _attended(call)
+        seen.append((call.key[0], call.value[0], received, rotation))
+        return output
 
     binding.tables.forget_lengths()
     with AttentionTap(model, observe):
@@ -140,33 +157,44 @@ def _pack_one(
     steps, done = sum(map(len, work.values())), 0
     parts: list[list[tuple[int, int, int, bytes]]] = []
     for group, ranges in work.items():
-        mine = [seen[layer] for layer in group.layers]
-        keys, values, received = (torch.stack([layer[i] for layer in mine]) for i in range(3))
+        of_group = [seen[layer] for layer in group.layers]
+        keys, values, received = (torch.stack([layer[i] for layer in of_group]) for i in range(3))
         first = ranges[0][0] if ranges else total
         last = ranges[-1][1] if ranges else group.first_read(total)
         head = first if first == SINKS else 0
         sections = exact_sections(0, keys[:, :, :head], values[:, :, :head], exact)
-        for at in range(0, len(ranges), RUN_BLOCKS):
-            progress(done, steps)
-            blocks = []
-            for start, stop in ranges[at : at + RUN_BLOCKS]:
-                part = slice(start, stop)
-                block = KVBlock(
-                    keys=_unrotated(keys[:, :, part], [layer[3] for layer in mine], part),
-                    values=values[:, :, part].permute(2, 0, 1, 3).float(),
-                    start=start,
-                    received=received.permute(2, 0, 1)[part],
-                    token_ids=ids[part],
-                    previous_id=int(ids[start - 1]),
-                )
-                blocks.append(block)
-            coded, done = codecs[group].encode_run(blocks), done + len(blocks)
-            sections += [(b.start, b.tokens, CODED, data) for b, data in zip(blocks, coded, strict=True)]
+        received = received.permute(2, 0, 1)
+        at_once = RUN_BLOCKS_GPU if keys.is_cuda else RUN_BLOCKS
+        for at in range(0, len(ranges), at_once):
+            progress("encoding blocks", done, steps)
+            some = ranges[at : at + at_once]
+            part = slice(some[0][0], some[-1][1])
+            rotations = tuple(None if layer[3] is None else layer[3].part(part) for layer in of_group)
+            run = LeavingBlock(
+                keys[:, :, part],
+                values[:, :, part],
+                part.start,
+                rotations,
+                received[part],
+                ids[part],
+                int(ids[part.start - 1]),
+            )
+            coded, done = encode_cold(codecs[group], run, [stop - start for start, stop in some]), done + len(some)
+            sections += [(a, b - a, CODED, data) for (a, b), data in zip(some, coded, strict=True)]
         parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
-    progress(steps, steps)
+    progress("encoding blocks", steps, steps)
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, min(SINKS, total))
     groups = geometry.groups if any(geometry.windows) else ()
     return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)
+
+
+def _attended(call: AttentionCall) -> tuple[Tensor | None, Tensor]:
+    """Output `[1, T, H, D]` (None: the model's own attention is to run), and what tokens received `[H, T]`."""
+    both = attend_and_receive(call, BLOCK)
+    if both is not None:
+        return both[0], both[1][0]
+    output, sums = causal_attention(call) or (None, None)
+    return output, attention_received(call, BLOCK, None if sums is None else sums[0])
 
 
 def coded_blocks(group: LayerGroup, total: int) -> list[tuple[int, int]]:
@@ -183,13 +211,6 @@ def coded_range(total: int) -> tuple[int, int]:
     if whole <= SINKS:
         return total, total
     return SINKS, whole
-
-
-def _unrotated(keys: Tensor, rotations: Sequence[Rotation | None], part: slice) -> Tensor:
-    layers = [
-        k.float() if r is None else undo_rope(k.float(), r.part(part)) for k, r in zip(keys, rotations, strict=True)
-    ]
-    return torch.stack(layers).permute(2, 0, 1, 3)
 
 
 def require_packet(profile: CalibrationProfile, packet: SpectralPacket) -> None:
@@ -239,7 +260,7 @@ def unpack_cache(
         require_room(packet, number, codec)
     require_positions(model, h.tokens, "The packet", "It belongs to another model.")
     starts = [min(s.start for s in packet.sections if s.group == i) for i in range(len(h.all_groups))]
-    held = [
+    caches = [
         torch.empty(
             (2, len(kind.layers), 1, h.kv_heads, h.tokens - start, h.head_dim),
             dtype=model.dtype,
@@ -248,61 +269,25 @@ def unpack_cache(
         for kind, start in zip(h.all_groups, starts, strict=True)
     ]
     rotations = binding.tables(binding.tables.prompt(h.tokens))
-
-    def place(group: int, first: int, k: Tensor, v: Tensor) -> None:
-        part = slice(first - starts[group], first - starts[group] + k.shape[2])
-        for which, x in enumerate((k, v)):
-            held[group][which, :, 0, :, part] = x.to(held[group])
-
-    def decode(run: Sequence[Section]) -> int:
-        first, group = run[0].start, run[0].group
-        if run[0].kind == EXACT:
-            place(group, first, *packet.exact(run[0]))
-            return len(run)
-        codec, layers = codecs[group], h.all_groups[group].layers
-        for coded in codec.coefficients_run([_checked(packet, s) for s in run]):
-            plain, v = codec.decode_coefficients(coded)
-            part = slice(first, first + coded.tokens)
-            mine = tuple(None if rotations[i] is None else rotations[i].part(part) for i in layers)
-            place(group, first, rotate_keys(mine, plain).permute(1, 2, 0, 3), v.permute(1, 2, 0, 3))
-            first += coded.tokens
-        return len(run)
-
-    done = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for count in pool.map(as_caller(decode, model_device(model)), _runs(packet.sections)):
-            done += count
-            progress(done, len(packet.sections))
+    Unpacking(packet, codecs, caches, starts, rotations).run(threads, progress)
     cache = UnpackedCache(config=model.config)
     where = {layer: (i, at) for i, kind in enumerate(h.all_groups) for at, layer in enumerate(kind.layers)}
     for layer in range(h.layers):
         group, at = where[layer]
-        fill_layer(cache, layer, held[group][0, at], held[group][1, at], h.tokens)
+        fill_layer(cache, layer, caches[group][0, at], caches[group][1, at], h.tokens)
     return cache
-
-
-def _runs(sections: Sequence[Section]) -> list[list[Section]]:
-    """Exact sections alone, coded ones a few at a time."""
-    out: list[list[Section]] = []
-    for section in sections:
-        alike = out and (section.kind, section.group) == (out[-1][0].kind, out[-1][0].group)
-        more = alike and section.kind == CODED and len(out[-1]) < RUN_BLOCKS
-        out[-1].append(section) if more else out.append([section])
-    return out
-
-
-def _checked(packet: SpectralPacket, section: Section) -> memoryview:
-    data = packet.body(section)
-    if announced_tokens(data) != section.tokens:
-        raise PacketError(f"A block announced {section.tokens} tokens and holds {announced_tokens(data)}.")
-    return data
 
 
 def fill_layer(cache: DynamicCache, layer: int, keys: Tensor, values: Tensor, tokens: int) -> None:
     """Put the newest of `tokens` tokens `[B, Hk, n, D]` into a layer of transformers' own cache, which has seen them all."""
+    own = cache.layers[layer]
+    if type(own) is DynamicLayer:  # without a copy
+        own.lazy_initialization(keys, values)
+        own.keys, own.values = keys, values
+        return
     cache.update(keys, values, layer)
-    if getattr(cache.layers[layer], "is_sliding", False):
-        cache.layers[layer].cumulative_length = tokens
+    if getattr(own, "is_sliding", False):
+        own.cumulative_length = tokens
 
 
 @torch.no_grad()

@@ -32,13 +32,21 @@ OPTIONS = {
     "threads": WHOLE,
     "step_scale": (int, float),
     "bound": (int, float, type(None)),
-    "adaptive": (bool,),
+    "adaptive_ranks": (bool,),
     "crossover": WHOLE,
     "below": (str,),
     "heavy": WHOLE,
     "recent": WHOLE,
 }
 MOST_THREADS = 256
+
+
+RENAMED = {"adaptive": "adaptive_ranks"}
+
+
+def todays_options(options: Any) -> Any:
+    """Saved options by the names they have now; what is no table of options is left for `require_options`."""
+    return {RENAMED.get(name, name): value for name, value in options.items()} if isinstance(options, dict) else options
 
 
 def require_options(options: Any) -> None:
@@ -56,8 +64,8 @@ def require_options(options: Any) -> None:
     numbers = [v for v in options.get("ages", {}).values()]
     if any(isinstance(v, bool) or not isinstance(v, int) for v in numbers) or options.get("threads", 1) > MOST_THREADS:
         raise InputError("the saved ages or threads are no numbers that a cache takes")
-    if options.pop("adaptive", False):
-        raise InputError("it was saved with adaptive=True, which versions from 0.2 on replace by bound=")
+    if options.pop("adaptive_ranks", False):
+        raise InputError("it was saved with adaptive ranks, in whose place is bound= now")
 
 
 def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -67,7 +75,7 @@ def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module
         InputError: naming what does not fit.
     """
     if not any(layer.is_initialized for group in state.groups for layer in group.layers):
-        _need(all(not group.rows for group in state.groups), "blocks without tokens")
+        _need(all(not group.sequences for group in state.groups), "blocks without tokens")
         _need(state.ids is None and not state.positions.tensors(), "ids or positions without tokens")
         return
     batch = state.groups[0].layers[0].keys.shape[0]
@@ -91,10 +99,10 @@ def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module
 def _require_group(group: GroupTokens, g: CacheGeometry, dtype: torch.dtype, batch: int) -> None:
     for value in (group.first, group.recent_from):
         _need(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31, "a group's first tokens")
-    _need(isinstance(group.recording, bool) and len(group.rows) == batch, "a group's rows")
-    described = {tuple((b.start, b.tokens) for b in row) for row in group.rows}
+    _need(isinstance(group.recording, bool) and len(group.sequences) == batch, "a group's rows")
+    described = {tuple((b.start, b.tokens) for b in row) for row in group.sequences}
     _need(len(described) == 1, "sequences with different blocks")
-    blocks = group.rows[0]
+    blocks = group.sequences[0]
     sinks = SINKS if blocks and not group.first else 0
     _require_blocks(group, blocks)
     for layer in group.layers:

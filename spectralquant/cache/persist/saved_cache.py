@@ -8,7 +8,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from spectralquant.cache.passes.cache_passes import CachePasses
-from spectralquant.cache.persist.restored import require_options, require_whole
+from spectralquant.cache.persist.restored import require_options, require_whole, todays_options
 from spectralquant.cache.persist.snapshot import CacheSnapshot, restore_tokens, saved_model, take_snapshot
 from spectralquant.cache.persist.snapshot_file import restoring
 from spectralquant.cache.pool import SpectralBufferPool
@@ -37,6 +37,7 @@ class SavedCache(CachePasses):
         """
         snapshot = CacheSnapshot.load(path)
         with restoring(path):
+            snapshot.facts["options"] = todays_options(snapshot.facts["options"])
             require_options(snapshot.facts["options"])
             cache = cls._restored(snapshot, model, profile)
             require_whole(cache.state, cache.own_tensors(), cache.binding.model)

@@ -29,11 +29,11 @@ LAYER_TENSORS = ("keys", "values", "sink_keys", "sink_values", "received")
 
 @dataclass
 class CacheSnapshot:
-    """Facts and tensors of a cache; `rows` holds each group's blocks themselves where a copy in this process may share them."""
+    """Facts and tensors of a cache; `sequences` holds each group's blocks themselves where a copy in this process may share them."""
 
     facts: dict[str, Any]
     tensors: dict[str, Tensor]
-    rows: list[list[list[StoredBlock]]] | None = None
+    sequences: list[list[list[StoredBlock]]] | None = None
 
     def save(self, path: str | Path) -> None:
         """Write to a safetensors file, atomically."""
@@ -79,15 +79,15 @@ def take_snapshot(
     for number, group in enumerate(state.groups):
         for name in LAYER_TENSORS:
             of_layers = [getattr(layer, name) for layer in group.layers]
-            if group.rows and of_layers[0] is not None:
+            if group.sequences and of_layers[0] is not None:
                 tensors[_name(number, name)] = torch.stack(of_layers).cpu()
     for name, tensor in ({"ids": state.ids} | state.positions.tensors()).items():
         if tensor is not None:
             tensors[name] = tensor.cpu().clone()
     tensors |= {f"own.{name}": t.cpu().clone() for name, t in own.items()}
     about = [_group_facts(group, number, tensors, share_blocks) for number, group in enumerate(groups)]
-    rows = [[list(row) for row in group.rows] for group in state.groups] if share_blocks else None
-    return CacheSnapshot({**facts, "groups": about}, tensors, rows)
+    sequences = [[list(row) for row in group.sequences] for group in state.groups] if share_blocks else None
+    return CacheSnapshot({**facts, "groups": about}, tensors, sequences)
 
 
 def _name(group: int, name: str) -> str:
@@ -97,13 +97,13 @@ def _name(group: int, name: str) -> str:
 
 def _group_facts(group: CacheGroup, number: int, tensors: dict[str, Tensor], share_blocks: bool) -> dict[str, Any]:
     """Where a group's tokens lie; its blocks go to `tensors` unless this process shares them."""
-    numbers = {b: i for i, b in enumerate(dict.fromkeys(b for blocks in group.tokens.rows for b in blocks))}
+    numbers = {b: i for i, b in enumerate(dict.fromkeys(b for blocks in group.tokens.sequences for b in blocks))}
     for block, i in () if share_blocks else numbers.items():
         data = bytearray(group.tiers[block.tier].to_bytes(block))
         tensors[_name(number, f"block.{i}")] = torch.frombuffer(data, dtype=torch.uint8)
     return {
         "blocks": [(b.tier, b.start, b.tokens) for b in numbers],
-        "rows": [[numbers[b] for b in row] for row in group.tokens.rows],
+        "rows": [[numbers[b] for b in row] for row in group.tokens.sequences],
         "first": group.tokens.first,
         "recent_from": group.tokens.recent_from,
         "recording": group.tokens.recording,
@@ -142,7 +142,7 @@ def restore_tokens(
     if state.geometry.windows != tuple(facts["windows"]):
         raise InputError("The cache was saved with a model whose layers read other windows. Load it with that model.")
     for number, (group, about) in enumerate(zip(groups, facts["groups"], strict=True)):
-        shared = None if snapshot.rows is None else snapshot.rows[number]
+        shared = None if snapshot.sequences is None else snapshot.sequences[number]
         _restore_group(group, number, about, tensors, shared, device)
     if "ids" in tensors:
         state.ids = tensors["ids"].to(device)
@@ -172,10 +172,10 @@ def _restore_group(
     span = tokens.span
     span.first, span.recent_from, span.recording = (facts[k] for k in ("first", "recent_from", "recording"))
     if shared is not None:
-        tokens.rows = [list(row) for row in shared]
+        tokens.sequences = [list(row) for row in shared]
         return
     blocks = [
         group.tiers[tier].from_bytes(tensors[_name(number, f"block.{i}")].numpy().tobytes(), start, count)
         for i, (tier, start, count) in enumerate(facts["blocks"])
     ]
-    tokens.rows = [[blocks[i] for i in row] for row in facts["rows"]]
+    tokens.sequences = [[blocks[i] for i in row] for row in facts["rows"]]

@@ -33,7 +33,7 @@ class BlockReader:
         self._scratch = self._new_scratch()
         self._in_forward, self._runs = True, None
         if "cold" in self.tiers:
-            for blocks in self.group.rows:
+            for blocks in self.group.sequences:
                 cold = [b for b in blocks if b.tier == "cold" and b not in self._working]
                 self.tiers["cold"].prefetch(cold, self._scratch)
 
@@ -46,12 +46,12 @@ class BlockReader:
 
     def runs(self) -> list[tuple[str, int, int]]:
         """Consecutive blocks that are read alike: (tier or "working", first, one past last)."""
-        if not self.group.rows:
+        if not self.group.sequences:
             return []
         if self._in_forward and self._runs is not None:  # blocks change only between forward passes
             return self._runs
         out, at = [], 0
-        for kind, group in groupby(self.group.rows[0], self._kind):
+        for kind, group in groupby(self.group.sequences[0], self._kind):
             count = len(list(group))
             out.append((kind, at, at + count))
             at += count
@@ -66,16 +66,16 @@ class BlockReader:
         begin = time.perf_counter()
         if self._scratch is None:
             self._scratch = self._new_scratch()
-        blocks = self.group.rows[row][first:last]
+        blocks = self.group.sequences[row][first:last]
         parts: list[tuple[Tensor, Tensor]] = []
         for kind, group in groupby(blocks, self._kind):
-            mine = list(group)
+            alike = list(group)
             if kind == WORKING:
-                held = [self._working[b] for b in mine]
-                parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in held]) for i in range(2)))
+                decoded = [self._working[b] for b in alike]
+                parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in decoded]) for i in range(2)))
             else:
-                places = self.state.positions.places(row, mine[0].start, mine[-1].stop)
-                parts.append(self.tiers[kind].dense(layer, mine, places, self._scratch))
+                places = self.state.positions.places(row, alike[0].start, alike[-1].stop)
+                parts.append(self.tiers[kind].dense(layer, alike, places, self._scratch))
         self.spent.reconstruct_s += time.perf_counter() - begin
         return parts[0] if len(parts) == 1 else tuple(torch.cat([p[i] for p in parts]) for i in range(2))
 
@@ -89,12 +89,12 @@ class BlockReader:
 
     def fill_working_set(self, limit: int) -> None:
         """Decode warm and cold blocks, newest first, as far as `limit` bytes go; they are kept between forward passes."""
-        if not limit or not self.group.rows:
+        if not limit or not self.group.sequences:
             return
         layer = self.group.layers[0]
-        for index in reversed(range(len(self.group.rows[0]))):
-            found = {blocks[index]: (row, blocks[index]) for row, blocks in enumerate(self.group.rows)}
-            missing = [pair for key, pair in found.items() if key not in self._working]
+        for index in reversed(range(len(self.group.sequences[0]))):
+            distinct = {blocks[index]: (row, blocks[index]) for row, blocks in enumerate(self.group.sequences)}
+            missing = [pair for key, pair in distinct.items() if key not in self._working]
             size = 4 * self.group.geometry.width * layer.dtype.itemsize // 2
             if not missing or missing[0][1].tier not in ("warm", "cold"):
                 continue
@@ -107,10 +107,10 @@ class BlockReader:
             self.spent.reconstruct_s += time.perf_counter() - begin
 
     def forget_unused(self) -> None:
-        """Drop decoded blocks that no row holds any more, and what was shared between reads: rows may have moved."""
+        """Drop decoded blocks that no sequence holds any more, and what was shared between reads: sequences may have moved."""
         if not self._in_forward:
             self._scratch = None
-        live = {b for blocks in self.group.rows for b in blocks}
+        live = {b for blocks in self.group.sequences for b in blocks}
         for key in [k for k in self._working if k not in live]:
             del self._working[key]
 

@@ -20,6 +20,7 @@ from spectralquant.cache.read.fused import attend_rows, refusal, weights_wanted
 from spectralquant.cache.read.segments import CodeSegment, Segment
 from spectralquant.geometry import BLOCK
 from spectralquant.hooks.implementation import make_mask, own_implementation, run_own, switched_here
+from spectralquant.hooks.received import attend_and_receive
 from spectralquant.hooks.softmax import probabilities
 from spectralquant.hooks.tap import AttentionCall
 from spectralquant.surroundings import own_arithmetic
@@ -33,7 +34,7 @@ class CacheView(Protocol):
 
     in_place: whether some of its tokens are codes that can be read in place. rows: the kernels' backend where those codes are
     rows, which nothing but kernels reads in place; else None. select: what part of such rows a read takes. watches: whether `observe` wants probabilities `[B, H, t, n]`
-    of queries from `position` on, over the n tokens that were read. `allowed` is the mask over those tokens, None where all
+    of queries from `position` on, over the n tokens that were read; `add_received` takes what all of them received. `allowed` is the mask over those tokens, None where all
     are allowed. `note` counts a read ("kernel", "in_place", "dense"); `refuse` is told why kernels do not take one.
     `weights` gives probabilities over all tokens where fewer were read; `forget_received` is told that probabilities of a
     read are not known.
@@ -53,6 +54,8 @@ class CacheView(Protocol):
     def allowed(self, call: AttentionCall) -> Tensor | None: ...
 
     def observe(self, p: Tensor, position: int) -> None: ...
+
+    def add_received(self, received: Tensor) -> None: ...
 
     def note(self, how: str) -> None: ...
 
@@ -108,6 +111,11 @@ def _attend_dense(call: AttentionCall, why: str | None) -> tuple[Tensor, Tensor 
     view.note("dense")
     keys, values = view.dense()
     dense = replace(call, key=keys, value=values)
+    if view.watches and why is None and own_implementation(call.module.config) != "eager":
+        both = attend_and_receive(dense, BLOCK)
+        if both is not None:
+            view.add_received(both[1])
+            return both[0], None
     output = dense.attend()
     if view.watches and why is not None:
         view.forget_received()
@@ -147,9 +155,9 @@ def _scores(query: Tensor, segment: Segment) -> Tensor:
     matrices = segment.key
     constant = query @ matrices.constant.view(kv, dim, 1)
     latent = (query @ matrices.decode).view(batch, 1, kv * rows, -1)
-    found = latent @ matrices.layout.shifted(segment.key_pages)
-    found = found.transpose(1, 2).reshape(batch, kv, rows, -1)[..., segment.unused :]
-    return found + constant
+    scores = latent @ matrices.layout.shifted(segment.key_pages)
+    scores = scores.transpose(1, 2).reshape(batch, kv, rows, -1)[..., segment.unused :]
+    return scores + constant
 
 
 def _weighted_values(p: Tensor, segment: Segment) -> Tensor:
@@ -174,7 +182,7 @@ def _probabilities(call: AttentionCall, first: int, stop: int) -> Tensor:
     query = call.query[:, :, first:stop].float().reshape(batch, kv, -1, dim)
     scores = (query @ call.key[:, :, :seen].float().transpose(2, 3)).view(batch, heads, stop - first, seen)
     scores *= call.scaling
-    p = probabilities(scores, call.allowed()[:, :, first:stop, :seen], call.options)
+    p = probabilities(scores, call.allowed(slice(first, stop))[..., :seen], call.options)
     return p if seen == total else torch.nn.functional.pad(p, (0, total - seen))
 
 

@@ -87,11 +87,15 @@ class LayerView:
         return [(kind, max(first, skip), last) for kind, first, last in self.group.reader.runs() if last > skip]
 
     def _skipped_blocks(self) -> int:
-        return sum(block.stop <= self.start for block in self.tokens.rows[0]) if self.start and self.tokens.rows else 0
+        return (
+            sum(block.stop <= self.start for block in self.tokens.sequences[0])
+            if self.start and self.tokens.sequences
+            else 0
+        )
 
     def _skipped_tokens(self, first: int) -> int:
         """Tokens of block `first` that lie before `start`."""
-        return max(0, self.start - self.tokens.rows[0][first].start)
+        return max(0, self.start - self.tokens.sequences[0][first].start)
 
     def _sinks(self) -> DenseSegment:
         return DenseSegment(*(x[:, :, self.start :] for x in (self.layer.sink_keys, self.layer.sink_values)))
@@ -109,7 +113,7 @@ class LayerView:
         """Sinks, runs of blocks and recent tokens, in token order."""
         out: list[Segment] = [self._sinks()]
         for kind, first, last in self._runs():
-            rows = [blocks[first:last] for blocks in self.tokens.rows]
+            rows = [blocks[first:last] for blocks in self.tokens.sequences]
             unread = self._skipped_tokens(first)
             if kind == "hot" and self.rows is not None:
                 tokens = sum(b.tokens for b in rows[0]) - unread
@@ -153,6 +157,13 @@ class LayerView:
             recent[..., : max(0, (block - 1) * BLOCK - base)] = 0
             self.layer.received[:, :, -self.recent :] += recent.sum(2)
             row += rows
+
+    def add_received(self, received: Tensor) -> None:
+        """Add what all tokens received in a pass over a whole prompt, float32 `[B, H, S]`; see `observe`."""
+        if self._observed:
+            return
+        self._observed = received.shape[2]
+        self.layer.received[:, :, -self.recent :] += received[:, :, received.shape[2] - self.recent :]
 
     def weights(self, p: Tensor) -> Tensor:
         """Probabilities `[B, H, T, S]` over all tokens."""

@@ -19,7 +19,7 @@ from spectralquant.codec.cold.complement.bounded_block import way_of
 
 
 def _distinct(group: GroupTokens) -> list[StoredBlock]:
-    return list(dict.fromkeys(b for blocks in group.rows for b in blocks))
+    return list(dict.fromkeys(b for blocks in group.sequences for b in blocks))
 
 
 def exact_bytes(state: CacheState, own: Iterable[Tensor]) -> int:
@@ -37,7 +37,7 @@ def held_bytes(state: CacheState, groups: CacheGroups, own: Iterable[Tensor]) ->
 def _readable_bytes(group: GroupTokens, tier: str) -> int:
     """fp16 bytes, over all sequences, of the tokens of a tier that these layers can still read."""
     oldest = group.kind.first_read(group.total)
-    readable = [b for row in group.rows for b in row if b.tier == tier and b.stop > oldest]
+    readable = [b for row in group.sequences for b in row if b.tier == tier and b.stop > oldest]
     return sum(b.stop - max(b.start, oldest) for b in readable) * group.geometry.fp16_bytes_per_token
 
 
@@ -46,8 +46,8 @@ def _group_stats(group: GroupTokens) -> GroupStats:
         layers=len(group.layers),
         window=group.kind.window,
         coded=group.coded,
-        held_tokens=(group.total - group.first) * len(group.rows),
-        coded_tokens=group.coded_tokens * len(group.rows),
+        held_tokens=(group.total - group.first) * len(group.sequences),
+        coded_tokens=group.coded_tokens * len(group.sequences),
         coded_bytes=sum(b.nbytes for b in _distinct(group)),
     )
 
@@ -66,12 +66,12 @@ def cache_stats(
     """See `SpectralCache.stats`. failure: of the worker that codes in the background."""
     own = tuple(own)
     first = state.groups[0]
-    every = [b for group in state.groups for row in group.rows for b in row]
+    every = [b for group in state.groups for row in group.sequences for b in row]
     distinct = [b for group in state.groups for b in _distinct(group)]
     tiers = {
         name: TierStats(
             sum(b.tier == name for b in every),
-            sum(b.tokens for row in first.rows for b in row if b.tier == name),
+            sum(b.tokens for row in first.sequences for b in row if b.tier == name),
             sum(b.nbytes for b in distinct if b.tier == name),
             sum(_readable_bytes(group, name) for group in state.groups),
         )
@@ -80,7 +80,7 @@ def cache_stats(
     pages = pool.stats()
     slack = pages.allocated - pages.used if any(isinstance(b.payload, PageRef) for b in distinct) else 0
     resident = held_bytes(state, groups, own) + slack
-    total, rows = state.total, len(first.rows)
+    total, rows = state.total, len(first.sequences)
     fp16 = state.geometry.fp16_bytes(total) * rows
     coded = sum(t.bytes for t in tiers.values())
     return CacheStats(

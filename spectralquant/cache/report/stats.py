@@ -10,8 +10,8 @@ from spectralquant.cache.report.uncompressed import NotCompressed
 
 @dataclass(frozen=True)
 class TierStats:
-    """Blocks over all rows and groups of layers; tokens over all rows, of the group that reads furthest back; bytes of
-    their codes (pages that rows share are counted once); fp16_bytes of what can still be read of them.
+    """Blocks over all sequences and groups of layers; tokens over all sequences, of the group that reads furthest back; bytes of
+    their codes (pages that sequences share are counted once); fp16_bytes of what can still be read of them.
     """
 
     blocks: int
@@ -23,7 +23,7 @@ class TierStats:
 @dataclass(frozen=True)
 class GroupStats:
     """Layers that read equally far back: `window` tokens, or all (None). coded: whether their tokens are coded at all (not
-    where the window is no larger than what stays exact anyhow). Tokens over all rows; those before are let go.
+    where the window is no larger than what stays exact anyhow). Tokens over all sequences; those before are let go.
     """
 
     layers: int
@@ -57,7 +57,7 @@ class Spent:
 @dataclass(frozen=True)
 class CacheStats:
     """Bytes are measured from storages. fp16_bytes: what transformers' own cache of the model would take in float16, of
-    sliding layers their window alone. exact_tokens: over all rows, of the layers that read furthest back.
+    sliding layers their window alone. exact_tokens: over all sequences, of the layers that read furthest back.
 
     payload_ratio covers coded tokens that can still be read and all codes, resident_ratio what transformers' own cache would
     hold and every tensor that this one holds.

@@ -41,7 +41,7 @@ class RunReport:
     total: int = 0
     coded: int = 0
     kept: bool = False
-    found: dict[str, NotCompressed] = field(default_factory=dict)
+    certain: dict[str, NotCompressed] = field(default_factory=dict)
     _elsewhere: dict[int, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
 
@@ -59,7 +59,7 @@ class RunReport:
         self.passes = self.longest = self.total = self.coded = 0
         self.kept = False
         self._elsewhere.clear()
-        self.found.clear()
+        self.certain.clear()
 
     def dropped(self, why: str) -> None:
         """The cache was given to a run that goes on without it."""
@@ -95,13 +95,13 @@ class RunReport:
 
     def reasons(self) -> list[NotCompressed]:
         """Every reason so far, those that only the end of a run shows included."""
-        found = dict(self.found)
+        reasons = dict(self.certain)
         if self.narrow is not None and self.compresses and self.passes and not self.all_narrow:
-            found["narrow_windows"] = NotCompressed("narrow_windows", self.total, self.narrow)
+            reasons["narrow_windows"] = NotCompressed("narrow_windows", self.total, self.narrow)
         end = self._end() if self.compresses else None
         if end is not None:
-            found.setdefault(end.reason, end)
-        return list(found.values())
+            reasons.setdefault(end.reason, end)
+        return list(reasons.values())
 
     def end(self) -> None:
         """The run is over, as far as is known: warn of what has not been warned of."""
@@ -133,9 +133,9 @@ class RunReport:
     def _add(self, reason: str, tokens: int, message: str, *, tell: bool) -> None:
         if not self.compresses:
             return
-        self.found[reason] = NotCompressed(reason, tokens, message)
+        self.certain[reason] = NotCompressed(reason, tokens, message)
         if tell:
-            self._tell(self.found[reason])
+            self._tell(self.certain[reason])
 
     def _tell(self, each: NotCompressed) -> None:
         if each.reason not in self._told:

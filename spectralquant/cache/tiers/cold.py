@@ -16,6 +16,7 @@ from torch import Tensor
 from spectralquant.cache.compress.reconstructor import AsyncReconstructor, Task
 from spectralquant.cache.persist.lazy import LazySection
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
+from spectralquant.cache.tiers.cold_encode import encode_cold
 from spectralquant.codec.cold.coded_block import MAX_TOKENS
 from spectralquant.codec.cold.coefficients import BlockCoefficients, halved
 from spectralquant.codec.cold.spectral import SpectralCodec
@@ -49,7 +50,7 @@ class ColdTier:
 
     def encode(self, block: LeavingBlock) -> StoredBlock:
         """Transform, quantize and entropy code the block."""
-        return self.from_bytes(self.codec.encode(block.plain()), block.start, block.tokens)
+        return self.encode_run(block, [block.tokens])[0]
 
     def with_ids(self, block: LeavingBlock) -> LeavingBlock | None:
         """The block with ids for tokens whose ids were not seen, or None where no ids predict it well (soft prompts)."""
@@ -62,9 +63,9 @@ class ColdTier:
 
     def encode_run(self, run: LeavingBlock, lengths: Sequence[int]) -> list[StoredBlock]:
         """See `Tier.encode_run`."""
-        parts = [run.part(first, last) for first, last in block_ranges(lengths)]
-        coded = self.codec.encode_run([p.plain() for p in parts])
-        return [self.from_bytes(data, p.start, p.tokens) for data, p in zip(coded, parts, strict=True)]
+        coded = encode_cold(self.codec, run, lengths)
+        ranges = block_ranges(lengths)
+        return [self.from_bytes(d, run.start + a, b - a) for d, (a, b) in zip(coded, ranges, strict=True)]
 
     def prefetch(self, blocks: Sequence[StoredBlock], scratch: ReadScratch) -> None:
         """Start entropy decoding of blocks that a forward pass is going to read."""

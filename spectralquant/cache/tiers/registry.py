@@ -92,7 +92,7 @@ class TierMaker:
         heads, step, guess = profile.heads.part(layers), profile.sidecar.tiers["cold"].step, None
         if codec.features is not None:
             guess = codecs.setdefault(
-                ("token guess", layers, str(device), self.step_scale), TokenGuess(codec, heads, step)
+                ("token guess", layers, str(device), self.step_scale, self.bound), TokenGuess(codec, heads, step)
             )
         return ColdTier(codec, self.worker, guess)
 

@@ -17,7 +17,7 @@ from spectralquant.geometry import BLOCK, SINKS, CacheGeometry, LayerGroup
 
 @dataclass
 class GroupTokens:
-    """Tokens in order: 4 sinks (while first is 0), coded blocks (`rows[b]`), recent tokens (in `layers`).
+    """Tokens in order: 4 sinks (while first is 0), coded blocks (`sequences[b]`), recent tokens (in `layers`).
 
     geometry: of these layers alone. coded: whether blocks are coded at all; layers whose window is no larger than what
     stays exact anyhow only keep that window.
@@ -27,7 +27,7 @@ class GroupTokens:
     geometry: CacheGeometry
     layers: list[SpectralLayer]
     coded: bool
-    rows: list[list[StoredBlock]] = field(default_factory=list)
+    sequences: list[list[StoredBlock]] = field(default_factory=list)
 
     @classmethod
     def of(cls, span: GroupSpan, model: CacheGeometry, layers: Sequence[SpectralLayer], window: int) -> GroupTokens:
@@ -63,7 +63,7 @@ class GroupTokens:
     @property
     def coded_tokens(self) -> int:
         """Tokens per sequence in blocks."""
-        return sum(b.tokens for b in self.rows[0]) if self.rows else 0
+        return sum(b.tokens for b in self.sequences[0]) if self.sequences else 0
 
     @property
     def next_start(self) -> int:
@@ -91,7 +91,7 @@ class GroupTokens:
         sinks = not self.first and not self.coded_tokens
         for blocks in coded:
             for row, block in enumerate(blocks):
-                self.rows[row].append(block)
+                self.sequences[row].append(block)
         for layer in self.layers:
             if sinks:
                 layer.take_sinks(SINKS)
@@ -103,15 +103,15 @@ class GroupTokens:
 
         While recording, only after a crop.
         """
-        keep = (self.recording and not cropped) or not self.rows
+        keep = (self.recording and not cropped) or not self.sequences
         first = 0 if keep else self.kind.first_read(self.total)
-        dead = sum(block.stop <= first for block in self.rows[0]) if first else 0
+        dead = sum(block.stop <= first for block in self.sequences[0]) if first else 0
         if dead:
             for layer in self.layers:
                 layer.drop_sinks()
-            for blocks in self.rows:
+            for blocks in self.sequences:
                 del blocks[:dead]
-            self.span.first = self.rows[0][0].start if self.rows[0] else self.recent_from
+            self.span.first = self.sequences[0][0].start if self.sequences[0] else self.recent_from
         stop = first // BLOCK * BLOCK if self.coded else first
         if not self.coded_tokens and stop > self.first:
             for layer in self.layers:
@@ -133,11 +133,11 @@ class GroupTokens:
         for layer in self.layers:
             layer.keep_newest_but(min(drop, layer.keys.shape[2]))
         while self.coded_tokens and self.total > target:
-            last = self.rows[0][-1]
+            last = self.sequences[0][-1]
             both = []
             if last.start < target:
-                both = [whole(row, blocks[-1]) for row, blocks in enumerate(self.rows)]
-            for blocks in self.rows:
+                both = [whole(row, blocks[-1]) for row, blocks in enumerate(self.sequences)]
+            for blocks in self.sequences:
                 blocks.pop()
             self.span.recent_from = last.start
             for index, layer in enumerate(self.layers if both else ()):
@@ -155,25 +155,33 @@ class GroupTokens:
 
     def as_it_is(self) -> dict[str, Any]:
         """What there is, by reference: tensors and blocks are replaced, never changed."""
-        blocks = {"rows": [list(row) for row in self.rows], "first": self.first, "recent_from": self.recent_from}
+        blocks = {
+            "sequences": [list(row) for row in self.sequences],
+            "first": self.first,
+            "recent_from": self.recent_from,
+        }
         return {**blocks, "layers": [dict(vars(layer)) for layer in self.layers]}
 
     def go_back(self, before: dict[str, Any]) -> None:
         """Become again what `as_it_is` gave."""
-        self.rows, self.span.first, self.span.recent_from = before["rows"], before["first"], before["recent_from"]
+        self.sequences, self.span.first, self.span.recent_from = (
+            before["sequences"],
+            before["first"],
+            before["recent_from"],
+        )
         for layer, attributes in zip(self.layers, before["layers"], strict=True):
             vars(layer).clear()
             vars(layer).update(attributes)
 
-    def select_rows(self, index: Tensor) -> None:
-        """Keep rows `index`, in that order; blocks are shared."""
+    def select_sequences(self, index: Tensor) -> None:
+        """Keep sequences `index`, in that order; blocks are shared."""
         for layer in self.layers:
-            layer.select_rows(index)
-        self.rows = [list(self.rows[i]) for i in index.tolist()]
+            layer.select_sequences(index)
+        self.sequences = [list(self.sequences[i]) for i in index.tolist()]
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self.rows, self.span.first, self.span.recent_from = [], 0, 0
+        self.sequences, self.span.first, self.span.recent_from = [], 0, 0
         for layer in self.layers:
             layer.reset()
 

@@ -126,8 +126,8 @@ class SpectralLayer(CacheLayerMixin):
         if self.received is not None:
             self.received = self.received[:, :, :stop].clone()
 
-    def select_rows(self, index: Tensor) -> None:
-        """Keep rows `index` of the batch, in that order."""
+    def select_sequences(self, index: Tensor) -> None:
+        """Keep sequences `index` of the batch, in that order."""
         for name in ("keys", "values", "sink_keys", "sink_values", "received"):
             tensor = getattr(self, name)
             if tensor is not None:
@@ -135,8 +135,8 @@ class SpectralLayer(CacheLayerMixin):
 
     def tensors(self) -> list[Tensor]:
         """Every tensor this layer holds."""
-        found = (self.keys, self.values, self.sink_keys, self.sink_values, self.received)
-        return [t for t in found if t is not None]
+        every = (self.keys, self.values, self.sink_keys, self.sink_values, self.received)
+        return [t for t in every if t is not None]
 
     def reset(self) -> None:
         self.keys = self.values = self.sink_keys = self.sink_values = self.received = None

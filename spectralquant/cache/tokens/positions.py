@@ -40,7 +40,7 @@ class TokenPositions:
             index = torch.arange(past, past + new, device=self.ids.device, dtype=torch.int32)
             self.ids = torch.cat([self.ids, index.expand(*self.ids.shape[:2], new)], dim=2)
         if state is not None:
-            known = next((i for i, held in enumerate(self.frequencies) if torch.equal(held, state)), None)
+            known = next((i for i, used in enumerate(self.frequencies) if torch.equal(used, state)), None)
             if known is None:
                 known = len(self.frequencies)
                 self.frequencies.append(state)
@@ -91,17 +91,17 @@ class TokenPositions:
         if self.which is not None:
             self.which = self.which[:target].clone()
 
-    def select_rows(self, index: Tensor) -> None:
+    def select_sequences(self, index: Tensor) -> None:
         """Keep sequences `index`, in that order."""
         if self.ids is not None:
             self.ids = self.ids.index_select(1, index.to(self.ids.device))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor held, by name: for accounting and snapshots."""
-        found = {"positions": self.ids, "rotary_which": self.which}
+        every = {"positions": self.ids, "rotary_which": self.which}
         if self.frequencies:
-            found["rotary_frequencies"] = torch.stack(self.frequencies)
-        return {name: t for name, t in found.items() if t is not None}
+            every["rotary_frequencies"] = torch.stack(self.frequencies)
+        return {name: t for name, t in every.items() if t is not None}
 
     @classmethod
     def restored(cls, tensors: dict[str, Tensor], device: torch.device) -> TokenPositions:

@@ -16,7 +16,10 @@ from spectralquant.cache.tokens.seen import SeenTokens
 from spectralquant.errors import InputError
 from spectralquant.geometry import CacheGeometry, LayerGroup
 from spectralquant.hooks.rotary_tables import Places, RotaryTables, Rotations
+from spectralquant.streams import to_host
 from spectralquant.surroundings import own_arithmetic
+
+SHORT_PASS = 16
 
 
 @dataclass
@@ -36,6 +39,7 @@ class CacheState:
     positions: TokenPositions = field(default_factory=TokenPositions)
     last_new: int = 0
     _kept: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
+    _on_host: tuple[Tensor, Callable[[], Any]] | None = None
 
     def keep_as_it_is(self) -> None:
         """Remember the tokens there are (by reference: tensors are replaced, never changed), for `restore_kept`."""
@@ -85,9 +89,9 @@ class CacheState:
             )
 
     @property
-    def rows(self) -> list[list[StoredBlock]]:
+    def sequences(self) -> list[list[StoredBlock]]:
         """Blocks of the first group, sequence by sequence."""
-        return self.groups[0].rows
+        return self.groups[0].sequences
 
     @property
     def coded_tokens(self) -> int:
@@ -103,7 +107,7 @@ class CacheState:
         """Note what was seen of `new` tokens that a forward pass (or a direct `update`) is about to append."""
         past = self.total
         for group in self.groups:
-            group.rows = group.rows or [[] for _ in range(batch)]
+            group.sequences = group.sequences or [[] for _ in range(batch)]
         self.last_new = new
         self.positions.append(past, new, batch, seen.positions, seen.frequencies)
         if self.keep_ids:
@@ -111,16 +115,25 @@ class CacheState:
             added = seen.ids.expand(batch, new) if complete else torch.full((batch, new), -1, device=device)
             added = added.to(device, torch.int32)
             self.ids = added if self.ids is None else torch.cat([self.ids, added], dim=1)
+            if new > SHORT_PASS:  # copied now, while nothing waits: coding what leaves the window will ask for them
+                self._on_host = (self.ids, to_host(self.ids))
 
     def token_ids(self, row: int, start: int, stop: int) -> tuple[Tensor | None, int]:
         """Token ids int64 `[stop − start]` and the id before them (−1: none); None where they were not seen."""
         if self.ids is None:
             return None, -1
-        return self.ids[row, start:stop].long(), int(self.ids[row, start - 1]) if start else -1
+        ids = self._near_ids()
+        return ids[row, start:stop].long(), int(ids[row, start - 1]) if start else -1
 
     def cold_ready(self, start: int, stop: int) -> bool:
         """Whether a cold tier can code tokens start … stop: one that predicts must have seen all their ids."""
-        return not self.keep_ids or (self.ids is not None and not bool((self.ids[:, start:stop] < 0).any()))
+        return not self.keep_ids or (self.ids is not None and not bool((self._near_ids()[:, start:stop] < 0).any()))
+
+    def _near_ids(self) -> Tensor:
+        """`ids`, on the host where a copy is there."""
+        if self._on_host is not None and self._on_host[0] is self.ids:
+            return torch.from_numpy(self._on_host[1]())
+        return self.ids
 
     def rotations(self, kind: LayerGroup, row: int, start: int, stop: int) -> Rotations:
         """How tokens start … stop of one sequence are rotated in the layers of a group."""
@@ -147,13 +160,13 @@ class CacheState:
         self.positions.truncate(target)
 
     @own_arithmetic()
-    def select_rows(self, index: Tensor) -> None:
-        """Keep rows `index`, in that order; blocks are shared."""
+    def select_sequences(self, index: Tensor) -> None:
+        """Keep sequences `index`, in that order; blocks are shared."""
         for group in self.groups:
-            group.select_rows(index)
+            group.select_sequences(index)
         if self.ids is not None:
             self.ids = self.ids.index_select(0, index.to(self.ids.device))
-        self.positions.select_rows(index)
+        self.positions.select_sequences(index)
 
     def clear(self) -> None:
         """Forget all tokens."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.hooks.decoder import attention_modules, text_decoder
+from spectralquant.hooks.implementation import Switch, open_switches, opened_here
 from spectralquant.hooks.wrappers import is_offloaded
 
 
@@ -67,9 +69,19 @@ def _layers_run_again(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for layer in decoder_layers(model):
             own = layer.__dict__.get("forward")
-            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            layer.forward = functools.partial(_run_twice, layer.forward)
             stack.callback(_put_back, layer, own)
         yield
+
+
+def _run_twice(forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    again = functools.partial(_run_as_here, open_switches(), forward)
+    return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False, **options)
+
+
+def _run_as_here(switches: Sequence[Switch], forward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    with opened_here(switches):
+        return forward(*args, **options)
 
 
 def _put_back(layer: nn.Module, own: object) -> None:

@@ -117,8 +117,8 @@ class SpanMoments:
             raise ValueError("moments of different width or span cannot be merged")
         self.count += other.count
         self.sum += other.sum.to(self.sum.device)
-        for mine, theirs in zip(self.second + self.metric, other.second + other.metric, strict=True):
-            mine.merge(theirs)
+        for own, theirs in zip(self.second + self.metric, other.second + other.metric, strict=True):
+            own.merge(theirs)
 
     @property
     def mean(self) -> Tensor:
@@ -193,14 +193,14 @@ class SpanMoments:
         if len(layers) * layer_width == self.width:
             return self
         per_layer = layer_width // self.span
-        found = copy.copy(self)
+        part = copy.copy(self)
         picked = [layer * per_layer + i for layer in layers for i in range(per_layer)]
-        found.width = len(layers) * layer_width
-        found.sum = torch.cat([self.sum[i * self.span : (i + 1) * self.span] for i in picked])
-        found.second, found.metric = [self.second[i] for i in picked], [self.metric[i] for i in picked]
+        part.width = len(layers) * layer_width
+        part.sum = torch.cat([self.sum[i * self.span : (i + 1) * self.span] for i in picked])
+        part.second, part.metric = [self.second[i] for i in picked], [self.metric[i] for i in picked]
         if self.head_metric is not None:
-            found.head_metric = self.head_metric[_heads(layers, self.head_metric, self.width // layer_width)]
-        return found
+            part.head_metric = self.head_metric[_heads(layers, self.head_metric, self.width // layer_width)]
+        return part
 
 
 def _heads(layers: Sequence[int], head_metric: Tensor, total_layers: int) -> Tensor:
@@ -282,18 +282,18 @@ class GroupedMoments:
 
     def merge(self, other: GroupedMoments) -> None:
         """See `SpanMoments.merge`."""
-        for mine, theirs in zip(self.parts, other.parts, strict=True):
-            mine.merge(theirs)
+        for own, theirs in zip(self.parts, other.parts, strict=True):
+            own.merge(theirs)
 
     def groups(self, span: int, *, metric: bool) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """See `SpanMoments.groups`, for spans within a layer, in layer order."""
-        found = []
+        groups = []
         for layers, part in zip(self.layers, self.parts, strict=True):
             for place, covariance, matrix in part.groups(span, metric=metric):
                 layer, offset = divmod(place.start, self.layer_width)
                 start = layers[layer] * self.layer_width + offset
-                found.append((slice(start, start + span), covariance, matrix))
-        yield from sorted(found, key=lambda each: each[0].start)
+                groups.append((slice(start, start + span), covariance, matrix))
+        yield from sorted(groups, key=lambda each: each[0].start)
 
     def part(self, layers: Sequence[int], layer_width: int) -> SpanMoments:
         """The moments of one of the groups."""
@@ -362,9 +362,9 @@ class FeatureMoments:
         """The sums for some of the P coordinates."""
         half = self.cross.shape[1] // 2
         columns = columns.to(self.cross.device)
-        found = copy.copy(self)
-        found.cross = self.cross[:, torch.cat([columns, columns + half])]
-        return found
+        part = copy.copy(self)
+        part.cross = self.cross[:, torch.cat([columns, columns + half])]
+        return part
 
     def merge(self, other: FeatureMoments) -> None:
         """Add the sums of another run."""

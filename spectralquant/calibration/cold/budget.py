@@ -8,13 +8,18 @@ token plus what its dropped variance is worth in bits: near step Î” a bit buys Î
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from spectralquant.calibration.basis.two_level import FINE_OUTER
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
 from spectralquant.calibration.split import SplitColdFitter, parts_of
 from spectralquant.errors import InputError
 from spectralquant.profile.tensors import ColdTier, flatten
+
+MOST_BYTES, LEAST_BYTES = 400_000_000, 16_000_000
+TABLE_BYTES = 60_000
+ROW_BYTES = 40  # of a component beside its outer rows: scales, gains, centroid, tables' choice
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,41 @@ class BudgetChoice:
 def tier_bytes(tier: ColdTier) -> int:
     """Bytes of a tier's tensors in a profile."""
     return sum(t.numel() * t.element_size() for t in flatten("cold", tier).values())
+
+
+def default_budget(weight_bytes: int) -> int:
+    """Bytes of a product-form profile at most: a quarter of the model's own, no more than 400 MB, no less than 16 MB."""
+    return min(MOST_BYTES, max(LEAST_BYTES, weight_bytes // 4))
+
+
+def product_form_bytes(parts: Sequence[ColdFitter]) -> tuple[int, int] | None:
+    """Bytes of product forms whatever their ranks, and of one more component at most; None where a basis is dense."""
+    if not all(part.two_level for part in parts):
+        return None
+    fixed, row = 0, 0
+    for part in parts:
+        for kind, bases in enumerate(part.bases):
+            inner = [b.factors.inner_analysis for b in bases]
+            fixed += sum(4 * len(rows) * rows.width for rows in inner)  # 16 bits, analysis and synthesis
+            fixed += sum(2 * FINE_OUTER * len(rows) for rows in inner)
+            row = max(row, *(2 * len(rows) + ROW_BYTES for rows in inner))
+            predictor = part.predictors[kind]
+            fixed += part.geometry.width * 8  # mean, scales of the predictor
+            fixed += 0 if predictor is None else predictor.weight.numel()
+        fixed += (
+            0 if part.features is None or part.features.projection is None else 4 * part.features.projection.numel()
+        )
+    return fixed + TABLE_BYTES * len(parts), row
+
+
+def keep_within(fitter: ColdFitter | SplitColdFitter, budget: int, ratio: float) -> None:
+    """Cut ranks until product forms take `budget` bytes; dense bases stay as they are."""
+    sizes = product_form_bytes(_fitters(fitter))
+    if sizes is None:
+        return
+    limit = max(2, (budget - sizes[0]) // sizes[1])
+    if limit < sum(len(v) for v in fitter.variance):
+        fitter.limit_rank(fitter.step_for_ratio(ratio), limit)
 
 
 def fit_to_budget(
@@ -57,6 +97,8 @@ def fit_to_budget(
             rank = sum(len(part.key_centroid) + len(part.value_centroid) for part in parts_of(tier))
             per_component = 4 * span + 3 * 4 + 4 + 9
             fixed = size - rank * per_component
+            if (small := product_form_bytes(_fitters(fitter))) is not None:
+                fixed, per_component = small
             limit = (budget - fixed) // per_component
             smallest = min(smallest, fixed + per_component * max(2, rank // 10))
             if limit < max(2, rank // 10):
@@ -74,6 +116,10 @@ def fit_to_budget(
             f"{int(smallest):,}. Allow more, or use --span layer --predict none."
         )
     return best
+
+
+def _fitters(fitter: ColdFitter | SplitColdFitter) -> Sequence[ColdFitter]:
+    return fitter.fitters if isinstance(fitter, SplitColdFitter) else [fitter]
 
 
 def _cost(fitter: ColdFitter, step: float, report: ColdReport) -> float:

@@ -16,10 +16,17 @@ from spectralquant.calibration.basis.two_level import MAX_INNER, solve_two_level
 from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments
 from spectralquant.calibration.cold.importance import fit_importance, log_importance
-from spectralquant.calibration.cold.tables import class_tables, cluster_tables, code_length, symbol_histogram
-from spectralquant.codec.cold import coded_block
+from spectralquant.calibration.cold.tables import (
+    class_tables,
+    cluster_tables,
+    code_length,
+    nearest_tables,
+    symbol_histogram,
+)
 from spectralquant.codec.cold.features import TokenFeatures
 from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.rans.setting import LANES_SHARE
+from spectralquant.codec.cold.rans_block import DIGITS, HEADER, WIDE
 from spectralquant.geometry import CacheGeometry
 from spectralquant.profile.factors import IntegerRows, SmallForm, unit_rows
 from spectralquant.profile.tensors import ColdTier, StoredBasis, empty, on_cpu
@@ -178,9 +185,9 @@ class ColdFitter:
         classes, model, r2 = self._classes(y, kept)
         y, classes = [part[::stride] for part in y], classes[::stride]
         steps = class_step(classes)
-        histograms, centroids = [], []
+        histograms, unseen, centroids, wide = [], [], [], 0
         for kind in range(2):
-            histogram, centroid = 0.0, torch.zeros(2, y[kind].shape[1], device=self.device)
+            histogram, plain, centroid = 0.0, 0.0, torch.zeros(2, y[kind].shape[1], device=self.device)
             for rows in range(0, len(y[kind]), 1024):
                 part = slice(rows, rows + 1024)
                 scaled = y[kind][part] / steps[part, kind, None]
@@ -188,15 +195,22 @@ class ColdFitter:
                 ones = symbols.abs() == 1
                 centroid += torch.stack([(scaled.abs() * ones).sum(0), ones.sum(0).float()])
                 histogram = histogram + symbol_histogram(symbols, classes[part, kind])
+                wide += int((symbols.abs() > WIDE // 2).sum())
+                if self.importance:
+                    at_base = y[kind][part].round().to(torch.int32)
+                    plain = plain + symbol_histogram(at_base, torch.zeros_like(classes[part, kind]))[0]
             prior, weight = CENTROID_PRIOR
             centroids.append(((centroid[0] + prior * weight) / (centroid[1] + weight)).clamp(*CENTROID_RANGE))
             histograms.append(histogram)
+            unseen.append(plain)
         both = torch.cat(histograms, dim=1)
         choice, tables = cluster_tables(both)
-        bits = code_length(both, choice, tables) / len(classes)
-        per_class = class_tables(classes)
+        bits = (code_length(both, choice, tables) + 32 * wide) / len(classes)
         if self.importance:
-            bits += sum(-per_class[i].log2()[classes[:, i]].mean().item() for i in range(2))
+            bits += 2 * 16 / DIGITS
+            choice = torch.cat([choice, nearest_tables(torch.cat(unseen), tables)[None]])
+        bits *= 1 + LANES_SHARE
+        per_class = class_tables(classes)
         bits_total = bits + 8 * self._overhead_bytes()
         width = self.geometry.width
         report = ColdReport(
@@ -293,7 +307,7 @@ class ColdFitter:
 
     def _overhead_bytes(self) -> float:
         """Bytes a token beyond entropy-coded symbols: token ids, block header and index entry."""
-        per_block = coded_block.HEADER.size + 24 + 2 + 2
+        per_block = HEADER.size + 24 + 2
         ids = 0.0 if self.features is None else (2.0 if len(self.features.embedding) < 0xFFFF else 4.0)
         return ids + per_block / self.block
 
@@ -302,13 +316,13 @@ def search_step(predicted: Callable[[float, int], float], ratio: float, step: fl
     """The step at which `predicted(step, stride)` gives `ratio`, from a first guess."""
     history: list[tuple[float, float]] = []
     for _ in range(SEARCH_STEPS):
-        found = predicted(step, SEARCH_STRIDE)
-        history.append((math.log(step), math.log(found)))
-        if abs(math.log(found / ratio)) < SEARCH_TOLERANCE:
+        reached = predicted(step, SEARCH_STRIDE)
+        history.append((math.log(step), math.log(reached)))
+        if abs(math.log(reached / ratio)) < SEARCH_TOLERANCE:
             break
         slope = 1.0
         if len(history) > 1 and history[-1][0] != history[-2][0]:
             slope = (history[-1][1] - history[-2][1]) / (history[-1][0] - history[-2][0])
             slope = min(max(slope, 0.3), 3.0)
-        step *= math.exp(max(-1.5, min(1.5, math.log(ratio / found) / slope)))
+        step *= math.exp(max(-1.5, min(1.5, math.log(ratio / reached) / slope)))
     return step

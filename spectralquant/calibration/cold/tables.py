@@ -49,12 +49,17 @@ def cluster_tables(histogram: Tensor, tables: int = TABLES) -> tuple[Tensor, Ten
     return place[choice].view(histogram.shape[:2]).to(torch.uint8), fitted[rank]
 
 
+def nearest_tables(histogram: Tensor, tables: Tensor) -> Tensor:
+    """The table uint8 `[N]` that codes each of the histograms `[N, 32]` shortest."""
+    return (histogram @ tables.log2().T).argmax(1).to(torch.uint8)
+
+
 def _scale_bins(histogram: Tensor, tables: int) -> Tensor:
     """Initial tables: equal-population bins of the log second moment, shrunk to what the component's scale predicts."""
     value = torch.arange(-SPAN, SPAN + 2, device=histogram.device).float()
     count = histogram.sum(-1)
     energy = (histogram * value.square()).sum(-1)
-    relative = torch.exp2(torch.arange(CLASSES, device=histogram.device).float() - NEUTRAL)[:, None]
+    relative = torch.exp2(torch.arange(len(histogram), device=histogram.device).float() - NEUTRAL)[:, None]
     component = (energy * relative).sum(0) / count.sum(0).clamp_min(1)
     prior = component / relative
     trend = (energy.sum(1) / (prior * count).sum(1).clamp_min(1e-9)).clamp(0.2, 5)[:, None]
@@ -79,6 +84,6 @@ def class_tables(classes: Tensor) -> Tensor:
 
 
 def code_length(histogram: Tensor, choice: Tensor, tables: Tensor) -> float:
-    """Cross-entropy in bits of counts `[9, N, 32]` under their tables, escapes at 32 bits more."""
+    """Cross-entropy in bits of counts `[9, N, 32]` under their tables, a byte more for each escape."""
     bits = -(histogram * tables[choice.long()].log2()).sum(dtype=torch.float64)
-    return float(bits + 32.0 * histogram[..., ESCAPE].sum(dtype=torch.float64))
+    return float(bits + 8 * histogram[..., ESCAPE].sum(dtype=torch.float64))

@@ -49,7 +49,7 @@ class EntropyReaderV1:
         return categorical(SHIFT_PROBABILITIES)
 
     def decode(
-        self, words: Array, escapes: Array, tokens: int, *, adaptive: bool = False
+        self, words: Array, escapes: Array, tokens: int, *, adaptive_tables: bool = False
     ) -> tuple[tuple[Array, Array], Array]:
         """Key and value symbols int32 `[T, R]` and classes `[T, 2]` of words uint32 and escapes int32.
 
@@ -70,7 +70,7 @@ class EntropyReaderV1:
         out, used = [], 0
         for kind in (0, 1):
             shifts = None
-            if adaptive:
+            if adaptive_tables:
                 shifts = coder.decode(self.shift_model, groups(self.choice[kind].shape[1]))
             order, counts = self.grouping(kind, classes[:, kind], shifts)
             parts = [coder.decode(self.models[t], int(n)) for t, n in enumerate(counts) if n]

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from spectralquant.streams import to_device
 
 MAX_DIMS = 768
 
@@ -58,7 +61,7 @@ class TokenFeatures:
     def __init__(self, embedding: Tensor, projection: Tensor | None = None) -> None:
         """`embedding: [vocabulary, hidden]` of the model; `projection: [hidden, d]` where hidden is large."""
         self.embedding = embedding.detach()
-        self.projection = projection
+        self.projection = None if projection is None else projection.to(embedding.device)
         self.dims = embedding.shape[1] if projection is None else projection.shape[1]
 
     @property
@@ -75,19 +78,29 @@ class TokenFeatures:
             before[:1] = self._embed(ids.new_tensor([previous_id]))
         return torch.cat([own, before], dim=1)
 
-    def rows(self, blocks: Sequence[tuple[int, Tensor]]) -> TokenRows:
-        """The same features for blocks of (id before, ids `[T]`); on a CPU ids that come again share a row."""
+    def rows(self, blocks: Sequence[tuple[int, Tensor | np.ndarray]]) -> TokenRows:
+        """The same features for blocks of (id before, ids `[T]`); ids that come again share a row.
+
+        Raises:
+            IndexError: an id that the model does not have.
+        """
         device = self.embedding.device
-        parts = [torch.cat([torch.tensor([before]), ids.cpu()]) for before, ids in blocks]
-        ids = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
-        unique, place = ids.unique(return_inverse=True)
-        unknown = torch.where(ids >= 0, place, len(unique))
-        first = torch.zeros(len(ids), dtype=torch.bool)
-        first[torch.tensor([0, *(len(p) for p in parts[:-1])]).cumsum(0)[: len(parts)]] = True
-        own = torch.nonzero(~first).squeeze(1)
-        rows = self._embed(unique.to(device))
+        numbers = [ids.cpu().numpy() if torch.is_tensor(ids) else ids for _, ids in blocks]
+        starts = np.cumsum([0, *(len(n) + 1 for n in numbers)])
+        flat, first = np.empty(starts[-1], np.int64), np.zeros(starts[-1], bool)
+        first[starts[:-1]] = True
+        flat[first] = [before for before, _ in blocks]
+        flat[~first] = np.concatenate([np.zeros(0, np.int64), *numbers])
+        if flat.max(initial=-1) >= len(self.embedding):
+            raise IndexError(f"id {flat.max()} is beyond the model's {len(self.embedding)}")
+        unique, place = np.unique(flat, return_inverse=True)
+        known = np.searchsorted(unique, 0)  # what is unknown takes the last row, of zeros
+        place = np.where(flat >= 0, place - known, len(unique) - known)
+        own = np.flatnonzero(~first)
+        rows = self._embed(to_device([unique[known:]], device))
         rows = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-        return TokenRows(rows, unknown[own].to(device), unknown[own - 1].to(device))
+        both = to_device([place[own], place[own - 1]], device)
+        return TokenRows(rows, both[: len(own)], both[len(own) :])
 
     def _embed(self, ids: Tensor) -> Tensor:
         rows = self.embedding[ids.clamp_min(0)].float() * (ids >= 0)[:, None]

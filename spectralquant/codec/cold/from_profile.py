@@ -24,7 +24,7 @@ def cold_codec(
     device: torch.device | str,
     *,
     step_scale: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
     bound: float | None = None,
 ) -> SpectralCodec:
     """The codec of a cold tier's tensors for some layers (`geometry` is theirs).
@@ -37,7 +37,7 @@ def cold_codec(
     step = profile.sidecar.tiers["cold"].step
     heads = None if step is None else WeightedHeads(profile.heads.part(layers), step, geometry, device)
     limit = None if bound is None else error_bound(profile, layers, bound)
-    return SpectralCodec(tier, geometry, embedding, device, step_scale, adaptive, heads=heads, bound=limit)
+    return SpectralCodec(tier, geometry, embedding, device, step_scale, adaptive_tables, heads=heads, bound=limit)
 
 
 def error_bound(profile: CalibrationProfile, layers: tuple[int, ...], bound: float) -> ErrorBound:

@@ -2,7 +2,8 @@
 
 A ridge regression, fitted at calibration, predicts the log of a token's mean squared loss gradient from the attention
 it has received and from the energy of its coefficients. Its class j ∈ −4…4 scales the step by 2^(j/2); classes travel
-in the packet, so a decoder needs no attention.
+in the packet, so a decoder needs no attention. Where no attention is at hand (serving engines), blocks are coded as a whole at
+the base step, with tables fitted to that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 CLASSES = 9
 NEUTRAL = CLASSES // 2
+UNSEEN = CLASSES  # the class of tokens whose attention nobody saw: the base step, with tables of its own
 FLOOR = 1e-4
 
 
@@ -42,5 +44,5 @@ def importance_features(received: Tensor, key_coefficients: Tensor, value_coeffi
 
 
 def class_step(classes: Tensor) -> Tensor:
-    """Step of each class relative to the base step: 2^((index − 4)/2), float32."""
-    return torch.exp2((classes.float() - NEUTRAL) / 2)
+    """Step of each class relative to the base step: 2^((index − 4)/2), float32; 1 for `UNSEEN`."""
+    return torch.exp2((torch.where(classes == UNSEEN, NEUTRAL, classes).float() - NEUTRAL) / 2)

@@ -11,7 +11,7 @@ offset  size   field (little-endian)
 12      4      w, how many of them are wide
 16      2      lanes of a run
 18      2      C, runs of components
-20      1      flags: 1 stream entries of 4 bytes instead of 2; 2 importance classes present
+20      1      flags: 1 stream entries of 4 bytes instead of 2; 2 importance classes present; 4 all tokens unseen
 21      1      reserved, 0
 22      …      streams: words and escapes of each
 …       …      classes of the keys of all tokens, then of the values: five a 16-bit word, as digits to base 9, first lowest
@@ -42,7 +42,7 @@ from sqkernels.entropy import BlockShape
 RANS, RANS_SHIFTED = 4, 5
 MODES = (RANS, RANS_SHIFTED)
 HEADER = struct.Struct("<BBHIIIHHBB")
-LONG_STREAMS, WITH_CLASSES = 1, 2
+LONG_STREAMS, WITH_CLASSES, ALL_UNSEEN = 1, 2, 4
 CLASSES = 9
 DIGITS = 5
 WIDE = 255
@@ -52,7 +52,7 @@ POWERS = CLASSES ** np.arange(DIGITS)
 @dataclass(frozen=True)
 class RansParts:
     """A block taken apart. streams: int64 `[S, 2]`, words and escapes of each. classes: uint8 `[2, T]`, or None where all
-    are neutral. shifts: uint8 indices `[groups of keys + groups of values]`, or None. states: uint32 `[N]`. words: uint16
+    are alike: neutral, or `unseen`. shifts: uint8 indices `[groups of keys + groups of values]`, or None. states: uint32 `[N]`. words: uint16
     `[n]`. tail: the side bytes beyond 2N."""
 
     shape: BlockShape
@@ -64,6 +64,7 @@ class RansParts:
     states: np.ndarray
     words: np.ndarray
     tail: np.ndarray
+    unseen: bool = False
 
     @property
     def escapes(self) -> int:
@@ -82,7 +83,7 @@ class RansParts:
 def join(p: RansParts) -> bytes:
     """Serialize a block."""
     long = bool(len(p.streams) and p.streams.max() > 0xFFFF)
-    flags = LONG_STREAMS * long + WITH_CLASSES * (p.classes is not None)
+    flags = LONG_STREAMS * long + WITH_CLASSES * (p.classes is not None) + ALL_UNSEEN * p.unseen
     head = HEADER.pack(
         RANS if p.shifts is None else RANS_SHIFTED,
         p.id_width,
@@ -115,7 +116,7 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
         raise PacketError(f"A block of {len(data)} bytes is shorter than its header of {HEADER.size}.")
     mode, width, tokens, words, escapes, wide, lanes, runs, flags, _ = HEADER.unpack_from(data)
     rows = sum(ranks)
-    if mode not in MODES or width not in (0, 2, 4) or flags > 3:
+    if mode not in MODES or width not in (0, 2, 4) or flags > 7 or flags & 6 == 6:
         raise PacketError(f"A block has the unknown mode {mode}, token id width {width} or flags {flags}.")
     if tokens > MAX_TOKENS:
         raise PacketError(f"A block announces {tokens} tokens; blocks hold at most {MAX_TOKENS}.")
@@ -153,6 +154,7 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
         part(3, "<u4"),
         part(4, "<u2"),
         part(5, np.uint8),
+        bool(flags & ALL_UNSEEN),
     )
 
 

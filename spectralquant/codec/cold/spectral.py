@@ -21,7 +21,7 @@ from spectralquant.codec.cold.complement.reading import read_bounded
 from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
 from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
 from spectralquant.codec.cold.features import TokenFeatures, TokenRows
-from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.importance import CLASSES, ImportanceModel, class_step, importance_features
 from spectralquant.codec.cold.projected import Projected, QuantizedRun
 from spectralquant.codec.cold.quantizer import SpectralQuantizer
 from spectralquant.codec.cold.symbols import SHIFTS
@@ -39,10 +39,10 @@ class SpectralCodec:
     """Encoder and decoder of one profile's cold tier.
 
     `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
-    `adaptive` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
-    `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better. heads: the profile's, for the second stage
-    that some blocks have. bound: on the error of every block (see `codec.cold.complement.bounded`), which needs them.
-    dtype: of the products (see `codec.products`).
+    `adaptive_tables` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
+    `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better. dtype: of
+    the products (None: see `codec.products`). heads: the profile's, for the second stage that some blocks have. bound: on
+    the error of every block (see `codec.cold.complement.bounded`), which needs them.
     """
 
     def __init__(
@@ -52,7 +52,8 @@ class SpectralCodec:
         embedding: Tensor | None,
         device: torch.device | str = "cpu",
         step_scale: float = 1.0,
-        adaptive: bool = False,
+        adaptive_tables: bool = False,
+        dtype: torch.dtype | None = None,
         heads: WeightedHeads | None = None,
         bound: ErrorBound | None = None,
     ) -> None:
@@ -63,9 +64,9 @@ class SpectralCodec:
         self.geometry = geometry
         self.device = torch.device(device)
         self.step_scale = step_scale
-        self.adaptive = adaptive
+        self.adaptive_tables = adaptive_tables
         self.tier = tier
-        self.dtype = product_dtype(tier, self.device, step_scale)
+        self.dtype = product_dtype(tier, self.device, step_scale) if dtype is None else dtype
         self.projectors = tuple(SpectralProjector(basis, device, self.dtype) for basis in (tier.key, tier.value))
         self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
         self.coder = EntropyCoder(tier.tables, (tier.key_choice, tier.value_choice), device)
@@ -91,7 +92,7 @@ class SpectralCodec:
     @functools.cached_property
     def reader_v1(self) -> EntropyReaderV1:
         """For blocks of packets of format version 1."""
-        choice = (self.tier.key_choice.numpy(), self.tier.value_choice.numpy())
+        choice = tuple(c[:CLASSES].numpy() for c in (self.tier.key_choice, self.tier.value_choice))
         return EntropyReaderV1(self.tier.tables.numpy(), choice, self.tier.class_tables.numpy())
 
     def encode(self, block: KVBlock) -> bytes:
@@ -127,7 +128,11 @@ class SpectralCodec:
         parts = iter([])
         if coded:
             lengths = [b.tokens for b in coded]
-            parts = iter(self.coder.encode(symbols, classes, lengths, [*map(self.ids, coded)], adaptive=self.adaptive))
+            parts = iter(
+                self.coder.encode(
+                    symbols, classes, lengths, [*map(self.ids, coded)], adaptive_tables=self.adaptive_tables
+                )
+            )
         out = []
         for block, g in zip(blocks, good, strict=True):
             data = rans_block.join(next(parts)) if g else b""
@@ -156,16 +161,14 @@ class SpectralCodec:
 
     def reconstructed(self, symbols: Tensor, steps: Tensor, features: TokenRows | None) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values `[N, L, Hk, D]` of symbols `[R, N]` at `steps: [N, 2]`."""
-        return self.decode_coefficients(
-            BlockCoefficients(len(steps), self._values(symbols, steps), None, None, features)
-        )
+        values = self._values(symbols, steps)
+        return self.decode_coefficients(BlockCoefficients(len(steps), values, None, None, features))
 
     def _values(self, symbols: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
         split = self.coder.ranks[0]
         parts = symbols[:split].T, symbols[split:].T
-        keys, values = (
-            q.dequantize(s, steps[:, i]) for i, (q, s) in enumerate(zip(self.quantizers, parts, strict=True))
-        )
+        both = enumerate(zip(self.quantizers, parts, strict=True))
+        keys, values = (q.dequantize(s, steps[:, i]) for i, (q, s) in both)
         return keys, values
 
     def _classes(self, blocks: Sequence[KVBlock], y: Sequence[Tensor]) -> Tensor:
@@ -174,7 +177,7 @@ class SpectralCodec:
             own = [c[at : at + b.tokens] for c in y]
             at += b.tokens
             if b.received is None:
-                parts.append(torch.full((b.tokens, 2), NEUTRAL, device=self.device))
+                parts.append(torch.full((b.tokens, 2), self.coder.unseen, device=self.device))
             else:
                 parts.append(self.importance.classes(importance_features(b.received.to(self.device), *own)))
         return torch.cat(parts)
@@ -245,7 +248,7 @@ class SpectralCodec:
             both = torch.from_numpy(parts.raw.astype(np.float32)).to(self.device).view(2, parts.tokens, -1)
             return BlockCoefficients(parts.tokens, None, both)
         symbols, classes = self.reader_v1.decode(
-            parts.words, parts.escapes, parts.tokens, adaptive=parts.mode == coded_block.ADAPTIVE
+            parts.words, parts.escapes, parts.tokens, adaptive_tables=parts.mode == coded_block.ADAPTIVE
         )
         both = torch.from_numpy(np.concatenate([s.T for s in symbols])).to(self.device)
         ids = None if parts.ids is None else (parts.previous_id, parts.ids)
@@ -253,10 +256,9 @@ class SpectralCodec:
 
     def dequantized(self, coded: CodedSymbols, scale: float = 1.0) -> BlockCoefficients:
         """Coefficients of decoded symbols, at the steps of their classes times `scale`."""
-        ids = None
+        features, ids = self.token_rows(coded.ids), None
         if all(pair is not None for pair in coded.ids):
             ids = tuple((before, torch.from_numpy(numbers)) for before, numbers in coded.ids)
-        features = self._rows(ids or [(-1, None)])
         y = self._values(coded.symbols, class_step(coded.classes) * (self.step_scale * scale))
         return BlockCoefficients(coded.symbols.shape[1], y, None, ids, features)
 
@@ -272,15 +274,23 @@ class SpectralCodec:
                 both[e.kind][e.first : e.first + e.tokens] += e.residual()
         return both[0], both[1]
 
-    def _rows(self, ids: Sequence[tuple[int, Tensor | None]]) -> TokenRows | None:
+    def token_rows(self, ids: Sequence[tuple[int, np.ndarray] | None]) -> TokenRows | None:
+        """Features of decoded blocks' tokens, or None where the profile predicts nothing.
+
+        Raises:
+            PacketError: no ids though the profile predicts from them, or ids that the model does not have.
+        """
+        return self._rows([(-1, None) if pair is None else pair for pair in ids])
+
+    def _rows(self, ids: Sequence[tuple[int, Tensor | np.ndarray | None]]) -> TokenRows | None:
         if self.features is None:
             return None
         if any(numbers is None for _, numbers in ids):
             raise PacketError("This profile predicts from token ids, but the block carries none.")
-        limit = len(self.features.embedding)
-        if any(before >= limit or (len(n) and int(n.max()) >= limit) for before, n in ids):
-            raise PacketError("A block names a token id outside the model's vocabulary.")
-        return self.features.rows(ids)
+        try:
+            return self.features.rows(ids)
+        except IndexError as error:
+            raise PacketError("A block names a token id outside the model's vocabulary.") from error
 
     def ids(self, block: KVBlock) -> tuple[int, np.ndarray] | None:
         """The id before a block and its ids, where the profile predicts from them."""

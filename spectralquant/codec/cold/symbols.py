@@ -1,4 +1,4 @@
-"""What symbols are: the alphabet of the cold tier's tables, and the shifts that adaptive blocks choose from."""
+"""What symbols are: the alphabet of the cold tier's tables, and the shifts that blocks with adaptive tables choose from."""
 
 from __future__ import annotations
 

@@ -47,10 +47,10 @@ class ShiftSearch:
             )
         preferred = costs * 2 + 1
         preferred[NO_SHIFT] -= 1  # of equals, not to shift
-        found = preferred.argmin(0)
-        saved = costs[NO_SHIFT].sum(1) - costs.gather(0, found[None])[0].sum(1)
+        best = preferred.argmin(0)
+        saved = costs[NO_SHIFT].sum(1) - costs.gather(0, best[None])[0].sum(1)
         worth = saved > FRACTION * SHIFT_BITS * count
-        return torch.where(worth[:, None], found, NO_SHIFT).to(torch.uint8).cpu().numpy()
+        return torch.where(worth[:, None], best, NO_SHIFT).to(torch.uint8).cpu().numpy()
 
     def _place(self, symbols: Tensor) -> Tensor:
         return symbols.clamp(-VALUES // 2, VALUES // 2 - 1).long() + VALUES // 2

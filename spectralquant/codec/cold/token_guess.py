@@ -50,10 +50,10 @@ class TokenGuess:
             left = target - before @ before_map
             score = left @ own_map.T
             score[:-1] += (target[1:] - own[1:] @ own_map) @ before_map.T
-            found = self._best(score)
-            if torch.equal(found[missing], ids[missing]):
+            guessed = self._best(score)
+            if torch.equal(guessed[missing], ids[missing]):
                 break
-            ids = torch.where(missing, found, ids)
+            ids = torch.where(missing, guessed, ids)
         return ids
 
     def fits(self, block: KVBlock) -> bool:

@@ -15,13 +15,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
-from spectralquant.calibration.solve import cold_method
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec
+from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec, tier_method
 from spectralquant.models.forward import with_cache
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
@@ -73,16 +72,24 @@ def smoke_suite(
     rows = _working("calibration", calibrate)
     for profile in made:
         rows += _measured(loaded, profile, ids, progress)
+    return smoke_suite_header(loaded, text, text_name, settings) | {"rows": rows}
+
+
+def smoke_suite_header(
+    loaded: LoadedModel, text: TokenText, text_name: str, settings: SmokeSettings | None = None
+) -> dict[str, Any]:
+    """The results file without rows: all that decides whether results can be compared, known before anything is measured."""
+    settings = settings or SmokeSettings()
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
         weights_sha256=weights_sha256(loaded.model),
         text=text_name,
-        data_sha256=tokens_sha256(ids),
+        data_sha256=tokens_sha256(text.windows(settings.scored)[-1]),
         dtype=str(loaded.model.dtype),
         seed=0,
     )
-    return results_file("gate", rows, facts, suite="smoke", settings=vars(settings))
+    return results_file("gate", [], facts, suite="smoke", settings=vars(settings))
 
 
 def _measured(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress) -> list[Row]:
@@ -110,7 +117,7 @@ def _working(name: str, measured: Callable[[], list[Row]]) -> list[Row]:
 def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> list[Row]:
     """Rate and quality of a tier by the streaming harness, which also refuses a method that changes nothing."""
     if tier == "cold":
-        method = cold_method(profile.tier("cold"), loaded)
+        method = tier_method(profile.tier("cold"), loaded)
     else:
         method = SpectralFixed(fixed_codec(tier == "hot")(profile.tier(tier), loaded.geometry, loaded.device))
     row = measure(loaded.model, loaded.geometry, ids[None], [method])[0].row(loaded.geometry, loaded.name, len(ids))
@@ -139,7 +146,7 @@ def _cache_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids
     cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
     mine = _fed(loaded, cache, ids)
     stats = cache.stats()
-    blocks = [block for row in cache.state.rows for block in row]
+    blocks = [block for row in cache.state.sequences for block in row]
     counted = sum(len(cache.tiers[b.tier].to_bytes(b)) for b in blocks)
     coded = sum(b.tokens for b in blocks if b.tier == tier)
     if not coded:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import TIERS, CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.models.forward import with_cache
 from spectralquant.models.load import load_model
 from spectralquant.text.read import load_text

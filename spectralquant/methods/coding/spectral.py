@@ -79,7 +79,7 @@ def spectral_from_profile(
     tier: str = "cold",
     step_scale: float = 1.0,
     exact_bits: int = 16,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
     bound: float | None = None,
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier of the context's profile.
@@ -95,17 +95,19 @@ def spectral_from_profile(
         raise InputError(f"spectral: step_scale={step_scale:g} is outside 0.05 to 20.")
     if exact_bits not in (8, 16):
         raise InputError(f"spectral: exact_bits={exact_bits} is not one of 8, 16.")
-    if tier != "cold" and (step_scale != 1.0 or adaptive or bound is not None):
-        raise InputError(f"spectral: step_scale, adaptive and bound belong to the cold tier, not to {tier}.")
+    if tier != "cold" and (step_scale != 1.0 or adaptive_tables or bound is not None):
+        raise InputError(f"spectral: step_scale, adaptive_tables and bound belong to the cold tier, not to {tier}.")
     if tier != "cold":
         return tier_method(profile.tier(tier), loaded, hot=tier == "hot")
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
-    if bound is None:
-        return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive=adaptive, **options)
-    options |= {"bound": bound}
-    limit = error_limit(profile.sidecar.tiers["cold"], bound)
-    spec = BoundedSpec(profile.heads, profile.sidecar.tiers["cold"].step, limit)
-    return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, bounded=spec, **options)
+    if bound is not None:
+        options |= {"bound": bound}
+        limit = error_limit(profile.sidecar.tiers["cold"], bound)
+        spec = BoundedSpec(profile.heads, profile.sidecar.tiers["cold"].step, limit)
+        return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, bounded=spec, **options)
+    return tier_method(
+        profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive_tables=adaptive_tables, **options
+    )
 
 
 @dataclass(frozen=True)
@@ -124,19 +126,20 @@ def tier_method(
     *,
     hot: bool = False,
     step: float = 1.0,
-    adaptive: bool = False,
+    adaptive_tables: bool = False,
     bounded: BoundedSpec | None = None,
     **options: Any,
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier as a method for the harness, group by group where layers do not read equally far back.
 
-    hot: it is the hot tier. step: multiplies the cold tier's; bounded: has every block keep a bound; `options` are shown in
-    result rows.
+    hot: it is the hot tier. step: multiplies the cold tier's; bounded: has every block keep a bound; `options` are shown in result rows, as `adaptive_tables` is.
 
     Raises:
         ProfileError: its bases mix layers of several groups.
     """
     embedding = embedding_weight(loaded.model)
+    if adaptive_tables:
+        options |= {"adaptive_tables": True}
 
     def build(layers: tuple[int, ...], geometry: CacheGeometry) -> SpectralCold | SpectralFixed:
         tensors = tier_part(tier, layers, loaded.geometry.layers, geometry.layer_width)
@@ -150,9 +153,10 @@ def tier_method(
         heads = limit = None
         if bounded is not None:
             heads = WeightedHeads(bounded.heads.part(layers), bounded.step, geometry, loaded.device)
-            share = len(layers) / coded_layers(tier, loaded.geometry)
-            limit = ErrorBound(bounded.error * share)
-        codec = SpectralCodec(tensors, geometry, embedding, loaded.device, step, adaptive, heads, limit)
+            limit = ErrorBound(bounded.error * len(layers) / coded_layers(tier, loaded.geometry))
+        codec = SpectralCodec(
+            tensors, geometry, embedding, loaded.device, step, adaptive_tables, heads=heads, bound=limit
+        )
         return SpectralCold(codec, exact_bits, **options)
 
     return grouped(loaded.geometry, build)
@@ -163,6 +167,6 @@ METHOD = MethodEntry(
     "loss-weighted transform over layers, calibrated bits, entropy coding",
     "this project",
     spectral_from_profile,
-    {"tier": str, "step_scale": float, "exact_bits": int, "adaptive": bool, "bound": float},
+    {"tier": str, "step_scale": float, "exact_bits": int, "adaptive_tables": bool, "bound": float},
     ({"step_scale": 0.5}, {}, {"step_scale": 2.0}, {"tier": "warm"}, {"tier": "hot"}),
 )

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 from spectralquant import SpectralCache
 from spectralquant.cache.read.segments import DenseSegment
 from spectralquant.cache.read.spectral_attention import attend_segments
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.hooks.observe import attention_entropy, attention_received
 from spectralquant.hooks.softmax import unknown_option

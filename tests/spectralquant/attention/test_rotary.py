@@ -11,7 +11,8 @@ from spectralquant.hooks.rotary_tables import Places, RotaryTables
 from spectralquant.hooks.tap import AttentionTap
 from spectralquant.models.load import load_model
 from spectralquant.models.probe import probe_geometry
-from spectralquant.rotary import RotaryLayout, undo_rope
+from spectralquant.rotary import undo_rope
+from spectralquant.rotary_layout import RotaryLayout
 
 NARROW = {
     "hidden_size": 32,

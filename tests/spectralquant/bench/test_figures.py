@@ -1,21 +1,27 @@
 """Predictions, memory, crossovers and shapes: arithmetic that must be right without a GPU."""
 
-from dataclasses import replace
+import io
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 from transformers import AutoConfig
 
 from spectralquant.bench.crossover import crossovers
 from spectralquant.bench.device.devices import DEVICES, parse_device
 from spectralquant.bench.device.telemetry import verdict
 from spectralquant.bench.device.timing import rotation
+from spectralquant.bench.fit import shipped_fit
 from spectralquant.bench.inputs import CodeSettings, random_matrices
 from spectralquant.bench.memory import memory_rows
-from spectralquant.bench.prediction import Roof
+from spectralquant.bench.prediction import Roof, predicted_beside
 from spectralquant.bench.run import ProfileRequest, predict_device
 from spectralquant.errors import InputError
 from spectralquant.models.config import shape_of_model
 from spectralquant.models.shapes import parse_shape
+from sqcli.terminal.speed import speed_view
 
 
 def test_predictions_are_marked_and_time_nothing():
@@ -26,7 +32,8 @@ def test_predictions_are_marked_and_time_nothing():
         assert row["predicted"] and "time_us" not in row and row["predicted_us"] > 0
     dense = next(r for r in result["rows"] if r["kernel"] == "dense bf16" and r["batch"] == 8)
     # 8 sequences x 8 heads x 32768 tokens x 128 x 2 x 2 bytes at 90 % of 3.35 TB/s
-    assert dense["predicted_us"] == pytest.approx(2**30 / 3.015e6, rel=1e-3)
+    assert dense["roofline_us"] == pytest.approx(2**30 / 3.015e6, rel=1e-3)
+    assert all(r["predicted_us"] > r["roofline_us"] for r in result["rows"] if r["kernel"] != "dense bf16")
     index = next(r for r in result["rows"] if r["kernel"] == "spectral_index_decode" and r["batch"] == 8)
     assert 0.03 < index["bytes_share_of_dense"] < 0.065
     assert result["telemetry"] is None and result["provenance"]["device"] is None
@@ -111,3 +118,54 @@ def test_inputs_rotate_until_they_do_not_fit_the_cache():
     assert rotation(10**9, 50 * 10**6) == 1
     assert rotation(10**7, 50 * 10**6) == 15
     assert rotation(10, 50 * 10**6) == 24
+
+
+PROFILE = Path(__file__).resolve().parents[3] / "profiles" / "results" / "profile-h100.json"
+
+
+def test_the_shipped_fit_is_made_by_its_command_and_its_error_is_stated():
+    from research.prediction import fitted
+
+    measured = json.loads(PROFILE.read_text())
+    result, shipped = fitted(measured, "h100", "profiles/results/profile-h100.json")
+    kept = json.loads((PROFILE.parent / "prediction-h100.json").read_text())
+    assert {k: v for k, v in result.items() if k != "provenance"} == {
+        k: v for k, v in kept.items() if k != "provenance"
+    }
+    fit = shipped_fit()
+    assert json.loads(json.dumps(shipped["terms"])) == {k: asdict(t) for k, t in fit.terms.items()}
+    assert fit.median_error < 0.1 and fit.worst_error < 0.4
+    assert result["speedup"]["fitted_over_measured_worst"] < 1.4 < 5 < result["speedup"]["roofline_over_measured_worst"]
+
+
+def test_predictions_stand_beside_measurements_where_both_exist():
+    request = ProfileRequest(parse_shape("llama-3.1-8b"), contexts=(32768, 30000), batches=(1,))
+    rows = {(r["kernel"], r["context"]): r for r in predict_device(request, parse_device("h100"))["rows"]}
+    one = rows["spectral_index_decode", 32768]
+    assert one["measured_us"] == pytest.approx(19.51) and one["predicted_us"] == pytest.approx(
+        one["measured_us"], rel=0.1
+    )
+    assert rows["spectral_index_decode", 30000]["measured_us"] is None
+    for other, device in ((replace(request, settings=CodeSettings(share=0.08)), "h100"), (request, "h200")):
+        row = predict_device(other, parse_device(device))["rows"][2]
+        assert row["kernel"] == "spectral_index_decode" and row["measured_us"] is None
+    cell = [r for r in json.loads(PROFILE.read_text())["rows"] if (r.get("context"), r.get("batch")) == (32768, 8)]
+    beside = predicted_beside(cell, "NVIDIA H100 80GB HBM3", shipped_fit())
+    assert set(beside) == {"sdpa_cudnn", "spectral_decode", "spectral_index_decode"}
+    assert predicted_beside(cell, "Some other GPU", shipped_fit()) == {}
+
+
+@pytest.mark.parametrize("context,batch", [(2048, 1), (262144, 16)])
+def test_tables_fit_into_80_columns(context, batch):
+    stored = json.loads(PROFILE.read_text())
+    stored["rows"] = [r for r in stored["rows"] if (r.get("context"), r.get("batch")) == (context, batch)]
+    predicted = predict_device(
+        ProfileRequest(parse_shape("llama-3.1-8b"), contexts=(context,), batches=(1,)), parse_device("h100")
+    )
+    for result in (stored, predicted):
+        console = Console(width=80, record=True, file=io.StringIO())
+        for part in speed_view(result):
+            console.print(part)
+        said = console.export_text()
+        assert "…" not in said, said
+    assert "llama-3.1-8b, predicted for h100" in said and "Predicted, nothing here was timed" in said

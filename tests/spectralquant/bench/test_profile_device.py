@@ -50,6 +50,7 @@ def on_the_cpu(monkeypatch):
     return device
 
 
+@pytest.mark.slow
 def test_every_row_is_checked_and_compared(on_the_cpu):
     saved = []
     request = ProfileRequest(

@@ -21,7 +21,7 @@ def sleep(seconds):
 
 def codes(cache):
     """Bytes of every block."""
-    return [cache.tiers[b.tier].to_bytes(b) for blocks in cache.state.rows for b in blocks]
+    return [cache.tiers[b.tier].to_bytes(b) for blocks in cache.state.sequences for b in blocks]
 
 
 def run(model, profile, tier, **options):

@@ -10,7 +10,7 @@ import torch
 from conftest import SMALL_CALIBRATION, profile_of
 
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.codec.packet import SpectralPacket
 from spectralquant.errors import InputError

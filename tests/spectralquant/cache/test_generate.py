@@ -202,6 +202,7 @@ def test_drop_in_migration():
 
 @pytest.mark.model
 @pytest.mark.parametrize("mode", ["greedy", "beam 3", "prompt lookup", "left padding"])
+@pytest.mark.slow
 def test_the_built_in_model(builtin, mode):
     """The same on real weights: a prompt of 300 tokens, of which 124 are in a coded block when decoding begins."""
     model = builtin.model

@@ -43,6 +43,7 @@ def test_what_the_fuzzer_found_interesting(entry):
 @pytest.mark.parametrize("which", WHICH, ids=NAMES)
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
+@pytest.mark.slow
 def test_edited_files_raise_our_errors_only(which, data):
     run(bytes([which]) + data.draw(st.binary(max_size=40)))
 

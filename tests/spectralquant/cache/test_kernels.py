@@ -32,6 +32,7 @@ def logits(model, profile, kernels, batch=2, steps=3, **options):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+@pytest.mark.slow
 def test_kernels_read_what_torch_reads(architecture):
     model, profile = setting(architecture)
     mine, cache = logits(model, profile, "triton")
@@ -42,6 +43,7 @@ def test_kernels_read_what_torch_reads(architecture):
     assert other.stats().spent.in_place_reads == 3 * layers and other.stats().spent.kernel_reads == 0
 
 
+@pytest.mark.slow
 def test_a_selection_of_everything_is_everything_and_more_is_closer():
     model, profile = setting()
     whole, _ = logits(model, profile, "triton", batch=1, steps=1)
@@ -53,6 +55,7 @@ def test_a_selection_of_everything_is_everything_and_more_is_closer():
     assert errors[0] < 1e-3 and errors == sorted(errors) and errors[1] > 1e-3
 
 
+@pytest.mark.slow
 def test_a_selecting_cache_survives_a_snapshot(tmp_path):
     """Codes come back bit for bit; the index is made anew from them, so that a selection may differ."""
     model, profile = setting()
@@ -77,6 +80,7 @@ def test_wrong_selections_are_refused(select):
         SpectralCache(model, profile, tier="hot", kernels="torch", select=0.5)
 
 
+@pytest.mark.slow
 def test_rows_hold_about_what_bands_hold():
     model, profile = setting()
     rows, bands = (logits(model, profile, kernels)[1].stats() for kernels in ("triton", "torch"))
@@ -99,6 +103,7 @@ def test_pages_change_layout_without_loss():
     assert torch.equal(rows_to_bands(bands_to_rows(bands, matrices, codec), matrices, codec), bands)
 
 
+@pytest.mark.slow
 def test_a_snapshot_moves_between_layouts(tmp_path):
     model, profile = setting()
     _, cache = logits(model, profile, "triton", batch=1)
@@ -142,7 +147,7 @@ def test_a_table_of_pages_is_not_taken_for_blocks_that_came_later():
     cache = SpectralCache(loaded.model, profile, tier="hot", kernels="triton")
     with torch.no_grad():
         loaded.model(input_ids=torch.randint(5, 500, (1, 400)), past_key_values=cache, logits_to_keep=1)
-    tier, (first, second) = cache.tiers["hot"], cache.state.rows[0]
+    tier, (first, second) = cache.tiers["hot"], cache.state.sequences[0]
     data = tier.to_bytes(first), tier.to_bytes(second)
     cache.reset()
     address, pages = None, []

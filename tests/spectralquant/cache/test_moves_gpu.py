@@ -62,7 +62,7 @@ def test_a_saved_cache_goes_on_elsewhere(tier, way, tmp_path):
     cache.save(tmp_path / "cache.safetensors")
     other, _ = model_on(target)
     back = SpectralCache.load(tmp_path / "cache.safetensors", other, profile)
-    assert [b.tier for b in back.state.rows[0]] == [b.tier for b in cache.state.rows[0]]
+    assert [b.tier for b in back.state.sequences[0]] == [b.tier for b in cache.state.sequences[0]]
     assert distance(steps(other, back, NEXT), steps(model, cache, NEXT)) < 0.03
 
 

@@ -10,7 +10,7 @@ from conftest import SMALL_CALIBRATION, random_model, small_tokenizer
 from transformers import DynamicCache
 
 from spectralquant import SpectralCache
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
@@ -40,6 +40,7 @@ def test_whole_layers_have_no_bits():
 
 
 @pytest.mark.parametrize(("tier", "kernels"), [("hot", "auto"), ("hot", "triton"), ("warm", "auto"), ("cold", "auto")])
+@pytest.mark.slow
 def test_every_way_of_reading(tier, kernels, tmp_path):
     model, profile = starved()
     cache = SpectralCache(model, profile, tier=tier, kernels=kernels, background=False)

@@ -206,6 +206,7 @@ def test_a_short_sequence_is_said_when_its_cache_goes():
         gc.collect()
 
 
+@pytest.mark.slow
 def test_a_short_sequence_is_said_when_the_program_ends(tmp_path):
     model, cache = cache_of("warm")
     model.save_pretrained(tmp_path / "model")

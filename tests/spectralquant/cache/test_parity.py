@@ -5,10 +5,9 @@ import torch
 from conftest import profile_of
 
 from spectralquant import SpectralCache
-from spectralquant.calibration.solve import cold_method
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec
+from spectralquant.methods.coding.spectral import SpectralFixed, fixed_codec, tier_method
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -38,7 +37,7 @@ def test_streaming_kl_equals_the_harness(architecture, tier):
     loaded, profile = profile_of(architecture)
     ids = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 2000).windows(7 * BLOCK, 1)[0]
     if tier == "cold":
-        method = cold_method(profile.tier("cold"), loaded)
+        method = tier_method(profile.tier("cold"), loaded)
     else:
         method = SpectralFixed(fixed_codec(tier == "hot")(profile.tier(tier), loaded.geometry))
     found = stream_window(loaded.model, loaded.geometry, ids, [method])[0]

@@ -242,6 +242,7 @@ def test_a_copy_of_a_model_that_has_a_cache_is_a_plain_model(model):
 
 
 @pytest.mark.parametrize("alive", [True, False])
+@pytest.mark.slow
 def test_a_pickled_model_needs_nothing_of_ours(model, alive, tmp_path):
     cache = cache_of(model, "hot")
     prefill(model, cache)

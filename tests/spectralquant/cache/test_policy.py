@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import profile_of
 
-from spectralquant import SpectralCache, SpectralKVCache
+import spectralquant
+from spectralquant import SpectralCache
 from spectralquant.cache.persist.lazy import LazySection
 from spectralquant.cache.persist.prompt import pack_prompt
 from spectralquant.codec.packet import CODED
@@ -31,7 +32,7 @@ def test_auto_takes_the_fastest_tier():
 def test_blocks_move_down_with_age():
     cache = filled(tier="hot", ages={"warm": 400, "cold": 800})
     total = cache.get_seq_length()
-    for block in cache.state.rows[0]:
+    for block in cache.state.sequences[0]:
         age = total - block.stop
         assert block.tier == ("cold" if age >= 800 else "warm" if age >= 400 else "hot")
     assert cache.stats().spent.demotions > 0
@@ -44,9 +45,53 @@ def test_a_memory_budget_is_kept():
     stats = cache.stats()
     assert stats.exact_bytes + sum(t.bytes for t in stats.tiers.values()) <= limit
     assert len(stats.tiers) > 1 and not stats.over_budget
-    assert cache.state.rows[0][0].tier != "hot", "the oldest go first"
+    assert cache.state.sequences[0][0].tier != "hot", "the oldest go first"
     with pytest.warns(UserWarning, match="over max_bytes"):
         assert filled(tier="hot", max_bytes=1000).stats().over_budget
+
+
+def test_demotion_moves_the_oldest_block_one_tier_down():
+    cache = filled(600, tier="hot")
+    assert cache.demote(1) == 1
+    assert [block.tier for block in cache.state.sequences[0]] == ["warm", "hot", "hot"]
+
+
+OLD_NAMES = {
+    "demote": lambda model, profile: filled(600, tier="hot").evict(),
+    "SpectralCache": lambda *_: spectralquant.SpectralKVCache,
+    "adaptive_tables": lambda model, profile: pack_prompt(model, profile, ids(300), adaptive=True),
+}
+
+
+@pytest.mark.parametrize("new", OLD_NAMES)
+def test_older_names_still_work_and_name_the_new_one_where_they_are_used(new):
+    loaded, profile = profile_of("llama")
+    with pytest.warns(DeprecationWarning, match=f"is now called {new}") as caught:
+        OLD_NAMES[new](loaded.model, profile)
+    assert caught[0].filename == __file__
+
+
+def test_older_names_mean_the_same():
+    loaded, profile = profile_of("llama")
+    assert spectralquant.SpectralKVCache is SpectralCache and filled(600, tier="hot").evict() == 1
+    packets = [
+        pack_prompt(loaded.model, profile, ids(300), **{name: True})[0] for name in ("adaptive", "adaptive_tables")
+    ]
+    assert bytes(packets[0]) == bytes(packets[1])
+
+
+@pytest.mark.parametrize("name", ["adaptive", "adaptive_ranks"])
+def test_files_from_before_bounds_are_read_unless_ranks_followed_their_text(tmp_path, name):
+    loaded, profile = profile_of("llama")
+    snapshot = filled(600, tier="cold")._snapshot()
+    del snapshot.facts["options"]["bound"]
+    for ranks_followed in (False, True):
+        snapshot.facts["options"][name] = ranks_followed
+        snapshot.save(tmp_path / "c")
+        if not ranks_followed:
+            assert SpectralCache.load(tmp_path / "c", loaded.model, profile).options["bound"] is None
+    with pytest.raises(InputError, match="bound="):
+        SpectralCache.load(tmp_path / "c", loaded.model, profile)
 
 
 @pytest.mark.parametrize("tier", ["warm", "cold"])
@@ -74,7 +119,7 @@ def test_a_packed_cache_equals_a_packed_prompt_and_goes_on(tmp_path):
     assert mine.coded_bytes == pytest.approx(theirs.coded_bytes, rel=0.02)
     mine.save(tmp_path / "prompt.sqkv")
     again = SpectralCache.unpack(loaded.model, profile, tmp_path / "prompt.sqkv", background=False)
-    assert all(isinstance(b.payload, LazySection) for b in again.state.rows[0])
+    assert all(isinstance(b.payload, LazySection) for b in again.state.sequences[0])
     with torch.no_grad():
         a, b = (loaded.model(input_ids=ids(1, 3), past_key_values=c).logits for c in (cache, again))
         assert torch.allclose(a, b, atol=1e-3 * float(a.abs().max()))
@@ -103,7 +148,7 @@ def test_one_tensor_alone():
     loaded, profile = profile_of("llama")
     cache = filled(600, tier="cold")
     keys = torch.stack([cache.view(layer).dense()[0][0] for layer in range(3)])
-    packet = SpectralKVCache(loaded.model, profile).compress(keys, token_ids=ids(600)[0])
+    packet = SpectralCache(loaded.model, profile).compress(keys, token_ids=ids(600)[0])
     back = SpectralCache.unpack(loaded.model, profile, packet)
     for layer in range(3):
         found = back.view(layer).dense()[0][0]

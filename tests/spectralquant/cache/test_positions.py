@@ -11,7 +11,7 @@ from transformers import AutoConfig, DynamicCache, Qwen2VLForConditionalGenerati
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
 from spectralquant.cache.tokens.positions import TokenPositions
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.errors import InputError, UnsupportedModelError
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry

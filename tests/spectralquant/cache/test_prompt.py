@@ -9,7 +9,7 @@ from conftest import ARCHITECTURES, random_model
 
 from spectralquant.cache.persist.prompt import coded_range, continue_from, pack_prompt, unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
-from spectralquant.calibration.api import calibrate
+from spectralquant.calibrating.api import calibrate
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.packet import CODED, EXACT, SpectralPacket
 from spectralquant.errors import InputError, PacketError, ProfileError

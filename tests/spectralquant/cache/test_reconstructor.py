@@ -85,12 +85,13 @@ def test_a_damaged_block_is_reported_by_the_forward_pass():
     ids = torch.randint(5, 500, (1, 400))
     with torch.no_grad():
         loaded.model(input_ids=ids, past_key_values=cache)
-        block = cache.state.rows[0][0]
-        cache.state.rows[0][0] = cache.tiers["cold"].from_bytes(block.payload[:-9], block.start, block.tokens)
+        block = cache.state.sequences[0][0]
+        cache.state.sequences[0][0] = cache.tiers["cold"].from_bytes(block.payload[:-9], block.start, block.tokens)
         with pytest.raises(PacketError):
             loaded.model(input_ids=ids[:, :1], past_key_values=cache)
 
 
+@pytest.mark.slow
 def test_a_dead_worker_is_reported_and_the_cache_goes_on():
     loaded, profile = profile_of("llama")
     ids = torch.randint(5, 500, (1, 400))

@@ -66,8 +66,8 @@ class CacheMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.length)
     @rule(blocks=st.integers(1, 3))
-    def evict(self, blocks: int) -> None:
-        self.cache.evict(blocks)
+    def demote(self, blocks: int) -> None:
+        self.cache.demote(blocks)
 
     @rule()
     def reset(self) -> None:

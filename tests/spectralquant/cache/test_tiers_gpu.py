@@ -32,9 +32,9 @@ def test_host_pages_hold_the_same_codes(tier, dtype):
     """Codes in pinned host memory are read as from device memory, bit for bit, and come back from a crop."""
     model, profile = model_on(GPU, dtype)
     device, host = (filled(model, profile, tier, host=host, kernels="torch") for host in (False, True))
-    page = host.state.rows[0][0].payload.data
+    page = host.state.sequences[0][0].payload.data
     assert page.device.type == "cpu" and page.is_pinned()
-    assert device.state.rows[0][0].payload.data.is_cuda
+    assert device.state.sequences[0][0].payload.data.is_cuda
     assert torch.equal(steps(model, host, NEXT), steps(model, device, NEXT))
     for cache in (host, device):
         cache.crop(-300)
@@ -107,7 +107,7 @@ def test_rows_are_reordered_and_selected(tier, dtype):
     cache.reorder_cache(order)
     after = read(model, cache, prompt(1, 3, seed=2)[order.cpu()])
     assert distance(after, before[order]) < (1e-3 if dtype == torch.float32 else 5e-2)
-    assert cache.state.rows[1][0] is cache.state.rows[2][0], "equal rows share their blocks"
+    assert cache.state.sequences[1][0] is cache.state.sequences[2][0], "equal rows share their blocks"
     cache.batch_select_indices(torch.tensor([True, False, True], device=GPU))
     cache.batch_repeat_interleave(2)
     assert (cache.batch_size, cache.get_seq_length()) == (4, PROMPT + 1)

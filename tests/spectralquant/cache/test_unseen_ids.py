@@ -36,6 +36,7 @@ def cold_only(profile):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 @pytest.mark.parametrize("background", [False, True])
+@pytest.mark.slow
 def test_embeddings_of_tokens_are_coded_like_their_ids(architecture, background):
     loaded, profile = profile_of(architecture)
     model, ids = loaded.model, text(900)
@@ -49,7 +50,7 @@ def test_embeddings_of_tokens_are_coded_like_their_ids(architecture, background)
     assert set(unseen.tiers) == {"cold"}
     assert unseen.payload_ratio == pytest.approx(seen.payload_ratio, rel=0.02)
     assert not unseen.not_compressed
-    for mine, theirs in zip(*(cache.state.rows[0] for cache in caches), strict=True):
+    for mine, theirs in zip(*(cache.state.sequences[0] for cache in caches), strict=True):
         found, expected = (cache.tiers["cold"].codec.coefficients(b.payload).ids[0][1] for b in (theirs, mine))
         assert (found == expected).float().mean() > 0.95, "the ids themselves are found again"
 
@@ -63,7 +64,7 @@ def test_the_exact_end_of_a_packet_is_coded_when_it_leaves_the_window():
         again = SpectralCache.unpack(model, profile, cache.pack(), background=False)
         for c in (cache, again):
             model(ids[:, 500:], past_key_values=c, logits_to_keep=1)
-        assert [b.tier for b in again.state.rows[0]] == ["cold"] * 4
+        assert [b.tier for b in again.state.sequences[0]] == ["cold"] * 4
         expected = model(ids[:, :1], past_key_values=cache).logits
         found = model(ids[:, :1], past_key_values=again).logits
     assert torch.allclose(found, expected, atol=0.05 * float(expected.abs().max()))
@@ -98,7 +99,9 @@ def test_soft_prompts_without_another_tier_stay_exact_and_that_is_said():
     with torch.no_grad():
         mixed = torch.cat([soft(model, 20), model.get_input_embeddings()(ids)], dim=1)
         model(inputs_embeds=mixed, past_key_values=cache, logits_to_keep=1)
-    assert [b.tier for b in cache.state.rows[0]][1:] == ["cold"] * 2, "a short soft prompt costs its own block at most"
+    assert [b.tier for b in cache.state.sequences[0]][1:] == ["cold"] * 2, (
+        "a short soft prompt costs its own block at most"
+    )
 
 
 def test_blocks_that_cold_cannot_take_are_tried_once():
@@ -106,13 +109,13 @@ def test_blocks_that_cold_cannot_take_are_tried_once():
     cache = cold(loaded.model, profile, max_bytes=1)
     with torch.no_grad(), pytest.warns(UserWarning, match="over max_bytes"):
         loaded.model(inputs_embeds=soft(loaded.model, 500), past_key_values=cache, logits_to_keep=1)
-        before = list(cache.state.rows[0])
+        before = list(cache.state.sequences[0])
         tried = []
         guess = cache.tiers["cold"].with_ids
         cache.tiers["cold"].with_ids = lambda block: tried.append(block) or guess(block)
         for i in range(3):
             loaded.model(input_ids=text(1, i), past_key_values=cache)
-    assert cache.state.rows[0] == before
+    assert cache.state.sequences[0] == before
     assert not tried
     assert cache.stats().spent.demotions == 0
 
@@ -128,4 +131,4 @@ def test_packets_of_blocks_without_ids(kind):
         model(inputs_embeds=embeds, past_key_values=cache, logits_to_keep=1)
     again = SpectralCache.unpack(model, profile, cache.pack(), background=False)
     assert again.get_seq_length() == 500
-    assert {b.tier for b in again.state.rows[0]} == ({"cold"} if kind == "tokens" else set())
+    assert {b.tier for b in again.state.sequences[0]} == ({"cold"} if kind == "tokens" else set())

@@ -11,8 +11,9 @@ from conftest import SMALL_CALIBRATION, random_model, small_tokenizer
 from transformers import DynamicCache
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.capture.statistics import GroupedMoments, SpanMoments
-from spectralquant.calibration.run import CalibrationRun, calibrate_model
+from spectralquant.calibration.run import CalibrationRun
 from spectralquant.codec.packet import PacketHeader, SpectralPacket
 from spectralquant.errors import InputError, NotCompressedWarning, PacketError, ProfileError
 from spectralquant.geometry import CacheGeometry, LayerGroup
@@ -88,6 +89,7 @@ def test_reading_in_place_minds_the_window(name, tier):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_kernels_read_sliding_layers(name):
     """One query reads its whole window, so that no mask is in the kernels' way; padding is another thing."""
     loaded, profile = calibrated(name)

@@ -89,6 +89,7 @@ def test_generates_what_the_models_own_cache_does(name, mode):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_decoding_token_by_token_through_several_windows(name):
     model, ids = model_of(name), prompt(5)
     cache = SpectralCache(model)

@@ -100,6 +100,7 @@ COMPILED = (compiled_module, compiled_in_place, compiled_forward, compiled_layer
 
 @pytest.mark.parametrize("tier", ("hot", "cold"))
 @pytest.mark.parametrize("compiled", COMPILED, ids=lambda f: f.__name__)
+@pytest.mark.slow
 def test_compiled_models_read_caches(compiled, tier, profile, ids, expected):
     torch._dynamo.reset()
     model = compiled(random_model())

@@ -1,11 +1,15 @@
 """What calibration captures is what the model computes, for every supported architecture."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from conftest import ARCHITECTURES, random_model
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from spectralquant.calibration.capture import step as step_module
+from spectralquant.calibration.capture.loss import summed_cross_entropy
 from spectralquant.calibration.capture.step import capture_step
 from spectralquant.errors import UnsupportedModelError
 from spectralquant.hooks.decoder import attention_modules
@@ -89,6 +93,43 @@ def test_far_gradients_keep_the_output_and_drop_near_reads(model):
     assert torch.allclose(far.keys, plain.keys, atol=1e-3)
     assert float(far.value_grads[-16:].abs().max()) == 0.0
     assert float(far.value_grads[:16].abs().max()) > 0.0
+
+
+def backward_elsewhere(loss):
+    """The backward pass in another thread, as autograd does it for CUDA."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(loss.backward).result()
+
+
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["same thread", "another thread"])
+def test_layers_that_run_again_give_the_same_gradients(model, elsewhere, monkeypatch):
+    geometry, tokens = probe_geometry(model), ids(48)
+    kept = capture_step(model, geometry, tokens, far_block=8, received_block=8)
+    if elsewhere:
+        loss_of = step_module.summed_cross_entropy
+
+        class Loss:
+            def __init__(self, value):
+                self.backward, self.item = lambda: backward_elsewhere(value), value.item
+
+        monkeypatch.setattr(step_module, "summed_cross_entropy", lambda *given: Loss(loss_of(*given)))
+    again = capture_step(model, geometry, tokens, far_block=8, received_block=8, recompute=True)
+    for name in ("keys", "values", "key_grads", "value_grads", "rotated_grads", "received", "entropy"):
+        assert torch.allclose(getattr(again, name), getattr(kept, name), atol=1e-5, rtol=1e-4), name
+    assert not any("forward" in layer.__dict__ for layer in model.modules())
+    assert len(again.rotations) == geometry.layers
+
+
+def test_the_loss_in_rows_is_cross_entropy_and_so_is_its_gradient():
+    logits = torch.randn(600, 50, requires_grad=True)
+    targets = torch.randint(0, 50, (600,))
+    targets[-1] = -100
+    summed_cross_entropy(logits, targets).backward()
+    other = logits.detach().clone().requires_grad_()
+    loss = functional.cross_entropy(other, targets, reduction="sum")
+    loss.backward()
+    assert torch.allclose(summed_cross_entropy(logits.detach(), targets), loss)
+    assert torch.allclose(logits.grad, other.grad, atol=1e-6)
 
 
 def test_received_attention_counts_own_and_next_block_only(small):

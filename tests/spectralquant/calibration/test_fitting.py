@@ -33,7 +33,7 @@ def test_shared_tables_cost_little_more_than_own_tables():
     choice, tables = cluster_tables(histogram, 48)
     own = histogram[4] / histogram[4].sum(1, keepdim=True)
     ideal = -(histogram[4] * own.clamp_min(1e-12).log2()).sum().item()
-    shared = code_length(histogram, choice, tables) - 32 * histogram[..., ESCAPE].sum().item()
+    shared = code_length(histogram, choice, tables) - 8 * histogram[..., ESCAPE].sum().item()
     assert 1.0 <= shared / ideal < 1.02
     assert tables.shape == (48, ALPHABET) and torch.allclose(tables.sum(1), torch.ones(48), atol=1e-5)
     entropy = -(tables * tables.log2()).sum(1)

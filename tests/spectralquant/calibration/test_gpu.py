@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import LoadedModel
 from spectralquant.text.read import load_text

@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings, parse_targets
-from spectralquant.calibration.run import calibrate_model
 from spectralquant.calibration.targets import parse_target
 from spectralquant.errors import InputError, SourceError
 from spectralquant.profile.model import CalibrationProfile
@@ -88,7 +88,7 @@ sys.path.insert(0, {tests!r})
 import torch
 from conftest import random_model
 from transformers import AutoTokenizer
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import load_model
@@ -106,6 +106,7 @@ calibrate_model(small, text, settings, text_name="pydoc", out={out!r}, resume={r
 
 
 @pytest.mark.parametrize("stage, at", [("calibrate", 13), ("calibrate", 28), ("held-out measurement", 0)])
+@pytest.mark.slow
 def test_resume_after_a_kill_gives_the_same_bytes(small, small_folder, text, whole, tmp_path, stage, at):
     """The process is killed with SIGKILL at a step, and again the resumed one is left to finish."""
     from pathlib import Path

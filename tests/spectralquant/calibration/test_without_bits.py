@@ -12,7 +12,7 @@ from spectralquant.calibration.solve import _ratio_for_quality
 from spectralquant.calibration.targets import parse_target
 from spectralquant.errors import InputError
 from spectralquant.text.read import load_text
-from sqcli.terminal.calibration import tier_table
+from sqcli.terminal.calibration import kept_table
 from tests.conftest import random_model, small_tokenizer
 
 IDS = torch.randint(0, 512, (1, 620), generator=torch.Generator().manual_seed(5))
@@ -82,8 +82,7 @@ def test_layers_without_bits_read_as_their_mean(target):
         (kind, int(i)) for kind in ("key", "value") for i in torch.nonzero(getattr(profile.tier(tier), kind).ranks == 0)
     ]
     assert len(summary.without_bits) == len(empty) > 0
-    column = tier_table(profile).columns
-    assert any("without bits" in str(cell) for cell in column[0].cells)
+    assert any("without bits" in str(column.header) for column in kept_table(profile.sidecar).columns)
     cache = sq.SpectralCache(model, profile, tier=tier)
     plain = sq.SpectralCache(model, profile, tier=tier, attention="model")
     with torch.no_grad():
@@ -92,7 +91,7 @@ def test_layers_without_bits_read_as_their_mean(target):
         a, b = (model(input_ids=IDS[:, 600:], past_key_values=held).logits for held in (cache, plain))
     assert a.isfinite().all() and torch.allclose(a, b, atol=1e-3)
     group = empty[0][1]
-    keys, values = cache.reader.whole(0, cache.state.rows[0][0])
+    keys, values = cache.reader.whole(0, cache.state.sequences[0][0])
     if tier == "warm" and ("value", group) in empty:
         mean = profile.tier("warm").value.mean.view(3, 2, 1, 16)[group]
         assert torch.allclose(values[group].float(), mean.expand_as(values[group]), atol=1e-3)

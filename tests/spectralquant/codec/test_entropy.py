@@ -62,7 +62,7 @@ def test_round_trip(lengths, adaptive, width):
     coder = make_coder()
     symbols, classes = draw(coder, sum(lengths), len(lengths), 3 if adaptive else 1)
     ids = [ids_of(n, n, width) for n in lengths]
-    blocks = through_bytes(coder, coder.encode(symbols, classes, lengths, ids, adaptive=adaptive))
+    blocks = through_bytes(coder, coder.encode(symbols, classes, lengths, ids, adaptive_tables=adaptive))
     if adaptive and max(lengths) > 100:
         assert any(b.shifts is not None for b in blocks)
     back = coder.decode(blocks)
@@ -78,10 +78,10 @@ def test_round_trip(lengths, adaptive, width):
 def test_blocks_do_not_depend_on_their_neighbours():
     coder = make_coder()
     symbols, classes = draw(coder, 200, 8)
-    together = coder.encode(symbols, classes, [100, 100], [None, None], adaptive=True)
+    together = coder.encode(symbols, classes, [100, 100], [None, None], adaptive_tables=True)
     for i, block in enumerate(together):
         part = slice(100 * i, 100 * i + 100)
-        alone = coder.encode(symbols[:, part].contiguous(), classes[part], [100], [None], adaptive=True)[0]
+        alone = coder.encode(symbols[:, part].contiguous(), classes[part], [100], [None], adaptive_tables=True)[0]
         assert rans_block.join(alone) == rans_block.join(block)
 
 
@@ -106,7 +106,7 @@ def test_adaptive_tables_recover_bytes_on_foreign_statistics():
     symbols, classes = draw(coder, 400, 2)
     foreign = (symbols * 3).clip(-15, 15)
     sizes = [
-        sum(len(rans_block.join(b)) for b in coder.encode(foreign, classes, [400], [None], adaptive=adaptive))
+        sum(len(rans_block.join(b)) for b in coder.encode(foreign, classes, [400], [None], adaptive_tables=adaptive))
         for adaptive in (False, True)
     ]
     assert sizes[1] < 0.95 * sizes[0]
@@ -115,7 +115,7 @@ def test_adaptive_tables_recover_bytes_on_foreign_statistics():
 def test_own_statistics_need_no_shift():
     coder = make_coder()
     symbols, classes = draw(coder, 1024, 3)
-    block = coder.encode(symbols, classes, [1024], [None], adaptive=True)[0]
+    block = coder.encode(symbols, classes, [1024], [None], adaptive_tables=True)[0]
     assert block.shifts is None or abs(np.array(SHIFTS)[block.shifts]).mean() < 6
     assert SHIFTS[NO_SHIFT] == 0
 
@@ -148,7 +148,7 @@ def written():
     coder = make_coder()
     symbols, classes = draw(coder, 60, 5, 3)
     symbols[3, 4] = 70_000
-    block = coder.encode(symbols, classes, [60], [ids_of(60, 1, 2)], adaptive=True)[0]
+    block = coder.encode(symbols, classes, [60], [ids_of(60, 1, 2)], adaptive_tables=True)[0]
     assert block.shifts is not None and block.wide
     return coder, symbols, rans_block.join(block)
 
@@ -167,6 +167,7 @@ def test_every_truncation_and_a_tail_are_refused(written):
     assert attempt(coder, data + b"x") is None
 
 
+@pytest.mark.slow
 def test_flipped_bytes_are_refused_or_decoded_never_worse(written):
     """What checksums catch in a packet is refused here too where the coder can notice; nothing crashes."""
     coder, symbols, data = written

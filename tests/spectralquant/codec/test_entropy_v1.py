@@ -49,7 +49,7 @@ def shifts():
 def test_words_of_the_old_program(adaptive):
     symbols, classes = example()
     words = np.frombuffer(bytes.fromhex(WORDS[adaptive]), "<u4")
-    found, back = reader().decode(words, np.array([99], np.int32), 5, adaptive=adaptive)
+    found, back = reader().decode(words, np.array([99], np.int32), 5, adaptive_tables=adaptive)
     assert np.array_equal(back, classes)
     assert all(np.array_equal(a, b) for a, b in zip(symbols, found, strict=True))
     made, escapes = encode_v1(reader(), symbols, classes, shifts() if adaptive else None)
@@ -100,4 +100,4 @@ def test_a_packet_that_says_version_1_is_read():
 def test_random_words_are_refused_or_decoded_never_worse(data, tokens, adaptive):
     words = np.frombuffer(data[: len(data) // 4 * 4], np.uint32)
     with contextlib.suppress(PacketError):
-        reader().decode(words, np.zeros(0, np.int32), tokens, adaptive=adaptive)
+        reader().decode(words, np.zeros(0, np.int32), tokens, adaptive_tables=adaptive)

@@ -27,7 +27,7 @@ def test_a_cache_holds_what_the_codec_codes():
     ids = torch.randint(5, 500, (1, 400), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         loaded.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
-    tier, stored = cache.tiers["hot"], cache.state.rows[0][-1]
+    tier, stored = cache.tiers["hot"], cache.state.sequences[0][-1]
     geometry = loaded.geometry
     keys, values = tier.whole(stored, None, None)
     plain = KVBlock(

@@ -32,11 +32,11 @@ def test_the_expected_error_is_the_measured_one():
     assert 0.3 < float(found.mean()) / products.rounding_error(basis) < 3
 
 
-def test_fine_steps_and_machines_without_units_get_float32(able, monkeypatch):
+def test_fine_steps_and_machines_without_units_get_float32_and_gpus_float16(able, monkeypatch):
     tier = random_codec().tier
     assert products.product_dtype(tier, CPU) == torch.bfloat16
     assert products.product_dtype(tier, CPU, step_scale=0.01) == torch.float32
-    assert products.product_dtype(tier, torch.device("cuda")) == torch.float32
+    assert products.product_dtype(tier, torch.device("cuda")) == torch.float16
     monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: False)
     assert products.product_dtype(tier, CPU) == torch.float32
 

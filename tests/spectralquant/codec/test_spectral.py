@@ -131,8 +131,8 @@ def test_importance_classes_halve_the_step_every_two_and_survive_nonsense():
 def test_a_cache_reads_layer_by_layer_what_any_span_coded(span, small):
     """Layers of several groups, of one group, and of a part of one."""
     from spectralquant.cache.spectral_cache import SpectralCache
+    from spectralquant.calibrating.api import calibrate_model
     from spectralquant.calibration.options import CalibrationSettings
-    from spectralquant.calibration.run import calibrate_model
     from spectralquant.text.read import load_text
     from spectralquant.text.tokens import tokenize
 
@@ -143,7 +143,7 @@ def test_a_cache_reads_layer_by_layer_what_any_span_coded(span, small):
     with torch.no_grad():
         small.model(input_ids=text.windows(512)[:1], past_key_values=cache)
     codec = cache.tiers["cold"].codec
-    block = cache.state.groups[0].rows[0][0]
+    block = cache.state.groups[0].sequences[0][0]
     keys, values = codec.decode(cache.tiers["cold"].to_bytes(block))
     coded = codec.coefficients(cache.tiers["cold"].to_bytes(block))
     for layer in range(small.geometry.layers):

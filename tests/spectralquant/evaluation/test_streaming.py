@@ -145,6 +145,7 @@ def test_needle_prompt_places_the_key_once_and_asks_at_the_end(small):
 
 
 @pytest.mark.model
+@pytest.mark.slow
 def test_needle_retrieval_tells_good_from_ruined(builtin):
     ruined = needle_retrieval(builtin, [TurboQuant(64, 4), Probe(0.0)], 512, trials=3)
     assert ruined[0].exact_hits == 3 and ruined[0].hits >= 2 and ruined[1].hits == 0

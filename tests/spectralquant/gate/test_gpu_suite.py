@@ -34,7 +34,8 @@ def small(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(gpu, "SHAPE", "custom:layers=1,heads=2,kv_heads=1,head_dim=32")
     monkeypatch.setattr(gpu, "CONTEXT", 300)
-    monkeypatch.setattr(gpu, "ROUNDS", 8)
+    monkeypatch.setattr(gpu, "BATCHES", (1, 2))
+    monkeypatch.setattr(gpu, "ROUNDS", 7)
 
     class Pretended:
         type, index = "cuda", 0
@@ -49,13 +50,15 @@ def cell_matrices(shape, settings):
     return random_matrices(shape, settings, "cpu")
 
 
+@pytest.mark.slow
 def test_every_kernel_has_its_metrics_and_a_wrong_one_is_found(small, monkeypatch):
     result = gpu.gpu_suite(small)
     names = [r["metric"] for r in result["rows"]]
     assert len(names) == 12 and names[0] == "gpu/spectral_decode/context=300,batch=1/correct"
     assert all(r["value"] == 1.0 for r in result["rows"] if r["metric"].endswith("correct"))
-    assert all(len(r["samples"]) == 8 for r in result["rows"] if r["metric"].endswith("time_over_dense"))
+    assert all(len(r["samples"]) == 7 for r in result["rows"] if r["metric"].endswith("time_over_dense"))
     monkeypatch.setattr(gpu, "check_kernel", lambda *a: (1.0, 0.1))
+    monkeypatch.setattr(gpu, "ROUNDS", 1)
     broken = gpu.gpu_suite(small)
     wrong = {v.metric for v in judge(result, broken, Limits()).verdicts if v.verdict == "regression"}
     assert {n for n in names if n.endswith("correct")} <= wrong

@@ -69,6 +69,7 @@ def library(tmp_path_factory):
     return top, copy
 
 
+@pytest.mark.slow
 def test_the_unchanged_library_passes(library):
     top, _ = library
     done = smoke(top / "first", "--baseline", str(top / "baseline.json"))
@@ -76,6 +77,7 @@ def test_the_unchanged_library_passes(library):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.slow
 def test_a_fault_is_found(library, fault):
     top, copy = library
     file, before, after, named = FAULTS[fault]

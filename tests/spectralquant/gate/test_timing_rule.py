@@ -8,6 +8,7 @@ from spectralquant.gate.statistics import compare_times, holm
 from spectralquant.gate.verdict import timing_verdict
 
 
+@pytest.mark.slow
 def test_error_rates_over_a_thousand_runs():
     rows = simulate(runs=1000, samples=10, limit=0.05)["rows"]
     assert len(rows) == 8

@@ -6,7 +6,7 @@ from conftest import SMALL_CALIBRATION, profile_of, random_model, small_tokenize
 
 from spectralquant import pack_prompt
 from spectralquant.cache.generation import GenerationOptions, generate_text
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibrating.api import calibrate_model
 from spectralquant.errors import InputError
 from spectralquant.evaluation.compare import QUICK, Comparison
 from spectralquant.evaluation.needle import needle_retrieval

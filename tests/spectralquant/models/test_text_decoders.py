@@ -11,7 +11,8 @@ from transformers import AutoConfig, DynamicCache
 
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
 from spectralquant.cache.generation import GenerationOptions, generate_text
-from spectralquant.calibration.run import CalibrationRun, calibrate_model
+from spectralquant.calibrating.api import calibrate_model
+from spectralquant.calibration.run import CalibrationRun
 from spectralquant.errors import InputError, NotCompressedWarning
 from spectralquant.hooks.decoder import attention_modules, longest_context
 from spectralquant.models.load import LoadedModel, load_model
@@ -195,7 +196,7 @@ def test_images_are_read_from_the_cache_where_they_stand(kind):
     with torch.no_grad(), pytest.warns(NotCompressedWarning, match="not seen .images"):
         loaded.model(**given, past_key_values=cold, logits_to_keep=1)
     total = given["input_ids"].shape[1]
-    assert [block.tier for block in cold.groups[0].tokens.rows[0]] == ["cold", "exact", "cold"]
+    assert [block.tier for block in cold.groups[0].tokens.sequences[0]] == ["cold", "exact", "cold"]
     image = (given["input_ids"][0] == IMAGE).nonzero()[:, 0]
     assert (cold.state.ids[0, image] == -1).all() and (cold.state.ids >= 0).sum() == total - len(image)
     for layer in (0, 1):

@@ -23,7 +23,7 @@ from spectralquant.codec.cold.complement import bounded_block, turbo
 from spectralquant.codec.cold.complement.coder import ComplementCoder, ComplementSymbols
 from spectralquant.codec.cold.complement.first_stage import FirstStage
 from spectralquant.codec.cold.complement.heads import WeightedHeads
-from spectralquant.codec.cold.importance import CLASSES, class_step
+from spectralquant.codec.cold.importance import CLASSES, NEUTRAL, class_step
 from spectralquant.codec.cold.projected import Projected
 
 FINEST, COARSEST = -48, 0
@@ -121,7 +121,9 @@ class BoundedEncoder:
 
     def _trial(self, block: KVBlock, projected: Projected, scale: int) -> _Trial:
         moved, rest = bounded_block.octaves(scale)
-        classes = (projected.classes + moved).clamp(0, CLASSES - 1)
+        classes = projected.classes
+        if moved:  # tokens whose attention nobody saw join the others
+            classes = (torch.where(classes >= CLASSES, NEUTRAL, classes) + moved).clamp(0, CLASSES - 1)
         steps = class_step(classes) * (self.codec.step_scale * rest)
         run = self.codec.symbols(projected, classes, steps)
         keys, values = self.codec.reconstructed(run.symbols, steps, projected.features)
@@ -144,7 +146,7 @@ class BoundedEncoder:
 
     def _joined(self, block: KVBlock, t: _Trial, rest: bytes = b"", stage: int = 0, second: int = 0) -> bytes:
         parts = self.codec.coder.encode(
-            t.symbols, t.classes, [block.tokens], [self.codec.ids(block)], adaptive=self.codec.adaptive
+            t.symbols, t.classes, [block.tokens], [self.codec.ids(block)], adaptive_tables=self.codec.adaptive_tables
         )
         first = rans_block.join(parts[0])
         if not stage and not t.scale:

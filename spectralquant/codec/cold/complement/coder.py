@@ -149,4 +149,4 @@ class ComplementCoder:
         """A coder of the rows of some bands, each row with its band's table."""
         choice = rungs[self.band_of_row[rows]].to(torch.uint8).expand(CLASSES, -1)
         nothing = torch.zeros(CLASSES, 0, dtype=torch.uint8)
-        return EntropyCoder(self.tables, (choice, nothing), self.device, self.search)
+        return EntropyCoder(self.tables, (choice, nothing), self.device)

@@ -26,7 +26,7 @@ class FirstStage(Protocol):
     geometry: CacheGeometry
     device: torch.device
     step_scale: float
-    adaptive: bool
+    adaptive_tables: bool
     coder: EntropyCoder
     heads: WeightedHeads | None
     errors: deque[float]

@@ -1,22 +1,61 @@
-"""`spectralquant.calibrate`: the library's one-call calibration."""
+"""`calibrate` and `calibrate_model`: a calibration run whose tiers the evaluation harness measures."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from spectralquant.calibrating.promise import promise
+from spectralquant.calibration.capture.passes import require_gradients
 from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.run import calibrate_model
+from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.targets import Target, parse_target
+from spectralquant.claims import claimed
+from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.hooks.wrappers import usable_model
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
 from spectralquant.processes import Processes
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.text.tokens import tokenize
+from spectralquant.surroundings import own_run
+from spectralquant.text.tokens import TokenText, tokenize
+
+
+def calibrate_model(
+    loaded: LoadedModel,
+    text: TokenText,
+    settings: CalibrationSettings,
+    *,
+    text_name: str = "text",
+    out: str | Path | None = None,
+    resume: bool = False,
+    held_out: TokenText | None = None,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    processes: Processes | None = None,
+) -> CalibrationProfile | None:
+    """Calibrate a model on text; with `out` the run is checkpointed there and the profile saved.
+
+    Held-out windows are taken from `held_out`, or from `text` after the calibration windows. Of several `processes` that
+    call this with the same arguments the first returns the profile, and the others None.
+
+    Raises:
+        SourceError: too little text. InputError: nothing to resume, or options that cannot be met.
+        UnsupportedModelError: see `usable_model`; or weights that gradients cannot flow past.
+        LostProcessError: another process ended.
+    """
+    loaded = replace(loaded, model=usable_model(loaded.model))
+    if settings.metric == "fisher":
+        require_gradients(loaded.model)
+    others = processes is not None and not processes.first
+    claim = contextlib.nullcontext() if out is None or others else claimed(out, "--out")
+    with claim, own_run(loaded.model):
+        run = CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress, processes)
+        return run.execute(measure_tiers, promise)
 
 
 def calibrate(

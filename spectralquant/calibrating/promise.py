@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from spectralquant.calibration.options import CalibrationSettings
-from spectralquant.calibration.solve import stable_row
+from spectralquant.calibration.run import CalibrationRun
 from spectralquant.errors import SourceError
 from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
@@ -28,24 +27,22 @@ WINDOW = 8 * BLOCK
 SKIPPED = 6
 
 
-def promise(
-    profile: CalibrationProfile,
-    loaded: LoadedModel,
-    settings: CalibrationSettings,
-    held_out: Tensor,
-    progress: Callable[[str, int, int], None],
-) -> None:
+def promise(profile: CalibrationProfile, run: CalibrationRun) -> None:
     """Note in a profile whose cold tier has an error target what errors cost, and what the target does on held-out text."""
+    loaded, settings = run.loaded, run.settings
     if "cold" not in profile.tiers or settings.target("cold").quantity != "error":
         return
-    search, report = held_out.chunk(2)
+    search, report = run.held_out.chunk(2)
     summary, kl = profile.sidecar.tiers["cold"], settings.target("cold").value
     part = (profile.tier("cold"), profile.heads, summary.step)
-    summary.errors = error_table(*part, loaded, promise_texts(loaded, search), progress)
+    summary.errors = error_table(*part, loaded, promise_texts(loaded, search), run.progress)
     spec = BoundedSpec(profile.heads, summary.step, error_limit(summary, kl))
     method = tier_method(profile.tier("cold"), loaded, bounded=spec, bound=kl)
-    done = measure(loaded.model, loaded.geometry, report, [method], lambda d, t: progress("held-out measurement", d, t))
-    summary.measured = stable_row(done[0], loaded, report)
+    told = lambda done, total: run.progress("held-out measurement", done, total)  # noqa: E731
+    row = measure(loaded.model, loaded.geometry, report, [method], told)[0].row(
+        loaded.geometry, loaded.name, report.shape[1]
+    )
+    summary.measured = {k: v for k, v in row.items() if k not in ("encode_s", "decode_s", "time_unit")}
 
 
 def promise_texts(

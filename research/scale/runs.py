@@ -1,0 +1,105 @@
+"""Runs of `sq calibrate` in processes of their own, so that each one's peak memory is its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+Row = dict[str, Any]
+
+
+def sq(arguments: Sequence[str]) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """`python -m sqcli …`: seconds and how it ended."""
+    start = time.perf_counter()
+    done = _python(["-m", "sqcli", *arguments])
+    return time.perf_counter() - start, done
+
+
+def _python(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def calibration(options: Sequence[str], stem: Path) -> Row:
+    """One calibration: its plan (predicted), and its time, peaks and profile (measured)."""
+    plan = planned(options)
+    seconds, done = sq(["calibrate", *options, "--out", str(stem)])
+    row: Row = {"options": " ".join(options), "gpus": 1, "ok": done.returncode == 0, "process_s": round(seconds, 1)}
+    if not row["ok"]:
+        return row | {"plan": plan, "error": " ".join(done.stderr.split())[-400:]}
+    sidecar = json.loads(stem.with_name(stem.name + ".json").read_text())
+    run, options_used = sidecar["run"], sidecar["calibration"]
+    peaks = run["stages_peak_bytes"]
+    share = {stage: plan["stages"][stage] / peak - 1 for stage, peak in peaks.items() if stage in plan["stages"]}
+    return row | {
+        "measured": True,
+        "device": run["device"],
+        "seconds": round(sum(run["stages_s"].values()), 1),
+        "stages_s": run["stages_s"],
+        "capture_s": run["capture_s"],
+        "peak_bytes": max(peaks.values()),
+        "stages_peak_bytes": peaks,
+        "plan": plan,
+        "plan_error": max(peaks.values()) and plan["peak_bytes"] / max(peaks.values()) - 1,
+        "plan_error_by_stage": share,
+        "profile_bytes": sidecar["tensor_bytes"],
+        "profile_bytes_by_tier": _bytes_by_tier(stem),
+        "steps": options_used["steps"],
+        "span_width": options_used["span_width"],
+        "solver": options_used["solver"],
+        "reduced_bytes": run["reduced_bytes"],
+        "reduce_s": run["reduce_s"],
+        "git_commit": run["git_commit"],
+        "git_dirty": run["git_dirty"],
+    }
+
+
+def _bytes_by_tier(stem: Path) -> dict[str, int]:
+    """Bytes of a profile's tensors: of each tier, and of the head spectra."""
+    with safe_open(stem.with_name(stem.name + ".safetensors"), framework="pt") as handle:
+        sizes = [(name.split(".")[0], handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118 (not a dict)
+    out: dict[str, int] = {}
+    for tier, tensor in sizes:
+        out[tier] = out.get(tier, 0) + math.prod(tensor.get_shape()) * BYTES[tensor.get_dtype()]
+    return out
+
+
+def planned(options: Sequence[str]) -> Row:
+    """What `--dry-run` predicts for the same options."""
+    _, done = sq(["calibrate", *options, "--dry-run", "--json", "-", "--quiet"])
+    if done.returncode:
+        return {"stages": {}, "error": " ".join(done.stderr.split())[-300:]}
+    result = json.loads(done.stdout)
+    return result["plan"] | {"stages": {row["stage"]: row["peak_bytes"] for row in result["rows"]}}
+
+
+def seconds_per_step(row: Row) -> float:
+    """Of the first pass without what is kept beside the steps (samples, checkpoints)."""
+    beside = row["capture_s"]["samples"] + row["capture_s"]["checkpoints"]
+    return (row["stages_s"]["capture"] - beside) / row["steps"]
+
+
+def together(out: Path, gpus: int, model: str, steps: int, window: int) -> Row:
+    """The same steps by one process and by several (see `research.scale.together`)."""
+    done = _python([*LAUNCH, str(gpus), "-m", "research.scale.together", str(out), model, str(steps), str(window)])
+    if done.returncode:
+        return {"gpus": gpus, "ok": False, "error": " ".join(done.stderr.split())[-600:]}
+    return json.loads(out.read_text())

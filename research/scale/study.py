@@ -1,0 +1,157 @@
+"""`sq study calibrate-scale`: what calibration takes at real sizes, part by part, going on where a results file stands."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from research.scale.predicted import predicted_rows
+from research.scale.quality import QualityStudy, kl_at, quality_rows
+from research.scale.runs import Row, calibration, seconds_per_step, together
+from spectralquant.models.load import LoadedModel
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.files import results_file
+from spectralquant.text.tokens import TokenText
+
+PARTS = ("8b", "8b-small", "scaling", "70b", "quality", "predicted")
+EIGHT = ("--model", "random:llama-3.1-8b", "--window", "2048", "--dtype", "bfloat16", "--device", "cuda", "--offline")
+SEVENTY = ("--model", "random:llama-3.1-70b:layers=8", *EIGHT[2:])
+STEPS = 100
+SCALING_STEPS = 32
+SMALL_CARD = "24GB"
+EQUAL_RATIO = 40.0
+Progress = Callable[[str, int, int], None]
+Save = Callable[[dict[str, Any]], None]
+
+
+def scale_study(
+    parts: Sequence[str],
+    rows: list[Row],
+    load: Callable[[], tuple[LoadedModel, TokenText]],
+    save: Save,
+    progress: Progress = lambda stage, done, total: None,
+    model: str = "builtin:smollm2-135m",
+    quality: QualityStudy = QualityStudy(),  # noqa: B008 (frozen)
+    anew: bool = True,
+) -> dict[str, Any]:
+    """Measure `parts`, keeping the `rows` of an earlier run for the others (and for other models than `model`); `save` gets
+    the results after every row. Without `anew` rows that went well are kept and only what is missing is measured.
+    """
+    gpus = torch.cuda.device_count()
+    facts = provenance(**device_facts(torch.device("cuda" if gpus else "cpu")), gpus=gpus)
+    kept = lambda row: not anew and row["part"] != "predicted" and row.get("ok", True)  # noqa: E731
+    rows = [row for row in rows if row["part"] not in parts or row.get("model", model) != model or kept(row)]
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        save(_result(rows, facts))
+
+    for number, part in enumerate(parts):
+        progress(part, number, len(parts))
+        for row in _part(part, rows, gpus, load, quality, progress):
+            keep(
+                {
+                    "part": part,
+                    **row,
+                    "created": facts["created"],
+                    "commit": facts["git_commit"],
+                    "dirty": facts["git_dirty"],
+                }
+            )
+    return _result(rows, facts)
+
+
+def _part(
+    part: str, rows: list[Row], gpus: int, load: Callable[[], Any], quality: QualityStudy, progress: Progress
+) -> Iterator[Row]:
+    if part == "quality":
+        loaded, text = load()
+        for some in quality_rows(loaded, text, quality, progress, [r for r in rows if r["part"] == part]):
+            yield from some
+    elif part == "predicted":
+        full = _row(rows, "8b")
+        yield from predicted_rows(seconds_per_step(full) if full else None, full["stages_s"]["bases"] if full else None)
+    elif not gpus:
+        yield {"ok": False, "error": "not run: there is no GPU"}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _runs(part, Path(folder), gpus, {row.get("gpus") for row in rows if row["part"] == part})
+
+
+def _runs(part: str, folder: Path, gpus: int, done: set[int | None]) -> Iterator[Row]:
+    """The runs of a part, but for those on as many GPUs as are `done`."""
+    steps = ("--steps", str(STEPS))
+    if part != "scaling" and 1 in done:
+        return
+    if part == "8b":
+        yield calibration((*EIGHT, *steps, "--tier", "all"), folder / "p")
+    elif part == "8b-small":
+        yield calibration((*EIGHT, *steps, "--tier", "cold", "--memory", SMALL_CARD), folder / "p")
+    elif part == "70b":
+        yield calibration((*SEVENTY, "--steps", "10", "--tier", "cold"), folder / "p") | {"layers": 8, "of_layers": 80}
+    elif part == "scaling":
+        for count in sorted({2, 4} - done):
+            if count > gpus:
+                yield {"gpus": count, "ok": False, "error": f"not run: {gpus} GPUs"}
+            else:
+                yield together(folder / "row.json", count, EIGHT[1], SCALING_STEPS, 2048)
+
+
+def _row(rows: list[Row], part: str, **like: Any) -> Row | None:
+    """The row of a part that went well."""
+    fitting = (
+        r for r in rows if r["part"] == part and r.get("ok", True) and all(r.get(k) == v for k, v in like.items())
+    )
+    return next(fitting, None)
+
+
+def _result(rows: list[Row], facts: dict[str, Any]) -> dict[str, Any]:
+    return results_file("calibrate-scale", list(rows), facts, summary=_summary(rows), steps=STEPS, window=2048)
+
+
+def _summary(rows: list[Row]) -> dict[str, Any]:
+    """The figures that the issue asks for; null where a part was not run. Measured but for what is named predicted."""
+    full, small, seventy = (_row(rows, part) for part in ("8b", "8b-small", "70b"))
+    shares = [abs(row["plan_error"]) for row in (full, small, seventy) if row]
+
+    def efficiency(count: int) -> float | None:
+        row = _row(rows, "scaling", gpus=count)
+        return row and row["efficiency"]
+
+    quality = [row for row in rows if row["part"] == "quality"]
+    cases = {(r["varied"], r["metric"], r["basis"], r["steps"], r["model"]) for r in quality}
+    at_ratio = []
+    for varied, metric, basis, steps, model in sorted(cases):
+        some = [
+            r
+            for r in quality
+            if (r["varied"], r["metric"], r["basis"], r["steps"], r["model"]) == (varied, metric, basis, steps, model)
+        ]
+        at_ratio.append(
+            {
+                "varied": varied,
+                "metric": metric,
+                "basis": basis,
+                "steps": steps,
+                "model": model,
+                "kl_nats": kl_at(some, EQUAL_RATIO),
+                "tier_bytes": min(r["tier_bytes"] for r in some),
+            }
+        )
+    return {
+        "seconds_8b_100_steps": full and full["seconds"],
+        "peak_gb_8b": full and round(full["peak_bytes"] / 1e9, 2),
+        "peak_gb_8b_small_card": small and round(small["peak_bytes"] / 1e9, 2),
+        "seconds_8b_small_card": small and small["seconds"],
+        "profile_mb_8b": full and round(sum(full["profile_bytes_by_tier"][p] for p in ("cold", "heads")) / 1e6, 1),
+        "profile_mb_8b_all_tiers": full and round(full["profile_bytes"] / 1e6, 1),
+        "plan_error_share": max(shares) if shares else None,
+        "scaling_efficiency_2": efficiency(2),
+        "scaling_efficiency_4": efficiency(4),
+        "seconds_70b_100_steps": None,
+        f"kl_at_ratio_{EQUAL_RATIO:g}": at_ratio,
+    }

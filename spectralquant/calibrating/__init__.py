@@ -1,0 +1,1 @@
+"""Calibrating a model: a calibration run whose tiers the evaluation harness measures."""

@@ -1,0 +1,1 @@
+"""Coded blocks and the tensors of a cache, without anything in between."""

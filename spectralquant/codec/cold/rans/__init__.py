@@ -1,0 +1,1 @@
+"""Range coding of many blocks at once."""

@@ -1,0 +1,160 @@
+"""Decoding many blocks at once: what goes to the device, what comes back, and the side bytes.
+
+The two halves are apart so that the host parses the next blocks while the device decodes these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectralquant.codec.cold.importance import NEUTRAL, UNSEEN
+from spectralquant.codec.cold.rans.setting import CoderSetting
+from spectralquant.codec.cold.rans_block import WIDE, RansParts
+from spectralquant.codec.cold.symbols import NO_SHIFT, groups
+from spectralquant.errors import PacketError
+from spectralquant.streams import to_device, to_host
+from sqkernels.entropy import Decoded, StreamTable, decode
+
+BlockIds = tuple[int, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class SparseSymbols:
+    """Decoded symbols int8 `[R, N]` with 0 in the flat places int64 `[E]` of escaped values; escaped: int32 `[E]`, on the device,
+    and their largest magnitude. classes: uint8 `[2, N]`. ids: each block's id before it and its ids `[T]` (−1: unknown), or None.
+    """
+
+    symbols: Tensor
+    positions: Tensor
+    escaped: Tensor
+    largest: int
+    classes: Tensor
+    ids: tuple[BlockIds, ...]
+
+
+class PendingSymbols:
+    """Blocks whose decoding has been enqueued.
+
+    Raises:
+        PacketError: more tokens than the words can hold, or numbers that contradict the profile.
+    """
+
+    def __init__(self, coder: CoderSetting, blocks: Sequence[RansParts]) -> None:
+        self.coder, self.blocks = coder, blocks
+        for b in blocks:
+            if b.shape.tokens * coder.least_bits > 16 * (len(b.words) + len(b.states)):
+                raise PacketError(
+                    f"A block announces {b.shape.tokens} tokens, but {len(b.words)} words cannot code that many with this "
+                    "profile's tables."
+                )
+            if b.unseen and coder.unseen != UNSEEN:
+                raise PacketError("A block was coded with tables for tokens unseen, which this profile does not have.")
+        device = coder.device
+        self.classes = to_device([_classes(b) for b in blocks], device, axis=1)
+        shifts = None
+        if any(b.shifts is not None for b in blocks):
+            none = np.full(groups(coder.ranks[0]) + groups(coder.ranks[1]), NO_SHIFT, np.uint8)
+            shifts = np.stack([none if b.shifts is None else b.shifts for b in blocks])
+        streams = torch.from_numpy(np.concatenate([b.streams for b in blocks]))
+        try:
+            self.result: Decoded = decode(
+                to_device([b.words for b in blocks], device),
+                streams[:, 0].contiguous(),
+                to_device([b.states for b in blocks], device),
+                streams[:, 1].contiguous(),
+                StreamTable.of([b.shape for b in blocks], coder.rows),
+                coder.contexts(self.classes, shifts),
+                coder.tables,
+                dtype=torch.int8,
+            )
+        except ValueError as error:
+            raise PacketError(f"A block contradicts its profile: {error}.") from error
+        self._finals = to_host(self.result.finals)
+        self._status = to_host(self.result.status)
+
+    def finish(self) -> SparseSymbols:
+        """Wait for the device, check, and read the side bytes.
+
+        Raises:
+            PacketError: the words, states or side bytes do not belong to these tables.
+        """
+        if self._status().any():
+            raise PacketError("A block's entropy-coded words are damaged.")
+        blocks = self.blocks
+        ids, folded, wide = split_sides(blocks, self._finals().view(np.uint8))
+        device = self.coder.device
+        return SparseSymbols(
+            self.result.symbols,
+            self.result.positions,
+            _unfolded(to_device([folded], device), np.flatnonzero(folded == WIDE), wide),
+            int(np.abs(wide.astype(np.int64)).max(initial=WIDE // 2 + 1)),
+            self.classes,
+            ids,
+        )
+
+
+def _classes(block: RansParts) -> np.ndarray:
+    """Uint8 `[2, T]`."""
+    if block.classes is not None:
+        return block.classes
+    return np.full((2, block.shape.tokens), UNSEEN if block.unseen else NEUTRAL, np.uint8)
+
+
+def split_sides(blocks: Sequence[RansParts], held: np.ndarray) -> tuple[tuple[BlockIds, ...], np.ndarray, np.ndarray]:
+    """Ids of each block, and of all blocks together escaped values as bytes uint8 `[E]` and the wide ones int32 `[W]`.
+
+    held: uint8, what the lanes of all blocks held.
+
+    Raises:
+        PacketError: the bytes do not fit together.
+    """
+    ids: list[np.ndarray] = []
+    folded: list[np.ndarray] = []
+    wide: list[np.ndarray] = []
+    at = 0
+    for b in blocks:
+        lanes = 2 * b.shape.total_lanes
+        own = held[at : at + lanes]
+        at += lanes
+        if b.side < lanes and own[b.side :].any():
+            raise PacketError("A block's lanes end with data that nothing asks for.")
+        both = np.concatenate([own, b.tail]) if len(b.tail) else own
+        first, last = b.id_bytes, b.id_bytes + b.escapes
+        ids.append(both[:first])
+        folded.append(both[first:last])
+        wide.append(both[last : b.side])
+    escapes = np.concatenate(folded)
+    ends = np.cumsum([len(f) for f in folded])
+    counts = np.diff(np.searchsorted(np.flatnonzero(escapes == WIDE), ends), prepend=0)
+    if (counts != [b.wide for b in blocks]).any():
+        raise PacketError("A block holds another number of wide values than it announces.")
+    return _ids_of(blocks, ids), escapes, np.concatenate(wide).view("<i4")
+
+
+def _ids_of(blocks: Sequence[RansParts], parts: Sequence[np.ndarray]) -> tuple[BlockIds, ...]:
+    """Ids of blocks from their bytes."""
+    out: list[BlockIds] = [None] * len(blocks)
+    for width in {b.id_width for b in blocks} - {0}:
+        which = [i for i, b in enumerate(blocks) if b.id_width == width]
+        numbers = np.concatenate([parts[i] for i in which]).view(f"<u{width}").astype(np.int64)
+        numbers[numbers == (1 << 8 * width) - 1] = -1
+        at = 0
+        for i in which:
+            count = blocks[i].shape.tokens + 1
+            out[i] = (int(numbers[at]), numbers[at + 1 : at + count])
+            at += count
+    return tuple(out)
+
+
+def _unfolded(folded: Tensor, where: np.ndarray, wide: np.ndarray) -> Tensor:
+    """Int32 `[E]`: 2v and −2v − 1 back to v and −v, wide values in their places."""
+    half = folded.int()
+    values = (half >> 1) ^ -(half & 1)
+    if len(where):
+        values[to_device([where], folded.device)] = to_device([wide.astype(np.int32)], folded.device)
+    return values

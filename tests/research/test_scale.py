@@ -1,0 +1,69 @@
+"""The study of calibration at real sizes: its parts on small models, and what a results file keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from research.scale.predicted import predicted_rows
+from research.scale.quality import QualityStudy, kl_at
+from research.scale.runs import together
+from research.scale.study import scale_study
+from spectralquant.text.read import load_text
+from spectralquant.text.tokens import tokenize
+
+SMALL = "random:custom:layers=2,heads=4,kv_heads=2,head_dim=16,vocab=400"
+
+
+def test_quality_rows_are_measured_and_kept_beside_others(small):
+    text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 12_000)
+    study = QualityStudy(steps=(2, 4), window=384, windows=1, scored=512, ratios=(10, 14), metrics=("fisher", "energy"))
+    older = [
+        {
+            "part": "quality",
+            "model": "another",
+            "varied": "steps",
+            "metric": "fisher",
+            "basis": "dense",
+            "steps": 1,
+            "payload_ratio": 9.0,
+            "kl_nats": 0.1,
+            "tier_bytes": 1,
+        },
+        {"part": "quality", "model": small.name, "steps": 99},
+    ]
+    saved = []
+    result = scale_study(["quality"], older, lambda: (small, text), saved.append, model=small.name, quality=study)
+    rows = [r for r in result["rows"] if r["model"] == small.name]
+    assert len(result["rows"]) == len(rows) + 1 == len(saved) + 1
+    assert {(r["metric"], r["basis"], r["steps"]) for r in rows} == {
+        ("fisher", "two-level", 4), ("fisher", "dense", 4), ("energy", "two-level", 4), ("fisher", "two-level", 2)
+    }  # fmt: skip
+    assert all(r["kl_nats"] > 0 and r["measured"] for r in rows)
+    assert result["summary"]["seconds_8b_100_steps"] is None
+    cut = [r for r in result["rows"] if r.get("metric") != "energy"]  # as a run that was stopped leaves it
+    again = scale_study(
+        ["quality"], cut, lambda: (small, text), saved.append, model=small.name, quality=study, anew=False
+    )
+    measured_anew = [r for r in again["rows"] if r not in cut]
+    assert len(measured_anew) == 2 and {r["metric"] for r in measured_anew} == {"energy"}
+
+
+def test_several_processes_against_one(tmp_path):
+    row = together(tmp_path / "row.json", 2, SMALL, 6, 384)
+    assert row["ok"], row["error"]
+    assert row["gpus"] == 2 and row["added_bytes"] > 0 and row["efficiency"] > 0
+    assert row["largest_difference_of_sums"] < 1e-5 and row["largest_difference_of_ranks"] == 0
+
+
+def test_every_predicted_figure_is_marked():
+    rows = predicted_rows(0.7, 6.0)
+    assert all(r["predicted"] for r in rows) and len(rows) == 5
+    times = [r["seconds_100_steps_one_card"] for r in rows]
+    assert times == sorted(times) and times[1] == pytest.approx(70)
+    assert rows[1]["weights_bytes"] == 2 * 8_030_261_248
+
+
+def test_kl_between_points():
+    rows = [{"payload_ratio": 20.0, "kl_nats": 0.001}, {"payload_ratio": 80.0, "kl_nats": 0.004}]
+    assert kl_at(rows, 40) == pytest.approx(0.002)
+    assert kl_at(rows, 100) is None
