@@ -7,6 +7,7 @@ Time: in one process, decode steps of the compressed and of the uncompressed cac
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import subprocess
@@ -29,6 +30,8 @@ from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +49,8 @@ def cache_study(
     context: int,
     time_context: int,
     progress: Progress,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """Rows for uncompressed and every tier of the profile: times at `time_context`, memory at `context` tokens."""
     ids = text.windows(time_context)[-1:].to(loaded.device)
     rows = []
@@ -54,15 +58,14 @@ def cache_study(
         progress(f"time: {tier}", 0, 1)
         row: dict[str, Any] = {"tier": tier, "time_context": time_context}
         if tier != "none":
-            row |= _decode_times(loaded, profile, tier, ids) | _prefill_times(loaded, profile, tier, ids)
+            row |= kept.value(f"time: {tier}", functools.partial(_times, loaded, profile, tier, ids))
         rows.append(row)
     long = text.windows(context)[-1:]
     for row in rows:
         progress(f"memory: {row['tier']}", 0, 1)
-        if loaded.device.type == "cuda":
-            row |= _memory(loaded, profile, row["tier"], long.to(loaded.device))
-        else:
-            row |= _in_own_process(loaded, profile, row["tier"], long)
+        cuda = loaded.device.type == "cuda"
+        measured = functools.partial(_memory if cuda else _in_own_process, loaded, profile, row["tier"])
+        row |= kept.value(f"memory: {row['tier']}", functools.partial(measured, long.to(loaded.device)))
     facts = provenance(
         **device_facts(loaded.device),
         model=loaded.name,
@@ -72,6 +75,10 @@ def cache_study(
         profile=profile.id.hex(),
     )
     return results_file("cache", rows, facts)
+
+
+def _times(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> dict[str, Any]:
+    return _decode_times(loaded, profile, tier, ids) | _prefill_times(loaded, profile, tier, ids)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.profile.tensors import ColdTier, flatten
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.quality import MethodRow, NeedleRow
+from spectralquant.results.schema import ColdResults
+from spectralquant.results.studies import SpectrumRow, TierCost
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -57,7 +63,8 @@ def cold_study(
     study: ColdStudy,
     text_name: str,
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> ColdResults:
     """Calibrate, measure every point, and summarize; returns a results file."""
     windows = scored_windows(text, study.steps, study.window, study.windows)
     times: dict[str, float] = {}
@@ -65,7 +72,7 @@ def cold_study(
     settings = CalibrationSettings(
         steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window
     )
-    run = CalibrationRun(loaded, text, settings, text_name, None, False, None, progress)
+    run = CalibrationRun(loaded, text, settings, text_name, kept.path("calibration"), kept.resume, None, progress)
     sums, samples = run.first_pass()
     times["capture"] = time.perf_counter() - start
     fitter = run.cold_fitter(sums, samples)
@@ -79,7 +86,10 @@ def cold_study(
     times["tiers"] = time.perf_counter() - start - sum(times.values())
 
     turbo = [TurboQuant(loaded.geometry.head_dim, bits) for bits in study.turbo_bits]
-    rows = _rows(loaded, windows, [_method(tiers, r, loaded) for r in study.ratios] + turbo, progress, "2K windows")
+    short = [_method(tiers, r, loaded) for r in study.ratios]
+    rows = kept_rows(
+        kept, "short windows", MethodRow, lambda: _rows(loaded, windows, [*short, *turbo], progress, "2K windows")
+    )
     times["short"] = time.perf_counter() - start - sum(times.values())
     if study.long_ratios:
         long = windows.reshape(-1)[: windows.numel() // study.long_context * study.long_context].view(
@@ -87,13 +97,14 @@ def cold_study(
         )
         methods: list[Method] = [_method(tiers, r, loaded) for r in study.long_ratios]
         methods += [_method(tiers, r, loaded, exact_bits=8) for r in study.long_ratios]
-        rows += _rows(loaded, long, [*methods, *turbo], progress, "8K windows")
+        score = functools.partial(_rows, loaded, long, [*methods, *turbo], progress, "8K windows")
+        rows += kept_rows(kept, "long windows", MethodRow, score)
     times["long"] = time.perf_counter() - start - sum(times.values())
     needle = []
     for context in study.needle_contexts:
         methods = [_method(tiers, r, loaded) for r in study.needle_ratios]
-        found = needle_retrieval(loaded, [*methods, *turbo], context, progress=lambda d, t: progress("needle", d, t))
-        needle += [result.row() for result in found]
+        find = functools.partial(_needle_rows, loaded, [*methods, *turbo], context, progress)
+        needle += kept_rows(kept, f"needle at {context}", NeedleRow, find)
     times["needle"] = time.perf_counter() - start - sum(times.values())
     middle = study.ratios[len(study.ratios) // 2]
     return results_file(
@@ -108,6 +119,7 @@ def cold_study(
             evaluation_sha256=tokens_sha256(windows),
             dtype=str(loaded.model.dtype),
             seed=0,
+            **kept.facts(),
             stages_s={k: round(v, 1) for k, v in times.items()},
         ),
         summary=summarize(rows, study),
@@ -124,17 +136,20 @@ def _method(tiers: dict[float, ColdTier], ratio: float, loaded: LoadedModel, exa
 
 def _rows(
     loaded: LoadedModel, windows: torch.Tensor, methods: Sequence[Method], progress: Progress, stage: str
-) -> list[dict[str, Any]]:
+) -> list[MethodRow]:
     found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress(stage, d, t))
     return [m.row(loaded.geometry, loaded.name, windows.shape[1]) for m in found]
 
 
-def summarize(rows: Sequence[dict[str, Any]], study: ColdStudy) -> dict[str, Any]:
+def _needle_rows(loaded: LoadedModel, methods: Sequence[Method], context: int, progress: Progress) -> list[NeedleRow]:
+    found = needle_retrieval(loaded, methods, context, progress=lambda d, t: progress("needle", d, t))
+    return [result.row() for result in found]
+
+
+def summarize(rows: Sequence[MethodRow], study: ColdStudy) -> dict[str, Any]:
     """The figures of method.md section 7, from measured rows."""
     pick = lambda method, context, bits=16: [  # noqa: E731
-        r
-        for r in rows
-        if r["method"] == method and r["context"] == context and r["options"].get("exact_bits", 16) == bits
+        r for r in rows if r.method == method and r.context == context and r.options.get("exact_bits", 16) == bits
     ]
     short, turbo = pick("spectral", study.window), pick("turboquant", study.window)
     out: dict[str, Any] = {
@@ -153,30 +168,30 @@ def summarize(rows: Sequence[dict[str, Any]], study: ColdStudy) -> dict[str, Any
     return out
 
 
-def _mean_whole_cache(row: dict[str, Any], exact_bits: int) -> float:
+def _mean_whole_cache(row: MethodRow, exact_bits: int) -> float:
     """Whole-cache ratio averaged over the block cycle, in which 128 to 255 recent tokens are exact.
 
     Rows count the end of a window, the moment of fewest exact tokens. Both follow from the row's measured bytes.
     """
-    coded_bytes = row["coded_bytes"] / row["coded_tokens"]
-    plain = coded_bytes * row["payload_ratio"]
+    coded_bytes = row.coded_bytes / row.coded_tokens
+    plain = coded_bytes * row.payload_ratio
     exact_share = 1.0 if exact_bits == 16 else EXACT8_SHARE
     exact = SINKS + BLOCK + (BLOCK - 1) / 2
-    return row["context"] * plain / (exact * plain * exact_share + (row["context"] - exact) * coded_bytes)
+    return row.context * plain / (exact * plain * exact_share + (row.context - exact) * coded_bytes)
 
 
-def _spectrum(fitter: Any, reports: dict[float, Any]) -> list[dict[str, Any]]:
+def _spectrum(fitter: Any, reports: dict[float, Any]) -> list[SpectrumRow]:
     """Shares of components alive, predicted rates and R² of the importance regression, one row a step."""
     return [
-        {
-            "target_ratio": ratio,
-            "step": r.step,
-            "predicted_ratio": r.predicted_ratio,
-            "alive_key": r.alive_key,
-            "alive_value": r.alive_value,
-            "importance_r2_key": r.importance_r2[0],
-            "importance_r2_value": r.importance_r2[1],
-        }
+        SpectrumRow(
+            target_ratio=ratio,
+            step=r.step,
+            predicted_ratio=r.predicted_ratio,
+            alive_key=r.alive_key,
+            alive_value=r.alive_value,
+            importance_r2_key=r.importance_r2[0],
+            importance_r2_value=r.importance_r2[1],
+        )
         for ratio, r in sorted(reports.items())
     ]
 
@@ -196,8 +211,8 @@ def bytes_over_entropy(loaded: LoadedModel, ids: torch.Tensor, method: SpectralC
     return {**total, "overhead_share": coded / total["entropy_bytes"] - 1}
 
 
-def profile_facts(tier: ColdTier, loaded: LoadedModel, ratio: float) -> dict[str, float]:
+def profile_facts(tier: ColdTier, loaded: LoadedModel, ratio: float) -> TierCost:
     """Bytes of a tier's tensors and the tokens after which the bytes saved on caches exceed them."""
     size = sum(t.untyped_storage().nbytes() for t in flatten("cold", tier).values())
     saved = loaded.geometry.fp16_bytes_per_token * (1 - 1 / ratio)
-    return {"bytes": size, "paid_for_after_tokens": round(size / saved)}
+    return TierCost(bytes=size, paid_for_after_tokens=round(size / saved))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from research.windows import scored_windows
 from spectralquant.calibration.cold.fit import ColdFitter
@@ -11,11 +13,17 @@ from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import measure
+from spectralquant.methods.base import Method
 from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.quality import MethodRow
+from spectralquant.results.schema import Results
+from spectralquant.results.studies import DomainRow
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 RATIOS = (20.0, 45.0, 90.0)
@@ -28,13 +36,15 @@ def domain_study(
     window: int,
     windows: int,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """Calibrate on the first windows of each text, score on the last ones of both."""
     scored = {name: scored_windows(text, steps, window, windows) for name, text in texts.items()}
     fitters: dict[str, ColdFitter] = {}
-    for name, text in texts.items():
+    for number, (name, text) in enumerate(texts.items()):
         settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
-        run = CalibrationRun(loaded, text, settings, name, None, False, None, progress)
+        out = kept.path(f"calibration-{number}")
+        run = CalibrationRun(loaded, text, settings, name, out, kept.resume, None, progress)
         fitters[name] = run.cold_fitter(*run.first_pass())
     methods, rows = [], []
     for profile, fitter in fitters.items():
@@ -45,8 +55,8 @@ def domain_study(
     hashes = {}
     for name, rows_of_ids in scored.items():
         hashes[name] = tokens_sha256(rows_of_ids)
-        found = measure(loaded.model, loaded.geometry, rows_of_ids, methods, lambda d, t: progress("scoring", d, t))
-        rows += [{**m.row(loaded.geometry, loaded.name, window), "text": name} for m in found]
+        score = functools.partial(_scores, loaded, rows_of_ids, methods, progress)
+        rows += [row.updated(text=name) for row in kept_rows(kept, name, MethodRow, score)]
     return results_file(
         "domains",
         rows,
@@ -62,22 +72,29 @@ def domain_study(
     )
 
 
-def domain_table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _scores(
+    loaded: LoadedModel, windows: Tensor, methods: Sequence[Method], progress: Callable[[str, int, int], None]
+) -> list[MethodRow]:
+    found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("scoring", d, t))
+    return [m.row(loaded.geometry, loaded.name, windows.shape[1]) for m in found]
+
+
+def domain_table(rows: list[MethodRow]) -> list[DomainRow]:
     """Payload ratio of every (text, profile, adaptive or not) at one KL that all curves reach, interpolated."""
-    curves: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+    curves: dict[tuple[str, str, bool], list[MethodRow]] = {}
     for row in rows:
-        options = row["options"]
-        curves.setdefault((row["text"], options["profile"], options.get("adaptive_tables", False)), []).append(row)
-    low = max(min(r["kl_nats"] for r in curve) for curve in curves.values())
-    high = min(max(r["kl_nats"] for r in curve) for curve in curves.values())
+        options = row.options
+        curves.setdefault((row.text, options["profile"], options.get("adaptive_tables", False)), []).append(row)
+    low = max(min(r.kl_nats for r in curve) for curve in curves.values())
+    high = min(max(r.kl_nats for r in curve) for curve in curves.values())
     kl = (low * high) ** 0.5
     return [
-        {
-            "text": text,
-            "profile": profile,
-            "adaptive_tables": adaptive,
-            "kl_nats": kl,
-            "payload_ratio": ratio_at_kl(curve, kl),
-        }
+        DomainRow(
+            text=text,
+            profile=profile,
+            adaptive_tables=adaptive,
+            kl_nats=kl,
+            payload_ratio=ratio_at_kl(curve, kl),
+        )
         for (text, profile, adaptive), curve in curves.items()
     ]

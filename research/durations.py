@@ -14,6 +14,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def durations(folder: Path, names: list[str]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", choices=list(COMMANDS), help="Measure this again; may be repeated.")
-    parser.add_argument("--folder", default="/tmp/sq-durations", type=Path)
+    parser.add_argument("--folder", default=Path(tempfile.gettempdir()) / "sq-durations", type=Path)
     parser.add_argument("--out", default="profiles/results/durations.json", type=Path)
     given = parser.parse_args()
     names = given.only or list(COMMANDS)
@@ -86,7 +87,7 @@ def main() -> None:
     for name in names:
         rows |= {row["name"]: row for row in durations(given.folder, [name])}
         kept = [rows[name] for name in COMMANDS if name in rows]
-        write_json(given.out, results_file("durations", kept, provenance(device=machine(), threads=1)))
+        write_json(given.out, results_file("durations", kept, provenance(device=machine(), threads=1)).as_json())
 
 
 def machine() -> str:

@@ -7,6 +7,7 @@ window, so that errors go from layer to layer and token to token as in decoding.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 from sqkernels.common import RowMatrices
 from sqkernels.common.reference import planes_of, round_trip
@@ -54,7 +57,8 @@ def index_study(
     text_name: str,
     study: IndexStudy,
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """A row a share on the last windows of the text.
 
     Raises:
@@ -70,23 +74,15 @@ def index_study(
         row_matrices(tier, loaded.geometry, [layer], loaded.device, study.rank)
         for layer in range(loaded.geometry.layers)
     ]
-    totals = {share: [0.0, 0.0, 0.0, 0.0] for share in study.shares}
+    totals = [[0.0, 0.0, 0.0, 0.0] for _ in study.shares]
     for done, ids in enumerate(windows.to(loaded.device)):
-        exact = _log_probabilities(loaded, ids, study.scored)
-        target = ids[-study.scored :]
-        for share in study.shares:
-            progress(f"window {done + 1}", study.shares.index(share), len(study.shares))
-            reader = _IndexReader(layers, share)
-            with AttentionTap(loaded.model, reader):
-                mine = _log_probabilities(loaded, ids, study.scored)
-            sums = totals[share]
-            sums[0] += float((exact.exp() * (exact - mine)).sum())
-            sums[1] += float(-mine.gather(1, target[:, None]).sum())
-            sums[2] += float(-exact.gather(1, target[:, None]).sum())
-            sums[3] += float((mine.argmax(-1) == exact.argmax(-1)).sum())
+        name = f"window {done + 1}"
+        score = functools.partial(_window_sums, loaded, layers, study, ids, functools.partial(progress, name))
+        for total, sums in zip(totals, kept.value(name, score), strict=True):
+            total[:] = [a + b for a, b in zip(total, sums, strict=True)]
     count = study.scored * len(windows)
     unigram_ppl = unigram_perplexity(windows[:, -study.scored :])
-    rows = [_row(loaded, layers, study, share, totals[share], count) for share in study.shares]
+    rows = [_row(loaded, layers, study, share, total, count) for share, total in zip(study.shares, totals, strict=True)]
     rows = [row | {"unigram_ppl": unigram_ppl} for row in rows]
     warn_if_suspect(rows[0]["base_ppl"], unigram_ppl)
     facts = provenance(
@@ -100,6 +96,23 @@ def index_study(
         seed=0,
     )
     return results_file("index", rows, facts)
+
+
+def _window_sums(
+    loaded: LoadedModel, layers: list[RowMatrices], study: IndexStudy, ids: Tensor, progress: Callable[[int, int], None]
+) -> list[list[float]]:
+    """KL, both negative log-likelihoods and top-1 hits of a window's scored tokens, a row a share."""
+    exact, target = _log_probabilities(loaded, ids, study.scored), ids[-study.scored :]
+    out = []
+    for done, share in enumerate(study.shares):
+        progress(done, len(study.shares))
+        with AttentionTap(loaded.model, _IndexReader(layers, share)):
+            mine = _log_probabilities(loaded, ids, study.scored)
+        kl = (exact.exp() * (exact - mine)).sum()
+        losses = (-p.gather(1, target[:, None]).sum() for p in (mine, exact))
+        hits = (mine.argmax(-1) == exact.argmax(-1)).sum()
+        out.append([float(x) for x in (kl, *losses, hits)])
+    return out
 
 
 def _row(

@@ -6,6 +6,7 @@ Variants are compiled by worker processes first (Triton keeps compiled kernels o
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -25,6 +26,10 @@ from spectralquant.bench.inputs import CodeSettings, Inputs, random_inputs, rand
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.schema import Results
+from spectralquant.results.speed import KernelRow
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import PAGE
 from sqkernels.spectral_compress import compress_traffic
 from sqkernels.spectral_compress import ops as compress_ops
@@ -85,8 +90,13 @@ VARIANTS += [("spectral_compress", v) for v in COMPRESS]
 
 
 def kernel_study(
-    shape: str, context: int, batches: tuple[int, ...], device: torch.device, progress: Progress
-) -> dict[str, Any]:
+    shape: str,
+    context: int,
+    batches: tuple[int, ...],
+    device: torch.device,
+    progress: Progress,
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """A row a kernel, batch and variant, fastest first within each."""
     model, settings = parse_shape(shape), CodeSettings()
     before = telemetry(device.index or 0)
@@ -101,15 +111,20 @@ def kernel_study(
     rows = []
     for batch in batches:
         for kernel in ("spectral_decode", "spectral_index_decode"):
-            found = _timed(bench, kernel, batch, context, progress)
-            rows += sorted(found, key=lambda r: r["time_us"])
-    rows += sorted(_compress_timed(bench, progress), key=lambda r: r["time_us"])
+            timed = functools.partial(_timed, bench, kernel, batch, context, progress)
+            rows += _fastest_first(kept_rows(kept, f"{kernel}, batch {batch}", KernelRow, timed))
+    compressed = functools.partial(_compress_timed, bench, progress)
+    rows += _fastest_first(kept_rows(kept, "spectral_compress", KernelRow, compressed))
     state = {"before": before, "after": telemetry(device.index or 0)}
     facts = provenance(**device_facts(device), shape=shape, settings=asdict(settings))
     return results_file("kernels", rows, facts, telemetry=state | {"verdict": verdict(*state.values())})
 
 
-def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progress) -> list[Row]:
+def _fastest_first(rows: list[KernelRow]) -> list[KernelRow]:
+    return sorted(rows, key=lambda row: row.time_us or 0.0)
+
+
+def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progress) -> list[KernelRow]:
     total = bench.traffic(batch, context)[kernel]
     window = bench.settings.window
     sets = [
@@ -122,11 +137,11 @@ def _timed(bench: Bench, kernel: str, batch: int, context: int, progress: Progre
             progress(f"{kernel}, batch {batch}", len(rows), len(VARIANTS))
             with using(kernel, variant):
                 timing = graph_time([lambda i=i: call(i) for i in sets])
-            rows.append(bench.row(kernel, batch, context, timing, total) | {"variant": variant})
+            rows.append(bench.row(kernel, batch, context, timing, total).updated(variant=variant))
     return rows
 
 
-def _compress_timed(bench: Bench, progress: Progress) -> list[Row]:
+def _compress_timed(bench: Bench, progress: Progress) -> list[KernelRow]:
     """One block of all layers; a variant whose codes are not the oracle's is not timed."""
     matrices = random_matrices(bench.shape, bench.settings, bench.matrices.device, layers=bench.shape.layers)
     rows = []
@@ -136,7 +151,7 @@ def _compress_timed(bench: Bench, progress: Progress) -> list[Row]:
             timing, wrong = compress_time(bench.shape, matrices)
         if wrong <= ALLOWED:
             traffic = compress_traffic(matrices, PAGE)
-            rows.append(bench.row("spectral_compress", 1, PAGE, timing, traffic) | {"variant": variant, "error": wrong})
+            rows.append(bench.row("spectral_compress", 1, PAGE, timing, traffic).updated(variant=variant, error=wrong))
     return rows
 
 

@@ -17,6 +17,7 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 RUNS = 5
@@ -28,7 +29,7 @@ def packet_study(
     text: TokenText,
     context: int,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Any]:
+) -> Results:
     """Prefill, pack and unpack the last `context` tokens five times in turn, after one round of warm-up; medians and ranges in seconds."""
     ids = text.windows(context)[-1:].to(loaded.device)
     times: dict[str, list[float]] = {"prefill_s": [], "pack_s": [], "unpack_s": []}

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--shipped", default=str(ROOT / "spectralquant" / "bench" / "fit.json"))
     given = parser.parse_args()
     result, shipped = fitted(read_results(given.measured), given.device_model, given.measured)
-    write_json(given.out, result)
+    write_json(given.out, result.as_json())
     write_json(given.shipped, shipped)
     print(
         f"error of a predicted time, contexts left out in turn: {result['held_out_error']}; speed-ups: {result['speedup']}"

@@ -7,6 +7,7 @@ values were shaped by training and not drawn at random.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from research.cold import ColdStudy, cold_study
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
+from spectralquant.results.schema import ColdResults
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText
 
 SHAPE = {
@@ -41,10 +44,22 @@ def second_model_study(
     device: torch.device,
     train_seconds: float,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> ColdResults:
     """Train for `train_seconds`, then measure the cold curve on text the model has not seen."""
     cut = int(len(text.ids) * (1 - HELD_OUT))
-    model, facts = train(TokenText(text.ids[:cut], text.bos), len(tokenizer), device, train_seconds, progress)
+    learnt = TokenText(text.ids[:cut], text.bos)
+
+    def trained() -> bytes:
+        model, facts = train(learnt, len(tokenizer), device, train_seconds, progress)
+        buffer = io.BytesIO()
+        torch.save({"weights": model.state_dict(), "facts": facts}, buffer)
+        return buffer.getvalue()
+
+    saved = torch.load(io.BytesIO(kept.data("trained model", trained)), weights_only=True, map_location=device)
+    model = _new_model(len(tokenizer), device)
+    model.load_state_dict(saved["weights"])
+    model.eval()
     loaded = LoadedModel("qwen3-12x384-trained-here", model, tokenizer, probe_geometry(model))
     study = ColdStudy(
         steps=60,
@@ -55,18 +70,21 @@ def second_model_study(
         needle_contexts=(),
         needle_ratios=(),
     )
-    result = cold_study(loaded, text, study, text_name, progress)
-    result["training"] = facts
+    result = cold_study(loaded, text, study, text_name, progress, kept)
+    result.training = saved["facts"]
     return result
+
+
+def _new_model(vocabulary: int, device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", vocab_size=vocabulary, **SHAPE)).to(device)
 
 
 def train(
     text: TokenText, vocabulary: int, device: torch.device, seconds: float, progress: Callable[[str, int, int], None]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """AdamW with a cosine schedule over wall-clock time; returns the model in float32 and how training went."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen3", vocab_size=vocabulary, **SHAPE)
-    model = AutoModelForCausalLM.from_config(config).to(device)
+    model = _new_model(vocabulary, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     ids = text.ids.to(device)

@@ -6,6 +6,7 @@ Logits of every tier are compared with those of transformers' own cache all the 
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -86,10 +89,12 @@ def shape_study(
     study: ShapeStudy,
     device: torch.device,
     dtype: str,
-    save: Callable[[dict[str, Any]], None] = lambda _: None,
+    save: Callable[[Results], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """A row a model and step. `save` gets the results so far after every step, so that a run cut short leaves them.
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
+    """A row a model and step. `save` gets the results so far after every step, so that a run cut short leaves them; `kept`
+    keeps whole models.
 
     Raises:
         InputError, SourceError: a model that does not exist.
@@ -100,15 +105,23 @@ def shape_study(
         **device_facts(device), dtype=dtype, memory="peak of CUDA allocations in the step, or of the process"
     )
 
-    def result(rows: list[Row]) -> dict[str, Any]:
+    def result(rows: list[Row]) -> Results:
         return results_file("shapes", rows, facts, study=asdict(study))
 
     clock = StepClock(device, lambda rows: save(result(rows)))
     for number, model in enumerate(models):
         progress(model, number, len(models))
-        _one_model(model, study, device, dtype, clock)
+        clock.rows += kept.value(model, functools.partial(_model_rows, model, study, device, dtype, clock))
     progress("done", len(models), len(models))
     return result(clock.rows)
+
+
+def _model_rows(model: str, study: ShapeStudy, device: torch.device, dtype: str, clock: StepClock) -> list[Row]:
+    """The rows of one model, taken off the clock."""
+    before = len(clock.rows)
+    _one_model(model, study, device, dtype, clock)
+    rows, clock.rows[before:] = clock.rows[before:], []
+    return rows
 
 
 def _one_model(spec: str, study: ShapeStudy, device: torch.device, dtype: str, clock: StepClock) -> None:
@@ -248,9 +261,9 @@ def _pack(loaded: LoadedModel, profile: CalibrationProfile, prompt: Tensor) -> R
     return {"pack_s": packed, "bytes": packet.nbytes, "payload_ratio": ratio}
 
 
-def failures(result: dict[str, Any]) -> Iterator[str]:
+def failures(result: Results) -> Iterator[str]:
     """One line a step that did not go well."""
-    for row in result["rows"]:
-        if not row["ok"]:
-            where = " ".join(filter(None, (row["model"], row["step"], row.get("tier"))))
-            yield f"{where}: {row['error']}"
+    for row in result.rows:
+        if not row.ok:
+            where = " ".join(filter(None, (row.model, row.step, row.tier)))
+            yield f"{where}: {row.error}"

@@ -30,7 +30,12 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.schema import TierSummary
 from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.caches import ResidentRow
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.quality import MethodRow
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -55,13 +60,14 @@ def tier_study(
     study: TierStudy,
     text_name: str,
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """Calibrate all tiers, measure every ratio, then hold 8192 tokens in real caches; returns a results file."""
     windows = scored_windows(text, study.steps, study.window, study.windows)
     settings = CalibrationSettings(
         steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window, tiers=TIERS
     )
-    run = CalibrationRun(loaded, text, settings, text_name, None, False, None, progress)
+    run = CalibrationRun(loaded, text, settings, text_name, kept.path("calibration"), kept.resume, None, progress)
     sums, samples = run.first_pass()
     tiers: dict[str, Any] = {}
     methods: list[Method] = []
@@ -81,13 +87,21 @@ def tier_study(
         tiers.setdefault("cold", tier)
         summaries.setdefault("cold", run.cold_summary(ratio, found))
         methods.append(tier_method(tier, loaded, target_ratio=ratio))
-    measured = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("2K windows", d, t))
-    rows = [m.row(loaded.geometry, loaded.name, study.window) for m in measured]
+
+    def score() -> list[MethodRow]:
+        found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("2K windows", d, t))
+        return [m.row(loaded.geometry, loaded.name, study.window) for m in found]
+
+    rows = kept_rows(kept, "short windows", MethodRow, score)
     profile = run.assemble(sums, tiers, summaries)
     profile.seal()
     long = windows.reshape(-1)[: study.resident_context]
     resident = [
-        resident_row(loaded, profile, name, long, progress) for name in ("exact", *tiers) if len(long) > 3 * BLOCK
+        row
+        for name in (("exact", *tiers) if len(long) > 3 * BLOCK else ())
+        for row in kept_rows(
+            kept, f"cache {name}", ResidentRow, lambda name=name: [resident_row(loaded, profile, name, long, progress)]
+        )
     ]
     return results_file(
         "tiers",
@@ -109,7 +123,7 @@ def tier_study(
 @torch.no_grad()
 def resident_row(
     loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor, progress: Progress
-) -> dict[str, Any]:
+) -> ResidentRow:
     """Feed `ids: [T]` block by block to a bfloat16 copy of the model with a cache of one tier; measure what it holds."""
     model = copy.deepcopy(loaded.model).to(torch.bfloat16)
     profile = replace(profile, sidecar=profile.sidecar.model_copy(deep=True), codecs={})
@@ -126,17 +140,17 @@ def resident_row(
             kl += float((theirs.exp() * (theirs - mine)).sum())
         scored += part.shape[1]
     stats = cache.stats()
-    return {
-        "tier": tier,
-        "context": len(ids),
-        "dtype": "bfloat16",
-        "kl_nats": kl / scored,
-        "n_tokens": int(scored),
-        "payload_ratio": stats.payload_ratio,
-        "resident_ratio": stats.resident_ratio,
-        "resident_bytes": stats.resident_bytes,
-        "fp16_bytes": stats.fp16_bytes,
-        "exact_bytes": stats.exact_bytes,
-        "tiers": {name: vars(t) for name, t in stats.tiers.items()},
-        "pool_fragmentation": stats.pool_fragmentation,
-    }
+    return ResidentRow(
+        tier=tier,
+        context=len(ids),
+        dtype="bfloat16",
+        kl_nats=kl / scored,
+        n_tokens=int(scored),
+        payload_ratio=stats.payload_ratio,
+        resident_ratio=stats.resident_ratio,
+        resident_bytes=stats.resident_bytes,
+        fp16_bytes=stats.fp16_bytes,
+        exact_bytes=stats.exact_bytes,
+        tiers={name: vars(t) for name, t in stats.tiers.items()},
+        pool_fragmentation=stats.pool_fragmentation,
+    )

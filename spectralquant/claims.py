@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from spectralquant.errors import InputError
+from spectralquant.errors import BusyError, InputError
 from spectralquant.files import require_writable, user_path
 
 
@@ -17,7 +17,7 @@ def claimed(path: str | Path, option: str) -> Iterator[None]:
     """Hold `path` for this process. A process that dies lets go of it.
 
     Raises:
-        InputError: another run holds it, or its folder cannot be written.
+        BusyError: another run holds it. InputError: its folder cannot be written.
     """
     path = user_path(path)
     require_writable(path, option)
@@ -39,7 +39,7 @@ def _held(lock: FileLock, path: Path, option: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(
+        raise BusyError(
             f"Another run is writing {option} {path}. Wait for it, or choose another path; two runs would mix their results."
         ) from None
     except NotImplementedError:  # a file system without locks

@@ -154,7 +154,7 @@ def _builtin_model() -> Check:
 
 
 def _disk() -> Check:
-    from spectralquant.models.folders import cache_folder
+    from spectralquant.files import cache_folder
 
     folder = cache_folder()
     while not folder.exists():

@@ -22,6 +22,10 @@ class InputError(SpectralQuantError, ValueError):
     """An argument or an option is outside what is allowed."""
 
 
+class BusyError(InputError):
+    """Another process works on the same files."""
+
+
 class UnsupportedModelError(SpectralQuantError):
     """The model's attention cannot be calibrated or compressed; the message says why."""
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from spectralquant.errors import InputError, SpectralQuantError
 
 
@@ -82,6 +84,11 @@ def require_writable(path: str | os.PathLike[str], option: str) -> None:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{option} {path} cannot be written: {reason}. Choose another path.") from error
+
+
+def cache_folder() -> Path:
+    """Where fetched models and unfinished runs live: `$SPECTRALQUANT_CACHE`, else the user cache folder of the platform."""
+    return Path(os.environ.get("SPECTRALQUANT_CACHE") or platformdirs.user_cache_dir("spectralquant"))
 
 
 def _umask() -> int:

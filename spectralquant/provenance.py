@@ -23,7 +23,7 @@ def provenance(**extra: Any) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
         "git_commit": source.commit,
         "git_dirty": source.dirty,
         **extra,
@@ -63,7 +63,8 @@ def _is_command() -> bool:
     return Path(sys.argv[0]).name in {"sq", "spectralquant"} or sys.argv[0].endswith("sqcli/app.py")
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """The version of an installed package, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

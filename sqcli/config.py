@@ -1,4 +1,4 @@
-"""`--config FILE.toml`: a table per command gives that command's defaults; flags win."""
+"""`--config FILE.toml`: a table per command gives that command's defaults (click's `default_map`); flags win."""
 
 from __future__ import annotations
 
@@ -6,51 +6,51 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-import typer
+from typer import Context
 
 KINDS = {int: (int, "a whole number"), float: ((int, float), "a number"), bool: (bool, "true or false")}
 TEXT = ((str, int, float), "a text")
 
 
-def take_config(app: typer.Typer, arguments: list[str]) -> dict[str, Any]:
-    """Remove `--config FILE` from the arguments and return its tables as defaults of the commands.
+def take_config(context: Context, value: str | None) -> None:
+    """Set the defaults of the command (or, before a command, of all); click reads them for the options that follow.
 
     Raises:
         InputError: not readable, an unknown command or option, or a value of the wrong kind.
     """
-    stop = arguments.index("--") if "--" in arguments else len(arguments)
-    for i, word in enumerate(arguments[:stop]):
-        if word == "--config" or word.startswith("--config="):
-            path = word.partition("=")[2] if "=" in word else (arguments[i + 1] if i + 1 < len(arguments) else "")
-            del arguments[i : i + (1 if "=" in word else 2)]
-            return _read(app, Path(path))
-    return {}
+    if value is None or context.resilient_parsing:
+        return
+    tables = _read(context.find_root().command, Path(value))
+    chosen = tables if context.parent is None else tables.get(context.info_name or "", {})
+    context.default_map = {**(context.default_map or {}), **chosen}
 
 
-def _read(app: typer.Typer, path: Path) -> dict[str, Any]:
+def _read(root: Any, path: Path) -> dict[str, dict[str, Any]]:
     from spectralquant.errors import InputError, did_you_mean
     from spectralquant.files import read_toml
 
-    tables = read_toml(path, "--config")
-    known = {c.name: c for c in typer.main.get_command(app).commands.values()}
-    functions = {c.name: c.callback for c in app.registered_commands}
-    found: dict[str, Any] = {}
-    for name, table in tables.items():
-        if name not in known or not isinstance(table, dict):
+    commands = root.commands
+    defaults: dict[str, dict[str, Any]] = {}
+    for name, table in read_toml(path, "--config").items():
+        if name not in commands or not isinstance(table, dict):
             raise InputError(
-                f"--config {path}: [{name}] is not a command; the commands are {', '.join(known)}."
-                f"{did_you_mean(name, known)}"
+                f"--config {path}: [{name}] is not a command; the commands are {', '.join(commands)}."
+                f"{did_you_mean(name, commands)}"
             )
-        options = {option.lstrip("-"): p for p in known[name].params for option in (*p.opts, p.name)}
-        found[name], hints = {}, get_type_hints(functions[name])
+        hints = get_type_hints(commands[name].callback)
+        parameters = [p for p in commands[name].params if p.name in hints and p.name != "config"]
+        options = {option.lstrip("-"): p for p in parameters for option in (*p.opts, p.name)}
+        defaults[name] = {}
         for key, value in table.items():
             parameter = options.get(key) or options.get(key.replace("-", "_"))
             if parameter is None:
                 raise InputError(
                     f"--config {path}: [{name}] has no option {key!r}; it has {', '.join(sorted(options))}."
+                    f"{did_you_mean(key, options)}"
                 )
-            found[name][parameter.name] = _checked(f"--config {path}: {key} in [{name}]", hints[parameter.name], value)
-    return found
+            where = f"--config {path}: {key} in [{name}]"
+            defaults[name][parameter.name] = _checked(where, hints[parameter.name], value)
+    return defaults
 
 
 def _checked(where: str, hint: Any, value: Any) -> Any:

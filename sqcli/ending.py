@@ -96,9 +96,8 @@ def _memory() -> str:
 
 def _interrupted() -> int:
     end_at_next_signal()
-    sys.stderr.write(
-        "sq: Interrupted. Finished work is kept; the same command with --resume goes on (calibrate, compare).\n"
-    )
+    unfinished = sys.modules.get("spectralquant.results.unfinished")  # not imported: then nothing was begun
+    sys.stderr.write(f"sq: Interrupted. {unfinished.advice() if unfinished else ''}".rstrip() + "\n")
     return INTERRUPTED
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from spectralquant.models.load import LoadedModel
     from spectralquant.profile.model import CalibrationProfile
-    from sqcli.output import Output
 
 
 def load_for(
-    profile: CalibrationProfile | None, spec: str | None, device: str, dtype: str, offline: bool, output: Output
+    profile: CalibrationProfile | None,
+    spec: str | None,
+    device: str,
+    dtype: str,
+    offline: bool,
+    report: Callable[[str], None],
 ) -> LoadedModel:
     """The model `spec` (default: the profile's own), which must be the profile's where there is one.
 
@@ -24,7 +29,7 @@ def load_for(
     name = spec or (profile.sidecar.model.name if profile is not None else "builtin:smollm2-135m")
     if profile is not None:
         refuse_foreign_model(profile.sidecar.model, name, offline=offline)
-    loaded = load_model(name, device=device, dtype=dtype, offline=offline, report=output.note)
+    loaded = load_model(name, device=device, dtype=dtype, offline=offline, report=report)
     if profile is not None:
         profile.require_model(loaded.model, loaded.name)
     return loaded

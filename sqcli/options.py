@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from sqcli.config import take_config
 from sqcli.typos import DTYPES, check_data, check_device, check_model, checked, one_of
 
+CONFIG_HELP = r"TOML file that gives defaults, a table per command: steps = 200 under \[calibrate]. Flags win."
 MODEL_HELP = "builtin:smollm2-135m, builtin:gemma3-270m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing; random:llama-3.1-70b:layers=4 has 4 layers)."
 DATA_HELP = (
     "builtin:pydoc, builtin:stdlib, builtin:mix (four kinds), builtin:gate (never changes), file:PATH[:COLUMN] (text, json, jsonl, csv, parquet, packed or not, a folder or a "
@@ -30,3 +32,10 @@ Json = Annotated[str | None, typer.Option("--json", help="Write results as JSON 
 Csv = Annotated[str | None, typer.Option("--csv", help="Write the rows as CSV to this file.")]
 Svg = Annotated[str | None, typer.Option("--svg", help="Write a picture of the terminal output to this file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.")]
+Config = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, is_eager=True, callback=take_config)
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with an interrupted run of the same command (see what it says on Ctrl-C)."),
+]

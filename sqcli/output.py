@@ -9,12 +9,15 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
 from spectralquant.files import require_writable
 from sqcli.progress import Plan, StageProgress
+
+if TYPE_CHECKING:
+    from spectralquant.results.schema import Results
 
 SVG_WIDTH = 96
 PIPED_WIDTH = 80
@@ -56,16 +59,23 @@ class Output:
         if not self.quiet:
             self.errors.print(text)
 
-    def finish(self, result: dict[str, Any], title: str = "sq") -> None:
+    def keep(self, result: Results) -> None:
+        """Write what is finished so far to the JSON file, if there is one."""
+        from spectralquant.files import write_json
+
+        if self.json_file not in (None, "-"):
+            write_json(self.json_file, result.as_json())
+
+    def finish(self, result: Results, title: str = "sq") -> None:
         """Write the JSON, CSV and SVG files that were asked for."""
         from spectralquant.files import json_text, write_json, write_text
 
         if self.json_file == "-":
-            sys.stdout.write(json_text(result))
+            sys.stdout.write(json_text(result.as_json()))
         elif self.json_file:
-            write_json(self.json_file, result)
+            write_json(self.json_file, result.as_json())
         if self.csv_file:
-            write_text(self.csv_file, _csv(result["rows"]))
+            write_text(self.csv_file, _csv([row.as_json() for row in result.rows]))
         if self.svg_file:
             recorder = Console(
                 record=True,

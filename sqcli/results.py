@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.quality import HeadRow, LayerRow, MethodRow
+from spectralquant.results.schema import Results
 
 if TYPE_CHECKING:
     from spectralquant.calibration.plan import MemoryPlan
@@ -13,10 +15,10 @@ if TYPE_CHECKING:
     from spectralquant.profile.view import ProfileView
 
 
-def calibration_result(profile: CalibrationProfile) -> dict[str, Any]:
+def calibration_result(profile: CalibrationProfile) -> Results:
     """Held-out rows, one a tier; then what the calibration found and how long each stage took."""
     side = profile.sidecar
-    rows = [{"tier": name, **(tier.measured or {})} for name, tier in side.tiers.items()]
+    rows = [MethodRow(tier=name, **(tier.measured or {})) for name, tier in side.tiers.items()]
     return results_file(
         "calibrate",
         rows,
@@ -30,7 +32,7 @@ def calibration_result(profile: CalibrationProfile) -> dict[str, Any]:
     )
 
 
-def plan_result(plan: MemoryPlan, model: str) -> dict[str, Any]:
+def plan_result(plan: MemoryPlan, model: str) -> Results:
     """A row a stage of a memory plan; all figures are predicted."""
     rows = [{"stage": stage.name, "peak_bytes": stage.peak, "parts": stage.parts} for stage in plan.stages]
     summary = {
@@ -46,40 +48,40 @@ def plan_result(plan: MemoryPlan, model: str) -> dict[str, Any]:
     return results_file("plan", rows, provenance(), plan=summary)
 
 
-def layer_rows(rank: Any, bits: Any) -> list[dict[str, Any]]:
+def layer_rows(rank: Any, bits: Any) -> list[LayerRow]:
     """Mean rank and bits per layer of `[2, L, Hk]` arrays."""
     return [
-        {
-            "layer": i,
-            "key_rank": float(rank[0, i].mean()),
-            "value_rank": float(rank[1, i].mean()),
-            "key_bits": float(bits[0, i].mean()),
-            "value_bits": float(bits[1, i].mean()),
-        }
+        LayerRow(
+            layer=i,
+            key_rank=float(rank[0, i].mean()),
+            value_rank=float(rank[1, i].mean()),
+            key_bits=float(bits[0, i].mean()),
+            value_bits=float(bits[1, i].mean()),
+        )
         for i in range(rank.shape[1])
     ]
 
 
-def show_result(view: ProfileView, other: ProfileView | None, layer: int | None, head: int | None) -> dict[str, Any]:
+def show_result(view: ProfileView, other: ProfileView | None, layer: int | None, head: int | None) -> Results:
     """One row a head (of the chosen layer, head), with the other profile's figures beside it."""
     rows = []
     layers, heads = view.rank.shape[1:]
     for i in range(layers) if layer is None else [layer]:
         for h in range(heads) if head is None else [head]:
             for kind, name in enumerate(("key", "value")):
-                row = {
-                    "layer": i,
-                    "head": h,
-                    "kind": name,
-                    "rank": int(view.rank[kind, i, h]),
-                    "bits": float(view.bits[kind, i, h]),
-                    "entropy_nats": float(view.head_entropy[i, h]),
-                    "captured_energy": float(view.captured(kind)[i, h]),
-                }
+                row = HeadRow(
+                    layer=i,
+                    head=h,
+                    kind=name,
+                    rank=int(view.rank[kind, i, h]),
+                    bits=float(view.bits[kind, i, h]),
+                    entropy_nats=float(view.head_entropy[i, h]),
+                    captured_energy=float(view.captured(kind)[i, h]),
+                )
                 if head is not None:
-                    row["spectrum"] = [float(v) for v in view.variance[kind, i, h]]
+                    row.spectrum = [float(v) for v in view.variance[kind, i, h]]
                 if other is not None:
-                    row |= {"other_rank": int(other.rank[kind, i, h]), "other_bits": float(other.bits[kind, i, h])}
+                    row.other_rank, row.other_bits = int(other.rank[kind, i, h]), float(other.bits[kind, i, h])
                 rows.append(row)
     return results_file(
         "show", rows, provenance(), profile=view.sidecar.model_dump(exclude={"run": True, "model": {"weights_sketch"}})

@@ -21,8 +21,8 @@ from sqcli.commands import (
     study,
     unpack,
 )
-from sqcli.config import take_config
 from sqcli.ending import warning_line
+from sqcli.options import Config
 
 INTERRUPTED = 130
 
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=r"Every command has --help with an example, and takes --config FILE.toml (a table per command; flags win).",
+    epilog="Every command has --help with an example, and takes --json, --csv, --quiet and --config.",
 )
 
 
@@ -53,22 +53,26 @@ def root(
     debug: Annotated[
         bool, typer.Option("--debug", help="With any command: a traceback where one ends in an error.")
     ] = False,
+    config: Config = None,
 ) -> None:
     pass
 
 
-app.command("doctor")(doctor.doctor)
-app.command("calibrate")(calibrate.calibrate)
-app.command("show")(show.show)
-app.command("profile")(profile.profile)
-app.command("compare")(compare.compare)
-app.command("gate")(gate.gate)
-app.command("report")(report.report)
-app.command("pack")(pack.pack)
-app.command("unpack")(unpack.unpack)
-app.command("generate")(generate.generate)
-app.command("inspect")(inspect.inspect)
-app.command("study")(study.study)
+for command in (
+    doctor.doctor,
+    calibrate.calibrate,
+    show.show,
+    profile.profile,
+    compare.compare,
+    gate.gate,
+    report.report,
+    pack.pack,
+    unpack.unpack,
+    generate.generate,
+    inspect.inspect,
+    study.study,
+):
+    app.command(command.__name__)(command)
 
 
 def run(arguments: list[str]) -> int:
@@ -78,8 +82,7 @@ def run(arguments: list[str]) -> int:
         InputError, and whatever else a command raises: `sqcli.ending` turns it into a line and an exit code.
     """
     warnings.formatwarning = warning_line
-    defaults = take_config(app, arguments)
-    code = typer.main.get_command(app).main(arguments, prog_name="sq", standalone_mode=False, default_map=defaults)
+    code = typer.main.get_command(app).main(arguments, prog_name="sq", standalone_mode=False)
     if code == INTERRUPTED:  # how the parser hands on a Ctrl-C
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {"sqkernels": 0, "spectralquant": 1, "sqcli": 2, "research": 3}
 # `sq study` hands over to the studies, which are there in a checkout only.
-HANDS_OVER = {"sqcli/commands/study.py": "research", "sqcli/quality.py": "research"}
+HANDS_OVER = {"sqcli/commands/study.py": "research"}
 INSIDE = [
     {
         "checkout",

@@ -41,6 +41,8 @@ from spectralquant.models.probe import probe_geometry
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import TokenText, tokenize
 
@@ -64,13 +66,15 @@ LEAST_RATIO = 1.02
 
 
 def architecture_study(
-    chosen: Sequence[Architecture] = ARCHITECTURES, progress: Progress = lambda name, done, total: None
-) -> dict[str, Any]:
+    chosen: Sequence[Architecture] = ARCHITECTURES,
+    progress: Progress = lambda name, done, total: None,
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """A results file with one row an architecture."""
     rows = []
     for done, architecture in enumerate(chosen):
         progress(architecture.name, done, len(chosen))
-        rows.append(try_architecture(architecture))
+        rows.append(kept.value(architecture.name, functools.partial(try_architecture, architecture)))
     progress("", len(chosen), len(chosen))
     return results_file("architectures", rows, provenance(transformers=transformers.__version__))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from research.coder.study import Progress, coder_study
 from research.coder.symbols import SymbolSample
 from spectralquant.cache.persist.prompt import pack_prompt, profile_codecs
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.shapes import ModelShape
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText
 
 
@@ -29,9 +29,10 @@ def coder_study_of_model(
     window: int,
     text_name: str,
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """See `coder.coder_study`."""
     progress("packing a prompt", 0, 1)
     sample = sample_of_model(loaded, profile, text, window, text_name)
     shape = ModelShape.of_config(loaded.name, loaded.model.config)
-    return coder_study(sample, shape, loaded.device, progress=progress)
+    return coder_study(sample, shape, loaded.device, progress=progress, kept=kept)

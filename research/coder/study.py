@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 import time
@@ -27,6 +28,8 @@ from spectralquant.geometry import BLOCK
 from spectralquant.models.shapes import SHAPES, ModelShape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from sqkernels.entropy import Contexts, StreamTable, decode, encode, ops
 
 RUNS = 11
@@ -63,14 +66,15 @@ def coder_study(
     cases: Sequence[Case] | None = None,
     random_blocks: int = 10_000,
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """Rows of all cases; `shape` is the one the sample was taken at, whose share of kept components others inherit."""
-    checks = random_round_trips(sample, device, random_blocks, progress)
+    checks = kept.value("round trips", lambda: random_round_trips(sample, device, random_blocks, progress))
     rows = []
     cases = cases or (CASES if device.type == "cuda" else CPU_CASES)
     for done, case in enumerate(cases):
         progress("times", done, len(cases))
-        rows += _case_rows(sample, shape, case, device)
+        rows += kept.value(str(case), functools.partial(_case_rows, sample, shape, case, device))
     return results_file(
         "coder",
         rows,
@@ -266,7 +270,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     sample = SymbolSample.load(arguments.sample)
     result = coder_study(sample, SHAPES[arguments.shape], device, random_blocks=arguments.random)
-    write_json(arguments.out, result)
+    write_json(arguments.out, result.as_json())
     print(result["checks"])
     for row in result["rows"]:
         print({k: (float(f"{v:.4g}") if isinstance(v, float) else v) for k, v in row.items()})

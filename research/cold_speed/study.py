@@ -174,11 +174,11 @@ def main() -> None:
         sample,
         SHAPES[arguments.shape],
         torch.device("cuda"),
-        lambda result_so_far: write_json(arguments.out, result_so_far),
+        lambda result_so_far: write_json(arguments.out, result_so_far.as_json()),
         lambda stage, done, total: print(stage, flush=True) if not stage.startswith("random") else None,
         arguments.random,
     )
-    write_json(arguments.out, result)
+    write_json(arguments.out, result.as_json())
     print(result["summary"], result["checks"])
 
 

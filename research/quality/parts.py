@@ -27,6 +27,7 @@ from spectralquant.methods.coding.turboquant import TurboQuant
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.promises import error_limit
+from spectralquant.results.quality import MethodRow
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -75,7 +76,7 @@ def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, p
         "model": loaded.name,
         "text": name,
         "ratio_at_kl": ratio_at_kl(rows, HOME_KL),
-        "rows": rows,
+        "rows": [row.as_json() for row in rows],
         "evaluation_sha256": tokens_sha256(windows),
         "bound_at_home": _bound_cost(loaded, tier, heads, report.step, windows[: study.cost_windows], progress),
     }
@@ -145,28 +146,28 @@ def foreign(
         TurboQuant(loaded.geometry.head_dim, b) for b in study.turbo_bits
     ]
     found = [kept, *measure(loaded.model, loaded.geometry, windows, others, lambda d, t: progress(name, d, t))]
-    rows = [{**m.row(loaded.geometry, loaded.name, study.window), "text": name} for m in found]
-    turbo = [r for r in rows if r["method"] == "turboquant"]
+    rows = [m.row(loaded.geometry, loaded.name, study.window).updated(text=name) for m in found]
+    turbo = [r for r in rows if r.method == "turboquant"]
     return {
         "text": name,
         "kind": kind,
         "kl": kept.kl,
-        "payload_ratio": rows[0]["payload_ratio"],
+        "payload_ratio": rows[0].payload_ratio,
         "exceeded": kept.kl / study.bound - 1,
         "turboquant_at_equal_kl": turbo_ratio(turbo, kept.kl),
         "ways": dict(ways),
         "evaluation_sha256": tokens_sha256(windows),
-        "rows": rows,
+        "rows": [row.as_json() for row in rows],
     }
 
 
-def turbo_ratio(rows: list[dict[str, Any]], kl: float) -> float:
+def turbo_ratio(rows: list[MethodRow], kl: float) -> float:
     """TurboQuant's payload ratio at a KL; beyond its curve, its end on that side."""
-    ordered = sorted(rows, key=lambda r: r["kl_nats"])
-    if kl <= ordered[0]["kl_nats"]:
-        return ordered[0]["payload_ratio"]
-    if kl >= ordered[-1]["kl_nats"]:
-        return ordered[-1]["payload_ratio"]
+    ordered = sorted(rows, key=lambda r: r.kl_nats)
+    if kl <= ordered[0].kl_nats:
+        return ordered[0].payload_ratio
+    if kl >= ordered[-1].kl_nats:
+        return ordered[-1].payload_ratio
     return ratio_at_kl(rows, kl)
 
 
@@ -188,6 +189,6 @@ def _counting(encode: Callable[[Any], Any], ways: Counter[str]) -> Callable[[Any
     return counted
 
 
-def _rows(loaded: LoadedModel, windows: Tensor, methods: list[Any], name: str, progress: Progress) -> list[dict]:
+def _rows(loaded: LoadedModel, windows: Tensor, methods: list[Any], name: str, progress: Progress) -> list[MethodRow]:
     found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("scoring", d, t))
-    return [{**m.row(loaded.geometry, loaded.name, windows.shape[1]), "text": name} for m in found]
+    return [m.row(loaded.geometry, loaded.name, windows.shape[1]).updated(text=name) for m in found]

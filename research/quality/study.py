@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from research.quality.parts import Progress, QualityStudy, foreign, general, home
-from spectralquant.files import write_json
+from spectralquant.files import write_text
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.tokens import TokenText
 
 PARTS = ("home", "general", "texts")
@@ -73,10 +74,10 @@ class QualityParts:
             weights_sha256=weights_sha256(self.loaded.model),
             dtype=str(self.loaded.model.dtype),
         )
-        write_json(file, {**result, "provenance": facts})
+        write_text(file, json.dumps({**result, "provenance": facts}, indent=1))
 
 
-def joined(out: Path, study: QualityStudy) -> dict[str, Any]:
+def joined(out: Path, study: QualityStudy) -> Results:
     """One results file of all parts that are there."""
     parts = {p.stem: json.loads(p.read_text()) for p in sorted(out.with_suffix(".parts").glob("*-*.json"))}
     homes = {name.removeprefix("home-"): part for name, part in parts.items() if name.startswith("home-")}

@@ -16,11 +16,11 @@ def cold_speed() -> str:
     body = [_row(r) for r in rows if r["what"] in ("decode", "encode")]
     text = table(["", "tokens", "packet MB", "ms", "GB/s of fp16"], body)
     others = [
-        [r["what"] + (f": {r['coder']}" if "coder" in r else ""), *_row(r)[1:]]
+        [r["what"] + (f": {r['coder']}" if "coder" in r else "") + f", {r['model']}", *_row(r)[1:]]
         for r in rows
         if "coder" in r or r["what"].startswith("copy")
     ]
-    text += "\n\nThe same keys and values by other means, 8,192 tokens of the 8B shape (nvCOMP and zstd give symbols alone, not keys and values):\n\n"
+    text += "\n\nOther means (general coders give symbols alone, not keys and values):\n\n"
     text += table(["", "tokens", "packet MB", "ms", "GB/s of fp16"], others)
     contexts = sorted({r["context"] for r in rows if r["what"] == "prefill"})
     names = [

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from spectralquant.results.files import read_results
 
 RESULTS = Path(__file__).resolve().parent.parent.parent / "profiles" / "results"
 
 
-def load(name: str) -> dict[str, Any]:
+def load(name: str) -> Any:
     """A results file by name."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return read_results(RESULTS / f"{name}.json")
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 from research.readme import notes
 from research.readme.architectures import architectures
 from research.readme.coder import coder
+from research.readme.cold_speed import cold_speed
+from research.readme.durations import durations
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
@@ -240,6 +242,8 @@ BLOCKS = {
     "gate": gate,
     "architectures": architectures,
     "coder": coder,
+    "cold-speed": cold_speed,
+    "durations": durations,
     "scale": scale,
     "scale-predicted": scale_predicted,
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from spectralquant.bench.device.peaks import Peaks
 from spectralquant.bench.device.timing import Timing, graph_time, rotation
 from spectralquant.bench.inputs import CodeSettings, Inputs, coded_tokens, random_inputs
 from spectralquant.models.shapes import ModelShape
+from spectralquant.results.speed import KernelRow
 from sqkernels.common import PAGE, RowMatrices
 from sqkernels.dense_decode.reference import dense_decode as dense_reference
 from sqkernels.spectral_decode import decode_traffic, spectral_decode
@@ -23,7 +23,6 @@ from sqkernels.spectral_reconstruct import reconstruct_traffic, spectral_reconst
 
 ATTENTION = ("spectral_decode", "spectral_index_decode")
 INPUT_BYTES = 12 * 10**9
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,28 @@ class Bench:
         """`kernel_traffic` on this device."""
         return kernel_traffic(self.shape, self.matrices, self.settings, batch, context, self.peaks.processors)
 
-    def row(self, kernel: str, batch: int, context: int, timing: Timing, traffic: dict[str, int]) -> Row:
+    def row(self, kernel: str, batch: int, context: int, timing: Timing, traffic: dict[str, int]) -> KernelRow:
         """A result row of method.md section 6. bytes_read: what the kernels of a call read and write."""
         rate = traffic["bytes"] / timing.median / 1e6
-        return {
-            "kernel": kernel,
-            "device": self.device,
-            "batch": batch,
-            "context": context,
-            "kv_heads": self.shape.kv_heads,
-            "group": self.shape.group,
-            "head_dim": self.shape.head_dim,
-            "time_us": timing.median,
-            "time_spread": [timing.low, timing.high],
-            "n": timing.n,
-            "time_samples": [round(t, 3) for t in timing.samples],
-            "bytes_read": traffic["bytes"],
-            "tb_per_s": rate,
-            "peak_share": rate / self.peaks.copy_tb_per_s,
-            "baseline": None,
-            "baseline_time_us": None,
-            "speedup": None,
-        }
+        return KernelRow(
+            kernel=kernel,
+            device=self.device,
+            batch=batch,
+            context=context,
+            kv_heads=self.shape.kv_heads,
+            group=self.shape.group,
+            head_dim=self.shape.head_dim,
+            time_us=timing.median,
+            time_spread=[timing.low, timing.high],
+            n=timing.n,
+            time_samples=[round(t, 3) for t in timing.samples],
+            bytes_read=traffic["bytes"],
+            tb_per_s=rate,
+            peak_share=rate / self.peaks.copy_tb_per_s,
+            baseline=None,
+            baseline_time_us=None,
+            speedup=None,
+        )
 
 
 def kernel_traffic(
@@ -82,7 +81,7 @@ def dense_bytes(shape: ModelShape, batch: int, context: int) -> int:
     return 4 * batch * shape.kv_heads * shape.head_dim * context
 
 
-def dense_rows(bench: Bench, batch: int, context: int, baselines: dict[str, Dense]) -> list[Row]:
+def dense_rows(bench: Bench, batch: int, context: int, baselines: dict[str, Dense]) -> list[KernelRow]:
     """Dense decode attention by every baseline; one that does not run here, or is wrong, says so in its row."""
     shape, device = bench.shape, bench.matrices.device
     nbytes = dense_bytes(shape, batch, context)
@@ -101,15 +100,18 @@ def dense_rows(bench: Bench, batch: int, context: int, baselines: dict[str, Dens
                 error = relative_error(run(*sets[0])[:1], want)
             timing = graph_time([lambda s=s, run=run: run(*s) for s in sets])
         except Exception as reason:  # any backend may refuse a shape or device in its own way
-            rows.append({"kernel": name, "batch": batch, "context": context, "failed": _first_line(reason)})
+            rows.append(KernelRow(kernel=name, batch=batch, context=context, failed=_first_line(reason)))
             continue
         row = bench.row(name, batch, context, timing, {"bytes": nbytes})
-        row["ideal_us"] = nbytes / bench.peaks.copy_tb_per_s / 1e6
-        rows.append(row | {"error": error, "correct": error <= 4 * torch.finfo(torch.bfloat16).eps})
+        row.ideal_us = nbytes / bench.peaks.copy_tb_per_s / 1e6
+        row.error, row.correct = error, error <= 4 * torch.finfo(torch.bfloat16).eps
+        rows.append(row)
     return rows
 
 
-def spectral_rows(bench: Bench, batch: int, context: int, kernels: Sequence[str], dense: Sequence[Row]) -> list[Row]:
+def spectral_rows(
+    bench: Bench, batch: int, context: int, kernels: Sequence[str], dense: Sequence[KernelRow]
+) -> list[KernelRow]:
     """Our kernels; a speed-up, over the fastest correct baseline, only where the check against float64 is green."""
     counted = bench.traffic(batch, context)
     held = batch * bench.matrices.layout.page_bytes * max(1, coded_tokens(context, bench.settings.window) // 128)
@@ -125,16 +127,13 @@ def spectral_rows(bench: Bench, batch: int, context: int, kernels: Sequence[str]
         call = kernel_call(name, bench.settings)
         timing = graph_time([lambda i=i, call=call: call(i) for i in sets])
         row = bench.row(name, batch, context, timing, traffic)
-        row |= {"error": error, "error_limit": limit, "correct": error <= limit, "input_sets": count}
+        row.error, row.error_limit, row.correct, row.input_sets = error, limit, error <= limit, count
         if operator_of(name) in ATTENTION:
-            row["bytes_share_of_dense"] = row["bytes_read"] / dense_bytes(bench.shape, batch, context)
-            row["ideal_us"] = row["bytes_read"] / bench.peaks.copy_tb_per_s / 1e6
-            if best is not None and row["correct"]:
-                row |= {
-                    "baseline": best["kernel"],
-                    "baseline_time_us": best["time_us"],
-                    "speedup": best["time_us"] / timing.median,
-                }
+            row.bytes_share_of_dense = traffic["bytes"] / dense_bytes(bench.shape, batch, context)
+            row.ideal_us = traffic["bytes"] / bench.peaks.copy_tb_per_s / 1e6
+            if best is not None and row.correct:
+                row.baseline, row.baseline_time_us = best.kernel, best.time_us
+                row.speedup = best.time_us / timing.median
         rows.append(row)
         del sets
     return rows
@@ -152,9 +151,9 @@ def kernel_call(name: str, settings: CodeSettings) -> Callable[[Inputs], object]
     )
 
 
-def fastest(dense: Sequence[Row]) -> Row | None:
+def fastest(dense: Sequence[KernelRow]) -> KernelRow | None:
     """The fastest baseline whose result is right."""
-    return min((r for r in dense if r.get("correct")), key=lambda r: r["time_us"], default=None)
+    return min((r for r in dense if r.correct), key=lambda r: r.time_us, default=None)
 
 
 def _first_line(reason: Exception) -> str:

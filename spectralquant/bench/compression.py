@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectralquant.bench.cell import Bench, Row
+from spectralquant.bench.cell import Bench
 from spectralquant.bench.device.timing import Timing, graph_time
 from spectralquant.bench.inputs import random_matrices
 from spectralquant.models.shapes import ModelShape
+from spectralquant.results.speed import KernelRow
 from sqkernels.common import PAGE, RowMatrices
 from sqkernels.common.reference import read_planes
 from sqkernels.spectral_compress import compress_traffic, spectral_compress
@@ -17,16 +18,16 @@ BATCHES = 4
 ALLOWED = 0.002
 
 
-def compress_row(bench: Bench) -> Row:
+def compress_row(bench: Bench) -> KernelRow:
     """Time of one launch set that codes 128 tokens of every layer of one sequence, and its share of their prefill."""
     shape, device = bench.shape, bench.matrices.device
     matrices = random_matrices(shape, bench.settings, device, layers=shape.layers)
     timing, wrong = compress_time(shape, matrices)
     row = bench.row("spectral_compress", 1, PAGE, timing, compress_traffic(matrices, PAGE))
     prefill = prefill_us(bench)
-    row |= {"error": wrong, "error_limit": ALLOWED, "correct": wrong <= ALLOWED}
-    if row["correct"]:
-        row |= {"prefill_us": prefill, "share_of_prefill": timing.median / prefill}
+    row.error, row.error_limit, row.correct = wrong, ALLOWED, wrong <= ALLOWED
+    if row.correct:
+        row.prefill_us, row.share_of_prefill = prefill, timing.median / prefill
     return row
 
 

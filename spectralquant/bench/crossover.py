@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+
+from spectralquant.results.speed import CrossoverRow, KernelRow
 
 
-def crossovers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def crossovers(rows: Sequence[KernelRow]) -> list[CrossoverRow]:
     """One row a kernel and batch: `tokens` (None: not faster at the longest), bound "at most" where already the shortest is."""
     out = []
-    measured = [r for r in rows if r.get("speedup")]
-    for kernel, batch in dict.fromkeys((r["kernel"], r["batch"]) for r in measured):
-        points = sorted((r["context"], r["speedup"]) for r in measured if (r["kernel"], r["batch"]) == (kernel, batch))
+    measured = [r for r in rows if r.speedup]
+    for kernel, batch in dict.fromkeys((r.kernel, r.batch) for r in measured):
+        points = sorted((r.context, r.speedup) for r in measured if (r.kernel, r.batch) == (kernel, batch))
         tokens, bound = _crossing(points)
-        out.append({"kernel": kernel, "batch": batch, "tokens": tokens, "bound": bound})
+        out.append(CrossoverRow(kernel=kernel, batch=batch, tokens=tokens, bound=bound))
     return out
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,47 +15,46 @@ from spectralquant.bench.device.timing import side_stream
 from spectralquant.bench.inputs import CodeSettings, Inputs, random_inputs, random_matrices
 from spectralquant.bench.prediction import Roof, decode_ms
 from spectralquant.models.shapes import ModelShape
+from spectralquant.results.speed import KernelRow, StepRow
 from sqkernels.common import RowMatrices
 
-Row = dict[str, Any]
 REPLAYS = 30
 
 
 def end_to_end_rows(
-    bench: Bench, batch: int, context: int, kernel: str, cells: Sequence[Row], baselines: dict[str, Dense]
-) -> list[Row]:
+    bench: Bench, batch: int, context: int, kernel: str, cells: Sequence[KernelRow], baselines: dict[str, Dense]
+) -> list[StepRow]:
     """Rows for the fastest dense baseline and for `kernel`: tokens a second, and beside ours what Amdahl's law allows when
     attention alone becomes faster by what the cell measured."""
-    here = [r for r in cells if (r["batch"], r["context"]) == (batch, context)]
-    best = fastest([r for r in here if r["kernel"] in baselines])
-    mine = next((r for r in here if r["kernel"] == kernel and r.get("correct")), None)
+    here = [r for r in cells if (r.batch, r.context) == (batch, context)]
+    best = fastest([r for r in here if r.kernel in baselines])
+    mine = next((r for r in here if r.kernel == kernel and r.correct), None)
     if best is None or mine is None:
-        return [{"method": kernel, "batch": batch, "context": context, "failed": "no correct kernel or baseline here"}]
+        return [StepRow(method=kernel, batch=batch, context=context, failed="no correct kernel or baseline here")]
     decoder = RandomDecoder(bench.shape, bench.matrices.device, context - 1)
-    dense = _step_ms(decoder, batch, _dense_attend(bench, batch, context, baselines[best["kernel"]]))
+    dense = _step_ms(decoder, batch, _dense_attend(bench, batch, context, baselines[best.kernel]))
     coded = _step_ms(decoder, batch, _coded_attend(bench, batch, context, kernel))
-    saved = bench.shape.layers * (best["time_us"] - mine["time_us"]) / 1000
+    saved = bench.shape.layers * (best.time_us - mine.time_us) / 1000
     ideal = dense[0] - saved
     roof = Roof.measured(bench.peaks)
     rows = []
-    for method, times, attention in ((best["kernel"], dense, best["ideal_us"]), (kernel, coded, mine["ideal_us"])):
+    for method, times, attention in ((best.kernel, dense, best.ideal_us), (kernel, coded, mine.ideal_us)):
         rows.append(
-            {
-                "method": method,
-                "batch": batch,
-                "context": context,
-                "step_ms": times[0],
-                "step_ms_spread": list(times[1:]),
-                "tokens_per_s": 1000 * batch / times[0],
-                "predicted_ms": decode_ms(roof, bench.shape, attention, batch),
-            }
+            StepRow(
+                method=method,
+                batch=batch,
+                context=context,
+                step_ms=times[0],
+                step_ms_spread=list(times[1:]),
+                tokens_per_s=1000 * batch / times[0],
+                predicted_ms=decode_ms(roof, bench.shape, attention, batch),
+            )
         )
-    rows[1] |= {
-        "speedup": dense[0] / coded[0],
-        "ideal_ms": ideal,
-        "ideal_tokens_per_s": 1000 * batch / ideal,
-        "share_of_ideal": ideal / coded[0],
-    }
+    ours = rows[1]
+    ours.speedup = dense[0] / coded[0]
+    ours.ideal_ms = ideal
+    ours.ideal_tokens_per_s = 1000 * batch / ideal
+    ours.share_of_ideal = ideal / coded[0]
     return rows
 
 

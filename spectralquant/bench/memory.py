@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from spectralquant.bench.inputs import SINKS, CodeSettings, coded_tokens
 from spectralquant.models.shapes import ModelShape
+from spectralquant.results.speed import MemoryRow
 from sqkernels.common import PAGE, RowMatrices
 
-Row = dict[str, Any]
 Held = Callable[[int], float]
 BLOCK_CYCLE = PAGE - 1
 UNBOUNDED = 1 << 40
@@ -17,7 +16,7 @@ UNBOUNDED = 1 << 40
 
 def memory_rows(
     shape: ModelShape, matrices: RowMatrices, settings: CodeSettings, batch: int, context: int, memory: int
-) -> list[Row]:
+) -> list[MemoryRow]:
     """A row a method: bytes of one sequence batch at `context`, and the longest context that fits beside the weights in
     `memory` bytes. Exact window at its largest (a block cycle); whole pages; bases and codebooks of hot codes included. Layers
     with a sliding window hold no more than that; `ratio` is against transformers' own cache, which does the same."""
@@ -47,14 +46,14 @@ def memory_rows(
     for method, held, shared in found:
         bytes_held = batch * held(context) + shared
         rows.append(
-            {
-                "method": method,
-                "batch": batch,
-                "context": context,
-                "bytes": int(bytes_held),
-                "ratio": own / bytes_held,
-                "longest_context": _longest(lambda n, held=held, shared=shared: batch * held(n) + shared <= free),
-            }
+            MemoryRow(
+                method=method,
+                batch=batch,
+                context=context,
+                bytes=int(bytes_held),
+                ratio=own / bytes_held,
+                longest_context=_longest(lambda n, held=held, shared=shared: batch * held(n) + shared <= free),
+            )
         )
     return rows
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from spectralquant.bench.cell import ATTENTION, dense_bytes, kernel_traffic
 from spectralquant.bench.device.devices import DeviceModel, device_named
@@ -12,9 +11,8 @@ from spectralquant.bench.device.peaks import Peaks
 from spectralquant.bench.fit import DENSE, Fit
 from spectralquant.bench.inputs import CodeSettings
 from spectralquant.models.shapes import ModelShape
+from spectralquant.results.speed import KernelRow
 from sqkernels.common import RowMatrices
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def predicted_rows(
     settings: CodeSettings,
     batches: Sequence[int],
     contexts: Sequence[int],
-) -> list[Row]:
+) -> list[KernelRow]:
     """Rows like measured ones, with `predicted_us` and no time.
 
     roofline_us: what bytes and flops alone would take. measured_us: the median of the same call, where the fit was measured
@@ -71,23 +69,23 @@ def predicted_rows(
             for name, (nbytes, flops) in calls.items():
                 measured = fit.measured_us(device.name, asdict(shape), asdict(settings), name, context, batch)
                 rows.append(
-                    {
-                        "kernel": name,
-                        "batch": batch,
-                        "context": context,
-                        "predicted": True,
-                        "predicted_us": times[name],
-                        "roofline_us": roof.time_us(nbytes, flops),
-                        "measured_us": measured,
-                        "bytes_read": nbytes,
-                        "bytes_share_of_dense": nbytes / dense,
-                        "predicted_speedup": None if name == DENSE else times[DENSE] / times[name],
-                    }
+                    KernelRow(
+                        kernel=name,
+                        batch=batch,
+                        context=context,
+                        predicted=True,
+                        predicted_us=times[name],
+                        roofline_us=roof.time_us(nbytes, flops),
+                        measured_us=measured,
+                        bytes_read=nbytes,
+                        bytes_share_of_dense=nbytes / dense,
+                        predicted_speedup=None if name == DENSE else times[DENSE] / times[name],
+                    )
                 )
     return rows
 
 
-def predicted_beside(rows: Sequence[Row], device: str | None, fit: Fit) -> dict[str, float]:
+def predicted_beside(rows: Sequence[KernelRow], device: str | None, fit: Fit) -> dict[str, float]:
     """Predicted µs by kernel for the measured rows of one cell: the attention kernels and the fastest right dense one.
 
     Empty for a device whose nominal figures are not known.

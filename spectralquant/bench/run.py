@@ -1,7 +1,8 @@
-"""`profile_device` and `predict_device`: everything `sq profile` reports, as a results file."""
+"""`bench_device` and `predict_device`: everything `sq profile` reports, as a results file."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 
 from spectralquant.bench.baselines import dense_baselines
-from spectralquant.bench.cell import ATTENTION, Bench, Row, dense_rows, spectral_rows
+from spectralquant.bench.cell import ATTENTION, Bench, dense_rows, spectral_rows
 from spectralquant.bench.compression import compress_row
 from spectralquant.bench.crossover import crossovers
 from spectralquant.bench.device.devices import DeviceModel
-from spectralquant.bench.device.peaks import measure_peaks
+from spectralquant.bench.device.peaks import Peaks, measure_peaks
 from spectralquant.bench.device.telemetry import telemetry, verdict
 from spectralquant.bench.end_to_end import end_to_end_rows
 from spectralquant.bench.fit import shipped_fit
@@ -24,6 +25,10 @@ from spectralquant.errors import InputError, did_you_mean
 from spectralquant.models.shapes import ModelShape
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.schema import BenchResults
+from spectralquant.results.speed import KernelRow, StepRow
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from sqkernels.common import RowMatrices
 from sqkernels.common.checks import HEAD_DIMS, MAX_GROUP
 from sqkernels.common.runtime import variants
@@ -33,7 +38,7 @@ LEAST_CONTEXT = 2 * (SINKS + 128)
 FLEX_CELLS = ((32768, 1), (32768, 8))
 STEP_CONTEXT, STEP_BATCHES = 32768, (1, 8)
 Progress = Callable[[str, int, int], None]
-Save = Callable[[dict[str, Any]], None]
+Save = Callable[[BenchResults], None]
 
 
 def known_kernels() -> tuple[str, ...]:
@@ -42,7 +47,7 @@ def known_kernels() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ProfileRequest:
+class BenchRequest:
     """What to measure. end_to_end: whole decode steps at 32,768 tokens (or the first context), batches 1 and 8."""
 
     shape: ModelShape
@@ -87,59 +92,66 @@ class ProfileRequest:
             raise InputError("--window must be a positive number of tokens.")
 
 
-def profile_device(
-    request: ProfileRequest,
+def bench_device(
+    request: BenchRequest,
     device: torch.device,
     progress: Progress = lambda stage, done, total: None,
     save: Save = lambda result: None,
-) -> dict[str, Any]:
-    """Measure on a CUDA device. `save` gets the results file after every cell, with `complete` false until the end."""
+    kept: Kept = NOTHING_KEPT,
+) -> BenchResults:
+    """Measure on a CUDA device. `save` gets the results file after every cell, with `complete` false until the end; `kept`
+    keeps the cells of a run that is interrupted."""
     request.check()
     torch.manual_seed(request.seed)
     before = telemetry(device.index or 0)
     progress("peaks", 0, 1)
-    peaks = measure_peaks(device)
+    peaks = Peaks(**kept.value("peaks", lambda: asdict(measure_peaks(device))))
     matrices = random_matrices(request.shape, request.settings, device)
     bench = Bench(request.shape, matrices, request.settings, peaks, torch.cuda.get_device_name(device))
     memory = torch.cuda.get_device_properties(device).total_memory
     baselines = dense_baselines()
-    rows: list[Row] = []
+    rows: list[KernelRow] = []
     extra: dict[str, Any] = {"peaks": asdict(peaks), "end_to_end": []}
-    result: dict[str, Any] = {}
 
-    def finish(complete: bool) -> None:
+    def finish(complete: bool) -> BenchResults:
         after = telemetry(device.index or 0)
         extra["telemetry"] = {"before": before, "after": after, "verdict": verdict(before, after)}
         extra["crossover"] = crossovers(rows)
-        result.clear()
-        result.update(_results(request, matrices, rows, memory, device_facts(device), complete, extra))
+        result = _results(request, matrices, rows, memory, device_facts(device) | kept.facts(), complete, extra)
         save(result)
+        return result
 
     if "spectral_compress" in request.kernels:
         progress("spectral_compress", 0, 1)
-        rows.append(compress_row(bench))
+        rows += kept_rows(kept, "spectral_compress", KernelRow, lambda: [compress_row(bench)])
     cells = [(c, b) for c in request.contexts for b in request.batches]
     step_context = STEP_CONTEXT if STEP_CONTEXT in request.contexts else request.contexts[0]
     for done, (context, batch) in enumerate(cells):
         progress(f"context {context}, batch {batch}", done, len(cells))
         compiled = request.flex and (len(cells) <= len(FLEX_CELLS) or (context, batch) in FLEX_CELLS)
         use = {k: v for k, v in baselines.items() if k != "flex_compiled" or compiled}
-        try:
-            dense = dense_rows(bench, batch, context, use)
-            rows += dense + spectral_rows(bench, batch, context, request.kernels, dense)
-        except torch.OutOfMemoryError:
-            rows.append({"kernel": "all", "batch": batch, "context": context, "failed": "does not fit into memory"})
+        cell = functools.partial(_cell, bench, batch, context, request.kernels, use)
+        rows += kept_rows(kept, f"context {context}, batch {batch}", KernelRow, cell)
         torch.cuda.empty_cache()
         finish(False)
         if request.end_to_end and context == step_context and batch in STEP_BATCHES:
             progress(f"decode step, batch {batch}", done, len(cells))
-            extra["end_to_end"] += _end_to_end(bench, batch, context, request, rows, baselines)
+            steps = functools.partial(_end_to_end, bench, batch, context, request, rows, baselines)
+            extra["end_to_end"] += kept_rows(kept, f"decode step, batch {batch}", StepRow, steps)
             finish(False)
-    finish(True)
-    return result
+    return finish(True)
 
 
-def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any]:
+def _cell(bench: Bench, batch: int, context: int, kernels: Sequence[str], baselines: dict[str, Any]) -> list[KernelRow]:
+    """All kernels at one context and batch, or a row that says that they do not fit into memory."""
+    try:
+        dense = dense_rows(bench, batch, context, baselines)
+        return dense + spectral_rows(bench, batch, context, kernels, dense)
+    except torch.OutOfMemoryError:
+        return [KernelRow(kernel="all", batch=batch, context=context, failed="does not fit into memory")]
+
+
+def predict_device(request: BenchRequest, model: DeviceModel) -> BenchResults:
     """Predictions for a device that is not here: a roofline with launch and latency terms of `shipped_fit`, and beside them
     what was measured, where the fit was measured at that shape on that device.
 
@@ -162,42 +174,47 @@ def predict_device(request: ProfileRequest, model: DeviceModel) -> dict[str, Any
     return _results(request, matrices, rows, model.memory, facts, True, extra)
 
 
-def _require_memory(request: ProfileRequest, matrices: RowMatrices, model: DeviceModel) -> None:
+def _require_memory(request: BenchRequest, matrices: RowMatrices, model: DeviceModel) -> None:
     for context in request.contexts:
         for batch in request.batches:
             rows = memory_rows(request.shape, matrices, request.settings, batch, context, model.memory)
-            least = min(rows, key=lambda row: row["bytes"])
-            if least["bytes"] > model.memory:
+            least = min(rows, key=lambda row: row.bytes)
+            if least.bytes > model.memory:
                 raise InputError(
-                    f"--context {context} with --batch {batch} does not fit into memory: the smallest cache ({least['method']}) "
-                    f"takes {least['bytes'] / 1e9:,.0f} GB, and {model.name} has {model.memory / 1e9:.0f} GB. Use a smaller "
+                    f"--context {context} with --batch {batch} does not fit into memory: the smallest cache ({least.method}) "
+                    f"takes {least.bytes / 1e9:,.0f} GB, and {model.name} has {model.memory / 1e9:.0f} GB. Use a smaller "
                     "batch or context."
                 )
 
 
 def _end_to_end(
-    bench: Bench, batch: int, context: int, request: ProfileRequest, rows: Sequence[Row], baselines: dict[str, Any]
-) -> list[Row]:
-    out: list[Row] = []
+    bench: Bench,
+    batch: int,
+    context: int,
+    request: BenchRequest,
+    rows: Sequence[KernelRow],
+    baselines: dict[str, Any],
+) -> list[StepRow]:
+    out: list[StepRow] = []
     for kernel in (k for k in ATTENTION if k in request.kernels):
         try:
             out += end_to_end_rows(bench, batch, context, kernel, rows, baselines)
         except (torch.OutOfMemoryError, RuntimeError) as reason:
             why = "does not fit into memory" if isinstance(reason, torch.OutOfMemoryError) else str(reason)[:160]
-            out.append({"method": kernel, "batch": batch, "context": context, "failed": why})
+            out.append(StepRow(method=kernel, batch=batch, context=context, failed=why))
         torch.cuda.empty_cache()
     return out
 
 
 def _results(
-    request: ProfileRequest,
+    request: BenchRequest,
     matrices: RowMatrices,
-    rows: Sequence[Row],
+    rows: Sequence[KernelRow],
     memory: int,
     facts: dict[str, Any],
     complete: bool,
     extra: dict[str, Any],
-) -> dict[str, Any]:
+) -> BenchResults:
     settings = asdict(request.settings) | {"sinks": SINKS, "bytes_per_token": sum(matrices.layout.row_bytes)}
     held = [
         row

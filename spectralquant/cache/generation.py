@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers.generation.streamers import BaseStreamer
 
 from spectralquant.cache.report.stats import CacheStats
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.cache.unfinished_text import UnfinishedText, saved_text
 from spectralquant.errors import InputError, NotCompressedWarning
 from spectralquant.models.forward import with_cache
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import prompt_ids
 
 
@@ -44,26 +45,15 @@ class Generated:
     stats: CacheStats
 
 
-class _Count(BaseStreamer):
-    def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
-        self.progress, self.total, self.done = progress, total, -1
-
-    def put(self, value: torch.Tensor) -> None:
-        self.done += 1
-        self.progress("generating", self.done, self.total)
-
-    def end(self) -> None:
-        self.progress("generating", self.total, self.total)
-
-
 def generate_text(
     loaded: LoadedModel,
     profile: CalibrationProfile | None,
     prompt: str,
     options: GenerationOptions,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> Generated:
-    """Continue `prompt` from a `SpectralCache`.
+    """Continue `prompt` from a `SpectralCache`. `kept` keeps an interrupted run's cache and text.
 
     Raises:
         InputError: an empty prompt, or one that leaves no room before the model's last position.
@@ -76,24 +66,32 @@ def generate_text(
     require_positions(
         loaded.model, ids.shape[1] + options.new_tokens, what, "Shorten the prompt or ask for fewer new tokens."
     )
-    cache = SpectralCache(
-        loaded.model, profile, tier=options.tier, max_bytes=options.max_bytes, working_set=options.working_set
-    )
     torch.manual_seed(options.seed)
+    saved = saved_text(kept.folder, loaded, profile) if kept.resume else None
+    cache, given = saved or (_new_cache(loaded, profile, options), ids[0].tolist())
+    so_far = torch.tensor([given], dtype=torch.int64, device=loaded.device)
+    follower = UnfinishedText(kept.folder, cache, so_far, options.new_tokens, len(given) - ids.shape[1], progress)
+    chunks = {} if saved else {"prefill_chunk_size": options.chunk}
     begin = time.perf_counter()
     pad = loaded.tokenizer.pad_token_id
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotCompressedWarning)  # the reasons are in stats
         new_ids = loaded.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            input_ids=so_far,
+            attention_mask=torch.ones_like(so_far),
             **with_cache(loaded.model, cache),
-            max_new_tokens=options.new_tokens,
+            max_new_tokens=options.new_tokens - (len(given) - ids.shape[1]),
             do_sample=options.sample,
-            prefill_chunk_size=options.chunk,
             pad_token_id=loaded.tokenizer.eos_token_id if pad is None else pad,
-            streamer=_Count(progress, options.new_tokens),
+            streamer=follower,
+            **chunks,
         )[0, ids.shape[1] :]
         seconds, stats = time.perf_counter() - begin, cache.stats()
     text = loaded.tokenizer.decode(new_ids, skip_special_tokens=True)
     return Generated(text, ids.shape[1], len(new_ids), seconds, stats)
+
+
+def _new_cache(loaded: LoadedModel, profile: CalibrationProfile | None, options: GenerationOptions) -> SpectralCache:
+    return SpectralCache(
+        loaded.model, profile, tier=options.tier, max_bytes=options.max_bytes, working_set=options.working_set
+    )

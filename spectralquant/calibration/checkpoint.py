@@ -16,6 +16,7 @@ from torch import Tensor
 from spectralquant.errors import InputError
 from spectralquant.files import atomic_path, read_json, write_json
 from spectralquant.processes import LostProcessError
+from spectralquant.results.unfinished import leave_advice
 
 EVERY = 25
 BYTES_PER_SECOND = 5e8
@@ -33,20 +34,24 @@ class Checkpoint:
         self.fingerprint = fingerprint
         self.of_this_run = False
         self.since = time.perf_counter()
+        self.step = 0
 
     def begin(self) -> None:
-        """Note that a run has started, so that it can be resumed even if killed before its first checkpoint."""
+        """Note that a run has started, and which."""
         self._note(0, None)
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Around writing: an error of it says what stays on the disk.
+        """Around the run: an error of writing, and Ctrl-C, say what stays on the disk.
 
         Raises:
             InputError: the disk is full, or a folder cannot be written. LostProcessError: another process ended.
         """
         try:
             yield
+        except KeyboardInterrupt:
+            leave_advice(self._advice())
+            raise
         except (InputError, LostProcessError) as error:
             if not self.of_this_run or not self.folder.is_dir():
                 raise
@@ -60,6 +65,11 @@ class Checkpoint:
         size = sum(t.numel() * t.element_size() for t in state.values())
         return time.perf_counter() - self.since > size / BYTES_PER_SECOND / SHARE
 
+    def _advice(self) -> str:
+        if not self.step:
+            return "No step was finished yet; the same command begins anew."
+        return f"{self.step} steps are kept in {self.folder}; the same command with --resume goes on from there."
+
     def save(self, step: int, state: dict[str, Tensor]) -> None:
         """Store the sums after `step` steps; the previous checkpoint is replaced only when this one is complete."""
         name = f"sums-{step}.safetensors"
@@ -69,29 +79,30 @@ class Checkpoint:
         self.since = time.perf_counter()
 
     def _note(self, step: int, file: str | None) -> None:
-        self.of_this_run = True
+        self.of_this_run, self.step = True, step
         write_json(self.folder / "state.json", {"step": step, "file": file, "fingerprint": self.fingerprint})
         for old in self.folder.glob("sums-*.safetensors"):
             if old.name != file:
                 old.unlink()
 
     def load(self) -> tuple[int, dict[str, Tensor]]:
-        """Step count and sums of the interrupted run (no sums before its first checkpoint).
+        """Step count and sums of the interrupted run; 0 and no sums where none got as far as a checkpoint.
 
         Raises:
-            InputError: nothing to resume, or it belongs to another run (the message names what differs).
+            InputError: it belongs to another run (the message names what differs), or is damaged.
         """
         file = self.folder / "state.json"
         if not file.is_file():
-            raise InputError(f"There is nothing to resume in {self.folder}. Run without --resume.")
+            self.begin()
+            return 0, {}
         try:
             state = read_json(file, "The checkpoint")
             stored = state["fingerprint"]
             differing = [k for k, v in self.fingerprint.items() if stored.get(k) != v]
             if not differing:
                 sums = {} if state["file"] is None else load_file(self.folder / state["file"])
-                self.of_this_run = True
-                return int(state["step"]), sums
+                self.of_this_run, self.step = True, int(state["step"])
+                return self.step, sums
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
             raise InputError(f"The checkpoint in {self.folder} is damaged ({error}). Run without --resume.") from error
         details = ", ".join(f"{k} was {stored.get(k)!r} and is {self.fingerprint[k]!r}" for k in differing)

@@ -21,8 +21,8 @@ class CalibrationSettings:
     """What to calibrate. One step is one window of `window` tokens, forward and backward.
 
     span: head, layer, a number of layers, all, or auto (as many layers as stay under 8,192 coordinates with a dense basis
-    and under 32,768 with one of two levels; method.md section 2). basis: dense, two-level, or auto (two-level where a span
-    has several layers). block: size of the blocks a cache will compress;
+    and under 32,768 with one of two levels; method.md section 2). basis: dense, two-level, or auto (dense where all layers
+    together have no more than 8,192 coordinates, else two-level). block: size of the blocks a cache will compress;
     gradients are taken only through reads from at least two blocks later. predict: tokens or none. profile_budget:
     bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen. recompute:
     run layers again in the backward pass instead of keeping what they computed. sample_windows, sample_bytes: windows
@@ -74,10 +74,9 @@ class CalibrationSettings:
         """The goal of a tier."""
         return self.targets.get(tier, parse_target(DEFAULT_TARGETS[tier]))
 
-    @property
-    def two_level(self) -> bool:
-        """Whether bases of several layers are solved in two levels."""
-        return self.basis != "dense"
+    def two_levels(self, geometry: CacheGeometry) -> bool:
+        """Whether bases of several layers are solved in two levels: with `auto`, where one dense basis could not hold all."""
+        return self.basis == "two-level" or (self.basis == "auto" and geometry.width > MAX_SPAN_WIDTH["dense"])
 
     def span_width(self, geometry: CacheGeometry) -> int:
         """Coordinates per group of the cold tier.
@@ -86,7 +85,7 @@ class CalibrationSettings:
             InputError: not a known span, or a number of layers that does not divide L.
         """
         if self.span == "auto":
-            widest = MAX_SPAN_WIDTH["two-level" if self.two_level else "dense"]
+            widest = MAX_SPAN_WIDTH["two-level" if self.two_levels(geometry) else "dense"]
             best = max(
                 (
                     n

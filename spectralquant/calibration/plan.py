@@ -201,7 +201,7 @@ class Planner:
 
     def _rank(self, settings: CalibrationSettings, span: int) -> int:
         """Components that are solved for, of keys or of values."""
-        two = settings.two_level and span > self.geometry.layer_width
+        two = settings.two_levels(self.geometry) and span > self.geometry.layer_width
         groups = self.geometry.width // span
         return groups * min(span, MAX_INNER * span // self.geometry.width) if two else self.geometry.width
 
@@ -238,7 +238,7 @@ class Planner:
         total = 2 * g.layers * g.kv_heads * (4 * g.head_dim**2 + 8 * g.head_dim)
         if "cold" in settings.tiers:
             rank = self._rank(settings, span)
-            if settings.two_level and span > g.layer_width:
+            if settings.two_levels(g) and span > g.layer_width:
                 own = min(span, rank * span // g.width)
                 total += 2 * (2 * 2 * rank * g.layer_width + 2 * rank * own + features * g.width)
                 total = min(total, default_budget(self.model.weights))

@@ -241,7 +241,7 @@ class CalibrationRun:
         common = {
             "use_metric": self.settings.metric != "energy",
             "features": self.features,
-            "two_level": self.settings.two_level,
+            "two_level": self.settings.two_levels(self.geometry),
             "progress": lambda text: self.progress(text, 0, 1),
         }
         features, block, width = sums.features if predict else None, self.settings.block, self.geometry.layer_width
@@ -322,7 +322,7 @@ class CalibrationRun:
     def _solver(self) -> str:
         """What solved the cold tier's eigenproblems."""
         precision = str(FrequencyAnalyzer.solver_dtype(self.span, self.device)).removeprefix("torch.")
-        two = self.settings.two_level and self.span > self.geometry.layer_width
+        two = self.settings.two_levels(self.geometry) and self.span > self.geometry.layer_width
         return f"{'two-level' if two else 'dense'} {precision} eigh"
 
     @contextmanager

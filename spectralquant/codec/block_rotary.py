@@ -14,7 +14,8 @@ from spectralquant.rotary import Rotation, apply_rope, undo_rope
 class RotaryBlock(Protocol):
     """Anything with a rotation of its T tokens for every layer (None for layers without RoPE)."""
 
-    rotations: Sequence[Rotation | None]
+    @property
+    def rotations(self) -> Sequence[Rotation | None]: ...
 
 
 def rotate_keys(rotations: Sequence[Rotation | None], keys: Tensor) -> Tensor:

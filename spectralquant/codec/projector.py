@@ -116,7 +116,7 @@ class SpectralProjector:
         matrix = self.synthesis[rows, start - group * self.span : stop - group * self.span]
         own = y if y.shape[1] == rows.stop - rows.start else y[:, rows]
         out = product(self._weighted(own, rows), matrix).float().add_(self.mean[start:stop])
-        return out if self.predictor is None else features.times(self.predictor[:, start:stop]).add_to(out)
+        return out if self.predictor is None else _known(features).times(self.predictor[:, start:stop]).add_to(out)
 
     def _weighted(self, y: Tensor, rows: slice) -> Tensor:
         """Coefficients of some rows as the synthesis matrix takes them."""
@@ -125,9 +125,13 @@ class SpectralProjector:
     def _base(self, features: TokenRows | None) -> TokenProducts | None:
         if self.predictor is None:
             return None
-        if features is None:
-            raise ValueError("this profile predicts from token ids, but the block carries none")
-        return features.times(self.predictor)
+        return _known(features).times(self.predictor)
+
+
+def _known(features: TokenRows | None) -> TokenRows:
+    if features is None:
+        raise ValueError("this profile predicts from token ids, but the block carries none")
+    return features
 
 
 def _analysed(rows: Tensor, x: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ def random_rotation(dim: int, seed: int) -> Tensor:
     """A Haar-random rotation float32 `[dim, dim]` (QR of a Gaussian matrix)."""
     generator = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
-    return (q * torch.sign(r.diagonal())).float()
+    rotation: Tensor = q * torch.sign(r.diagonal())
+    return rotation.float()
 
 
 @dataclass(frozen=True)
@@ -126,5 +127,5 @@ class TurboProductQuantizer:
     def decode(self, coded: TurboProductCodes) -> Tensor:
         """Vectors float32 `[N, D]` whose inner products with any fixed vector are unbiased."""
         signs = 2.0 * unpack_codes(coded.signs, self.ones).float() - 1
-        back = signs @ self.sketch.to(signs.device) * ((torch.pi / 2) ** 0.5 / self.dim)
+        back: Tensor = signs @ self.sketch.to(signs.device) * ((torch.pi / 2) ** 0.5 / self.dim)
         return self.base.decode(coded.base) + back * coded.residual_norms.float()[:, None]

@@ -1,29 +1,30 @@
-"""Many methods on the same tokens: rows with rates, quality, retrieval and times; resumable method by method.
+"""Many methods on the same tokens: rows with rates, quality, retrieval and times; each method's rows can be kept (`Kept`).
 
 A method that fails is reported as failed with its reason, and the rest goes on; a method that changes nothing fails.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from spectralquant.errors import InputError, SpectralQuantError
+from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.needle import needle_retrieval
-from spectralquant.files import read_json, write_json
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import MethodSpec
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.quality import ComparedRow
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -52,11 +53,10 @@ class Comparison:
         windows: dict[int, Tensor],
         protocol: Protocol,
         text_name: str,
-        partial: Path | None = None,
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
         self.context, self.windows, self.protocol, self.text_name = context, windows, protocol, text_name
-        self.partial, self.progress = partial, progress
+        self.progress = progress
         loaded = context.loaded
         for length, ids in windows.items():
             require_known_ids(loaded.model, ids)
@@ -74,28 +74,23 @@ class Comparison:
             "seed": context.seed,
         }
 
-    def run(self, groups: Sequence[Sequence[MethodSpec]], *, resume: bool = False) -> dict[str, Any]:
+    def run(self, groups: Sequence[Sequence[MethodSpec]], kept: Kept = NOTHING_KEPT) -> Results:
         """Measure every group (one method's budgets run as one batch); returns a results file."""
-        done = self._load() if resume else {}
+        rows: list[ComparedRow] = []
         for index, group in enumerate(groups):
-            key = _key(group)
-            if key not in done:
-                self.progress(group[0].name, index, len(groups))
-                done[key] = self._measure(group)
-                self._save(done)
-        rows = [row for group in groups for row in done[_key(group)]]
-        result = results_file(
+            self.progress(group[0].name, index, len(groups))
+            name = json.dumps([spec.label for spec in group])
+            rows += kept_rows(kept, name, ComparedRow, functools.partial(self._measure, group))
+        facts = device_facts(self.context.loaded.device) | self.identity | kept.facts()
+        return results_file(
             "compare",
             rows,
-            provenance(**device_facts(self.context.loaded.device), text=self.text_name, **self.identity),
+            provenance(**facts, text=self.text_name),
             protocol=asdict(self.protocol),
-            failed=[row for row in rows if "failed" in row],
+            failed=[row for row in rows if row.failed],
         )
-        if self.partial is not None:
-            self.partial.unlink(missing_ok=True)
-        return result
 
-    def _measure(self, group: Sequence[MethodSpec]) -> list[dict[str, Any]]:
+    def _measure(self, group: Sequence[MethodSpec]) -> list[ComparedRow]:
         """Rows of one method: all budgets at once, or one by one where together they fail."""
         try:
             return self._rows(group)
@@ -103,12 +98,12 @@ class Comparison:
             if len(group) > 1:
                 return [row for spec in group for row in self._measure([spec])]
             reason = " ".join(str(error).split()) or type(error).__name__
-            return [{"method": group[0].name, "options": dict(group[0].options), "failed": reason[:400]}]
+            return [ComparedRow(method=group[0].name, options=dict(group[0].options), failed=reason[:400])]
 
-    def _rows(self, group: Sequence[MethodSpec]) -> list[dict[str, Any]]:
+    def _rows(self, group: Sequence[MethodSpec]) -> list[ComparedRow]:
         loaded = self.context.loaded
         methods = [spec.build(self.context) for spec in group]
-        rows: list[dict[str, Any]] = []
+        rows: list[ComparedRow] = []
         for length, windows in self.windows.items():
             found = measure(
                 loaded.model,
@@ -118,7 +113,8 @@ class Comparison:
                 lambda d, t, n=length: self.progress(f"{group[0].name}, {n} tokens", d, t),
             )
             for spec, one in zip(group, found, strict=True):
-                rows.append({**one.row(loaded.geometry, loaded.name, length), "label": spec.label})
+                row = one.row(loaded.geometry, loaded.name, length)
+                rows.append(ComparedRow(**dict(row), label=spec.label))
         if self.protocol.needle_trials:
             found = needle_retrieval(
                 loaded,
@@ -128,38 +124,9 @@ class Comparison:
                 seed=self.context.seed,
                 progress=lambda d, t: self.progress(f"{group[0].name}, needle", d, t),
             )
-            needles = [n.row() for n in found]
+            needles = {spec.label: result.row() for spec, result in zip(group, found, strict=True)}
             for row in rows:
-                index = [spec.label for spec in group].index(row["label"])
-                for key in ("needle", "needle_uncompressed", "needle_trials"):
-                    row[key] = needles[index][key]
-                row["needle_context"] = self.protocol.needle_context
+                needle = needles[row.label or ""]
+                row.needle, row.needle_uncompressed = needle.needle, needle.needle_uncompressed
+                row.needle_trials, row.needle_context = needle.needle_trials, self.protocol.needle_context
         return rows
-
-    def _load(self) -> dict[str, list[dict[str, Any]]]:
-        if self.partial is None or not self.partial.is_file():
-            return {}
-        held = read_json(self.partial, "The unfinished comparison")
-        try:
-            found, done = held["identity"], dict(held["done"])
-            differing = [k for k, v in self._identity_json().items() if found.get(k) != v]
-            whole = all(isinstance(r, dict) and "method" in r for rows in done.values() for r in rows)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.partial} is damaged ({error}). Delete it, or run without --resume.") from error
-        if differing or not whole:
-            raise InputError(
-                f"{self.partial} belongs to another comparison ({', '.join(differing) or 'its rows'} differ). Use the same "
-                "options, or run without --resume."
-            )
-        return done
-
-    def _save(self, done: dict[str, list[dict[str, Any]]]) -> None:
-        if self.partial is not None:
-            write_json(self.partial, {"identity": self._identity_json(), "done": done})
-
-    def _identity_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(self.identity))
-
-
-def _key(group: Sequence[MethodSpec]) -> str:
-    return hashlib.sha256(json.dumps([spec.label for spec in group]).encode()).hexdigest()[:16]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from spectralquant.errors import InputError
 from spectralquant.evaluation.curve import ratio_at_kl
+from spectralquant.results.quality import MatchedRow, MethodRow
 
 
 def parse_match(text: str) -> float:
@@ -27,47 +27,47 @@ def parse_match(text: str) -> float:
     return value
 
 
-def matched(rows: Sequence[dict[str, Any]], kl: float) -> list[dict[str, Any]]:
+def matched(rows: Sequence[MethodRow], kl: float) -> list[MatchedRow]:
     """Per method and context the payload ratio at this KL, interpolated between its budgets, best first.
 
     `bound` is "at least" where all points of a method are better than the KL (its smallest code then stands for it),
     and "never" where none is good enough.
     """
     out = []
-    curves: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    curves: dict[tuple[int, str], list[MethodRow]] = {}
     for row in rows:
-        if "failed" not in row and row["method"] != "none":
-            curves.setdefault((row["context"], curve_name(row)), []).append(row)
+        if not row.failed and row.method != "none":
+            curves.setdefault((row.context, curve_name(row)), []).append(row)
     for (context, name), points in curves.items():
-        good = [p for p in points if p["kl_nats"] <= kl and math.isfinite(p["payload_ratio"])]
-        ratio = ratio_at_kl([p for p in points if p["kl_nats"] > 0], kl) if len(points) > 1 else None
+        good = [p for p in points if p.kl_nats <= kl and math.isfinite(p.payload_ratio)]
+        ratio = ratio_at_kl([p for p in points if p.kl_nats > 0], kl) if len(points) > 1 else None
         bound = "interpolated"
         if ratio is None:
-            ratio, bound = (max(p["payload_ratio"] for p in good), "at least") if good else (None, "never")
-        out.append({"context": context, "method": name, "kl_nats": kl, "payload_ratio": ratio, "bound": bound})
-    return sorted(out, key=lambda r: (r["context"], -(r["payload_ratio"] or 0)))
+            ratio, bound = (max(p.payload_ratio for p in good), "at least") if good else (None, "never")
+        out.append(MatchedRow(context=context, method=name, kl_nats=kl, payload_ratio=ratio, bound=bound))
+    return sorted(out, key=lambda r: (r.context, -(r.payload_ratio or 0)))
 
 
-def curve_name(row: dict[str, Any]) -> str:
+def curve_name(row: MethodRow) -> str:
     """Rows of one name form a curve: the method, with the options that are not its budget."""
-    options = row["options"]
-    parts = [row["method"]]
+    options = row.options
+    parts = [row.method]
     parts += [str(options[key]) for key in ("tier", "backend", "variant") if key in options]
     if options.get("exact_bits") == 8:
         parts.append("int8 window")
     return " ".join(parts)
 
 
-def pareto(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def pareto(rows: Sequence[MethodRow]) -> list[MethodRow]:
     """Rows that no other row of the same context beats in both payload ratio and KL."""
-    good = [r for r in rows if "failed" not in r and r["method"] != "none"]
+    good = [r for r in rows if not r.failed and r.method != "none"]
 
-    def beaten(row: dict[str, Any]) -> bool:
+    def beaten(row: MethodRow) -> bool:
         return any(
-            o["context"] == row["context"]
-            and o["payload_ratio"] >= row["payload_ratio"]
-            and o["kl_nats"] <= row["kl_nats"]
-            and (o["payload_ratio"], -o["kl_nats"]) != (row["payload_ratio"], -row["kl_nats"])
+            o.context == row.context
+            and o.payload_ratio >= row.payload_ratio
+            and o.kl_nats <= row.kl_nats
+            and (o.payload_ratio, -o.kl_nats) != (row.payload_ratio, -row.kl_nats)
             for o in good
         )
 

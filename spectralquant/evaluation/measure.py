@@ -17,6 +17,7 @@ from spectralquant.evaluation.streaming import StreamTotals, stream_window
 from spectralquant.evaluation.unigram import hardly_better, perplexity, unigram_perplexity, warn_if_suspect
 from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.base import AnyMethod
+from spectralquant.results.quality import MethodRow
 
 MIN_EVALUATION_WINDOW = 3 * 128
 BOOTSTRAP = 2000
@@ -77,40 +78,40 @@ class Measurement:
         """95 % bootstrap interval over windows of a statistic of their totals."""
         return bootstrap_interval(self.windows, function, seed)
 
-    def row(self, geometry: CacheGeometry, model: str, context: int) -> dict[str, Any]:
+    def row(self, geometry: CacheGeometry, model: str, context: int) -> MethodRow:
         """The result row of method.md section 6; `resident_ratio` is null: this harness holds no cache object, but
         codes and exact tokens, whose bytes at the end of a window are `resident_bytes`.
         """
         low_kl, high_kl = self.interval(lambda ws: sum(w.kl for w in ws) / sum(w.tokens for w in ws))
         low_ppl, high_ppl = self.interval(_delta_ppl)
         scored, coded = self.total("tokens"), max(1.0, self.total("coded_tokens"))
-        return {
-            "method": self.method,
-            "options": self.options,
-            "model": model,
-            "context": context,
-            "n_tokens": int(scored),
-            "n_windows": len(self.windows),
-            "payload_ratio": self.payload_ratio(geometry),
-            "whole_cache_ratio": self.whole_cache_ratio(geometry),
-            "resident_ratio": None,
-            "resident_bytes": round(self.held_bytes(geometry) / len(self.windows)),
-            "base_ppl": self.base_ppl,
-            "unigram_ppl": self.unigram_ppl,
-            "suspect_model": hardly_better(self.base_ppl, self.unigram_ppl),
-            "delta_ppl": self.delta_ppl,
-            "delta_ppl_ci95": [low_ppl, high_ppl],
-            "kl_nats": self.kl,
-            "kl_nats_ci95": [low_kl, high_kl],
-            "top1": self.total("top1") / scored,
-            "scores": {name: sum(w.scores[name] for w in self.windows) / scored for name in self.windows[0].scores},
-            "coded_tokens": int(self.total("coded_tokens")),
-            "coded_bytes": int(self.total("coded_bytes")),
-            "fp16_bytes": round(self.total("fp16_bytes") / len(self.windows)),
-            "encode_s": 1000 * self.total("encode_s") / coded,
-            "decode_s": 1000 * self.total("decode_s") / coded,
-            "time_unit": "seconds per 1,000 coded tokens",
-        }
+        return MethodRow(
+            method=self.method,
+            options=self.options,
+            model=model,
+            context=context,
+            n_tokens=int(scored),
+            n_windows=len(self.windows),
+            payload_ratio=self.payload_ratio(geometry),
+            whole_cache_ratio=self.whole_cache_ratio(geometry),
+            resident_ratio=None,
+            resident_bytes=round(self.held_bytes(geometry) / len(self.windows)),
+            base_ppl=self.base_ppl,
+            unigram_ppl=self.unigram_ppl,
+            suspect_model=hardly_better(self.base_ppl, self.unigram_ppl),
+            delta_ppl=self.delta_ppl,
+            delta_ppl_ci95=[low_ppl, high_ppl],
+            kl_nats=self.kl,
+            kl_nats_ci95=[low_kl, high_kl],
+            top1=self.total("top1") / scored,
+            scores={name: sum(w.scores[name] for w in self.windows) / scored for name in self.windows[0].scores},
+            coded_tokens=int(self.total("coded_tokens")),
+            coded_bytes=int(self.total("coded_bytes")),
+            fp16_bytes=round(self.total("fp16_bytes") / len(self.windows)),
+            encode_s=1000 * self.total("encode_s") / coded,
+            decode_s=1000 * self.total("decode_s") / coded,
+            time_unit="seconds per 1,000 coded tokens",
+        )
 
 
 def _delta_ppl(windows: Sequence[StreamTotals]) -> float:

@@ -18,6 +18,7 @@ from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.methods.base import AnyMethod
 from spectralquant.models.load import LoadedModel
+from spectralquant.results.quality import NeedleRow
 from spectralquant.text.bos import bos_token
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
@@ -38,15 +39,15 @@ class NeedleResult:
     hits: int
     exact_hits: int
 
-    def row(self) -> dict[str, Any]:
-        return {
-            "method": self.method,
-            "options": self.options,
-            "context": self.context,
-            "needle_trials": self.trials,
-            "needle": self.hits / self.trials,
-            "needle_uncompressed": self.exact_hits / self.trials,
-        }
+    def row(self) -> NeedleRow:
+        return NeedleRow(
+            method=self.method,
+            options=self.options,
+            context=self.context,
+            needle_trials=self.trials,
+            needle=self.hits / self.trials,
+            needle_uncompressed=self.exact_hits / self.trials,
+        )
 
 
 def needle_prompt(tokenizer: Any, context: int, depth: float, key: str) -> tuple[Tensor, int]:

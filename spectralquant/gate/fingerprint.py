@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectralquant.results.files import RESULTS_SCHEMA
+from spectralquant.results.schema import Results
 
 FIELDS = ("schema", "kind", "suite", "model_hash", "data_hash", "dtype", "device", "shape", "settings")
 
 
-def fingerprint(result: dict[str, Any]) -> dict[str, Any]:
+def fingerprint(result: Results) -> dict[str, Any]:
     """Of a results file. device: the GPU's name, or "cpu" for any CPU, whose figures do not depend on the model."""
-    facts = result["provenance"]
+    facts = result.provenance
     on_gpu = bool(facts.get("cuda") or facts.get("driver"))
     data = facts.get("evaluation_sha256") or facts.get("text_sha256") or facts.get("data_sha256")
     return {
-        "schema": result.get("schema_version", RESULTS_SCHEMA),
-        "kind": result["kind"],
+        "schema": result.schema_version,
+        "kind": result.kind,
         "suite": result.get("suite"),
         "model_hash": facts.get("weights_sha256"),
         "data_hash": data,
@@ -27,7 +27,7 @@ def fingerprint(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def mismatches(baseline: dict[str, Any], current: dict[str, Any]) -> list[str]:
+def mismatches(baseline: Results, current: Results) -> list[str]:
     """Why two results cannot be compared, one sentence a field."""
     before, now = fingerprint(baseline), fingerprint(current)
     return [

@@ -16,7 +16,9 @@ from spectralquant.errors import InputError
 from spectralquant.files import user_path
 from spectralquant.gate.statistics import ENOUGH_SAMPLES, LEAST_SAMPLES
 from spectralquant.provenance import provenance
+from spectralquant.results.checks import MetricRow
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 
 Progress = Callable[[str, int, int], None]
 WORKER = "spectralquant.gate.suites.timing"
@@ -74,7 +76,7 @@ class Side:
         self.said.close()
 
 
-def compare_installs(other: str, rounds: int, progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+def compare_installs(other: str, rounds: int, progress: Progress) -> tuple[Results, Results]:
     """Results files of the other install (the baseline) and of this one, with paired samples.
 
     Raises:
@@ -104,8 +106,8 @@ def compare_installs(other: str, rounds: int, progress: Progress) -> tuple[dict[
     return tuple(_result(found, side.name) for found, side in zip(samples, sides, strict=True))
 
 
-def _result(samples: dict[str, list[float]], name: str) -> dict[str, Any]:
-    rows = [{"metric": f"timing/{op}/seconds", "samples": s, "raw": True} for op, s in samples.items()]
+def _result(samples: dict[str, list[float]], name: str) -> Results:
+    rows = [MetricRow(metric=f"timing/{op}/seconds", samples=s, raw=True) for op, s in samples.items()]
     return results_file("gate", rows, provenance(install=name), suite="timing")
 
 

@@ -6,7 +6,6 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from spectralquant.errors import InputError, did_you_mean
 from spectralquant.files import write_json
@@ -15,8 +14,11 @@ from spectralquant.gate.limits import Limits
 from spectralquant.gate.metrics import metrics_of
 from spectralquant.gate.suites import SUITES
 from spectralquant.gate.verdict import INCONCLUSIVE, NEW, Verdict, decide, exit_code, verdict_rows
-from spectralquant.provenance import provenance
+from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.speed import Telemetry
+from spectralquant.results.unfinished import UnfinishedRun
 
 Progress = Callable[[str, int, int], None]
 
@@ -38,13 +40,13 @@ class Outcome:
         kinds = [v.verdict for v in self.verdicts]
         return {kind: kinds.count(kind) for kind in ("regression", "inconclusive", "pass", "skipped", NEW)}
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Results:
         """As a results file."""
         facts = {"mismatch": self.mismatch, "exit_code": self.code, "counts": self.counts()}
         return results_file("verdicts", verdict_rows(self.verdicts), provenance(), **facts)
 
 
-def judge(baseline: dict[str, Any], current: dict[str, Any], limits: Limits, *, interleaved: bool = False) -> Outcome:
+def judge(baseline: Results, current: Results, limits: Limits, *, interleaved: bool = False) -> Outcome:
     """Verdicts of all metrics; with a mismatch of fingerprints every one is inconclusive.
 
     Raises:
@@ -60,13 +62,12 @@ def judge(baseline: dict[str, Any], current: dict[str, Any], limits: Limits, *, 
     return Outcome(decide(before, now, limits, interleaved=interleaved, doubt=_doubt(baseline, current)), [])
 
 
-def _doubt(*results: dict[str, Any]) -> str | None:
+def _doubt(*results: Results) -> str | None:
     """Why timed figures cannot be trusted."""
     for result in results:
-        telemetry = result.get("telemetry")
-        state = telemetry.get("verdict") if isinstance(telemetry, dict) else None
-        if isinstance(state, dict) and not state.get("conclusive"):
-            return str(state.get("why"))
+        telemetry: Telemetry | None = result.get("telemetry")
+        if telemetry is not None and not telemetry.verdict.conclusive:
+            return telemetry.verdict.why
     return None
 
 
@@ -78,12 +79,15 @@ def run_suite(
     offline: bool,
     progress: Progress,
     report: Callable[[str], None] = lambda _: None,
-    baseline: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+    baseline: Results | None = None,
+    *,
+    resume: bool = False,
+) -> Results:
     """Measure a suite on texts as `open_sources` takes them; `report` is told what reading them left out.
 
     With a baseline that cannot be compared with this model, text, device or suite nothing is measured: the results have no
-    rows then, and `judge` says why.
+    rows then, and `judge` says why. Finished parts are kept in the user's cache until the run ends; with `resume` they are
+    taken from there.
 
     Raises:
         InputError: there is no such suite, or it cannot run here.
@@ -97,25 +101,30 @@ def run_suite(
         where = pick_device(device)
         header = gpu_suite_header(where)
         if baseline is not None and mismatches(baseline, header):
-            return header | {"measured": False}
-        return gpu_suite(where, progress)
+            return header.updated(measured=False)
+        with UnfinishedRun("gate", {"suite": name} | device_facts(where), resume=resume, report=report) as kept:
+            return gpu_suite(where, progress, kept)
     from spectralquant.gate.suites.smoke import TOKENS, SmokeSettings, smoke_suite, smoke_suite_header
+    from spectralquant.models.identity import weights_sha256
     from spectralquant.models.load import load_model
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
+    from spectralquant.text.tokens import tokens_sha256
 
     sources = open_sources(data, offline=offline, report=report)
     loaded = load_model(model, device="cpu", dtype="float32", offline=offline)
     text = tokenize_sources(loaded.tokenizer, sources, TOKENS, window=SmokeSettings().window, report=report)
     header = smoke_suite_header(loaded, text, text_name(sources))
     if baseline is not None and mismatches(baseline, header):
-        return header | {"measured": False}
-    result = smoke_suite(loaded, text, text_name(sources), None, progress)
-    result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
+        return header.updated(measured=False)
+    inputs = {"suite": name, "weights": weights_sha256(loaded.model), "text": tokens_sha256(text.ids)}
+    with UnfinishedRun("gate", inputs, resume=resume, report=report) as kept:
+        result = smoke_suite(loaded, text, text_name(sources), None, progress, kept)
+    result.provenance["sources"] = [asdict(share) for share in text.shares()]
     return result
 
 
-def write_baseline(path: Path, result: dict[str, Any], *, force: bool) -> None:
+def write_baseline(path: Path, result: Results, *, force: bool) -> None:
     """Write a results file as the new baseline.
 
     Raises:
@@ -132,7 +141,7 @@ def write_baseline(path: Path, result: dict[str, Any], *, force: bool) -> None:
             f"The working tree has uncommitted changes ({changed}), so this baseline could not be made again. Commit "
             "first, or use --force."
         )
-    write_json(path, result)
+    write_json(path, result.as_json())
 
 
 def _changes(path: Path) -> str | None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from spectralquant.gate.verdict import timing_verdict
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 
 SKEW_SHAPE = 4.0
 CHANGES = (0.0, 0.10)
@@ -23,7 +25,8 @@ def simulate(
     limit: float = 0.05,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> dict[str, Any]:
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """A results file with one row a noise, shape and true change: shares of regression, pass and inconclusive."""
     generator = np.random.default_rng(seed)
     rows = []
@@ -31,15 +34,22 @@ def simulate(
         for noise in NOISES:
             for change in CHANGES:
                 progress(f"{shape}, {100 * noise:g} %", len(rows), 8)
-                found = {"regression": 0, "pass": 0, "inconclusive": 0}
-                for run in range(runs):
-                    before = synthetic(generator, shape, noise, samples)
-                    now = synthetic(generator, shape, noise, samples) * (1 + change)
-                    found[timing_verdict(before, now, limit, paired=False, seed=run).verdict] += 1
-                rows.append(
-                    {"shape": shape, "noise": noise, "change": change, **{k: v / runs for k, v in found.items()}}
-                )
+                pairs = [
+                    (synthetic(generator, shape, noise, samples), synthetic(generator, shape, noise, samples))
+                    for _ in range(runs)
+                ]
+                judge = functools.partial(_shares, pairs, change, limit)
+                row = {"shape": shape, "noise": noise, "change": change}
+                rows.append(row | kept.value(f"{shape}, noise {noise}, change {change}", judge))
     return results_file("gate-simulation", rows, provenance(seed=seed), runs=runs, samples=samples, limit=limit)
+
+
+def _shares(pairs: list[tuple[np.ndarray, np.ndarray]], change: float, limit: float) -> dict[str, float]:
+    """Shares of verdicts over pairs of runs, of which the second is slower by `change`."""
+    counts = {"regression": 0, "pass": 0, "inconclusive": 0}
+    for seed, (before, now) in enumerate(pairs):
+        counts[timing_verdict(before, now * (1 + change), limit, paired=False, seed=seed).verdict] += 1
+    return {verdict: count / len(pairs) for verdict, count in counts.items()}
 
 
 def synthetic(generator: np.random.Generator, shape: str, noise: float, samples: int) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from spectralquant.gate.limits import Limit, Limits
 from spectralquant.gate.metrics import Metric
@@ -17,6 +16,7 @@ from spectralquant.gate.statistics import (
     compare_times,
     holm,
 )
+from spectralquant.results.checks import VerdictRow
 
 PASS, REGRESSION, INCONCLUSIVE, SKIPPED = "pass", "regression", "inconclusive", "skipped"
 NEW = "not compared"
@@ -147,6 +147,6 @@ def exit_code(verdicts: Sequence[Verdict], mismatch: Sequence[str] = ()) -> int:
     return 1 if REGRESSION in kinds else 3 if INCONCLUSIVE in kinds or kinds <= {SKIPPED, NEW} else 0
 
 
-def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Plain rows for JSON."""
-    return [asdict(v) for v in verdicts]
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[VerdictRow]:
+    """As rows of a results file."""
+    return [VerdictRow(**asdict(v)) for v in verdicts]

@@ -92,7 +92,8 @@ class BasisFactors:
         """Dense rows float32 `[R, layers·C]` of "analysis" or "synthesis"."""
         inner, outer = (getattr(self, f"{level}_{kind}") for level in ("inner", "outer"))
         counts, width = self.inner_ranks.tolist(), inner.width
-        out, column = outer.scale.new_empty(len(outer), len(counts) * width), 0
+        out: Tensor = outer.scale.new_empty(len(outer), len(counts) * width)
+        column = 0
         rows = outer.dense()
         for i, block in enumerate(inner.dense().split(counts)):
             out[:, i * width : (i + 1) * width] = rows[:, column : column + len(block)] @ block

@@ -104,15 +104,14 @@ class CalibrationProfile:
             ProfileError: the profile lacks the tier, or its bases mix layers of several groups.
         """
         found = {group.layers: self.tier_of(name, group.layers) for group in groups}
-        missing = next((group for group in groups if found[group.layers] is None), None)
-        if missing is not None:
+        for missing in (group for group in groups if found[group.layers] is None):
             reads = "all tokens" if missing.window is None else f"{missing.window:,} tokens at most"
             raise ProfileError(
                 f"This profile's {name} tier does not code layers {_ranges(missing.layers)}, which read {reads}, apart from "
                 "the others, so tokens that some layers never read again could not be let go. Calibrate again: profiles of "
                 "today keep such layers apart."
             )
-        return found
+        return {layers: tier for layers, tier in found.items() if tier is not None}
 
     def head(self, layer: int, head: int, kind: str = "key") -> SpectralHead:
         """One head's basis, spectrum, rank, bits and entropy.

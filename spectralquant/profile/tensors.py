@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def layer_columns(layers: Sequence[int], layer_width: int) -> Tensor:
 
 def fixed_part(tier: FixedTier, layer_width: int, layers: Sequence[int]) -> FixedTier:
     """A fixed-rate tier's tensors for some layers; its bases lie within a layer each."""
-    parts = {}
+    parts: dict[str, Any] = {}
     for kind in KINDS:
         basis, bits, points = (getattr(tier, f"{kind}{end}") for end in ("", "_bits", "_codebooks"))
         per_layer = layer_width // basis.analysis.shape[1]
@@ -142,19 +143,21 @@ def _picked(sizes: Tensor, which: Tensor) -> Tensor:
 TIERS = {"cold": ColdTier, "warm": FixedTier, "hot": FixedTier}
 
 
-def tier_part(tier: ColdTier | FixedTier | SplitTier, layers: Sequence[int], total: int, layer_width: int):
+def tier_part(
+    tier: ColdTier | FixedTier | SplitTier, layers: Sequence[int], total: int, layer_width: int
+) -> ColdTier | FixedTier | None:
     """A tier's tensors for some of the model's `total` layers, or None where its bases mix them with others or leave them
     out.
     """
     if isinstance(tier, SplitTier):
-        found = [part for own, part in zip(tier.layers, tier.parts, strict=True) if own == tuple(layers)]
-        return found[0] if found else None
+        at = next((i for i, own in enumerate(tier.layers) if own == tuple(layers)), None)
+        return None if at is None else tier.parts[at]
     if tuple(layers) == tuple(range(total)):
         return tier
     return fixed_part(tier, layer_width, layers) if isinstance(tier, FixedTier) else None
 
 
-def flatten(prefix: str, part: object) -> dict[str, Tensor]:
+def flatten(prefix: str, part: Any) -> dict[str, Tensor]:
     """Named tensors of a (nested) dataclass of tensors."""
     out: dict[str, Tensor] = {}
     if isinstance(part, SplitTier):
@@ -176,7 +179,7 @@ def flatten(prefix: str, part: object) -> dict[str, Tensor]:
     return out
 
 
-def unflatten(prefix: str, kind: type, tensors: dict[str, Tensor]):
+def unflatten(prefix: str, kind: Any, tensors: dict[str, Tensor]) -> Any:
     """Rebuild what `flatten` took apart.
 
     Raises:
@@ -184,8 +187,9 @@ def unflatten(prefix: str, kind: type, tensors: dict[str, Tensor]):
     """
     if f"{prefix}.0.layers" in tensors:
         count = sum(name.startswith(prefix) and name.endswith(".layers") for name in tensors)
-        layers = [tensors.get(f"{prefix}.{i}.layers") for i in range(count)]
-        if any(each is None or each.dtype != torch.int64 or each.dim() != 1 for each in layers):
+        named = [tensors.get(f"{prefix}.{i}.layers") for i in range(count)]
+        layers = [each for each in named if each is not None and each.dtype == torch.int64 and each.dim() == 1]
+        if len(layers) < count:
             raise ProfileError(f"The profile's tensor file does not say which layers {prefix!r} codes: it is damaged.")
         parts = tuple(unflatten(f"{prefix}.{i}", kind, tensors) for i in range(count))
         return SplitTier(tuple(tuple(each.tolist()) for each in layers), parts)
@@ -208,7 +212,8 @@ def unflatten(prefix: str, kind: type, tensors: dict[str, Tensor]):
 
 def on_cpu(tier: ColdTier | FixedTier) -> ColdTier | FixedTier:
     """The same tier with all tensors on the CPU, as it would be loaded from a file."""
-    return unflatten("tier", type(tier), flatten("tier", tier))
+    same: ColdTier | FixedTier = unflatten("tier", type(tier), flatten("tier", tier))
+    return same
 
 
 def empty() -> Tensor:

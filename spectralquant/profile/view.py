@@ -53,13 +53,15 @@ class ProfileView:
     def head_entropy(self) -> np.ndarray:
         """Attention entropy per key/value head `[L, Hk]`: the mean over its query heads, nats."""
         layers, kv_heads = self.rank.shape[1:]
-        return self.entropy.reshape(layers, kv_heads, -1).mean(-1)
+        mean: np.ndarray = self.entropy.reshape(layers, kv_heads, -1).mean(-1)
+        return mean
 
     def captured(self, kind: int) -> np.ndarray:
         """Share of each head's weighted energy in its components above the water level, `[L, Hk]`."""
         variance = self.variance[kind]
         keep = np.arange(variance.shape[-1]) < self.rank[kind][..., None]
-        return (variance * keep).sum(-1) / np.maximum(variance.sum(-1), 1e-30)
+        share: np.ndarray = (variance * keep).sum(-1) / np.maximum(variance.sum(-1), 1e-30)
+        return share
 
     def require_layer(self, layer: int) -> None:
         """Raise `InputError` unless the layer exists."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Resume, Seed, Svg
 from sqcli.typos import check_data, check_target, checked, metric_names, one_of, tier_names
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def calibrate(
     ] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
     basis: Annotated[
-        str, typer.Option(help="dense, two-level (small and over more layers) or auto (two-level over several layers).")
+        str,
+        typer.Option(
+            help="dense, two-level (small and over more layers) or auto (two-level beyond 8,192 coordinates)."
+        ),
     ] = "auto",
     predict: Annotated[
         str,
@@ -64,9 +67,7 @@ def calibrate(
         Path | None,
         typer.Option(help="Profile path: OUT.safetensors and OUT.json are written. Default: profiles/MODEL-TEXT."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
-    ] = False,
+    resume: Resume = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the memory plan and end; nothing is loaded.")
     ] = False,
@@ -81,6 +82,7 @@ def calibrate(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Calibrate a model on domain text and write its rank and bit profile.
 

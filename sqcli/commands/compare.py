@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from spectralquant.methods.names import method_names
-from sqcli.options import DEFAULT_DATA, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Seed, Svg
+from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Resume, Seed, Svg
 from sqcli.typos import check_methods, checked
 
 DEFAULT_PROFILE = Path("profiles/demo")
@@ -38,9 +38,7 @@ def compare(
     match: Annotated[str | None, typer.Option(help="Compare bytes at equal quality: kl=0.01.")] = None,
     needle: Annotated[int, typer.Option(min=0, help="Needle trials per method (0: none).")] = 20,
     quick: Annotated[bool, typer.Option("--quick", help="Two minutes on two cores; too small to quote.")] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted run with --json stopped.")
-    ] = False,
+    resume: Resume = False,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -50,6 +48,7 @@ def compare(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Rates, quality, retrieval and times of methods on the same tokens; uncompressed and spectral are always in.
 
@@ -65,8 +64,6 @@ def compare(
 
     level = None if match is None else parse_match(match)
     lengths = _lengths(context)
-    if resume and (json is None or json == "-"):
-        raise InputError("--resume needs --json FILE: finished methods are kept beside that file.")
     every = [name for name in REGISTRY if name not in ("none", "spectral")]
     names = [name for text in methods for name in (every if text == "all" else [text])]
     groups = [parse(text) for text in names]
@@ -80,6 +77,7 @@ def compare(
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison
     from spectralquant.methods.context import MethodContext
     from spectralquant.profile.model import CalibrationProfile
+    from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
     from sqcli.plans import comparison_plan
@@ -92,7 +90,7 @@ def compare(
         )
     loaded_profile = CalibrationProfile.load(profile)
     sources = open_sources(data, offline=offline, report=output.note)
-    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     if "spectral" not in given:
         place = always.index("spectral")
         groups[place] = [spec for spec in groups[place] if spec.options.get("tier", "cold") in loaded_profile.tiers]
@@ -105,15 +103,18 @@ def compare(
     calibration = text.windows(2048)[:calibration_windows] if len(text.ids) > 2048 * (calibration_windows + 1) else None
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
     protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
-    partial = None if json in (None, "-") else Path(json).with_suffix(".partial.json")
+    claim = contextlib.nullcontext() if json in (None, "-") else claimed(json, "--json")
     plan = comparison_plan([group[0].name for group in groups], list(scored), bool(protocol.needle_trials))
-    with contextlib.nullcontext() if partial is None else claimed(json, "--json"), output.progress(plan) as bar:
-        result = Comparison(holder, scored, protocol, text_name(sources), partial, bar).run(groups, resume=resume)
-    result["provenance"]["sources"] = [asdict(share) for share in text.shares()]
+    with claim, output.progress(plan) as bar:
+        comparison = Comparison(holder, scored, protocol, text_name(sources), bar)
+        inputs = {**comparison.identity, "text": text_name(sources), "device": str(loaded.device)}
+        with UnfinishedRun("compare", inputs, resume=resume, report=output.note) as kept:
+            result = comparison.run(groups, kept)
+    result.provenance["sources"] = [asdict(share) for share in text.shares()]
     if level is not None:
         from spectralquant.evaluation.match import matched
 
-        result["matched"] = matched(result["rows"], level)
+        result.matched = matched(result.rows, level)
     output.show(*comparison_view(result, level))
     if html is not None:
         from sqcli.html.page import write_page
@@ -122,7 +123,7 @@ def compare(
         write_page(html, report_page([("compare", result)]))
         output.note(f"Wrote {html}")
     output.finish(result, title="sq compare")
-    if all("failed" in row or row["method"] in ("none", "spectral") for row in result["rows"]):
+    if all(row.failed or row.method in ("none", "spectral") for row in result.rows):
         raise InputError("No method but none and spectral could be measured; see the reasons above.")
 
 

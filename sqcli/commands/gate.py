@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sqcli.options import Csv, Data, Device, Json, Model, Offline, Quiet, Svg
+from sqcli.options import Config, Csv, Data, Device, Json, Model, Offline, Quiet, Resume, Svg
 from sqcli.typos import one_of, suite_names
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def gate(
     save: Annotated[Path | None, typer.Option(help="Keep what --run measured in this file.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write verdicts as JUnit XML.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write verdicts as Markdown.")] = None,
+    resume: Resume = False,
     exit_zero: Annotated[bool, typer.Option("--exit-zero", help="Report, but always exit with 0.")] = False,
     model: Model = "builtin:smollm2-135m",
     data: Data = ("builtin:gate",),
@@ -51,6 +52,7 @@ def gate(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Compare results with a baseline: pass, regression or inconclusive, metric by metric. Exit codes 0, 1, 3; 2 for wrong
     input.
@@ -76,6 +78,8 @@ def gate(
         raise InputError(
             f"Give one of --current FILE, --run SUITE and --against PATH{', not ' + ' and '.join(given) if given else ''}."
         )
+    if resume and run is None:
+        raise InputError("--resume is for --run: a file needs none, and --against times two installs in one go.")
     if update_baseline and (baseline is None or against is not None):
         raise InputError("--update-baseline needs --baseline FILE to write, and --run or --current to take it from.")
     if baseline is None and against is None and save is None:
@@ -101,11 +105,11 @@ def gate(
         plan = smoke_plan(SmokeSettings().steps, SmokeSettings().window, TIERS) if run == "smoke" else ()
         with output.progress(plan) as bar:
             wanted = None if update_baseline or save is not None else before
-            now = run_suite(run, model, data, device, offline, bar, output.note, wanted)
+            now = run_suite(run, model, data, device, offline, bar, output.note, wanted, resume=resume)
         if not now.get("measured", True):
             output.note("Nothing was measured: the baseline is of something else. --save FILE measures all the same.")
         if save is not None:
-            write_json(save, now)
+            write_json(save, now.as_json())
             output.note(f"Wrote {save}")
     else:
         now = read_results(current)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Seed, Svg
+from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Resume, Seed, Svg
 from sqcli.typos import check_model, checked, one_of
 
 
@@ -30,6 +30,7 @@ def generate(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
     ] = None,
+    resume: Resume = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Seed = 0,
@@ -38,6 +39,7 @@ def generate(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Generate from a SpectralCache and show what it held and spent.
 
@@ -45,6 +47,9 @@ def generate(
 
     Example: [bold]sq generate --profile profiles/demo --tier hot --file manual.txt[/bold]
     """
+    from dataclasses import asdict
+    from hashlib import sha256
+
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size
     from spectralquant.text.documents.encoding import read_text_file
@@ -56,30 +61,40 @@ def generate(
     if file is not None:
         prompt = read_text_file(file)
     limit = None if budget is None else parse_size(budget, "--budget")
+    from spectralquant.models.identity import weights_sha256
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
+    from spectralquant.results.caches import GeneratedRow
     from spectralquant.results.files import results_file
+    from spectralquant.results.unfinished import UnfinishedRun
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.terminal.cache import cache_view, not_compressed_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     loaded_profile = None if profile is None else CalibrationProfile.load(profile)
-    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     from spectralquant.cache.generation import GenerationOptions, generate_text
 
     options = GenerationOptions(tier, new_tokens, limit, parse_size(working_set, "--working-set"), chunk, sample, seed)
-    with output.progress() as bar:
-        made = generate_text(loaded, loaded_profile, prompt, options, bar)
-    output.show(made.text, cache_view(made.stats, made.seconds), *not_compressed_view(made.stats))
-    row = {
-        "model": loaded.name,
-        "tier": tier,
-        "prompt_tokens": made.prompt_tokens,
-        "new_tokens": made.new_tokens,
-        "seconds": made.seconds,
-        "text": made.text,
-        **made.stats.as_dict(),
+    inputs = asdict(options) | {
+        "profile": None if loaded_profile is None else loaded_profile.id.hex(),
+        "weights": weights_sha256(loaded.model),
+        "prompt": sha256(prompt.encode(errors="backslashreplace")).hexdigest(),
+        "dtype": str(loaded.model.dtype),
+        "device": str(loaded.device),
     }
+    with output.progress() as bar, UnfinishedRun("generate", inputs, resume=resume, report=output.note) as kept:
+        generated = generate_text(loaded, loaded_profile, prompt, options, bar, kept)
+    output.show(generated.text, cache_view(generated.stats, generated.seconds), *not_compressed_view(generated.stats))
+    row = GeneratedRow(
+        model=loaded.name,
+        tier=tier,
+        prompt_tokens=generated.prompt_tokens,
+        new_tokens=generated.new_tokens,
+        seconds=generated.seconds,
+        text=generated.text,
+        **generated.stats.as_dict(),
+    )
     facts = provenance(**device_facts(loaded.device), seed=seed)
     output.finish(results_file("generate", [row], facts), title="sq generate")

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Json, Quiet, Svg
+from sqcli.options import Config, Csv, Json, Quiet, Svg
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A packet (.sqkv) or a profile (.json or .safetensors).")],
     json: Json = None,
+    csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Read every section or tensor, verify checksums, list sizes.
 
@@ -25,7 +27,7 @@ def inspect(
     from spectralquant.results.files import results_file
     from sqcli.output import Output
 
-    output = Output(json_file=json, svg_file=svg, quiet=quiet)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     if file.suffix in {".json", ".safetensors"} or profile_stem(file).with_name(file.name + ".json").is_file():
         from spectralquant.profile.model import CalibrationProfile
         from sqcli.terminal.packet import profile_contents

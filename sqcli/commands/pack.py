@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Svg
+from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Resume, Svg
 from sqcli.typos import check_model, checked, one_of
 
 EXACT = ("auto", "float16", "bfloat16", "float32", "int8")
@@ -38,6 +38,7 @@ def pack(
             "--adaptive-tables", "--adaptive", help="Let blocks shift their tables (text unlike the calibration's)."
         ),
     ] = False,
+    resume: Resume = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offline: Offline = False,
@@ -45,6 +46,7 @@ def pack(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Run a prompt through the model once and write its compressed KV cache.
 
@@ -70,27 +72,35 @@ def pack(
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.files import results_file
-    from spectralquant.text.tokens import prompt_ids
+    from spectralquant.results.unfinished import UnfinishedRun
+    from spectralquant.text.tokens import prompt_ids, tokens_sha256
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
 
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
     loaded_profile = CalibrationProfile.load(profile)
-    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     ids = torch.tensor([prompt_ids(loaded.tokenizer, prompt)[:max_tokens]])
     start = time.perf_counter()
-    with output.progress() as bar:
+    settings = {"exact": exact, "step_scale": step_scale, "adaptive_tables": adaptive_tables}
+    inputs = settings | {
+        "profile": loaded_profile.id.hex(),
+        "tokens": tokens_sha256(ids),
+        "dtype": str(loaded.model.dtype),
+        "device": str(loaded.device),
+    }
+    with output.progress() as bar, UnfinishedRun("pack", inputs, resume=resume, report=output.note) as kept:
         packet = pack_prompt(
             loaded.model,
             loaded_profile,
             ids,
-            exact=exact,
-            step_scale=step_scale,
-            adaptive_tables=adaptive_tables,
+            **settings,
+            kept=kept,
             progress=bar,
         )[0]
-    packet.save(out)
-    row = packet_row(packet) | {"prefill_and_encode_s": time.perf_counter() - start, "file": str(out)}
+        packet.save(out)
+    row = packet_row(packet)
+    row.prefill_and_encode_s, row.file = time.perf_counter() - start, str(out)
     output.show(packet_view(packet, f"Packed {packet.header.tokens:,} tokens into {out}"))
     output.finish(results_file("pack", [row], provenance(**device_facts(loaded.device))), title="sq pack")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sqcli.options import Csv, Device, Json, Offline, Quiet, Seed, Svg
+from sqcli.options import Config, Csv, Device, Json, Offline, Quiet, Resume, Seed, Svg
 from sqcli.typos import check_model, check_shape, checked, device_models, one_of
 
 if TYPE_CHECKING:
-    from spectralquant.bench.run import ProfileRequest
+    from spectralquant.bench.run import BenchRequest
+    from spectralquant.results.schema import BenchResults
     from sqcli.output import Output
 
 
@@ -70,6 +70,7 @@ def profile(
         typer.Option("--show", help="Measure nothing: show a results file again, its --context and --batch alone."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write tables and curves as one HTML page.")] = None,
+    resume: Resume = False,
     device: Device = "auto",
     offline: Offline = False,
     seed: Seed = 0,
@@ -77,6 +78,7 @@ def profile(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Time attention over compressed caches on this GPU: checked against float64 first, beside PyTorch's kernels.
 
@@ -86,7 +88,7 @@ def profile(
     """
     from spectralquant.bench.device.devices import parse_device
     from spectralquant.bench.inputs import CodeSettings
-    from spectralquant.bench.run import KERNELS, ProfileRequest, predict_device, profile_device
+    from spectralquant.bench.run import KERNELS, BenchRequest, predict_device
     from spectralquant.errors import InputError
     from spectralquant.hooks.decoder import position_limit_of
     from spectralquant.models.config import load_config, shape_of_model
@@ -107,7 +109,7 @@ def profile(
         batches = _numbers(batch or "1,4,8,16", "--batch")
         _generate(shape or "llama-3.1-8b", contexts, batches, new_tokens, share, pick_device(device), output, html)
         return
-    request = ProfileRequest(
+    request = BenchRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
         settings=CodeSettings(bits, index_rank, share, window),
         contexts=_numbers(context or "32768", "--context"),
@@ -131,13 +133,13 @@ def profile(
             output.note(f"No CUDA device here: what follows is predicted for {chosen.name} (--device-model).")
         result = predict_device(request, chosen)
     else:
-        result = _measure(request, where, output, profile_device)
+        result = _measure(request, where, output, resume)
     _render(result, output, html)
-    if any(r.get("correct") is False and r["kernel"] in KERNELS for r in result["rows"]):
+    if any(r.correct is False and r.kernel in KERNELS for r in result.rows):
         raise typer.Exit(1)
 
 
-def _render(result: dict[str, Any], output: Output, html: Path | None) -> None:
+def _render(result: BenchResults, output: Output, html: Path | None) -> None:
     from sqcli.html.page import write_page
     from sqcli.html.report import report_page
     from sqcli.terminal.speed import speed_view
@@ -179,7 +181,7 @@ def _generate(
             loaded.model, loaded.tokenizer, load_text("builtin:pydoc"), steps=2, settings=settings, progress=bar
         )
         facts = {"calibration_steps": 2, "calibration_window": settings.window}
-        result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, _saver(output))
+        result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, output.keep)
     output.show(*generate_view(result))
     output.finish(result, title="sq profile --generate")
     if html is not None:
@@ -191,12 +193,11 @@ def _show(stored: Path, context: str | None, batch: str | None, output: Output, 
     """A stored profile again, some contexts and batches of it."""
     from spectralquant.errors import InputError
     from spectralquant.results.files import read_results, reading
+    from spectralquant.results.schema import BenchResults
 
     result = read_results(stored)
-    if result["kind"] != "spectralquant.profile":
-        raise InputError(
-            f"{stored} holds {result['kind'].removeprefix('spectralquant.')} results, not those of sq profile."
-        )
+    if not isinstance(result, BenchResults):
+        raise InputError(f"{stored} holds {result.name} results, not those of sq profile.")
     with reading(stored):
         for field, text, option in (("context", context, "--context"), ("batch", batch, "--batch")):
             if text is not None:
@@ -204,33 +205,30 @@ def _show(stored: Path, context: str | None, batch: str | None, output: Output, 
         _render(result, output, html)
 
 
-def _keep(result: dict[str, Any], stored: Path, field: str, wanted: tuple[int, ...]) -> None:
+def _keep(result: BenchResults, stored: Path, field: str, wanted: tuple[int, ...]) -> None:
     """Only the rows of some contexts or batches."""
     from spectralquant.errors import InputError
 
-    there = sorted({r[field] for r in result["memory"]})
-    if missing := [n for n in wanted if n not in there]:
-        raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, there))}.")
+    measured = sorted({r[field] for r in result.memory})
+    if missing := [n for n in wanted if n not in measured]:
+        raise InputError(f"{stored} has no {field} {missing[0]}; it has {', '.join(map(str, measured))}.")
     for part in ("rows", "memory", "end_to_end", "crossover"):
         result[part] = [
             r for r in result[part] if r.get(field) in (*wanted, None) or r.get("kernel") == "spectral_compress"
         ]
 
 
-def _measure(request: ProfileRequest, device: Any, output: Output, run: Any) -> dict[str, Any]:
+def _measure(request: BenchRequest, device: Any, output: Output, resume: bool) -> BenchResults:
     """Measure; every finished cell is in the JSON file already if the run ends early."""
-    with output.progress() as bar:
-        return run(request, device, bar, _saver(output))
+    from dataclasses import asdict
 
+    from spectralquant.bench.run import bench_device
+    from spectralquant.provenance import device_facts
+    from spectralquant.results.unfinished import UnfinishedRun
 
-def _saver(output: Output) -> Callable[[dict[str, Any]], None]:
-    from spectralquant.files import write_json
-
-    def save(result: dict[str, Any]) -> None:
-        if output.json_file not in (None, "-"):
-            write_json(output.json_file, result)
-
-    return save
+    inputs = asdict(request) | device_facts(device)
+    with output.progress() as bar, UnfinishedRun("profile", inputs, resume=resume, report=output.note) as kept:
+        return bench_device(request, device, bar, output.keep, kept)
 
 
 def _numbers(text: str, option: str) -> tuple[int, ...]:

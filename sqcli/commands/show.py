@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Json, Quiet, Svg
+from sqcli.options import Config, Csv, Json, Quiet, Svg
 
 
 def show(
@@ -20,6 +20,7 @@ def show(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Show ranks, bits, spectra and attention entropy of a profile.
 
@@ -32,8 +33,8 @@ def show(
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
     from sqcli.results import show_result
+    from sqcli.terminal.calibrated import diff_view, head_view, layer_view, profile_view
     from sqcli.terminal.outcome import next_text, outcome_text
-    from sqcli.terminal.profile import diff_view, head_view, layer_view, profile_view
 
     if head is not None and layer is None:
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")

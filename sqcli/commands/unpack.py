@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Csv, Device, Dtype, Json, Offline, Quiet, Svg
+from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Svg
 from sqcli.typos import check_model, checked
 
 
@@ -27,6 +27,7 @@ def unpack(
     csv: Csv = None,
     svg: Svg = None,
     quiet: Quiet = False,
+    config: Config = None,
 ) -> None:
     """Decode a packet into a cache; write it out, or continue the prompt from it.
 
@@ -47,12 +48,13 @@ def unpack(
     loaded_profile = CalibrationProfile.load(profile)
     opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
-    loaded = load_for(loaded_profile, model, device, dtype, offline, output)
+    loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     start = time.perf_counter()
     with output.progress() as bar:
         cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))
     seconds = time.perf_counter() - start
-    row = packet_row(opened) | {"decode_s": seconds}
+    row = packet_row(opened)
+    row.decode_s = seconds
     output.show(packet_view(opened, f"Decoded {opened.header.tokens:,} tokens in {seconds:.2f} s"))
     if out is not None:
         _write_tensors(out, cache)
@@ -60,8 +62,8 @@ def unpack(
     if then is not None:
         from spectralquant.cache.persist.prompt import continue_from
 
-        row["continuation"] = continue_from(loaded, cache, then, new_tokens)
-        output.show(row["continuation"])
+        row.continuation = continue_from(loaded, cache, then, new_tokens)
+        output.show(row.continuation)
     output.finish(results_file("unpack", [row], provenance(**device_facts(loaded.device))), title="sq unpack")
 
 

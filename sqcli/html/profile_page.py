@@ -7,7 +7,7 @@ import numpy as np
 from spectralquant.profile.view import ProfileView
 from sqcli.html.charts import BANDS, bar_chart, heatmap_chart, line_chart
 from sqcli.html.page import Page
-from sqcli.terminal.profile import KINDS, bit_histogram, log_variance, require_same_shape
+from sqcli.terminal.calibrated import KINDS, bit_histogram, log_variance, require_same_shape
 
 
 def profile_page(view: ProfileView, other: ProfileView | None) -> Page:

@@ -46,9 +46,9 @@ def cache_view(stats: CacheStats, seconds: float) -> RenderableType:
     table.caption_justify = "left"
     for group in stats.groups:
         if group.window is not None:
-            held = "stays exact" if not group.coded else "is coded as far as it is not recent"
+            fate = "stays exact" if not group.coded else "is coded as far as it is not recent"
             caption.append(
-                f"\nlayers that read {group.window:,} tokens at most: {group.layers}; what is older is let go, their window {held}"
+                f"\nlayers that read {group.window:,} tokens at most: {group.layers}; what is older is let go, their window {fate}"
             )
     if stats.reconstructor_failure:
         caption.append(f"\nworker lost: {stats.reconstructor_failure}; went on synchronously", "red")

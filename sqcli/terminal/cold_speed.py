@@ -20,7 +20,7 @@ def speed_rows(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
     """What, model, tokens, milliseconds, spread, GB/s of fp16 keys and values, megabytes."""
     for r in rows:
         tokens = f"{r['context']:,}" + (f" × {r['batch']}" if r["batch"] > 1 else "")
-        spread = f"{1000 * r['seconds_low']:.1f}–{1000 * r['seconds_high']:.1f}" if "seconds_low" in r else ""
+        spread = f"{1000 * r['seconds_low']:.1f}–{1000 * r['seconds_high']:.1f}" if "seconds_high" in r else ""
         size = f"{r['packet_bytes'] / 1e6:.1f}" if "packet_bytes" in r else ""
         what = r["what"] + (f" ({r['coder']})" if "coder" in r else "")
         yield what, r["model"], tokens, f"{1000 * r['seconds']:.1f}", spread, f"{r['gb_s']:.1f}", size

@@ -11,43 +11,45 @@ from rich.table import Table
 from rich.text import Text
 
 from spectralquant.evaluation.match import curve_name, matched, pareto
+from spectralquant.results.quality import MatchedRow, MethodRow
+from spectralquant.results.schema import CompareResults
+from sqcli.terminal.plot import log_plot
 
-PLOT_WIDTH, PLOT_HEIGHT = 60, 15
-STYLES = ("bold cyan", "magenta", "green", "yellow", "red", "blue", "bright_black", "bold magenta", "bold green")
+PLOT_WIDTH, PLOT_HEIGHT = 72, 18
 USUAL = {"kernel": (7,), "group": (32, 64)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
 NAMED = {"adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
 QUICK_NOTE = "[yellow]--quick: a few windows, too small to quote.[/yellow]"
 
 
-def comparison_view(result: dict[str, Any], match: float | None) -> list[RenderableType]:
+def comparison_view(result: CompareResults, match: float | None) -> list[RenderableType]:
     """Everything one screen should say."""
-    good = [r for r in result["rows"] if "failed" not in r]
+    good = [r for r in result.rows if not r.failed]
     parts: list[RenderableType] = []
     front = {id(r) for r in pareto(good)}
-    for context in dict.fromkeys(r["context"] for r in good):
-        rows = [r for r in good if r["context"] == context]
+    for context in dict.fromkeys(r.context for r in good):
+        rows = [r for r in good if r.context == context]
         parts += [_table(rows, front, context), pareto_plot(rows)]
     if match is not None:
         parts.append(match_table(matched(good, match)))
-    for row in result["failed"]:
-        options = ",".join(f"{k}={v}" for k, v in row["options"].items())
-        parts.append(Text(f"failed: {row['method']} {options}: {row['failed']}", style="red"))
-    if not result["protocol"]["quotable"]:
+    for row in result.failed:
+        options = ",".join(f"{k}={v}" for k, v in row.options.items())
+        parts.append(Text(f"failed: {row.method} {options}: {row.failed}", style="red"))
+    if not result.protocol.quotable:
         parts.append(Text.from_markup(QUICK_NOTE))
     return parts
 
 
-def row_name(row: dict[str, Any]) -> str:
+def row_name(row: MethodRow) -> str:
     """Method and budget, short."""
-    options = {k: v for k, v in row["options"].items() if v not in (None, False)}
-    if row["method"] == "spectral":
+    options = {k: v for k, v in row.options.items() if v not in (None, False)}
+    if row.method == "spectral":
         tier = options.pop("tier", "cold")
         options.pop("exact_bits") if options.get("exact_bits") == 16 else None
         return " ".join([f"spectral {tier}", ", ".join(_option(k, v) for k, v in options.items())]).rstrip()
     hidden = {"tier", "exact_bits"} | {k for k, usual in USUAL.items() if options.get(k) in usual}
     parts = [str(v) if k == "backend" else _option(k, v) for k, v in options.items() if k not in hidden]
-    return " ".join([row["method"], *parts])
+    return " ".join([row.method, *parts])
 
 
 def _option(name: str, value: Any) -> str:
@@ -65,92 +67,69 @@ def ratio_text(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) or value > 1e6 else f"{value:.1f}"
 
 
-def _table(rows: Sequence[dict[str, Any]], front: set[int], context: int) -> Table:
+def _table(rows: Sequence[MethodRow], front: set[int], context: int) -> Table:
     base = rows[0]
     title = (
-        f"\n{context}-token windows, n = {base['n_tokens']:,} scored in {base['n_windows']}, uncompressed PPL "
-        f"{base['base_ppl']:.2f}\nsorted by KL; ● on the Pareto front; enc, dec: s per 1,000 tokens"
+        f"\n{context}-token windows, n = {base.n_tokens:,} scored in {base.n_windows}, uncompressed PPL "
+        f"{base.base_ppl:.2f}\nsorted by KL; ● on the Pareto front; enc, dec: s per 1,000 tokens"
     )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("method")
-    needles = any(r.get("needle") is not None for r in rows)
+    needles = any(r.needle is not None for r in rows)
     for name in ("payload", "cache", "ΔPPL", "KL", "top-1", *(["needle"] if needles else []), "enc", "dec"):
         table.add_column(name, justify="right", no_wrap=True)
-    for r in sorted(rows, key=lambda r: r["kl_nats"]):
+    for r in sorted(rows, key=lambda r: r.kl_nats):
         mark = "●" if id(r) in front else " "
-        needle = "–" if r.get("needle") is None else f"{100 * r['needle']:.0f}%"
+        needle = "–" if r.needle is None else f"{100 * r.needle:.0f}%"
         table.add_row(
-            Text(f"{mark} {row_name(r)}", style="bold cyan" if r["method"] == "spectral" else ""),
-            ratio_text(r["payload_ratio"]),
-            ratio_text(r["whole_cache_ratio"]),
-            f"{r['delta_ppl']:+.3f}",
-            f"{r['kl_nats']:.4f}",
-            f"{100 * r['top1']:.1f}",
+            Text(f"{mark} {row_name(r)}", style="bold cyan" if r.method == "spectral" else ""),
+            ratio_text(r.payload_ratio),
+            ratio_text(r.whole_cache_ratio),
+            f"{r.delta_ppl:+.3f}",
+            f"{r.kl_nats:.4f}",
+            f"{100 * r.top1:.1f}",
             *([needle] if needles else []),
-            f"{r['encode_s']:.2f}",
-            f"{r['decode_s']:.2f}",
+            f"{r.encode_s:.2f}",
+            f"{r.decode_s:.2f}",
         )
     return table
 
 
-def pareto_plot(rows: Sequence[dict[str, Any]]) -> Text:
+def pareto_plot(rows: Sequence[MethodRow]) -> Text:
     """Payload ratio against KL, both logarithmic; one letter a method. Lower right is better."""
-    points = [
-        (math.log10(r["payload_ratio"]), math.log10(max(r["kl_nats"], 1e-6)), curve_name(r))
-        for r in rows
-        if r["method"] != "none" and 0 < r["payload_ratio"] < 1e6
-    ]
-    if not points:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for r in rows:
+        if r.method != "none" and 0 < r.payload_ratio < 1e6:
+            curves.setdefault(curve_name(r), []).append((r.payload_ratio, max(r.kl_nats, 1e-6)))
+    if not curves:
         return Text("")
-    names = list(dict.fromkeys(p[2] for p in points))
-    x0, x1 = min(p[0] for p in points), max(p[0] for p in points)
-    y0, y1 = min(p[1] for p in points), max(p[1] for p in points)
-    grid = [[(" ", "")] * PLOT_WIDTH for _ in range(PLOT_HEIGHT)]
-    for x, y, name in points:
-        column = round((x - x0) / max(x1 - x0, 1e-9) * (PLOT_WIDTH - 1))
-        row = round((y1 - y) / max(y1 - y0, 1e-9) * (PLOT_HEIGHT - 1))
-        index = names.index(name)
-        grid[row][column] = (chr(ord("A") + index % 26), STYLES[index % len(STYLES)])
-    text = Text(f"\nKL {10**y1:.3g}\n", style="dim")
-    for line in grid:
-        text.append("  │", style="dim")
-        for letter, style in line:
-            text.append(letter, style=style)
-        text.append("\n")
-    text.append("  └" + "─" * PLOT_WIDTH + "\n", style="dim")
-    ends = f"   {10**x0:.1f}:1", f"{10**x1:.1f}:1 payload"
-    text.append(
-        f"KL {10**y0:.2g}".ljust(12) + ends[0] + ends[1].rjust(PLOT_WIDTH - 12 - len(ends[0]) + 3) + "\n", "dim"
-    )
-    for index, name in enumerate(names):
-        text.append(f"  {chr(ord('A') + index % 26)} ", style=STYLES[index % len(STYLES)])
-        text.append(name + ("\n" if index % 3 == 2 else "  "))
-    return text
+    plot = log_plot(curves, "payload ratio (lower right is better)", "KL", width=PLOT_WIDTH, height=PLOT_HEIGHT)
+    return Text("\n").append_text(plot)
 
 
-def match_table(rows: Sequence[dict[str, Any]]) -> Table:
+def match_table(rows: Sequence[MatchedRow]) -> Table:
     """Payload ratios at one KL, and how many times smaller spectral is."""
-    table = Table(title=f"\nAt KL {rows[0]['kl_nats']:g} nats/token", title_justify="left", box=None, padding=(0, 1))
+    table = Table(title=f"\nAt KL {rows[0].kl_nats:g} nats/token", title_justify="left", box=None, padding=(0, 1))
     for name in ("tokens", "method", "payload", "against spectral"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for r in rows:
-        ours = next((o for o in rows if o["context"] == r["context"] and o["method"] == "spectral cold"), None)
-        table.add_row(str(r["context"]), r["method"], bound_text(r), against(ours, r))
+        ours = next((o for o in rows if o.context == r.context and o.method == "spectral cold"), None)
+        table.add_row(str(r.context), r.method, bound_text(r), against(ours, r))
     return table
 
 
-def bound_text(row: dict[str, Any]) -> str:
+def bound_text(row: MatchedRow) -> str:
     """`12.3`, `≥ 12.3`, or that no budget was good enough."""
-    if row["payload_ratio"] is None:
+    if row.payload_ratio is None:
         return "no budget is that good"
-    return ("≥ " if row["bound"] == "at least" else "") + f"{row['payload_ratio']:.1f}"
+    return ("≥ " if row.bound == "at least" else "") + f"{row.payload_ratio:.1f}"
 
 
-def against(ours: dict[str, Any] | None, row: dict[str, Any]) -> str:
+def against(ours: MatchedRow | None, row: MatchedRow) -> str:
     """How many times smaller spectral is, where both are known well enough to say."""
-    if ours is None or ours["payload_ratio"] is None or row["payload_ratio"] is None or row is ours:
+    if ours is None or ours.payload_ratio is None or row.payload_ratio is None or row is ours:
         return ""
-    if row["bound"] == "at least":
+    if row.bound == "at least":
         return "unknown: its curve ends above"
-    times = math.floor(10 * ours["payload_ratio"] / row["payload_ratio"]) / 10
-    return f"spectral is {'≥ ' if ours['bound'] == 'at least' else ''}{times:.1f} x smaller"
+    times = math.floor(10 * ours.payload_ratio / row.payload_ratio) / 10
+    return f"spectral is {'≥ ' if ours.bound == 'at least' else ''}{times:.1f} x smaller"

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-Row = dict[str, Any]
+from spectralquant.results.schema import BenchResults
+from spectralquant.results.speed import CrossoverRow, KernelRow, MemoryRow, StepRow, Telemetry
+from sqcli.terminal.plot import log_plot
+
+OURS = ("spectral_decode", "spectral_index_decode")
 
 
-def speed_view(result: dict[str, Any]) -> list[RenderableType]:
+def speed_view(result: BenchResults) -> list[RenderableType]:
     """Everything one screen should say."""
     shape, predicted = result["shape"], result["provenance"]["device"] is None
     device = f"predicted for {result['provenance']['device_model']}" if predicted else result["provenance"]["device"]
@@ -23,7 +26,7 @@ def speed_view(result: dict[str, Any]) -> list[RenderableType]:
     if predicted:
         parts.append(Text(prediction_note(result), "yellow"))
     else:
-        peaks = result["peaks"]
+        peaks = result.peaks
         parts.append(
             Text(f"measured peaks: copy {peaks['copy_tb_per_s']:.2f} TB/s, matmul {peaks['matmul_tflops']:.0f} TFLOP/s")
         )
@@ -32,6 +35,7 @@ def speed_view(result: dict[str, Any]) -> list[RenderableType]:
     cells = [r for r in result["rows"] if r["kernel"] != "spectral_compress"]
     for context, batch in dict.fromkeys((r["context"], r["batch"]) for r in cells):
         parts.append(make([r for r in cells if (r["context"], r["batch"]) == (context, batch)], context, batch))
+    parts += context_plots(cells, "predicted_us" if predicted else "time_us")
     parts += [compress_text(r) for r in result["rows"] if r["kernel"] == "spectral_compress"]
     if result["end_to_end"]:
         parts.append(_steps(result["end_to_end"]))
@@ -51,7 +55,7 @@ def _new_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def prediction_note(result: dict[str, Any]) -> str:
+def prediction_note(result: BenchResults) -> str:
     """What predicted figures rest on, and how far off they were where that is known."""
     fit = result.get("fit")
     if fit is None:
@@ -64,7 +68,7 @@ def prediction_note(result: dict[str, Any]) -> str:
     return note if other == fit["device"] else f"{note} Whether they hold on {other} was not measured."
 
 
-def _table(rows: Sequence[Row], context: int, batch: int, device: str | None) -> Table:
+def _table(rows: Sequence[KernelRow], context: int, batch: int, device: str | None) -> Table:
     from spectralquant.bench.fit import shipped_fit
     from spectralquant.bench.prediction import predicted_beside
 
@@ -75,7 +79,7 @@ def _table(rows: Sequence[Row], context: int, batch: int, device: str | None) ->
     n = good[0]["n"] if good else 0
     table = _new_table(f"\ncontext {context:,}, batch {batch}; medians of {n} graph replays", columns)
     for r in good:
-        ours = r["kernel"].startswith("spectral")
+        ours = r.kernel.startswith("spectral")
         table.add_row(
             Text(r["kernel"], style="bold cyan" if ours else ""),
             f"{r['time_us']:.1f}",
@@ -94,13 +98,32 @@ def _table(rows: Sequence[Row], context: int, batch: int, device: str | None) ->
     return table
 
 
-def _against(row: Row) -> Text | str:
+def context_plots(rows: Sequence[KernelRow], field: str) -> list[Text]:
+    """Time by context where there are at least three, for the smallest and the largest batch: ours and the fastest dense."""
+    good = [r for r in rows if r.get(field) and r.correct is not False]
+    if len({r.context for r in good}) < 3:
+        return []
+    plots = []
+    for batch in sorted({min(r.batch for r in good), max(r.batch for r in good)}):
+        curves: dict[str, dict[int, float]] = {}
+        for r in (r for r in good if r.batch == batch):
+            name = r.kernel if r.kernel in OURS else "fastest dense"
+            if r.kernel in OURS or not r.kernel.startswith("spectral"):
+                points = curves.setdefault(name, {})
+                points[r.context] = min(r[field], points.get(r.context, r[field]))
+        title = Text(f"\ntime by context, batch {batch}\n", style="bold")
+        points_of = {name: sorted(points.items()) for name, points in curves.items()}
+        plots.append(title.append_text(log_plot(points_of, "context, tokens", "µs", width=72, height=16)))
+    return plots
+
+
+def _against(row: KernelRow) -> Text | str:
     if not row["correct"]:
         return Text(f"WRONG: error {row['error']:.1e}", style="bold red")
     return "" if row["speedup"] is None else f"{row['speedup']:.2f}x"
 
 
-def _predicted_table(rows: Sequence[Row], context: int, batch: int) -> Table:
+def _predicted_table(rows: Sequence[KernelRow], context: int, batch: int) -> Table:
     dense = next((r.get("measured_us") for r in rows if r["predicted_speedup"] is None), None)
     faster = "against\ndense"
     measured = ("measured\nµs", faster) if dense else ()
@@ -120,38 +143,38 @@ def _predicted_table(rows: Sequence[Row], context: int, batch: int) -> Table:
     return table
 
 
-def compress_text(row: Row) -> Text:
+def compress_text(row: KernelRow) -> Text:
     """One line about coding a block."""
-    if not row["correct"]:
-        return Text(f"\nspectral_compress is WRONG: {100 * row['error']:.2f} % of codes differ", style="bold red")
+    if not row.correct:
+        return Text(f"\nspectral_compress is WRONG: {100 * row.error:.2f} % of codes differ", style="bold red")
     return Text(
-        f"\ncoding 128 tokens of all layers: {row['time_us']:.0f} µs, {100 * row['share_of_prefill']:.2f} % of the "
-        f"{row['prefill_us']:.0f} µs their linear layers take"
+        f"\ncoding 128 tokens of all layers: {row.time_us:.0f} µs, {100 * row.share_of_prefill:.2f} % of the "
+        f"{row.prefill_us:.0f} µs their linear layers take"
     )
 
 
-def _steps(rows: Sequence[Row]) -> Table:
-    context = rows[0]["context"]
+def _steps(rows: Sequence[StepRow]) -> Table:
+    context = rows[0].context
     columns = ("method", "batch", "ms/token", "tokens/s", "against dense", "Amdahl allows", "of that")
     table = _new_table(f"\nwhole decode steps at {context:,} tokens, random weights, CUDA graphs", columns)
     for r in rows:
-        if "failed" in r:
-            table.add_row(r["method"], str(r["batch"]), Text(r["failed"], style="red"))
+        if r.failed:
+            table.add_row(r.method, str(r.batch), Text(r.failed, style="red"))
             continue
-        ours = "speedup" in r
+        ours = r.speedup is not None
         table.add_row(
-            Text(r["method"], style="bold cyan" if ours else ""),
-            str(r["batch"]),
-            f"{r['step_ms']:.2f}",
-            f"{r['tokens_per_s']:.0f}",
-            f"{r['speedup']:.2f}x" if ours else "",
-            f"{r['ideal_tokens_per_s']:.0f}" if ours else "",
-            f"{100 * r['share_of_ideal']:.0f} %" if ours else "",
+            Text(r.method, style="bold cyan" if ours else ""),
+            str(r.batch),
+            f"{r.step_ms:.2f}",
+            f"{r.tokens_per_s:.0f}",
+            f"{r.speedup:.2f}x" if ours else "",
+            f"{r.ideal_tokens_per_s:.0f}" if ours else "",
+            f"{100 * r.share_of_ideal:.0f} %" if ours else "",
         )
     return table
 
 
-def _memory(result: dict[str, Any]) -> Table:
+def _memory(result: BenchResults) -> Table:
     context = result["memory"][0]["context"]
     rows = [r for r in result["memory"] if r["context"] == context]
     batches = list(dict.fromkeys(r["batch"] for r in rows))
@@ -166,26 +189,26 @@ def _memory(result: dict[str, Any]) -> Table:
     return table
 
 
-def context_text(row: Row) -> str:
+def context_text(row: MemoryRow) -> str:
     """The longest context that fits."""
-    return "any" if row["longest_context"] is None else f"{row['longest_context']:,}"
+    return "any" if row.longest_context is None else f"{row.longest_context:,}"
 
 
-def crossover_text(row: Row) -> str:
+def crossover_text(row: CrossoverRow) -> str:
     """`4,100`, `≤ 2,048`, or that it never was."""
-    if row["tokens"] is None:
+    if row.tokens is None:
         return "never"
-    return ("≤ " if row["bound"] == "at most" else "") + f"{row['tokens']:,}"
+    return ("≤ " if row.bound == "at most" else "") + f"{row.tokens:,}"
 
 
-def _telemetry(state: dict[str, Any]) -> Text:
-    after = state["after"]
+def _telemetry(state: Telemetry) -> Text:
+    after = state.after
     if after is None:
-        return Text(f"\nINCONCLUSIVE: {state['verdict']['why']}", style="yellow")
+        return Text(f"\nINCONCLUSIVE: {state.verdict.why}", style="yellow")
     line = (
         f"\n{after['sm_mhz']} MHz, memory {after['memory_mhz']} MHz, {after['power_w']:.0f} W, {after['temperature_c']} °C, "
-        f"{after['memory_used'] / 1e9:.0f} of {after['memory_total'] / 1e9:.0f} GB: {state['verdict']['why']}"
+        f"{after['memory_used'] / 1e9:.0f} of {after['memory_total'] / 1e9:.0f} GB: {state.verdict.why}"
     )
-    if state["verdict"]["conclusive"]:
+    if state.verdict.conclusive:
         return Text(line, style="dim")
     return Text(f"{line}\nINCONCLUSIVE", style="yellow")

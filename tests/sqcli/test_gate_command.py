@@ -16,7 +16,7 @@ FACTS = {"weights_sha256": "w", "data_sha256": "d", "dtype": "torch.float32", "d
 
 def suite(path, **values):
     rows = [{"metric": name, "value": value} for name, value in values.items()]
-    write_json(path, results_file("gate", rows, dict(FACTS), suite="smoke"))
+    write_json(path, results_file("gate", rows, dict(FACTS), suite="smoke").as_json())
     return str(path)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 from browser_for_tests import CHROMIUM, too_wide
 
+from spectralquant.results.files import read_results
 from sqcli.html.charts import tick, xy_chart
 from sqcli.html.page import Page
 from sqcli.html.report import flat, report_page
@@ -18,7 +18,7 @@ RESULTS = sorted((Path(__file__).resolve().parents[2] / "profiles" / "results").
 
 @pytest.fixture(scope="module")
 def report() -> str:
-    return report_page([(p.stem, json.loads(p.read_text())) for p in RESULTS]).render()
+    return report_page([(p.stem, read_results(p)) for p in RESULTS]).render()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

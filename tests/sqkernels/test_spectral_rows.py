@@ -59,7 +59,7 @@ def test_rows_are_stored_alike_and_come_back(rope, dtype):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_pages_take_tokens_where_an_engine_maps_them(backend):
-    x, constant, *_, turns = row_case(16, 8, False, on(backend))
+    x, constant, *_ = row_case(16, 8, False, on(backend))
     pages = tuple(torch.zeros(8, 16, HEADS, 16, device=on(backend)) for _ in range(LAYERS))
     numbers = torch.randperm(128, generator=torch.Generator().manual_seed(2))[:TOKENS].to(on(backend))
     slots = TokenSlots.paged(pages[0], numbers)

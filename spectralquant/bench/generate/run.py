@@ -21,6 +21,7 @@ from spectralquant.models.shapes import ModelShape
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import GenerateResults
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -88,27 +89,24 @@ def generate_results(
     request: GenerateRequest,
     facts: Row,
     progress: Progress = lambda stage, done, total: None,
-    save: Callable[[Row], None] = lambda result: None,
-) -> Row:
+    save: Callable[[GenerateResults], None] = lambda result: None,
+) -> GenerateResults:
     """Measure on the model's device. `save` gets the results file after every cell, `complete` false until the end."""
     request.check(getattr(loaded.model.config, "max_position_embeddings", None))
     device = loaded.device
     rows: list[Row] = []
-    result: Row = {}
 
-    def finish(complete: bool) -> None:
-        result.clear()
-        result.update(
-            results_file(
-                "generate",
-                list(rows),
-                provenance(**device_facts(device), model=loaded.name, **facts),
-                complete=complete,
-                settings={"new_tokens": request.new, "select": request.select, "window": 128, "sinks": 4},
-                summary=summary_of(rows),
-            )
+    def finish(complete: bool) -> GenerateResults:
+        result = results_file(
+            "generate",
+            rows,
+            provenance(**device_facts(device), model=loaded.name, **facts),
+            complete=complete,
+            settings={"new_tokens": request.new, "select": request.select, "window": 128, "sinks": 4},
+            summary=summary_of(rows),
         )
         save(result)
+        return result
 
     if device.type == "cuda":
         for batch in (b for b in request.batches if b in (1, 8) and 32768 in request.contexts):
@@ -122,8 +120,7 @@ def generate_results(
         rows.append({"kind": cell.kind, "method": cell.method, "context": cell.context, "batch": cell.batch})
         rows[-1] |= _measure(cell, loaded, profile, request)
         finish(False)
-    finish(True)
-    return result
+    return finish(True)
 
 
 def _measure(cell: Cell, loaded: LoadedModel, profile: CalibrationProfile, request: GenerateRequest) -> Row:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -42,6 +43,7 @@ from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.rotary import Rotation
 from spectralquant.streams import finish_here
 
@@ -95,6 +97,7 @@ def pack_prompt(
     adaptive: bool | None = None,
     bound: float | str | None = "auto",
     progress: StageProgress = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> list[SpectralPacket]:
     """Packets, one a sequence, of prompts `input_ids: [B, T]`; padding (left or right, by `attention_mask`) is left out.
 
@@ -102,6 +105,7 @@ def pack_prompt(
     sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
     With `adaptive_tables` each block may shift its tables, which saves bytes on text unlike the calibration's (`adaptive` is
     its deprecated name). bound: see `SpectralCache`.
+    `kept` keeps the coded blocks of a run that is interrupted.
 
     Raises:
         InputError: an empty prompt, one beyond the model's last position, or an unknown `exact`.
@@ -123,7 +127,7 @@ def pack_prompt(
             raise InputError("A prompt is empty; at least one token is needed.")
         require_known_ids(model, ids)
         require_positions(model, len(ids), "The prompt", "Shorten it (sq pack --max-tokens).")
-        packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress))
+        packets.append(_pack_one(model, profile, by_group, ids, exact, packet_float(step_scale), progress, kept, row))
         warn_of_unlike_text(packets[-1], profile)
     return packets
 
@@ -136,6 +140,8 @@ def _pack_one(
     exact: str,
     step_scale: float,
     progress: StageProgress,
+    kept: Kept,
+    row: int,
 ) -> SpectralPacket:
     binding = bind(model)
     geometry, total = binding.geometry, len(ids)
@@ -179,13 +185,20 @@ def _pack_one(
                 ids[part],
                 int(ids[part.start - 1]),
             )
-            coded, done = encode_cold(codecs[group], run, [stop - start for start, stop in some]), done + len(some)
-            sections += [(a, b - a, CODED, data) for (a, b), data in zip(some, coded, strict=True)]
+            encode = functools.partial(_encoded, codecs[group], run, [stop - start for start, stop in some])
+            coded = kept.value(f"sequence {row}, layer {group.layers[0]}, token {part.start}", encode)
+            sections += [(a, b - a, CODED, bytes.fromhex(data)) for (a, b), data in zip(some, coded, strict=True)]
+            done += len(some)
         parts.append(sections + exact_sections(last, keys[:, :, last:], values[:, :, last:], exact))
     progress("encoding blocks", steps, steps)
     shape = (geometry.layers, geometry.kv_heads, geometry.head_dim, total, BLOCK, min(SINKS, total))
     groups = geometry.groups if any(geometry.windows) else ()
     return SpectralPacket.build(PacketHeader(*shape, exact, step_scale, profile.id, groups), *parts)
+
+
+def _encoded(codec: SpectralCodec, run: LeavingBlock, lengths: list[int]) -> list[str]:
+    """Coded blocks of `lengths` tokens, hexadecimal."""
+    return [bytes(data).hex() for data in encode_cold(codec, run, lengths)]
 
 
 def _attended(call: AttentionCall) -> tuple[Tensor | None, Tensor]:

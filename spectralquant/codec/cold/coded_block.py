@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from spectralquant.errors import PacketError
 SPECTRAL, RAW16, RAW32, ADAPTIVE = 0, 1, 2, 3
 HEADER = struct.Struct("<BBHII")
 TOKENS = struct.Struct("<H")
-RAW_DTYPES = {RAW16: np.dtype("<f2"), RAW32: np.dtype("<f4")}
+RAW_DTYPES: dict[int, np.dtype[Any]] = {RAW16: np.dtype("<f2"), RAW32: np.dtype("<f4")}
 MAX_TOKENS = 1024
 
 
@@ -70,7 +71,7 @@ def announced_tokens(data: bytes | memoryview) -> int:
     """
     if len(data) < 4:
         raise PacketError(f"A block of {len(data)} bytes is shorter than its header.")
-    return TOKENS.unpack_from(data, 2)[0]
+    return int(TOKENS.unpack_from(data, 2)[0])
 
 
 def split(data: bytes | memoryview, scalars_per_token: int) -> BlockParts:

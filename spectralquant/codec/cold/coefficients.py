@@ -52,6 +52,12 @@ class BlockCoefficients:
     features: TokenRows | None = None
     extra: tuple[SecondStage, ...] = ()
 
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Coefficients of keys and values, of a block that is not raw."""
+        assert self.y is not None
+        return self.y
+
     def part(self, first: int, last: int) -> BlockCoefficients:
         """Tokens first … last of these."""
         if (first, last) == (0, self.tokens):
@@ -64,7 +70,7 @@ class BlockCoefficients:
         return replace(
             self,
             tokens=last - first,
-            y=None if self.y is None else tuple(y[first:last] for y in self.y),
+            y=None if self.y is None else (self.y[0][first:last], self.y[1][first:last]),
             raw=None if self.raw is None else self.raw[:, first:last],
             ids=None,
             features=None if self.features is None else self.features.part(first, last),
@@ -104,9 +110,9 @@ def joined(parts: Sequence[BlockCoefficients], features: TokenFeatures | None) -
 
 
 def _join(run: Sequence[BlockCoefficients], features: TokenFeatures | None) -> BlockCoefficients:
-    y = tuple(torch.cat([p.y[i] for p in run]) for i in range(2))
-    ids = None if run[0].ids is None else tuple(pair for p in run for pair in p.ids)
+    keys, values = (torch.cat([p.pair[i] for p in run]) for i in range(2))
+    ids = None if run[0].ids is None else tuple(pair for p in run for pair in p.ids or ())
     starts = [sum(p.tokens for p in run[:i]) for i in range(len(run))]
     extra = tuple(replace(e, first=e.first + start) for p, start in zip(run, starts, strict=True) for e in p.extra)
     rows = None if features is None or ids is None else features.rows(ids)
-    return BlockCoefficients(sum(p.tokens for p in run), y, None, ids, rows, extra)
+    return BlockCoefficients(sum(p.tokens for p in run), (keys, values), None, ids, rows, extra)

@@ -103,7 +103,7 @@ class TokenFeatures:
         return TokenRows(rows, both[: len(own)], both[len(own) :])
 
     def _embed(self, ids: Tensor) -> Tensor:
-        rows = self.embedding[ids.clamp_min(0)].float() * (ids >= 0)[:, None]
+        rows: Tensor = self.embedding[ids.clamp_min(0)].float() * (ids >= 0)[:, None]
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12) * rows.shape[1] ** 0.5
         return rows if self.projection is None else rows @ self.projection.to(rows)
 
@@ -114,5 +114,5 @@ def embedding_projection(embedding: Tensor) -> Tensor | None:
         return None
     rows = embedding.detach().float()
     rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    _, vectors = torch.linalg.eigh((rows.T @ rows).double())
+    vectors: Tensor = torch.linalg.eigh((rows.T @ rows).double()).eigenvectors
     return vectors[:, -MAX_DIMS:].flip(1).float().contiguous()

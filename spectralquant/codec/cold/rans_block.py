@@ -138,7 +138,10 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
     if HEADER.size + sum(sizes) != len(data):
         raise PacketError(f"A block announces {HEADER.size + sum(sizes)} bytes but has {len(data)}.")
     cuts = (HEADER.size + np.cumsum([0, *sizes])).tolist()
-    part = lambda i, kind: np.frombuffer(data, kind, sizes[i] // np.dtype(kind).itemsize, cuts[i])  # noqa: E731
+
+    def part(i: int, kind: str) -> np.ndarray:
+        return np.frombuffer(data, np.dtype(kind), sizes[i] // np.dtype(kind).itemsize, cuts[i])
+
     streams = part(0, f"<u{entry}").astype(np.int64).reshape(-1, 2)
     if streams[:, 0].sum() != words or streams[:, 1].sum() != escapes or wide > escapes:
         raise PacketError("A block's streams do not add up to its words and escapes.")
@@ -150,10 +153,10 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
         streams,
         wide,
         unpack_classes(part(1, "<u2"), tokens) if flags & WITH_CLASSES else None,
-        _nibbles(part(2, np.uint8), sum(groups(r) for r in ranks), shifts) if mode == RANS_SHIFTED else None,
+        _nibbles(part(2, "u1"), sum(groups(r) for r in ranks), shifts) if mode == RANS_SHIFTED else None,
         part(3, "<u4"),
         part(4, "<u2"),
-        part(5, np.uint8),
+        part(5, "u1"),
         bool(flags & ALL_UNSEEN),
     )
 

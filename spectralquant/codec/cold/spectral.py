@@ -92,7 +92,7 @@ class SpectralCodec:
     @functools.cached_property
     def reader_v1(self) -> EntropyReaderV1:
         """For blocks of packets of format version 1."""
-        choice = tuple(c[:CLASSES].numpy() for c in (self.tier.key_choice, self.tier.value_choice))
+        choice = (self.tier.key_choice[:CLASSES].numpy(), self.tier.value_choice[:CLASSES].numpy())
         return EntropyReaderV1(self.tier.tables.numpy(), choice, self.tier.class_tables.numpy())
 
     def encode(self, block: KVBlock) -> bytes:
@@ -125,7 +125,7 @@ class SpectralCodec:
         if not all(good):
             keep = torch.cat([torch.full((b.tokens,), g) for b, g in zip(blocks, good, strict=True)]).to(self.device)
             symbols, classes = symbols[:, keep].contiguous(), classes[keep]
-        parts = iter([])
+        parts: Iterator[rans_block.RansParts] = iter([])
         if coded:
             lengths = [b.tokens for b in coded]
             parts = iter(
@@ -196,7 +196,7 @@ class SpectralCodec:
         if coded.raw is not None:
             flat = [coded.raw[0], coded.raw[1]]
         else:
-            flat = [p.reconstruct(y, coded.features) for p, y in zip(self.projectors, coded.y, strict=True)]
+            flat = [p.reconstruct(y, coded.features) for p, y in zip(self.projectors, coded.pair, strict=True)]
         width = self.geometry.layer_width
         for e in coded.extra:
             flat[e.kind][e.first : e.first + e.tokens, e.layer * width : (e.layer + 1) * width] += e.residual()
@@ -256,9 +256,9 @@ class SpectralCodec:
 
     def dequantized(self, coded: CodedSymbols, scale: float = 1.0) -> BlockCoefficients:
         """Coefficients of decoded symbols, at the steps of their classes times `scale`."""
-        features, ids = self.token_rows(coded.ids), None
-        if all(pair is not None for pair in coded.ids):
-            ids = tuple((before, torch.from_numpy(numbers)) for before, numbers in coded.ids)
+        features = self.token_rows(coded.ids)
+        pairs = [(before, torch.from_numpy(ids)) for before, ids in (pair for pair in coded.ids if pair is not None)]
+        ids = tuple(pairs) if len(pairs) == len(coded.ids) else None
         y = self._values(coded.symbols, class_step(coded.classes) * (self.step_scale * scale))
         return BlockCoefficients(coded.symbols.shape[1], y, None, ids, features)
 
@@ -268,7 +268,7 @@ class SpectralCodec:
         start, stop = layer * width, (layer + 1) * width
         if coded.raw is not None:
             return coded.raw[0, :, start:stop], coded.raw[1, :, start:stop]
-        both = [p.columns(y, coded.features, start, stop) for p, y in zip(self.projectors, coded.y, strict=True)]
+        both = [p.columns(y, coded.features, start, stop) for p, y in zip(self.projectors, coded.pair, strict=True)]
         for e in coded.extra:
             if e.layer == layer:
                 both[e.kind][e.first : e.first + e.tokens] += e.residual()
@@ -285,10 +285,11 @@ class SpectralCodec:
     def _rows(self, ids: Sequence[tuple[int, Tensor | np.ndarray | None]]) -> TokenRows | None:
         if self.features is None:
             return None
-        if any(numbers is None for _, numbers in ids):
+        known = [(before, numbers) for before, numbers in ids if numbers is not None]
+        if len(known) < len(ids):
             raise PacketError("This profile predicts from token ids, but the block carries none.")
         try:
-            return self.features.rows(ids)
+            return self.features.rows(known)
         except IndexError as error:
             raise PacketError("A block names a token id outside the model's vocabulary.") from error
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
+from spectralquant.codec.cold.features import TokenFeatures
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.profile.tensors import HeadSpectra
 
@@ -34,6 +35,9 @@ class TokenGuess:
     """
 
     def __init__(self, codec: SpectralCodec, heads: HeadSpectra, step: float) -> None:
+        if codec.features is None:
+            raise ValueError("a codec without a predictor codes no token ids")
+        self.features: TokenFeatures = codec.features
         self.codec, self.heads, self.step = codec, heads, step * codec.step_scale
         self._layers = min(LAYERS, codec.geometry.layers)
 
@@ -45,7 +49,7 @@ class TokenGuess:
         own_map, before_map = self._maps
         target = self._weighted(torch.stack([block.keys, block.values])) - self._mean
         for _ in range(PASSES):
-            features = self.codec.features(ids, block.previous_id)
+            features = self.features(ids, block.previous_id)
             own, before = features.chunk(2, dim=1)
             left = target - before @ before_map
             score = left @ own_map.T
@@ -95,20 +99,21 @@ class TokenGuess:
         y = torch.einsum("ktlhd,klhed->tklhe", x, self._analysis[:, : self._layers])
         return y.flatten(1)
 
-    def _shaped(self, rows: tuple[Tensor, Tensor]) -> Tensor:
+    def _shaped(self, *rows: Tensor) -> Tensor:
         g = self.codec.geometry
         return torch.stack([r.float().view(-1, g.layers, g.kv_heads, g.head_dim) for r in rows])
 
     @functools.cached_property
     def _mean(self) -> Tensor:
         keys, values = self.codec.projectors
-        return self._weighted(self._shaped((keys.mean, values.mean)))
+        return self._weighted(self._shaped(keys.mean, values.mean))
 
     @functools.cached_property
     def _maps(self) -> tuple[Tensor, Tensor]:
         """What a token's own features, and its predecessor's, predict: `[d, 2·l·Hk·D]` each."""
         keys, values = self.codec.projectors
-        own, before = self._weighted(self._shaped((keys.predictor, values.predictor))).chunk(2)
+        assert keys.predictor is not None and values.predictor is not None
+        own, before = self._weighted(self._shaped(keys.predictor, values.predictor)).chunk(2)
         return own, before
 
     @functools.cached_property
@@ -120,7 +125,7 @@ class TokenGuess:
 
     def _vocabulary(self) -> Iterator[Tensor]:
         """Features `[n, d]` of every token, some at a time."""
-        features = self.codec.features
+        features = self.features
         count = len(features.embedding)
         for first in range(0, count, CHUNK):
             ids = torch.arange(first, min(count, first + CHUNK), device=features.embedding.device)
@@ -128,11 +133,12 @@ class TokenGuess:
 
     def _best(self, score: Tensor) -> Tensor:
         """The ids `[T]` whose features `e` maximize score · e − energy / 2."""
-        best, where = score.new_full((len(score),), -torch.inf), None
+        best = score.new_full((len(score),), -torch.inf)
+        where = torch.zeros(len(score), dtype=torch.int64, device=score.device)
         at = 0
         for rows in self._vocabulary():
             value, index = (score @ rows.T - self._half_energy[at : at + len(rows)]).max(1)
-            where = index if where is None else torch.where(value > best, index + at, where)
+            where = torch.where(value > best, index + at, where)
             best = torch.maximum(best, value)
             at += len(rows)
         return where

@@ -78,10 +78,10 @@ class HotCodec:
         """Quantize and pack a block."""
         both = (rotate_block_keys(block, block.keys), block.values)
         flat = [x.float().flatten(2) for x in both]
-        pages = (
-            tuple(m.page(x[:, layer]) for m, x in zip(pair, flat, strict=True))
-            for layer, pair in enumerate(self.layers)
-        )
+        pages = [
+            (key.page(flat[0][:, layer]), value.page(flat[1][:, layer]))
+            for layer, (key, value) in enumerate(self.layers)
+        ]
         return HotBlock(tuple(pages), block.rotations)
 
     def decode(self, coded: HotBlock) -> tuple[Tensor, Tensor]:

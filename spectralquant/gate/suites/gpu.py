@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -23,14 +22,21 @@ from spectralquant.bench.inputs import CodeSettings, random_inputs, random_matri
 from spectralquant.errors import InputError
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.checks import MetricRow
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 
 Progress = Callable[[str, int, int], None]
-Row = dict[str, Any]
 SHAPE, CONTEXT, BATCHES, ROUNDS = "llama-3.1-8b", 32768, (1, 8), 15
 
 
-def gpu_suite(device: torch.device, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+def gpu_suite(
+    device: torch.device,
+    progress: Progress = lambda stage, done, total: None,
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
     """A results file with one row a metric.
 
     Raises:
@@ -46,14 +52,15 @@ def gpu_suite(device: torch.device, progress: Progress = lambda stage, done, tot
         measure_peaks(device),
         torch.cuda.get_device_name(device),
     )
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     for batch in BATCHES:
-        rows += _batch_rows(bench, batch, progress)
+        rows += kept_rows(kept, f"batch {batch}", MetricRow, functools.partial(_batch_rows, bench, batch, progress))
     state = {"before": before, "after": telemetry(device.index or 0)}
-    return header | {"telemetry": state | {"verdict": verdict(*state.values())}, "rows": rows}
+    header.provenance |= kept.facts()
+    return header.updated(telemetry=state | {"verdict": verdict(*state.values())}, rows=rows)
 
 
-def gpu_suite_header(device: torch.device) -> dict[str, Any]:
+def gpu_suite_header(device: torch.device) -> Results:
     """The results file without rows: all that decides whether results can be compared, known before anything is measured.
 
     Raises:
@@ -65,11 +72,11 @@ def gpu_suite_header(device: torch.device) -> dict[str, Any]:
     return results_file("gate", [], facts, suite="gpu", settings=asdict(CodeSettings()) | {"shape": SHAPE})
 
 
-def _batch_rows(bench: Bench, batch: int, progress: Progress) -> list[Row]:
+def _batch_rows(bench: Bench, batch: int, progress: Progress) -> list[MetricRow]:
     """Correctness, bytes and time ratios of the attention kernels at one batch."""
     shape, settings, device = bench.shape, bench.settings, bench.matrices.device
     baselines = dense_baselines(flex=False)
-    best = baselines[fastest(dense_rows(bench, batch, CONTEXT, baselines))["kernel"]]
+    best = baselines[fastest(dense_rows(bench, batch, CONTEXT, baselines)).kernel]
     inputs = random_inputs(shape, bench.matrices, batch, CONTEXT, settings.window, 0)
     size = (batch, shape.kv_heads, CONTEXT, shape.head_dim)
     keys, values = (torch.randn(size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -85,8 +92,8 @@ def _batch_rows(bench: Bench, batch: int, progress: Progress) -> list[Row]:
             progress(name, done, ROUNDS)
             ratios.append(graph_time([mine], replays=7).median / graph_time([theirs], replays=7).median)
         rows += [
-            {"metric": f"{name}/correct", "value": float(error <= limit)},
-            {"metric": f"{name}/bytes_read", "value": float(counted[kernel]["bytes"])},
-            {"metric": f"{name}/time_over_dense", "samples": ratios},
+            MetricRow(metric=f"{name}/correct", value=float(error <= limit)),
+            MetricRow(metric=f"{name}/bytes_read", value=float(counted[kernel]["bytes"])),
+            MetricRow(metric=f"{name}/time_over_dense", samples=ratios),
         ]
     return rows

@@ -6,6 +6,7 @@ KL by feeding a cache block by block and comparing with a cache that compresses 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,14 @@ from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.checks import MetricRow
 from spectralquant.results.files import results_file
+from spectralquant.results.kept import kept_rows
+from spectralquant.results.schema import Results
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
-Row = dict[str, Any]
 TOKENS = 20_000
 
 
@@ -50,8 +54,9 @@ def smoke_suite(
     text_name: str,
     settings: SmokeSettings | None = None,
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """A results file with one row a metric."""
+    kept: Kept = NOTHING_KEPT,
+) -> Results:
+    """A results file with one row a metric; `kept` keeps finished parts."""
     settings = settings or SmokeSettings()
     calibration = CalibrationSettings(
         steps=settings.steps,
@@ -63,21 +68,22 @@ def smoke_suite(
     )
     made: list[CalibrationProfile] = []
 
-    def calibrate() -> list[Row]:
-        made.append(calibrate_model(loaded, text, calibration, text_name=text_name, progress=progress))
-        made[0].seal()
+    def calibrate() -> list[MetricRow]:
+        made.append(_calibrated(loaded, text, calibration, text_name, progress, kept))
         return []
 
     ids = text.windows(settings.scored)[-1]
     rows = _working("calibration", calibrate)
     for profile in made:
-        rows += _measured(loaded, profile, ids, progress)
-    return smoke_suite_header(loaded, text, text_name, settings) | {"rows": rows}
+        rows += _measured(loaded, profile, ids, progress, kept)
+    header = smoke_suite_header(loaded, text, text_name, settings)
+    header.provenance |= kept.facts()
+    return header.updated(rows=rows)
 
 
 def smoke_suite_header(
     loaded: LoadedModel, text: TokenText, text_name: str, settings: SmokeSettings | None = None
-) -> dict[str, Any]:
+) -> Results:
     """The results file without rows: all that decides whether results can be compared, known before anything is measured."""
     settings = settings or SmokeSettings()
     facts = provenance(
@@ -92,29 +98,54 @@ def smoke_suite_header(
     return results_file("gate", [], facts, suite="smoke", settings=vars(settings))
 
 
-def _measured(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress) -> list[Row]:
+def _calibrated(
+    loaded: LoadedModel,
+    text: TokenText,
+    settings: CalibrationSettings,
+    text_name: str,
+    progress: Progress,
+    kept: Kept,
+) -> CalibrationProfile:
+    """The suite's profile: made, or read where an interrupted run has made it."""
+    out = kept.path("profile")
+    if out is not None and out.with_suffix(".json").is_file():
+        return CalibrationProfile.load(out)
+    named = {"text_name": text_name, "out": out, "resume": kept.resume, "progress": progress}
+    profile = calibrate_model(loaded, text, settings, **named)
+    if out is None:
+        profile.seal()
+    return profile
+
+
+def _measured(
+    loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, progress: Progress, kept: Kept
+) -> list[MetricRow]:
     exact = _exact_logits(loaded, ids)
-    rows: list[Row] = []
+    rows: list[MetricRow] = []
     for tier in TIERS:
         progress(f"harness and cache, {tier}", 0, 1)
-        rows += _working(f"harness/{tier}", lambda tier=tier: _harness_rows(loaded, profile, tier, ids))
-        rows += _working(f"cache/{tier}", lambda tier=tier: _cache_rows(loaded, profile, tier, ids, exact))
+        parts = {
+            f"harness/{tier}": functools.partial(_harness_rows, loaded, profile, tier, ids),
+            f"cache/{tier}": functools.partial(_cache_rows, loaded, profile, tier, ids, exact),
+        }
+        for name, measured in parts.items():
+            rows += kept_rows(kept, name, MetricRow, functools.partial(_working, name, measured))
     return rows + _working("packet", lambda: _packet_rows(loaded, profile, ids))
 
 
-def _row(name: str, value: float) -> Row:
-    return {"metric": f"smoke/{name}", "value": float(value)}
+def _row(name: str, value: float) -> MetricRow:
+    return MetricRow(metric=f"smoke/{name}", value=float(value))
 
 
-def _working(name: str, measured: Callable[[], list[Row]]) -> list[Row]:
+def _working(name: str, measured: Callable[[], list[MetricRow]]) -> list[MetricRow]:
     """The rows, led by one that says whether they could be measured; an error of ours is a finding, not a wrong input."""
     try:
         return [_row(f"{name}/works", 1), *measured()]
     except (SpectralQuantError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return [_row(f"{name}/works", 0) | {"error": f"{type(error).__name__}: {error}"[:300]}]
+        return [MetricRow(metric=f"smoke/{name}/works", value=0.0, error=f"{type(error).__name__}: {error}"[:300])]
 
 
-def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> list[Row]:
+def _harness_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor) -> list[MetricRow]:
     """Rate and quality of a tier by the streaming harness, which also refuses a method that changes nothing."""
     if tier == "cold":
         method = tier_method(profile.tier("cold"), loaded)
@@ -141,7 +172,9 @@ def _fed(loaded: LoadedModel, cache: Any, ids: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _cache_rows(loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor, exact: Tensor) -> list[Row]:
+def _cache_rows(
+    loaded: LoadedModel, profile: CalibrationProfile, tier: str, ids: Tensor, exact: Tensor
+) -> list[MetricRow]:
     """A real cache: what it does to the model, and what it holds, counted from the bytes of its blocks."""
     cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
     mine = _fed(loaded, cache, ids)
@@ -174,7 +207,7 @@ def _held(loaded: LoadedModel, cache: SpectralCache, ids: Tensor) -> tuple[Tenso
     return found, made
 
 
-def _packet_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor) -> list[Row]:
+def _packet_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor) -> list[MetricRow]:
     """A packet of the same tokens twice, and what comes back from it."""
     data = []
     for _ in range(2):

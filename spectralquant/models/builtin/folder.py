@@ -12,11 +12,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from spectralquant.errors import SourceError, did_you_mean
-from spectralquant.files import write_text
+from spectralquant.files import cache_folder, write_text
 from spectralquant.known_faults import builtin_fault
 from spectralquant.models.builtin.fetch import fetch_gguf
 from spectralquant.models.builtin.table import BUILTIN_MODELS, BuiltinModel
-from spectralquant.models.folders import cache_folder
 
 WAIT_SECONDS = 900
 Report = Callable[[str], None]

@@ -17,15 +17,17 @@ from spectralquant.bench.fit import shipped_fit
 from spectralquant.bench.inputs import CodeSettings, random_matrices
 from spectralquant.bench.memory import memory_rows
 from spectralquant.bench.prediction import Roof, predicted_beside
-from spectralquant.bench.run import ProfileRequest, predict_device
+from spectralquant.bench.run import BenchRequest, predict_device
 from spectralquant.errors import InputError
 from spectralquant.models.config import shape_of_model
 from spectralquant.models.shapes import parse_shape
+from spectralquant.results.files import read_results
+from spectralquant.results.speed import KernelRow
 from sqcli.terminal.speed import speed_view
 
 
 def test_predictions_are_marked_and_time_nothing():
-    request = ProfileRequest(parse_shape("llama-3.1-8b"), contexts=(32768,), batches=(1, 8))
+    request = BenchRequest(parse_shape("llama-3.1-8b"), contexts=(32768,), batches=(1, 8))
     result = predict_device(request, parse_device("h100"))
     assert {r["kernel"] for r in result["rows"]} == {"dense bf16", "spectral_decode", "spectral_index_decode"}
     for row in result["rows"]:
@@ -78,13 +80,15 @@ def test_windows_of_a_shape_are_those_of_its_cache(tmp_path):
 
 
 def test_crossovers_interpolate_and_say_where_they_cannot():
+    curves = {1: {1000: 0.5, 4000: 2.0, 16000: 4.0}, 2: {1000: 1.5, 4000: 2.0}, 4: {1000: 0.5, 4000: 0.9}}
     rows = [
-        {"kernel": "k", "batch": 1, "context": c, "speedup": s} for c, s in ((1000, 0.5), (4000, 2.0), (16000, 4.0))
+        KernelRow(kernel="k", batch=batch, context=context, speedup=speedup)
+        for batch, points in curves.items()
+        for context, speedup in points.items()
     ]
-    rows += [{"kernel": "k", "batch": 2, "context": c, "speedup": s} for c, s in ((1000, 1.5), (4000, 2.0))]
-    rows += [{"kernel": "k", "batch": 4, "context": c, "speedup": s} for c, s in ((1000, 0.5), (4000, 0.9))]
-    found = {r["batch"]: (r["tokens"], r["bound"]) for r in crossovers([*rows, {"kernel": "dense", "batch": 1}])}
-    assert found == {1: (2000, "interpolated"), 2: (1000, "at most"), 4: (None, "more than the longest")}
+    dense = KernelRow(kernel="dense", batch=1, context=1000)
+    crossings = {r.batch: (r.tokens, r.bound) for r in crossovers([*rows, dense])}
+    assert crossings == {1: (2000, "interpolated"), 2: (1000, "at most"), 4: (None, "more than the longest")}
 
 
 def test_shapes(tmp_path):
@@ -129,7 +133,7 @@ def test_the_shipped_fit_is_made_by_its_command_and_its_error_is_stated():
     measured = json.loads(PROFILE.read_text())
     result, shipped = fitted(measured, "h100", "profiles/results/profile-h100.json")
     kept = json.loads((PROFILE.parent / "prediction-h100.json").read_text())
-    assert {k: v for k, v in result.items() if k != "provenance"} == {
+    assert {k: v for k, v in result.as_json().items() if k != "provenance"} == {
         k: v for k, v in kept.items() if k != "provenance"
     }
     fit = shipped_fit()
@@ -139,7 +143,7 @@ def test_the_shipped_fit_is_made_by_its_command_and_its_error_is_stated():
 
 
 def test_predictions_stand_beside_measurements_where_both_exist():
-    request = ProfileRequest(parse_shape("llama-3.1-8b"), contexts=(32768, 30000), batches=(1,))
+    request = BenchRequest(parse_shape("llama-3.1-8b"), contexts=(32768, 30000), batches=(1,))
     rows = {(r["kernel"], r["context"]): r for r in predict_device(request, parse_device("h100"))["rows"]}
     one = rows["spectral_index_decode", 32768]
     assert one["measured_us"] == pytest.approx(19.51) and one["predicted_us"] == pytest.approx(
@@ -157,10 +161,10 @@ def test_predictions_stand_beside_measurements_where_both_exist():
 
 @pytest.mark.parametrize("context,batch", [(2048, 1), (262144, 16)])
 def test_tables_fit_into_80_columns(context, batch):
-    stored = json.loads(PROFILE.read_text())
-    stored["rows"] = [r for r in stored["rows"] if (r.get("context"), r.get("batch")) == (context, batch)]
+    stored = read_results(PROFILE)
+    stored.rows = [r for r in stored["rows"] if (r.get("context"), r.get("batch")) == (context, batch)]
     predicted = predict_device(
-        ProfileRequest(parse_shape("llama-3.1-8b"), contexts=(context,), batches=(1,)), parse_device("h100")
+        BenchRequest(parse_shape("llama-3.1-8b"), contexts=(context,), batches=(1,)), parse_device("h100")
     )
     for result in (stored, predicted):
         console = Console(width=80, record=True, file=io.StringIO())

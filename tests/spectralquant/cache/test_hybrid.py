@@ -103,8 +103,11 @@ def test_the_crossover_comes_from_a_profile(tmp_path):
     from spectralquant.files import write_json
     from spectralquant.results.files import results_file
 
-    rows = [{"kernel": "spectral_decode", "batch": b, "tokens": t} for b, t in ((1, 9063), (2, None))]
-    write_json(tmp_path / "p.json", results_file("profile", [], {}, crossover=rows))
+    rows = [
+        {"kernel": "spectral_decode", "batch": b, "tokens": t, "bound": "interpolated"}
+        for b, t in ((1, 9063), (2, None))
+    ]
+    write_json(tmp_path / "p.json", results_file("profile", [], {}, crossover=rows).as_json())
     assert measured_crossover(tmp_path / "p.json") == 9063
     with pytest.raises(InputError, match="was not faster at batch 2"):
         measured_crossover(tmp_path / "p.json", batch=2)

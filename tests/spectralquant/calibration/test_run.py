@@ -137,8 +137,11 @@ def test_resume_refuses_another_runs_checkpoint(small, text, tmp_path):
         calibrate_model(small, text, SETTINGS, out=tmp_path / "p", progress=stop)
     with pytest.raises(InputError, match="metric was 'fisher' and is 'energy'"):
         calibrate_model(small, text, replace(SETTINGS, metric="energy"), out=tmp_path / "p", resume=True)
-    with pytest.raises(InputError, match="nothing to resume"):
-        calibrate_model(small, text, SETTINGS, out=tmp_path / "q", resume=True)
+
+
+def test_resuming_nothing_is_a_run_from_the_beginning(small, text, tmp_path):
+    first = calibrate_model(small, text, SETTINGS, out=tmp_path / "p")
+    assert calibrate_model(small, text, SETTINGS, out=tmp_path / "q", resume=True).id == first.id
 
 
 @pytest.mark.parametrize("metric", ["attention", "energy"])

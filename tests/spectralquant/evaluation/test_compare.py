@@ -12,18 +12,19 @@ from spectralquant.evaluation.compare import Comparison, Protocol
 from spectralquant.evaluation.match import matched, pareto, parse_match
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import REGISTRY, get, parse
+from spectralquant.results.quality import MethodRow
+from spectralquant.results.unfinished import UnfinishedRun
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
 SMALL = Protocol("test", 384, 0, False)
 
 
-def comparison(tmp_path=None, name="partial.json") -> Comparison:
+def comparison() -> Comparison:
     loaded, profile = profile_of("llama")
     text = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 8000)
     context = MethodContext(loaded, profile, text.windows(512)[:4])
-    partial = None if tmp_path is None else tmp_path / name
-    return Comparison(context, {640: text.windows(640)[-1:]}, SMALL, "builtin:stdlib", partial)
+    return Comparison(context, {640: text.windows(640)[-1:]}, SMALL, "builtin:stdlib")
 
 
 def test_every_method_is_measured():
@@ -44,7 +45,8 @@ def test_every_method_is_measured():
     assert by_method["fp8"][0]["payload_ratio"] == pytest.approx(2, rel=0.1)
     for name in ("h2o", "snapkv", "scissorhands", "streaming_llm"):
         assert [r["payload_ratio"] for r in by_method[name]] == pytest.approx([2, 5, 10], rel=0.15)
-    assert result["rows"] == json.loads(json.dumps(result["rows"]))
+    plain = result.as_json()["rows"]
+    assert plain == json.loads(json.dumps(plain))
 
 
 def test_a_failing_method_is_reported_and_the_rest_goes_on():
@@ -64,23 +66,25 @@ def test_a_method_that_does_nothing_is_an_error(monkeypatch):
 
 
 def test_finished_methods_are_kept(tmp_path, monkeypatch):
-    first = comparison(tmp_path)
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path))
+    first = comparison()
     monkeypatch.setattr(
         "spectralquant.evaluation.compare.measure",
         _interrupt_after(1, __import__("spectralquant.evaluation.measure", fromlist=["measure"]).measure),
     )
     groups = [parse("none"), [get("fp8")], [get("h2o", keep=0.2)]]
-    with pytest.raises(KeyboardInterrupt):
-        first.run(groups)
-    assert (tmp_path / "partial.json").is_file()
+    with pytest.raises(KeyboardInterrupt), UnfinishedRun("compare", first.identity) as kept:
+        first.run(groups, kept)
     monkeypatch.undo()
-    again = comparison(tmp_path)
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path))
+    again = comparison()
     seen = []
     again.progress = lambda stage, done, total: seen.append(stage)
-    result = again.run(groups, resume=True)
-    assert "none" not in seen and "fp8" in seen
+    with UnfinishedRun("compare", again.identity, resume=True) as kept:
+        result = again.run(groups, kept)
+    assert "none, 640 tokens" not in seen and "fp8, 640 tokens" in seen
+    assert result["provenance"]["resumed_parts"] == 1
     assert [r["method"] for r in result["rows"]] == ["none", "fp8", "h2o"]
-    assert not (tmp_path / "partial.json").exists()
 
 
 def _interrupt_after(count, function):
@@ -120,7 +124,7 @@ def test_values_out_of_range(spec):
 
 
 def row(method, ratio, kl, context=2048):
-    return {"method": method, "options": {}, "context": context, "payload_ratio": ratio, "kl_nats": kl}
+    return MethodRow(method=method, options={}, context=context, payload_ratio=ratio, kl_nats=kl)
 
 
 def test_matching_interpolates_and_says_what_it_cannot_know():
@@ -172,5 +176,5 @@ def test_scores_are_in_every_row_and_are_gated():
     coarse, fine = (row["scores"]["total_variation"] for row in result["rows"])
     assert 0 < fine < coarse < 1
     assert coarse <= math.sqrt(result["rows"][0]["kl_nats"] / 2) + 1e-6, "Pinsker's inequality, of means by Jensen's"
-    names = [n for n in metrics_of(json.loads(json.dumps(result))) if n.endswith("total_variation")]
+    names = [n for n in metrics_of(result) if n.endswith("total_variation")]
     assert len(names) == 2

@@ -5,10 +5,11 @@ import copy
 import pytest
 
 from spectralquant.errors import InputError
+from spectralquant.files import write_json
 from spectralquant.gate.limits import Limits, read_limits
 from spectralquant.gate.metrics import metrics_of
 from spectralquant.gate.run import judge, write_baseline
-from spectralquant.results.files import results_file
+from spectralquant.results.files import read_results, results_file
 
 FACTS = {"weights_sha256": "w", "data_sha256": "d", "dtype": "torch.float32", "device": "some CPU"}
 
@@ -48,7 +49,7 @@ def test_what_vanished_is_a_regression_and_what_is_new_is_not_compared():
     both = suite(**{"a/top1": 1.0, "b/top1": 1.0})
     assert judge(before, both, Limits()).code == 0 and judge(before, both, Limits()).counts()["not compared"] == 1
     assert (
-        judge(suite(**{"a/seconds": {"samples": [1.0], "raw": True}}), both | {"rows": both["rows"][1:]}, Limits()).code
+        judge(suite(**{"a/seconds": {"samples": [1.0], "raw": True}}), both.updated(rows=both.rows[1:]), Limits()).code
         == 1
     )
 
@@ -56,24 +57,25 @@ def test_what_vanished_is_a_regression_and_what_is_new_is_not_compared():
 @pytest.mark.parametrize(
     "row,message",
     [
-        ({"metric": "a/top1", "value": "1.0"}, "'1.0', which is not a number"),
-        ({"metric": "a/top1", "value": True}, "not a number"),
-        ({"metric": "a/top1", "value": [1.0]}, "not a number"),
-        ({"metric": "a/top1", "value": 10**400}, "not a number"),
-        ({"metric": "a/seconds", "samples": 3.0}, "list of samples"),
-        ({"metric": "a/seconds", "samples": [1.0, None]}, "not a number"),
+        ({"metric": "a/top1", "value": "1.0"}, r"row 2, value: .*number \(it is '1.0'\)"),
+        ({"metric": "a/top1", "value": True}, "row 2, value: .*number"),
+        ({"metric": "a/top1", "value": [1.0]}, "row 2, value: .*number"),
+        ({"metric": "a/top1", "value": 10**400}, "row 2, value"),
+        ({"metric": "a/seconds", "samples": 3.0}, "row 2, samples: .*list"),
+        ({"metric": "a/seconds", "samples": [1.0, None]}, "row 2, samples, row 2: .*number"),
         ({"metric": "a/seconds", "samples": [1.0, -1.0]}, "not positive"),
-        ({"metric": 3, "value": 1.0}, "has no name"),
-        ({"value": 1.0}, "has no name"),
-        ({"metric": "a/top1", "value": 1.0, "error": 5}, "as its error"),
+        ({"metric": 3, "value": 1.0}, "row 2, metric: .*string"),
+        ({"value": 1.0}, "row 2, metric: .*required"),
+        ({"metric": "a/top1", "value": 1.0, "error": 5}, "row 2, error: .*string"),
         ({"metric": "same", "value": 2.0}, "other figures in an earlier row"),
     ],
 )
-def test_a_malformed_row_is_refused_and_named(row, message):
-    result = suite(same=1.0)
+def test_a_malformed_row_is_refused_and_named(row, message, tmp_path):
+    result = suite(same=1.0).as_json()
     result["rows"].append(row)
+    write_json(tmp_path / "r.json", result)
     with pytest.raises(InputError, match=message):
-        judge(suite(same=1.0), result, Limits())
+        judge(suite(same=1.0), read_results(tmp_path / "r.json"), Limits())
 
 
 def test_rows_with_the_same_name_are_kept_apart_or_refused():
@@ -102,7 +104,7 @@ def test_ratios_of_one_process_are_judged_and_throttling_casts_doubt():
     before = suite(**{"k/time_over_dense": {"samples": [1.0, 1.01] * 6}})
     now = suite(**{"k/time_over_dense": {"samples": [1.2, 1.21] * 6}})
     assert verdicts(before, now) == {"k/time_over_dense": "regression"}
-    hot = now | {"telemetry": {"verdict": {"conclusive": False, "why": "the device throttled: thermal (software)"}}}
+    hot = now.updated(telemetry={"verdict": {"conclusive": False, "why": "the device throttled: thermal (software)"}})
     outcome = judge(before, hot, Limits())
     assert outcome.code == 3 and "throttled" in outcome.verdicts[0].why
 
@@ -171,7 +173,7 @@ def test_results_of_other_commands_can_be_gated():
     profile = results_file("profile", [kernel], dict(FACTS))
     assert {m.field for m in metrics_of(profile).values()} == {"bytes_read", "correct", "time_over_dense"}
     with pytest.raises(InputError, match="nothing that can be gated"):
-        metrics_of(results_file("doctor", [{"check": "x"}], {}))
+        metrics_of(results_file("doctor", [{"check": "x", "status": "ok", "found": "y"}], {}))
 
 
 def test_limits_from_a_file(tmp_path):

@@ -10,9 +10,11 @@ from spectralquant.bench.cell import fastest
 from spectralquant.bench.device.peaks import Peaks
 from spectralquant.bench.device.timing import Timing
 from spectralquant.bench.inputs import CodeSettings
-from spectralquant.bench.run import ProfileRequest, profile_device
+from spectralquant.bench.run import BenchRequest, bench_device
 from spectralquant.errors import InputError
 from spectralquant.models.shapes import parse_shape
+from spectralquant.results.speed import KernelRow
+from spectralquant.results.unfinished import UnfinishedRun, advice
 from sqkernels.dense_decode import dense_decode
 
 SHAPE = parse_shape("custom:layers=2,heads=4,kv_heads=2,head_dim=32,hidden=64,intermediate=128,vocab=97")
@@ -53,10 +55,10 @@ def on_the_cpu(monkeypatch):
 @pytest.mark.slow
 def test_every_row_is_checked_and_compared(on_the_cpu):
     saved = []
-    request = ProfileRequest(
+    request = BenchRequest(
         SHAPE, CodeSettings(share=0.25), contexts=(300, 700), batches=(1, 2), end_to_end=True, flex=False
     )
-    result = profile_device(request, on_the_cpu, save=lambda r: saved.append(r["complete"]))
+    result = bench_device(request, on_the_cpu, save=lambda r: saved.append(r["complete"]))
     assert saved == [False] * 5 + [True]
     rows = result["rows"]
     assert {r["kernel"] for r in rows if "failed" not in r} == {"ours", *run.KERNELS}
@@ -74,20 +76,46 @@ def test_every_row_is_checked_and_compared(on_the_cpu):
     assert {r["kernel"] for r in result["crossover"]} == {"spectral_decode", "spectral_index_decode"}
 
 
+def test_an_interrupted_run_goes_on_with_the_next_cell(on_the_cpu, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path))
+    request = BenchRequest(SHAPE, contexts=(300, 700), batches=(1,), kernels=("spectral_decode",), flex=False)
+
+    def interrupt(stage, done, total):
+        if stage == "context 700, batch 1":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), UnfinishedRun("profile", {}) as kept:
+        bench_device(request, on_the_cpu, interrupt, kept=kept)
+    assert "2 finished parts are kept" in advice(), "the peaks, and the first context"
+
+    measured, dense_rows = [], run.dense_rows
+    monkeypatch.setattr(run, "dense_rows", lambda bench, *cell: measured.append(cell[:2]) or dense_rows(bench, *cell))
+    with UnfinishedRun("profile", {}, resume=True) as kept:
+        result = bench_device(request, on_the_cpu, kept=kept)
+    assert measured == [(1, 700)]
+    assert [(r.kernel, r.context) for r in result.rows if r.kernel == "spectral_decode"] == [
+        ("spectral_decode", 300),
+        ("spectral_decode", 700),
+    ]
+    assert result.complete and result.provenance["resumed_parts"] == 2
+
+
 def test_a_wrong_kernel_gets_no_speedup(on_the_cpu, monkeypatch):
     right = cell.spectral_decode
     monkeypatch.setattr(cell, "spectral_decode", lambda *a, **k: right(*a, **k) * 1.5)
     from spectralquant.bench import checks
 
     monkeypatch.setattr(checks, "spectral_decode", lambda *a, **k: right(*a, **k) * 1.5)
-    request = ProfileRequest(SHAPE, contexts=(300,), batches=(1,), kernels=("spectral_decode",))
-    row = next(r for r in profile_device(request, on_the_cpu)["rows"] if r["kernel"] == "spectral_decode")
+    request = BenchRequest(SHAPE, contexts=(300,), batches=(1,), kernels=("spectral_decode",))
+    row = next(r for r in bench_device(request, on_the_cpu)["rows"] if r["kernel"] == "spectral_decode")
     assert not row["correct"] and row["speedup"] is None and row["error"] > 0.1
 
 
 def test_the_fastest_baseline_must_be_right():
-    rows = [{"time_us": 1.0, "correct": False}, {"time_us": 3.0, "correct": True}, {"failed": "x"}]
-    assert fastest(rows)["time_us"] == 3.0
+    common = {"kernel": "k", "batch": 1, "context": 2048}
+    figures = ({"time_us": 1.0, "correct": False}, {"time_us": 3.0, "correct": True}, {"failed": "x"})
+    rows = [KernelRow(**common, **each) for each in figures]
+    assert fastest(rows).time_us == 3.0
     assert fastest(rows[:1]) is None
 
 
@@ -105,4 +133,4 @@ def test_the_fastest_baseline_must_be_right():
 )
 def test_wrong_requests_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        ProfileRequest(**{"shape": SHAPE, "contexts": (300,), **change}).check()
+        BenchRequest(**{"shape": SHAPE, "contexts": (300,), **change}).check()

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from spectralquant.profile.view import ProfileView
-from sqcli.terminal.curve import sparkline
 from sqcli.terminal.heatmap import heatmap
+from sqcli.terminal.plot import sparkline
 
 KINDS = ("key", "value")
 

@@ -1,0 +1,111 @@
+"""Rows about rate and quality: compare, calibrate and the studies that measure both."""
+
+from __future__ import annotations
+
+from spectralquant.results.base import Figure, Options, Row
+
+
+class MethodRow(Row):
+    """One method with one budget on windows of one length (method.md, section 6).
+
+    Ratios: fp16 bytes over those held. Perplexities and KL (nats a token) over `n_tokens` scored tokens; intervals are 95 %.
+    encode_s, decode_s: see `time_unit`. needle: share of trials answered right. scores: means of `evaluation.scores`.
+    failed: why there are no figures. tier, text, label: which tier, text or command-line spelling the row is of.
+    """
+
+    tier: str | None = None
+    method: str | None = None
+    options: Options = {}
+    model: str | None = None
+    context: int | None = None
+    n_tokens: int | None = None
+    n_windows: int | None = None
+    payload_ratio: Figure = None
+    whole_cache_ratio: Figure = None
+    resident_ratio: Figure = None
+    resident_bytes: int | None = None
+    base_ppl: Figure = None
+    unigram_ppl: Figure = None
+    suspect_model: bool | None = None
+    delta_ppl: Figure = None
+    delta_ppl_ci95: list[Figure] = []
+    kl_nats: Figure = None
+    kl_nats_ci95: list[Figure] = []
+    top1: Figure = None
+    scores: dict[str, Figure] = {}
+    coded_tokens: int | None = None
+    coded_bytes: int | None = None
+    fp16_bytes: int | None = None
+    encode_s: Figure = None
+    decode_s: Figure = None
+    time_unit: str | None = None
+    label: str | None = None
+    text: str | None = None
+    needle: Figure = None
+    needle_uncompressed: Figure = None
+    needle_trials: int | None = None
+    needle_context: int | None = None
+    index_share_of_fp16: Figure = None
+    codes_share_of_fp16: Figure = None
+    failed: str | None = None
+
+
+class ComparedRow(MethodRow):
+    """A row of `sq compare`: always of a method."""
+
+    method: str
+
+
+class NeedleRow(Row):
+    """Retrieval of one method at one context length."""
+
+    method: str
+    options: Options = {}
+    context: int
+    needle_trials: int
+    needle: Figure
+    needle_uncompressed: Figure
+
+
+class MatchedRow(Row):
+    """The payload ratio of a method at one KL; bound: interpolated, at least, or never (then there is no ratio)."""
+
+    context: int
+    method: str
+    kl_nats: float
+    payload_ratio: Figure
+    bound: str
+
+
+class ProtocolFacts(Row):
+    """What a comparison measured; quotable: large enough for figures that somebody else may cite."""
+
+    name: str
+    needle_context: int
+    needle_trials: int
+    quotable: bool
+
+
+class LayerRow(Row):
+    """Mean rank and bits a scalar of one layer's heads."""
+
+    layer: int
+    key_rank: Figure
+    value_rank: Figure
+    key_bits: Figure
+    value_bits: Figure
+
+
+class HeadRow(Row):
+    """One head's keys or values in a calibrated profile; other_…: the same head of a second profile."""
+
+    layer: int
+    head: int
+    kind: str
+    rank: int
+    bits: Figure
+    entropy_nats: Figure
+    captured_energy: Figure
+    spectrum: list[Figure] | None = None
+    other_rank: int | None = None
+    other_bits: Figure = None
