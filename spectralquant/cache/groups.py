@@ -58,10 +58,11 @@ class CacheGroups(list[CacheGroup]):
         for group in self:
             group.compressor.after_forward()
 
-    def fill_working_set(self, limit: int) -> None:
+    def fill_working_set(self, limit: int, tier: str) -> None:
         """Decode blocks as far as `limit` bytes go over all groups."""
         for group in self:
-            group.reader.fill_working_set(limit - self.working_bytes + group.reader.working_bytes)
+            own = "warm" if tier == "warm" and "warm" in group.tiers else "exact"
+            group.reader.fill_working_set(limit - self.working_bytes + group.reader.working_bytes, own)
 
     def settle(self) -> None:
         """Finish background work, so that sequences and blocks may change."""

@@ -56,6 +56,8 @@ class SpectralCache(SavedCache):
         window: tokens that stay exact at least, a multiple of 128; at most 127 more do.
         compress_from: nothing is compressed before the sequence has this many tokens.
         working_set: bytes of decoded warm and cold blocks kept between tokens (0: decode for every token).
+        working_tier: "exact" keeps the working set as decoded; "warm" keeps cold blocks as warm codes, which hold several times as
+            many in the same bytes and read as the warm tier does, with its error added.
         background: code blocks during decoding on a worker thread (None: for the cold tier).
         lag: tokens for which a block in background work stays exact beyond its window; fixed, so that results do not
             depend on the worker's speed.
@@ -88,6 +90,7 @@ class SpectralCache(SavedCache):
         window: int = BLOCK,
         compress_from: int = 0,
         working_set: int = 0,
+        working_tier: str = "exact",
         background: bool | None = None,
         lag: int = 32,
         attention: str = "spectral",
@@ -103,6 +106,10 @@ class SpectralCache(SavedCache):
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if not 0 <= lag <= BLOCK:
             raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
+        if working_tier not in ("exact", "warm"):
+            raise InputError(f"working_tier={working_tier!r} is not one of exact, warm.")
+        if working_tier == "warm" and (profile is None or "warm" not in profile.tiers):
+            raise InputError("working_tier='warm' needs a profile with a warm tier (sq calibrate --tier all).")
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
         model = usable_model(model)
@@ -120,6 +127,7 @@ class SpectralCache(SavedCache):
             "window": window,
             "compress_from": compress_from,
             "working_set": working_set,
+            "working_tier": working_tier,
             "background": background,
             "lag": lag,
             "attention": attention,

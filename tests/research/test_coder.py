@@ -6,7 +6,7 @@ import torch
 from conftest import profile_of
 
 from research.coder.model import sample_of_model
-from research.coder.study import Case, coder_study
+from research.coder.study import Case, coder_study, random_round_trips
 from research.coder.symbols import SymbolSample
 from spectralquant.cache.persist.prompt import pack_prompt, profile_codecs
 from spectralquant.errors import InputError
@@ -53,3 +53,12 @@ def test_a_packet_without_coded_blocks_is_refused():
     packet = pack_prompt(loaded.model, profile, torch.from_numpy(np.arange(50))[None])[0]
     with pytest.raises(InputError, match="no coded blocks"):
         SymbolSample.of_packet(profile_codecs(loaded.model, profile, profile.geometry.groups)[0], packet, "a test")
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_ten_thousand_random_blocks_are_the_same_from_cpu_and_gpu(sample):
+    checks = random_round_trips(sample, torch.device("cuda"), 10_000, lambda stage, done, total: None)
+    assert checks["blocks"] == 10_000
+    assert checks["bytes_differ"] == checks["wrong_on_cpu"] == checks["wrong_on_device"] == 0
+    assert checks["damage_refused"] >= 0.95 * checks["damaged"]  # what checksums catch, the coder alone may not

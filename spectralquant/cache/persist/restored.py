@@ -23,6 +23,7 @@ OPTIONS = {
     "window": WHOLE,
     "compress_from": WHOLE,
     "working_set": WHOLE,
+    "working_tier": (str,),
     "background": (bool,),
     "lag": WHOLE,
     "attention": (str,),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spectralquant.cache.memory import release_free_memory
 from spectralquant.cache.report.stats import Spent
-from spectralquant.cache.tiers.base import ReadScratch, StoredBlock, Tier
+from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, Tier
 from spectralquant.cache.tokens.group import GroupTokens
 from spectralquant.cache.tokens.state import CacheState
 
@@ -23,7 +23,7 @@ class BlockReader:
 
     def __init__(self, state: CacheState, group: GroupTokens, tiers: dict[str, Tier], spent: Spent) -> None:
         self.state, self.group, self.tiers, self.spent = state, group, tiers, spent
-        self._working: dict[StoredBlock, tuple[Tensor, Tensor]] = {}
+        self._working: dict[StoredBlock, tuple[Tensor, Tensor] | StoredBlock] = {}
         self._scratch: ReadScratch | None = None
         self._runs: list[tuple[str, int, int]] | None = None
         self._in_forward = False
@@ -59,7 +59,8 @@ class BlockReader:
         return out
 
     def _kind(self, block: StoredBlock) -> str:
-        return WORKING if block in self._working else block.tier
+        kept = self._working.get(block)
+        return WORKING if isinstance(kept, tuple) else (kept or block).tier
 
     def read(self, layer: int, row: int, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Keys (after RoPE) and values `[S, Hk, D]` of blocks first … last of one sequence and layer."""
@@ -74,6 +75,7 @@ class BlockReader:
                 decoded = [self._working[b] for b in alike]
                 parts.append(tuple(torch.cat([h[i][layer].transpose(0, 1) for h in decoded]) for i in range(2)))
             else:
+                alike = [self._working.get(b, b) for b in alike]
                 places = self.state.positions.places(row, alike[0].start, alike[-1].stop)
                 parts.append(self.tiers[kind].dense(layer, alike, places, self._scratch))
         self.spent.reconstruct_s += time.perf_counter() - begin
@@ -87,9 +89,15 @@ class BlockReader:
     def _new_scratch(self) -> ReadScratch:
         return ReadScratch(functools.partial(self.state.tables, self.group.kind))
 
-    def fill_working_set(self, limit: int) -> None:
-        """Decode warm and cold blocks, newest first, as far as `limit` bytes go; they are kept between forward passes."""
+    def fill_working_set(self, limit: int, tier: str = "exact") -> None:
+        """Decode warm and cold blocks, newest first, as far as `limit` bytes go; they are kept between forward passes.
+
+        tier: "exact" keeps them as decoded, "warm" keeps cold ones as warm codes, which take a fraction of the memory.
+        """
         if not limit or not self.group.sequences:
+            return
+        if tier == "warm":
+            self._fill_with_codes(limit)
             return
         layer = self.group.layers[0]
         for index in reversed(range(len(self.group.sequences[0]))):
@@ -106,6 +114,20 @@ class BlockReader:
                 self._working[block] = (keys, values)
             self.spent.reconstruct_s += time.perf_counter() - begin
 
+    def _fill_with_codes(self, limit: int) -> None:
+        warm = self.tiers["warm"]
+        for index in reversed(range(len(self.group.sequences[0]))):
+            for row, blocks in enumerate(self.group.sequences):
+                block = blocks[index]
+                if block in self._working or block.tier != "cold":
+                    continue
+                if self.working_bytes + warm.page_bytes > limit:
+                    return
+                begin = time.perf_counter()
+                rotations = self.state.rotations(self.group.kind, row, block.start, block.stop)
+                self._working[block] = warm.encode(LeavingBlock(*self.whole(row, block), block.start, rotations))
+                self.spent.reconstruct_s += time.perf_counter() - begin
+
     def forget_unused(self) -> None:
         """Drop decoded blocks that no sequence holds any more, and what was shared between reads: sequences may have moved."""
         if not self._in_forward:
@@ -117,4 +139,7 @@ class BlockReader:
     @property
     def working_bytes(self) -> int:
         """Bytes of the working set."""
-        return sum(k.untyped_storage().nbytes() + v.untyped_storage().nbytes() for k, v in self._working.values())
+        return sum(
+            kept.nbytes if isinstance(kept, StoredBlock) else sum(t.untyped_storage().nbytes() for t in kept)
+            for kept in self._working.values()
+        )

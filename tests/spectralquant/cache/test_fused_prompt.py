@@ -5,12 +5,16 @@ import copy
 import pytest
 import torch
 from conftest import profile_of
+from gpu_for_tests import GPU, model_on
 
 from spectralquant import SpectralCache
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.codec.cold import rans_block, spectral
 from spectralquant.codec.packet import CODED, SpectralPacket
 from spectralquant.errors import PacketError
+from spectralquant.hooks.observe import attention_received
+from spectralquant.hooks.received import attend_and_receive
+from spectralquant.hooks.tap import AttentionTap
 
 TOKENS = 700
 
@@ -85,3 +89,37 @@ def test_a_damaged_section_is_named(with_halves):
     data[section.offset + section.length // 2] ^= 4
     with pytest.raises(PacketError, match="checksum"):
         unpack_cache(loaded.model, profile, SpectralPacket(bytes(data)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packets_of_a_gpu_are_read_on_a_cpu_and_the_other_way(dtype):
+    models = [model_on(device, dtype) for device in ("cpu", GPU)]
+    packets = [pack_prompt(model, profile, prompt())[0] for model, profile in models]
+    assert abs(packets[0].nbytes - packets[1].nbytes) < 0.02 * packets[0].nbytes
+    for packet in packets:
+        caches = [dense(unpack_cache(model, profile, packet)).cpu().float() for model, profile in models]
+        assert (caches[0] - caches[1]).norm() / caches[0].norm() < 0.01
+        section = next(s for s in packet.sections if s.kind == CODED)
+        data = bytearray(bytes(packet))
+        data[section.offset + section.length // 2] ^= 4
+        for model, profile in models:
+            with pytest.raises(PacketError, match="checksum"):
+                unpack_cache(model, profile, bytes(data))
+
+
+@pytest.mark.gpu
+def test_attention_of_a_prompt_is_the_models_and_so_is_what_tokens_receive():
+    model, _ = model_on(dtype=torch.bfloat16)
+    calls = []
+
+    def observe(call):
+        both = attend_and_receive(call, 128)
+        assert both is not None
+        calls.append((both[0], call.run(), both[1][0], attention_received(call, 128)))
+
+    with AttentionTap(model, observe), torch.no_grad():
+        model(input_ids=prompt().to(GPU), use_cache=False)
+    for output, expected, received, slow in calls:
+        assert (output - expected).float().norm() < 0.02 * expected.float().norm()
+        assert (received - slow).norm() < 0.02 * slow.norm()

@@ -201,3 +201,33 @@ def test_the_wrong_model_or_batch_is_refused(tmp_path):
     (tmp_path / "x").write_text("nothing")
     with pytest.raises(InputError):
         SpectralCache.load(tmp_path / "x", loaded.model, profile)
+
+
+def test_a_working_set_of_warm_codes_holds_more_and_reads_as_the_warm_tier_does():
+    loaded, _ = profile_of("llama")
+    plain, dense, coded, warm, exact = (
+        filled(**options)
+        for options in (
+            {"tier": "cold"},
+            {"tier": "cold", "working_set": 200_000},
+            {"tier": "cold", "working_set": 200_000, "working_tier": "warm"},
+            {"tier": "warm"},
+            {"tier": "exact"},
+        )
+    )
+    assert 0 < coded.stats().working_set_bytes <= 200_000
+    kept = [sum(len(group.reader._working) for group in c.groups) for c in (dense, coded)]
+    assert kept[1] > kept[0]
+    with torch.no_grad():
+        logits = [loaded.model(input_ids=ids(1, 3), past_key_values=c).logits for c in (plain, coded, warm, exact)]
+    assert 0 < (logits[1] - logits[0]).norm() < 1.5 * (logits[2] - logits[3]).norm()
+    with pytest.raises(InputError, match="working_tier"):
+        filled(tier="cold", working_tier="lukewarm")
+
+
+def test_a_working_set_of_warm_codes_survives_a_file(tmp_path):
+    loaded, profile = profile_of("llama")
+    cache = filled(tier="cold", working_set=200_000, working_tier="warm")
+    cache.save(tmp_path / "c")
+    again = SpectralCache.load(tmp_path / "c", loaded.model, profile)
+    assert again.options["working_tier"] == "warm"
