@@ -79,3 +79,27 @@ def scale_predicted() -> str:
         table(head, body)
         + "\n\nAll predicted: cold tier, bfloat16, 2,048 tokens a step, layers run again; time from the measured step at 8B and the number of weights, as if one H100 held the model."
     )
+
+
+def scale_quality() -> str:
+    """Metric, form of the bases and steps at equal bytes."""
+    rows = [r for r in load("calibrate-scale")["rows"] if r["part"] == "quality"]
+    if not rows:
+        return "Not run yet."
+    body = []
+    for case in dict.fromkeys((r["model"], r["steps"], r["metric"], r["basis"], r["varied"]) for r in rows):
+        model, steps, metric, basis, _ = case
+        some = [r for r in rows if (r["model"], r["steps"], r["metric"], r["basis"], r["varied"]) == case]
+        cells = [f"{r['payload_ratio']:.1f}:1 KL {r['kl_nats']:.4f}, {r['tier_bytes'] / 1e6:.0f} MB" for r in some]
+        body.append([model.removeprefix("builtin:"), str(steps), metric, basis, *cells])
+    first = rows[0]
+    head = [
+        "model",
+        "steps",
+        "metric",
+        "bases",
+        *(["payload ratio, KL in nats a token, size of the tier"] + [""] * (len(cells) - 1)),
+    ]
+    return table(head, body) + (
+        f"\n\nSteps of {first['window']} tokens of the built-in prose, {first['n_tokens']:,} scored tokens, {first['device']}; measured."
+    )

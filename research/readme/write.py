@@ -19,7 +19,7 @@ from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
 from research.readme.quality import bounded, promise, quality
 from research.readme.rivals import claims, compare, eviction, others
-from research.readme.scale import scale, scale_predicted
+from research.readme.scale import scale, scale_predicted, scale_quality
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, drift, tiers
 from research.readme.tools import load, table
@@ -250,6 +250,7 @@ BLOCKS = {
     "durations": durations,
     "scale": scale,
     "scale-predicted": scale_predicted,
+    "scale-quality": scale_quality,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTES = [ROOT / "kernels" / "sqkernels" / name / "NOTES.md" for name in notes.FILES]
