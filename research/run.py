@@ -21,7 +21,7 @@ from sqcli.loading import load_for
 Progress = Callable[[str, int, int], None]
 Report = Callable[[str], None]
 Save = Callable[[Results], None]
-TWO_TEXTS = ("domains", "adaptive")
+TWO_TEXTS = ("domains",)
 READ_TOKENS = 4_000_000
 
 
@@ -44,6 +44,8 @@ class StudyRequest:
     device: str
     dtype: str
     offline: bool
+    in_mix: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def run_study(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
         InputError: the study cannot run with these options or on this machine; and whatever models and texts raise.
     """
     alone = {"shapes": _shapes, "architectures": _architectures, "kernels": _kernels, "gate": _gate}
-    alone["calibrate-scale"] = _scale
+    alone |= {"calibrate-scale": _scale, "quality": _quality}
     if request.name in alone:
         return alone[request.name](request, desk)
     sources = open_sources(request.data, offline=request.offline, report=desk.report)
@@ -140,10 +142,6 @@ def _measure(
             from research.cold_speed.model import cold_speed_study_of_model
 
             return cold_speed_study_of_model(loaded, profile, text, window, names[0], request.keep_sample, progress)
-        case "adaptive":
-            from research.adaptive import adaptive_study
-
-            return adaptive_study(loaded, text, other, (names[0], names[1]), steps, window, windows, progress, kept)
         case _:
             from research.domains import domain_study
 
@@ -161,6 +159,16 @@ def _with_sources(result: Results, *texts: MixedText | None) -> Results:
     """Which texts were read, with their weights and hashes."""
     result.provenance["sources"] = [asdict(share) for text in texts if text is not None for share in text.shares()]
     return result
+
+
+def _quality(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
+    from research.quality.parts import QualityStudy
+    from research.quality.run import QualityTexts, run_quality
+
+    loaded = load_for(None, request.model, request.device, request.dtype, request.offline, desk.report)
+    study = QualityStudy(request.steps, request.steps, request.window, request.windows)
+    texts = QualityTexts(request.data, request.in_mix, request.other_data, request.more)
+    return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress), []
 
 
 def _second_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> Results:

@@ -173,7 +173,6 @@ def read_packet(m: Material, folder: Path, data: bytes) -> None:
     for read in (
         lambda: unpack_cache(m.loaded.model, m.profile, packet),
         lambda: use(m, SpectralCache.unpack(m.loaded.model, m.profile, packet, step_scale=packet.header.step_scale)),
-        lambda: use(m, SpectralCache.unpack(m.loaded.model, m.profile, packet, adaptive_ranks=True)),
     ):
         try:
             read()

@@ -17,6 +17,7 @@ from research.readme.architectures import architectures
 from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
+from research.readme.quality import bounded, promise, quality
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted, scale_quality
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
@@ -230,6 +231,9 @@ BLOCKS = {
     "tiers": tiers,
     "costs": costs,
     "drift": drift,
+    "quality": quality,
+    "quality-texts": bounded,
+    "quality-rule": promise,
     "compare": compare,
     "claims": claims,
     "eviction": eviction,

@@ -34,6 +34,7 @@ from spectralquant.cache.tokens.group import GroupTokens, narrow_windows
 from spectralquant.cache.tokens.layer import SpectralLayer
 from spectralquant.cache.tokens.span import GroupSpan
 from spectralquant.cache.tokens.state import CacheState
+from spectralquant.codec.cold.from_profile import chosen_bound
 from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
 from spectralquant.errors import InputError, renamed
@@ -69,8 +70,9 @@ class SpectralCache(SavedCache):
             an index of 16 components a head (`spectral_index_decode`); None reads all. Needs kernels.
         pool: pages to share with other caches. host: keep codes in (pinned) host memory.
         step_scale: multiplies the cold tier's step; kept as the float32 that packets carry.
-        adaptive_ranks: True, or options of `AdaptiveRankCompressor`: the cold tier raises ranks on text that drifts from the
-            profile's. Its refreshed bases live in this cache, so packets are coded again without them.
+        bound: KL in nats a token that no text is to cost more than: each cold block takes the fewest bytes that keep the
+            error which that allows (`sq calibrate --target error=…`). "auto": what the profile was calibrated for, if
+            that is an error; None: no bound.
 
     Raises:
         ProfileError: the profile is for another model. InputError: options that contradict each other.
@@ -98,20 +100,12 @@ class SpectralCache(SavedCache):
         host: bool = False,
         threads: int = 1,
         step_scale: float = 1.0,
-        adaptive_ranks: bool | Mapping[str, Any] = False,
-        adaptive: bool | Mapping[str, Any] | None = None,
+        bound: float | str | None = "auto",
     ) -> None:
         if window < BLOCK or window % BLOCK:
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if not 0 <= lag <= BLOCK:
             raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
-        if adaptive is not None:
-            renamed("adaptive", "adaptive_ranks", wrappers=1)
-            adaptive_ranks = adaptive
-        if adaptive_ranks is not False and threads != 1:
-            raise InputError(
-                f"adaptive_ranks learns from one block after the other: it takes threads=1, not {threads}."
-            )
         if working_tier not in ("exact", "warm"):
             raise InputError(f"working_tier={working_tier!r} is not one of exact, warm.")
         if working_tier == "warm" and (profile is None or "warm" not in profile.tiers):
@@ -142,7 +136,7 @@ class SpectralCache(SavedCache):
             "host": host,
             "threads": threads,
             "step_scale": step_scale,
-            "adaptive_ranks": dict(adaptive_ranks) if isinstance(adaptive_ranks, Mapping) else adaptive_ranks,
+            "bound": chosen_bound(profile, bound),
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
@@ -165,7 +159,7 @@ class SpectralCache(SavedCache):
             self.pool,
             self.reconstructor,
             step_scale,
-            None if adaptive_ranks is False else dict(adaptive_ranks) if isinstance(adaptive_ranks, Mapping) else {},
+            self.options["bound"],
             backend,
             0 if select is None else INDEX_RANK,
         )

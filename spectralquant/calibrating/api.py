@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from spectralquant.calibrating.promise import promise
 from spectralquant.calibration.capture.passes import require_gradients
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
@@ -54,7 +55,7 @@ def calibrate_model(
     claim = contextlib.nullcontext() if out is None or others else claimed(out, "--out")
     with claim, own_run(loaded.model):
         run = CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress, processes)
-        return run.execute(measure_tiers)
+        return run.execute(measure_tiers, promise)
 
 
 def calibrate(

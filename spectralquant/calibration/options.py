@@ -129,4 +129,6 @@ def parse_targets(texts: list[str], tiers: tuple[str, ...]) -> dict[str, Target]
         if tier not in tiers:
             raise InputError(f"--target {text!r} names tier {tier!r}, but only {', '.join(tiers)} will be calibrated.")
         out[tier] = parse_target(rest)
+        if out[tier].quantity == "error" and tier != "cold":
+            raise InputError(f"--target {text!r}: an error is a target of the cold tier; {tier} has a fixed rate.")
     return out

@@ -53,6 +53,9 @@ Progress = Callable[[str, int, int], None]
 FILE_OVERHEAD = 20_000
 
 
+Finish = Callable[[CalibrationProfile, "CalibrationRun"], None]
+
+
 class CalibrationRun:
     """One run, stage by stage: `first_pass` (resumable), `cold_fitter`, `execute` (all of it)."""
 
@@ -119,18 +122,20 @@ class CalibrationRun:
             "dtype": str(self.loaded.model.dtype),
         }
 
-    def execute(self, measure: MeasureTiers) -> CalibrationProfile | None:
+    def execute(self, measure: MeasureTiers, finish: Finish = lambda *_: None) -> CalibrationProfile | None:
         """All stages; an error says what stays on the disk. None in all processes but the first.
 
-        measure: gives quality on held-out text.
+        measure: gives quality on held-out text. finish: is given the profile, with this run, before it is sealed.
         """
         with contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.kept():
             with self._stage("capture"):
                 sums, samples = self.first_pass()
             trials = Trials(self.loaded, self.held_out, measure, self.progress)
-            return self._solve(sums, samples, trials) if self.processes.first else None
+            return self._solve(sums, samples, trials, finish) if self.processes.first else None
 
-    def _solve(self, sums: CalibrationSums, samples: list[SampleWindow], trials: Trials) -> CalibrationProfile:
+    def _solve(
+        self, sums: CalibrationSums, samples: list[SampleWindow], trials: Trials, finish: Finish
+    ) -> CalibrationProfile:
         cold = None
         tiers: dict[str, Any] = {}
         summaries: dict[str, Any] = {}
@@ -148,6 +153,7 @@ class CalibrationRun:
                     )
         with self._stage("heads"):
             profile = self.assemble(sums, tiers, summaries)
+            finish(profile, self)
         if self.stem is None:
             profile.seal()
         else:

@@ -10,7 +10,10 @@ from spectralquant.errors import InputError, did_you_mean
 
 @dataclass(frozen=True)
 class Target:
-    """A goal: `quantity` is ratio (payload, fp16 over coded), bits (per scalar), dppl or kl (nats per token)."""
+    """A goal: `quantity` is ratio (payload, fp16 over coded), bits (per scalar), dppl, kl or error (nats per token).
+
+    An error is a KL that no text is to exceed: blocks are held to it one by one (see `codec.cold.complement`).
+    """
 
     quantity: str
     value: float
@@ -44,11 +47,16 @@ def KL(value: float) -> Target:  # noqa: N802
     return parse_target(f"kl={value}")
 
 
-LIMITS = {"ratio": (1.5, 1000.0), "bits": (0.016, 8.0), "dppl": (0.0, 100.0), "kl": (0.0, 10.0)}
+def Error(value: float) -> Target:  # noqa: N802
+    """KL divergence in nats per token that no text is to exceed; of the cold tier alone."""
+    return parse_target(f"error={value}")
+
+
+LIMITS = {"ratio": (1.5, 1000.0), "bits": (0.016, 8.0), "dppl": (0.0, 100.0), "kl": (0.0, 10.0), "error": (0.0, 10.0)}
 
 
 def parse_target(text: str) -> Target:
-    """`ratio=33`, `bits=2`, `dppl=0.18` or `kl=0.01`.
+    """`ratio=33`, `bits=2`, `dppl=0.18`, `kl=0.01` or `error=0.01`.
 
     Raises:
         InputError: unknown quantity, not a number, or out of range.

@@ -45,6 +45,7 @@ import math
 import mmap
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.cold.coded_block import MAX_TOKENS
+from spectralquant.codec.cold.complement.bounded_block import BOUNDED, way_of
 from spectralquant.codec.exact import int8_decode, int8_encode
 from spectralquant.errors import InputError, PacketError
 from spectralquant.files import write_bytes
@@ -61,8 +63,8 @@ from spectralquant.geometry import LayerGroup
 from spectralquant.streams import to_device
 
 MAGIC = b"SQKV"
-VERSION = 2
-READABLE = (1, 2)
+VERSION, WITH_BOUNDED = 2, 3  # the second where a block was coded to a bound
+READABLE = (1, 2, 3)
 HEADER = struct.Struct("<4sHHHHIIHBBIf16sQI")
 CHECK = struct.Struct("<I")
 HEADER_SIZE = HEADER.size + CHECK.size
@@ -149,7 +151,7 @@ class SpectralPacket:
         index = table + b"".join(entries)
         head = HEADER.pack(
             MAGIC,
-            VERSION,
+            WITH_BOUNDED if any(k == CODED and b[0] == BOUNDED for g in groups for _, _, k, b in g) else VERSION,
             header.layers,
             header.kv_heads,
             header.head_dim,
@@ -205,6 +207,12 @@ class SpectralPacket:
             if s.kind == CODED and s.start + s.tokens > oldest:
                 total += h.fp16_bytes(s.start + s.tokens - max(s.start, oldest), s.group)
         return total
+
+    @property
+    def ways(self) -> dict[str, int]:
+        """How many coded blocks took which of `codec.cold.complement.bounded_block.WAYS`."""
+        first = [self.data[s.offset : s.offset + s.length] for s in self.sections if s.kind == CODED]
+        return dict(Counter(way_of(data) for data in first))
 
     def body(self, section: Section) -> memoryview:
         """The bytes of a section.

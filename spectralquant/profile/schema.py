@@ -49,6 +49,14 @@ class CalibrationOptions(_Part):
     seed: int
 
 
+class ErrorPoint(_Part):
+    """What text of one kind cost, in KL nats a token, with every block held to an error (squared base steps a token)."""
+
+    text: str
+    error: float
+    kl: float
+
+
 class TierSummary(_Part):
     """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured).
 
@@ -69,6 +77,7 @@ class TierSummary(_Part):
     without_bits: list[str] = []
     searched: float | None = None
     measured: dict[str, Any] | None = None
+    errors: list[ErrorPoint] = []
 
 
 class ProfileSidecar(_Part):

@@ -26,6 +26,7 @@ class PacketRow(Row):
     decode_s: Figure = None
     file: str | None = None
     continuation: str | None = None
+    ways: dict[str, int] = {}
 
 
 class TensorRow(Row):

@@ -168,6 +168,17 @@ class AdaptiveResults(Results):
     switches_at: int | None = None
 
 
+class QualityResults(Results):
+    rows: list[MethodRow]
+    summary: dict[str, Figure] = {}
+    as_calibrated: dict[str, Figure] = {}
+    study: dict[str, Any] = {}
+    homes: dict[str, Any] = {}
+    general: dict[str, Any] | None = None
+    texts: list[dict[str, Any]] = []
+    later: dict[str, Any] | None = None
+
+
 class IndexResults(Results):
     rows: list[MethodRow]
 
@@ -250,6 +261,7 @@ KINDS: dict[str, type[Results]] = {
     "domains": DomainResults,
     "tiers": TierResults,
     "adaptive": AdaptiveResults,
+    "quality": QualityResults,
     "index": IndexResults,
     "packet": PacketStudyResults,
     "cache": CacheResults,

@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 from spectralquant.errors import InputError, SourceError, did_you_mean
 from spectralquant.text.documents.files import file_documents, is_path
 from spectralquant.text.documents.hub import hub_documents
 from spectralquant.text.documents.report import Report, warn
+from spectralquant.text.recipes import MIX, TEXTS, mix_parts
 
-BUILTIN = ("builtin:pydoc", "builtin:stdlib", "builtin:gate")
+BUILTIN = (*TEXTS, MIX)
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class TextSource:
 
 
 def load_text(spec: str | os.PathLike[str], *, offline: bool = False, report: Report = warn) -> Iterator[str]:
-    """Yield the documents of `builtin:pydoc`, `builtin:stdlib`, `builtin:gate`, `file:PATH[:COLUMN]` or
+    """Yield the documents of a built-in text (`builtin:pydoc`, …; see `text.recipes`), `file:PATH[:COLUMN]` or
     `hub:NAME[:config][:split][:column]`.
 
     PATH may be a text file (large ones come in pieces), JSON, JSON Lines, CSV, TSV, parquet, arrow, any of them packed
@@ -49,12 +47,14 @@ def load_text(spec: str | os.PathLike[str], *, offline: bool = False, report: Re
 
 
 def open_sources(specs: str | Sequence[str], *, offline: bool = False, report: Report = warn) -> list[TextSource]:
-    """Open texts `SPEC` or `SPEC=WEIGHT` (weight 1 where none is given).
+    """Open texts `SPEC` or `SPEC=WEIGHT` (weight 1 where none is given); `builtin:mix` opens the texts of its recipe, which
+    share its weight.
 
     Raises:
         InputError: no text, one given twice, or a weight that is not positive. SourceError: see `load_text`.
     """
-    pairs = [parse_weight(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    given = [parse_weight(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    pairs = [pair for name, weight in given for pair in _expanded(name, weight, report)]
     names = [name for name, _ in pairs]
     if not names:
         raise InputError("--data is missing: pass at least one text.")
@@ -62,6 +62,13 @@ def open_sources(specs: str | Sequence[str], *, offline: bool = False, report: R
     if twice is not None:
         raise InputError(f"--data {twice} is given twice. Give it once with a weight, as {twice}=2.")
     return [TextSource(name, weight, load_text(name, offline=offline, report=report)) for name, weight in pairs]
+
+
+def _expanded(name: str, weight: float, report: Report) -> list[tuple[str, float]]:
+    if name != MIX:
+        return [(name, weight)]
+    parts = mix_parts(report)
+    return [(part, weight * share / sum(parts.values())) for part, share in parts.items()]
 
 
 def parse_weight(spec: str) -> tuple[str, float]:
@@ -108,12 +115,11 @@ def _unknown(spec: str) -> InputError:
 
 
 def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
-    if spec == "builtin:pydoc":
-        return _pydoc()
-    if spec == "builtin:stdlib":
-        return _stdlib()
-    if spec == "builtin:gate":
-        return _gate()
+    if spec in TEXTS:
+        return TEXTS[spec]()
+    if spec == MIX:
+        turns = itertools.zip_longest(*(TEXTS[part]() for part in mix_parts(report)))
+        return (document for turn in turns for document in turn if document is not None)
     if spec == "file:":
         raise InputError(
             "--data file: names no file. Pass file:PATH, as file:tickets.jsonl (the current folder is file:.)."
@@ -125,25 +131,3 @@ def _documents(spec: str, offline: bool, report: Report) -> Iterator[str]:
     if spec and not spec.startswith("builtin:") and is_path(spec):
         return file_documents(spec, report)
     raise _unknown(spec)
-
-
-def _pydoc() -> Iterator[str]:
-    """Python's own manual: 465,000 characters of English technical prose in every CPython."""
-    from pydoc_data import topics
-
-    return (topics.topics[name] for name in sorted(topics.topics))
-
-
-def _stdlib() -> Iterator[str]:
-    """The standard library's sources, in alphabetical order."""
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(folder.glob("*.py")):
-        yield path.read_text(encoding="utf-8", errors="replace")
-
-
-def _gate() -> Iterator[str]:
-    """The text of the gate: 115,000 characters about this library that are the same in every version of it and of Python, so
-    that baselines stay comparable.
-    """
-    text = resources.files("spectralquant.text").joinpath("data/gate.txt").read_bytes().decode("utf-8")
-    return iter(text.split("\n\n"))

@@ -17,7 +17,7 @@ STUDIES = (
     "packet",
     "tiers",
     "cache",
-    "adaptive",
+    "quality",
     "index",
     "kernels",
     "gate",
@@ -37,8 +37,12 @@ def study(
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
     other_data: Annotated[
-        list[str], typer.Option(help="The second domain of `domains` and `adaptive`, as --data.")
+        list[str], typer.Option(help="The second domain of `domains`, or texts of `quality`, as --data.")
     ] = DEFAULT_OTHER,
+    in_mix: Annotated[
+        list[str] | None, typer.Option(help="Texts of `quality` whose kinds --data holds (which they are not from).")
+    ] = None,
+    more: Annotated[list[str] | None, typer.Option(help="More texts of `quality`, for its bound alone.")] = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
     ] = None,
@@ -57,7 +61,7 @@ def study(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
+            help="Parts of `quality` (home, general, texts, texts:2/6), or of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
         ),
     ] = None,
     resume: Resume = False,
@@ -74,8 +78,9 @@ def study(
     cold: rate–distortion curve and TurboQuant on the same tokens. domains: profiles of two domains, each used on both.
     second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve. packet: time to
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
-    bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. adaptive:
-    text that turns from prose to code. index: quality when a part of the hot codes is read, by the share selected.
+    bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. quality:
+    own profiles of the first --data; a general one of all --data with a bound on the error, on --in-mix, --other-data and --more
+    text. Its parts are files beside --out, and those that are there are not made again. index: quality when a part of the hot codes is read, by the share selected.
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
     models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
     exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
@@ -118,6 +123,8 @@ def study(
         device=device,
         dtype=dtype,
         offline=offline,
+        in_mix=tuple(in_mix or ()),
+        more=tuple(more or ()),
     )
     with output.progress() as bar:
         result, failed = run_study(

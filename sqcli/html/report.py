@@ -37,7 +37,7 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
         page.chapter(name)
         kind = result["kind"].removeprefix("spectralquant.")
         rows = [r for r in result["rows"] if "failed" not in r]
-        if kind in ("compare", "cold", "tiers", "adaptive"):
+        if kind in ("compare", "cold", "tiers", "quality"):
             _quality(page, name, result, rows)
         elif kind == "calibrate":
             _calibration(page, name, result)

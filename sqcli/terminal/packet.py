@@ -28,6 +28,7 @@ def packet_row(packet: SpectralPacket) -> PacketRow:
         coded_bytes=packet.coded_bytes,
         exact_dtype=h.exact_dtype,
         step_scale=h.step_scale,
+        ways=packet.ways,
         profile_id=h.profile_id.hex(),
         windows=[group.window for group in h.all_groups],
         fp16_bytes=packet.fp16_bytes,
@@ -46,6 +47,7 @@ def packet_view(packet: SpectralPacket, title: str) -> RenderableType:
         window = "all tokens" if group.window is None else f"{group.window:,} tokens at most"
         table.add_row(f"layers: {len(group.layers)}", f"reading {window}")
     table.add_row("coded tokens", f"{r['coded_tokens']:,} in {r['coded_bytes']:,} bytes")
+    table.add_row("coded blocks", ", ".join(f"{count:,} {way}" for way, count in r.ways.items()) or "none")
     table.add_row("exact tokens", f"{r['exact_tokens']:,} ({h.sinks} sinks, the rest recent) as {h.exact_dtype}")
     table.add_row("fp16 cache", f"{r['fp16_bytes']:,} bytes (transformers' own)")
     table.add_row(

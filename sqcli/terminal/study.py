@@ -192,8 +192,8 @@ def method_label(row: MethodRow) -> str:
         parts.insert(1, options["tier"])
     if "step_scale" in options:
         parts.append(f"step x{options['step_scale']:g}")
-    if options.get("adaptive_ranks"):
-        parts.append(f"ranks follow, tolerance {options['tolerance']:g}")
+    if "bound" in options:
+        parts.append(f"KL ≤ {options['bound']:g}")
     if "bits" in options:
         parts.append(f"{options['bits']} bits")
     if options.get("adaptive_tables"):

@@ -1,10 +1,11 @@
-"""The tier, adaptive and cache studies end to end, on the small model."""
+"""The tier, quality and cache studies end to end, on the small model."""
 
 import pytest
 from conftest import profile_of
 
-from research.adaptive import adaptive_study
 from research.cache import cache_study
+from research.quality.parts import QualityStudy
+from research.quality.study import QualityParts, joined
 from research.tiers import TierStudy, tier_study
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
@@ -24,14 +25,23 @@ def test_tiers_are_measured_and_held():
 
 
 @pytest.mark.slow
-def test_ranks_follow_text_that_turns_into_code():
+def test_quality_is_measured_part_by_part_and_resumed(tmp_path):
     loaded, _ = profile_of("llama")
-    prose = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 30_000)
-    code = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 30_000)
-    result = adaptive_study(loaded, prose, code, ("pydoc", "stdlib"), 8, 384, 1)
-    following = [r for r in result["rows"] if r["options"].get("adaptive_ranks")]
-    assert len(following) == 3
-    assert len(result["first_window"]) == 15
+    text = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 30_000)
+    study = QualityStudy(
+        steps=8, general_steps=8, window=512, windows=2, per_text=1, ratios=(8, 12, 16), cost_windows=1, held_out=1
+    )
+    out = tmp_path / "quality.json"
+    for _ in range(2):  # the second time nothing is left to do
+        run = QualityParts(out, loaded, study, lambda *_: None)
+        run.home(text, "pydoc")
+        run.general(text, "pydoc")
+        run.texts([("in the mix", "pydoc", lambda: text), ("outside", "again", lambda: text)], (0, 1))
+    result = joined(out, study)
+    assert len(result["texts"]) == 2 and result["summary"]["general_in_mix_min_ratio"] > 1
+    assert result["summary"]["ratio_at_kl_0.01_gemma3"] is None
+    assert sum(result["texts"][0]["ways"].values()) == 3
+    assert result["texts"][0]["kl"] == result["texts"][1]["kl"]
 
 
 @pytest.mark.slow  # processes that import torch and load a model each

@@ -15,12 +15,10 @@ from spectralquant.cache.persist.lazy import LazyLoader
 from spectralquant.cache.persist.packet_layout import require_blocks, require_room
 from spectralquant.cache.persist.prompt import DTYPE_NAMES, RUN_BLOCKS, require_packet
 from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
-from spectralquant.cache.tiers.cold import payload_bytes
 from spectralquant.cache.tokens.group import GroupTokens
 from spectralquant.cache.tokens.positions import TokenPositions
 from spectralquant.cache.tokens.state import CacheState
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.packet import CODED, EXACT_DTYPES, PacketHeader, Sections, SpectralPacket, exact_sections
 from spectralquant.errors import InputError, PacketError
 from spectralquant.geometry import BLOCK, SINKS
@@ -195,18 +193,16 @@ def _tensor_sections(
 
 
 def _cold_bytes(state: CacheState, group: CacheGroup, row: int, block: StoredBlock) -> bytes | None:
-    """A block as a packet holds it: as it is, or coded again where only this cache could read it; None: not at all."""
+    """A block as a packet holds it: as it is, or coded again where it is not cold; None: not at all."""
     tier = group.tiers.get("cold")
     if tier is None:
         return None
-    follows = isinstance(tier.codec, AdaptiveRankCompressor)
-    if block.tier == "cold" and not (follows and tier.codec.is_enhanced(payload_bytes(block))):
+    if block.tier == "cold":
         return tier.to_bytes(block)
     decoded: LeavingBlock | None = group.compressor.decoded(row, block)
     if not state.cold_ready(block.start, block.stop):
         decoded = tier.with_ids(decoded)
-    codec = tier.codec.base if follows else tier.codec
-    return None if decoded is None else codec.encode(decoded.plain())
+    return None if decoded is None else tier.codec.encode(decoded.plain())
 
 
 @own_arithmetic()

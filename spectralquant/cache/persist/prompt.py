@@ -21,6 +21,7 @@ from spectralquant.cache.persist.packet_layout import require_room
 from spectralquant.cache.persist.unpacking import Unpacking
 from spectralquant.cache.tiers.base import LeavingBlock
 from spectralquant.cache.tiers.cold_encode import encode_cold
+from spectralquant.codec.cold.from_profile import chosen_bound, cold_codec
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.packet import (
     CODED,
@@ -59,6 +60,7 @@ def profile_codecs(
     *,
     step_scale: float = 1.0,
     adaptive_tables: bool = False,
+    bound: float | str | None = "auto",
 ) -> list[SpectralCodec]:
     """The cold-tier codec of a profile for each group of a model's layers.
 
@@ -69,11 +71,12 @@ def profile_codecs(
     profile.require_model(model)
     embedding, device = embedding_weight(model), model_device(model)
     scale, geometry = packet_float(step_scale), bind(model).geometry
+    options = {"step_scale": scale, "adaptive_tables": adaptive_tables, "bound": chosen_bound(profile, bound)}
     out, before = [], len(profile.codecs)
     for layers, tier in profile.parts("cold", groups).items():
-        key = ("cold, adaptive" if adaptive_tables else "cold", layers, str(device), scale)
+        key = ("cold, adaptive" if adaptive_tables else "cold", layers, str(device), scale, options["bound"])
         if key not in profile.codecs:
-            profile.codecs[key] = SpectralCodec(tier, geometry.part(layers), embedding, device, scale, adaptive_tables)
+            profile.codecs[key] = cold_codec(profile, tier, layers, geometry.part(layers), embedding, device, **options)
         out.append(profile.codecs[key])
     if len(profile.codecs) > before:
         finish_here(device)  # codecs are shared, and may be used on other streams
@@ -92,6 +95,7 @@ def pack_prompt(
     step_scale: float = 1.0,
     adaptive_tables: bool = False,
     adaptive: bool | None = None,
+    bound: float | str | None = "auto",
     progress: StageProgress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
 ) -> list[SpectralPacket]:
@@ -100,7 +104,7 @@ def pack_prompt(
     The first 4 and the last 128 to 255 tokens of each are exact: in the model's dtype (`auto`), or `int8`. Of layers with a
     sliding window only tokens that can still be read are in a packet, and all exact where that are no more than 255.
     With `adaptive_tables` each block may shift its tables, which saves bytes on text unlike the calibration's (`adaptive` is
-    its deprecated name).
+    its deprecated name). bound: see `SpectralCache`.
     `kept` keeps the coded blocks of a run that is interrupted.
 
     Raises:
@@ -113,7 +117,7 @@ def pack_prompt(
     if exact not in EXACT_DTYPES:
         raise InputError(f"exact={exact!r} is not one of auto, {', '.join(EXACT_DTYPES)}.")
     coded = [group for group in bind(model).geometry.groups if group.reads_beyond(2 * BLOCK)]
-    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive_tables=adaptive_tables)
+    codecs = profile_codecs(model, profile, coded, step_scale=step_scale, adaptive_tables=adaptive_tables, bound=bound)
     by_group = dict(zip(coded, codecs, strict=True))
     packets = []
     for row, ids in enumerate(input_ids):

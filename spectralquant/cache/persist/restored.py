@@ -32,7 +32,8 @@ OPTIONS = {
     "host": (bool,),
     "threads": WHOLE,
     "step_scale": (int, float),
-    "adaptive_ranks": (bool, dict),
+    "bound": (int, float, type(None)),
+    "adaptive_ranks": (bool,),
     "crossover": WHOLE,
     "below": (str,),
     "heavy": WHOLE,
@@ -64,10 +65,8 @@ def require_options(options: Any) -> None:
     numbers = [v for v in options.get("ages", {}).values()]
     if any(isinstance(v, bool) or not isinstance(v, int) for v in numbers) or options.get("threads", 1) > MOST_THREADS:
         raise InputError("the saved ages or threads are no numbers that a cache takes")
-    if isinstance(options.get("adaptive_ranks"), dict) and any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) for v in options["adaptive_ranks"].values()
-    ):
-        raise InputError("the saved options of adaptive ranks are no numbers")
+    if options.pop("adaptive_ranks", False):
+        raise InputError("it was saved with adaptive ranks, in whose place is bound= now")
 
 
 def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -18,7 +18,6 @@ from spectralquant.cache.persist.snapshot_file import checked_facts, file_metada
 from spectralquant.cache.tiers.base import StoredBlock
 from spectralquant.cache.tokens.positions import TokenPositions
 from spectralquant.cache.tokens.state import CacheState
-from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import write_bytes
 from spectralquant.profile.model import CalibrationProfile
@@ -86,8 +85,6 @@ def take_snapshot(
         if tensor is not None:
             tensors[name] = tensor.cpu().clone()
     tensors |= {f"own.{name}": t.cpu().clone() for name, t in own.items()}
-    for number, drift in _adaptive(groups):
-        tensors |= {_name(number, f"adaptive.{name}"): t.cpu() for name, t in drift.state().items()}
     about = [_group_facts(group, number, tensors, share_blocks) for number, group in enumerate(groups)]
     sequences = [[list(row) for row in group.sequences] for group in state.groups] if share_blocks else None
     return CacheSnapshot({**facts, "groups": about}, tensors, sequences)
@@ -150,9 +147,6 @@ def restore_tokens(
     if "ids" in tensors:
         state.ids = tensors["ids"].to(device)
     state.positions = TokenPositions.restored(tensors, device)
-    for number, drift in _adaptive(groups):
-        prefix = _name(number, "adaptive.")
-        drift.load_state({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
     return {k.removeprefix("own."): t.to(device) for k, t in tensors.items() if k.startswith("own.")}
 
 
@@ -185,9 +179,3 @@ def _restore_group(
         for i, (tier, start, count) in enumerate(facts["blocks"])
     ]
     tokens.sequences = [[blocks[i] for i in row] for row in facts["rows"]]
-
-
-def _adaptive(groups: CacheGroups) -> list[tuple[int, AdaptiveRankCompressor]]:
-    """Adaptive cold codecs by the number of their group."""
-    cold = [(i, getattr(g.tiers.get("cold"), "codec", None)) for i, g in enumerate(groups)]
-    return [(i, codec) for i, codec in cold if isinstance(codec, AdaptiveRankCompressor)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from torch import Tensor
@@ -11,8 +12,10 @@ from spectralquant.cache.pool import PageRef, SpectralBufferPool
 from spectralquant.cache.report.stats import CacheStats, GroupStats, Spent, TierStats
 from spectralquant.cache.report.uncompressed import NotCompressed
 from spectralquant.cache.tiers.base import StoredBlock
+from spectralquant.cache.tiers.cold import payload_bytes
 from spectralquant.cache.tokens.group import GroupTokens
 from spectralquant.cache.tokens.state import CacheState
+from spectralquant.codec.cold.complement.bounded_block import way_of
 
 
 def _distinct(group: GroupTokens) -> list[StoredBlock]:
@@ -26,11 +29,9 @@ def exact_bytes(state: CacheState, own: Iterable[Tensor]) -> int:
 
 
 def held_bytes(state: CacheState, groups: CacheGroups, own: Iterable[Tensor]) -> int:
-    """Bytes of everything but unused pages of the pool; refreshed bases of adaptive ranks included."""
+    """Bytes of everything but unused pages of the pool."""
     coded = sum(b.nbytes for group in state.groups for b in _distinct(group))
-    tiers = [tier for group in groups for tier in group.tiers.values()]
-    bases = sum(getattr(getattr(tier, "codec", None), "basis_bytes", 0) for tier in tiers)
-    return exact_bytes(state, own) + coded + bases + groups.working_bytes
+    return exact_bytes(state, own) + coded + groups.working_bytes
 
 
 def _readable_bytes(group: GroupTokens, tier: str) -> int:
@@ -99,5 +100,6 @@ def cache_stats(
         spent=spent,
         reconstructor_failure=None if failure is None else repr(failure),
         over_budget=over_budget,
+        ways=dict(Counter(way_of(payload_bytes(b)) for b in distinct if b.tier == "cold")),
         not_compressed=tuple(not_compressed),
     )

@@ -61,6 +61,7 @@ class CacheStats:
 
     payload_ratio covers coded tokens that can still be read and all codes, resident_ratio what transformers' own cache would
     hold and every tensor that this one holds.
+    ways: how many cold blocks took which of `codec.cold.complement.bounded_block.WAYS`.
     not_compressed: why (part of) the tokens were not compressed, or not read from what was compressed, and how many.
     """
 
@@ -80,6 +81,7 @@ class CacheStats:
     spent: Spent
     reconstructor_failure: str | None
     over_budget: bool
+    ways: dict[str, int]
     not_compressed: tuple[NotCompressed, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from spectralquant.cache.compress.reconstructor import AsyncReconstructor, Task
 from spectralquant.cache.persist.lazy import LazySection
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.cold_encode import encode_cold
-from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.cold.coded_block import MAX_TOKENS
 from spectralquant.codec.cold.coefficients import BlockCoefficients, halved
 from spectralquant.codec.cold.spectral import SpectralCodec
@@ -43,7 +42,7 @@ class ColdTier:
 
     def __init__(
         self,
-        codec: SpectralCodec | AdaptiveRankCompressor,
+        codec: SpectralCodec,
         reconstructor: AsyncReconstructor,
         guess: TokenGuess | None = None,
     ) -> None:

@@ -7,19 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from spectralquant.cache.tiers.base import LeavingBlock, block_ranges
-from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
 from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
 from spectralquant.codec.cold.fused.layer_slots import LayerSlots, turns_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from sqkernels.spectral_rows import TokenSlots
 
 
-def encode_cold(
-    codec: SpectralCodec | AdaptiveRankCompressor, run: LeavingBlock, lengths: Sequence[int]
-) -> list[bytes]:
-    """Blocks of `lengths` tokens each; all at once and straight from the run's tensors where the codec's products are float16."""
+def encode_cold(codec: SpectralCodec, run: LeavingBlock, lengths: Sequence[int]) -> list[bytes]:
+    """Blocks of `lengths` tokens each; all at once and straight from the run's tensors where the codec's products are float16 and it has no bound."""
     ranges = block_ranges(lengths)
-    if not isinstance(codec, SpectralCodec) or codec.dtype != torch.float16:
+    if codec.bound is not None or codec.dtype != torch.float16:
         return codec.encode_run([run.part(*each).plain() for each in ranges])
     coded = FusedEncoder(codec).encode(_block_run(codec, run, lengths))
     return [codec.encode(run.part(*each).plain()) if d is None else d for each, d in zip(ranges, coded, strict=True)]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from spectralquant.cache.tiers.exact import ExactTier
 from spectralquant.cache.tiers.hot import HotTier
 from spectralquant.cache.tiers.hot_rows import HotRowTier
 from spectralquant.cache.tiers.warm import WarmTier
-from spectralquant.codec.cold.adaptive import AdaptiveRankCompressor
+from spectralquant.codec.cold.from_profile import cold_codec
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.cold.token_guess import TokenGuess
 from spectralquant.codec.fixed.codec import FixedRateCodec
@@ -39,8 +38,7 @@ from sqkernels.common.runtime import interpreting
 class TierMaker:
     """What a cache's tiers are made from.
 
-    geometry: of the whole model. adaptive_ranks: options of `AdaptiveRankCompressor`, with which the cold tier follows drifting
-    text, or None. backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot
+    geometry: of the whole model. bound: of the cold tier (see `codec.cold.from_profile`). backend: of the kernels that read hot codes; None: torch reads them. index_rank: components of the hot
     codes' index.
     """
 
@@ -50,7 +48,7 @@ class TierMaker:
     pool: SpectralBufferPool
     worker: AsyncReconstructor
     step_scale: float = 1.0
-    adaptive_ranks: Mapping[str, Any] | None = None
+    bound: float | None = None
     backend: str | None = None
     index_rank: int = 0
 
@@ -80,9 +78,9 @@ class TierMaker:
         device: torch.device,
     ) -> Tier:
         codecs = profile.codecs
-        key = (name, layers, str(device), self.step_scale)
+        key = (name, layers, str(device), self.step_scale, self.bound)
         if key not in codecs:
-            codecs[key] = _codec(name, self.model, tensors, geometry, self.step_scale)
+            codecs[key] = _codec(name, self.model, profile, tensors, layers, geometry, self.step_scale, self.bound)
         codec = codecs[key]
         if name == "hot" and self.backend is not None:
             rows = (f"hot rows, index {self.index_rank}", layers, str(device), 1.0)
@@ -94,10 +92,8 @@ class TierMaker:
         heads, step, guess = profile.heads.part(layers), profile.sidecar.tiers["cold"].step, None
         if codec.features is not None:
             guess = codecs.setdefault(
-                ("token guess", layers, str(device), self.step_scale), TokenGuess(codec, heads, step)
+                ("token guess", layers, str(device), self.step_scale, self.bound), TokenGuess(codec, heads, step)
             )
-        if self.adaptive_ranks is not None:
-            codec = AdaptiveRankCompressor(codec, heads, step, **self.adaptive_ranks)
         return ColdTier(codec, self.worker, guess)
 
 
@@ -143,11 +139,19 @@ def kernel_backend(
 
 
 def _codec(
-    name: str, model: nn.Module, tier: ColdTensors | FixedTier, geometry: CacheGeometry, step_scale: float
+    name: str,
+    model: nn.Module,
+    profile: CalibrationProfile,
+    tier: ColdTensors | FixedTier,
+    layers: tuple[int, ...],
+    geometry: CacheGeometry,
+    step_scale: float,
+    bound: float | None,
 ) -> HotCodec | FixedRateCodec | SpectralCodec:
     device = model_device(model)
     if name == "hot":
         return HotCodec(tier, geometry, device)
     if name == "warm":
         return FixedRateCodec(tier, geometry, device)
-    return SpectralCodec(tier, geometry, embedding_weight(model), device, step_scale)
+    embedding = embedding_weight(model)
+    return cold_codec(profile, tier, layers, geometry, embedding, device, step_scale=step_scale, bound=bound)

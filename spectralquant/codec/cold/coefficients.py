@@ -15,22 +15,34 @@ HALF_LIMIT = 60_000
 
 
 @dataclass(frozen=True)
-class Enhancement:
-    """A residual float32 `[T, D]` to add to one head: keys (kind 0) or values (1), from token `first` on."""
+class SecondStage:
+    """What a second stage adds to one layer's keys (kind 0) or values (1), from token `first` on.
+
+    y: `[Hk, T, D]`, coefficients in the heads' own bases `back: [Hk, D, D]`, or coordinates where that is None.
+    """
 
     first: int
     kind: int
     layer: int
-    column: int
-    residual: Tensor
+    y: Tensor
+    back: Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        return self.y.shape[1]
+
+    def residual(self) -> Tensor:
+        """Float32 `[T, Hk·D]`."""
+        x = self.y.float()
+        return (x if self.back is None else x @ self.back).transpose(0, 1).flatten(1)
 
 
 @dataclass(frozen=True)
 class BlockCoefficients:
     """One block or several consecutive ones: coefficients float `[T, R]` of keys and values, or raw `[2, T, P]`.
 
-    ids: the id before each block and its ids `[T']`, or None. features: the token predictor's rows. extra: residuals of
-    heads coded at a higher rank.
+    ids: the id before each block and its ids `[T']`, or None. features: the token predictor's rows. extra: second
+    stages (see `codec.cold.complement`).
     """
 
     tokens: int
@@ -38,7 +50,7 @@ class BlockCoefficients:
     raw: Tensor | None
     ids: tuple[Ids, ...] | None = None
     features: TokenRows | None = None
-    extra: tuple[Enhancement, ...] = ()
+    extra: tuple[SecondStage, ...] = ()
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
@@ -52,9 +64,9 @@ class BlockCoefficients:
             return self
         extra = []
         for e in self.extra:
-            begin, end = max(first, e.first), min(last, e.first + len(e.residual))
+            begin, end = max(first, e.first), min(last, e.first + e.tokens)
             if begin < end:
-                extra.append(replace(e, first=begin - first, residual=e.residual[begin - e.first : end - e.first]))
+                extra.append(replace(e, first=begin - first, y=e.y[:, begin - e.first : end - e.first]))
         return replace(
             self,
             tokens=last - first,
@@ -71,11 +83,14 @@ def halved(coded: BlockCoefficients, dtype: torch.dtype) -> BlockCoefficients:
     error far below the quantizer's."""
     if coded.y is None:
         return coded
+    y = tuple(_halved(part, dtype) for part in coded.y)
+    return replace(coded, y=y, extra=tuple(replace(e, y=_halved(e.y, torch.float16)) for e in coded.extra))
+
+
+def _halved(y: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.bfloat16:
-        return replace(coded, y=(coded.y[0].bfloat16(), coded.y[1].bfloat16()))
-    if max((float(y.abs().max()) for y in coded.y if y.numel()), default=0.0) > HALF_LIMIT:
-        return coded
-    return replace(coded, y=(coded.y[0].half(), coded.y[1].half()))
+        return y.bfloat16()
+    return y.half() if not y.numel() or float(y.abs().max()) <= HALF_LIMIT else y
 
 
 def joined(parts: Sequence[BlockCoefficients], features: TokenFeatures | None) -> list[BlockCoefficients]:

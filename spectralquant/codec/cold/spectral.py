@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,10 +13,16 @@ from torch import Tensor
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.cold import coded_block, rans_block
 from spectralquant.codec.cold.coefficients import BlockCoefficients, joined
+from spectralquant.codec.cold.complement import bounded_block
+from spectralquant.codec.cold.complement.bounded import BoundedEncoder, ErrorBound
+from spectralquant.codec.cold.complement.coder import ComplementCoder
+from spectralquant.codec.cold.complement.heads import WeightedHeads
+from spectralquant.codec.cold.complement.reading import read_bounded
 from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
 from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
 from spectralquant.codec.cold.features import TokenFeatures, TokenRows
 from spectralquant.codec.cold.importance import CLASSES, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.projected import Projected, QuantizedRun
 from spectralquant.codec.cold.quantizer import SpectralQuantizer
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.codec.products import product_dtype
@@ -26,16 +32,7 @@ from spectralquant.geometry import CacheGeometry
 from spectralquant.profile.tensors import ColdTier
 
 RUN_SCALARS = 1 << 24
-
-
-@dataclass(frozen=True)
-class QuantizedRun:
-    """Symbols of consecutive blocks: int32 `[R, N]`, keys' components first. classes: int64 `[N, 2]`. good: bool `[N]`,
-    whether a token can be coded."""
-
-    symbols: Tensor
-    classes: Tensor
-    good: Tensor
+MOST_ERRORS = 4096
 
 
 class SpectralCodec:
@@ -44,7 +41,8 @@ class SpectralCodec:
     `embedding: [vocabulary, hidden]` is the model's input embedding; needed when the profile predicts from token ids.
     `adaptive_tables` lets each block shift its tables where that saves bytes (worth it away from the calibrated domain).
     `step_scale` multiplies the calibrated base step: above 1 is smaller and worse, below 1 larger and better. dtype: of
-    the products (None: see `codec.products`).
+    the products (None: see `codec.products`). heads: the profile's, for the second stage that some blocks have. bound: on
+    the error of every block (see `codec.cold.complement.bounded`), which needs them.
     """
 
     def __init__(
@@ -56,7 +54,13 @@ class SpectralCodec:
         step_scale: float = 1.0,
         adaptive_tables: bool = False,
         dtype: torch.dtype | None = None,
+        heads: WeightedHeads | None = None,
+        bound: ErrorBound | None = None,
     ) -> None:
+        if bound is not None and heads is None:
+            raise ValueError("a bound on the error needs the profile's heads, in whose bases it is measured")
+        self.heads, self.bound = heads, bound
+        self.errors: deque[float] = deque(maxlen=MOST_ERRORS)  # of the latest blocks coded to a bound
         self.geometry = geometry
         self.device = torch.device(device)
         self.step_scale = step_scale
@@ -75,6 +79,17 @@ class SpectralCodec:
             self.features = TokenFeatures(embedding.to(device), projection)
 
     @functools.cached_property
+    def complement(self) -> ComplementCoder:
+        """Coder of second stages.
+
+        Raises:
+            PacketError: this codec was made without the profile's heads.
+        """
+        if self.heads is None:
+            raise PacketError("A block has a second stage, which takes the profile's heads to read.")
+        return ComplementCoder(self.heads.count, self.geometry.head_dim, self.device)
+
+    @functools.cached_property
     def reader_v1(self) -> EntropyReaderV1:
         """For blocks of packets of format version 1."""
         choice = (self.tier.key_choice[:CLASSES].numpy(), self.tier.value_choice[:CLASSES].numpy())
@@ -86,9 +101,12 @@ class SpectralCodec:
 
     def encode_run(self, blocks: Sequence[KVBlock]) -> list[bytes]:
         """Compress blocks of one or more sequences, many at once."""
-        return [data for some in self._bounded(blocks) for data in self._encode_some(some)]
+        if self.bound is not None:
+            encoder = BoundedEncoder(self, self.heads, self.complement, self.bound)
+            return [encoder.encode(block) for block in blocks]
+        return [data for some in self._runs(blocks) for data in self._encode_some(some)]
 
-    def _bounded(self, blocks: Sequence[KVBlock]) -> Iterator[list[KVBlock]]:
+    def _runs(self, blocks: Sequence[KVBlock]) -> Iterator[list[KVBlock]]:
         """The blocks, as many at once as keep temporary tensors small."""
         run: list[KVBlock] = []
         for block in blocks:
@@ -112,26 +130,46 @@ class SpectralCodec:
             lengths = [b.tokens for b in coded]
             parts = iter(
                 self.coder.encode(
-                    symbols, classes, lengths, [*map(self._ids, coded)], adaptive_tables=self.adaptive_tables
+                    symbols, classes, lengths, [*map(self.ids, coded)], adaptive_tables=self.adaptive_tables
                 )
             )
         out = []
         for block, g in zip(blocks, good, strict=True):
             data = rans_block.join(next(parts)) if g else b""
             worth = g and len(data) < coded_block.HEADER.size + block.fp16_bytes
-            out.append(data if worth else self._raw(block))
+            out.append(data if worth else self.raw(block))
         return out
 
     def quantized(self, blocks: Sequence[KVBlock]) -> QuantizedRun:
         """The symbols of some blocks, side by side."""
+        projected = self.projected(blocks)
+        return self.symbols(projected, projected.classes, class_step(projected.classes) * self.step_scale)
+
+    def projected(self, blocks: Sequence[KVBlock]) -> Projected:
+        """Some blocks, side by side, in the basis."""
         features = self._rows([(b.previous_id, b.token_ids) for b in blocks])
         y = []
         for projector, kind in zip(self.projectors, ("keys", "values"), strict=True):
             y.append(projector.project([getattr(b, kind).reshape(b.tokens, -1) for b in blocks], features))
-        classes = self._classes(blocks, y)
-        steps = class_step(classes) * self.step_scale
-        pairs = [q.quantize(c, steps[:, i]) for i, (q, c) in enumerate(zip(self.quantizers, y, strict=True))]
+        return Projected((y[0], y[1]), self._classes(blocks, y), features)
+
+    def symbols(self, projected: Projected, classes: Tensor, steps: Tensor) -> QuantizedRun:
+        """Symbols of what `projected` gave, of tokens of `classes: [N, 2]`, at `steps: [N, 2]`."""
+        both = enumerate(zip(self.quantizers, projected.y, strict=True))
+        pairs = [q.quantize(c, steps[:, i]) for i, (q, c) in both]
         return QuantizedRun(torch.cat([s.T for s, _ in pairs]), classes, pairs[0][1] & pairs[1][1])
+
+    def reconstructed(self, symbols: Tensor, steps: Tensor, features: TokenRows | None) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values `[N, L, Hk, D]` of symbols `[R, N]` at `steps: [N, 2]`."""
+        values = self._values(symbols, steps)
+        return self.decode_coefficients(BlockCoefficients(len(steps), values, None, None, features))
+
+    def _values(self, symbols: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        split = self.coder.ranks[0]
+        parts = symbols[:split].T, symbols[split:].T
+        both = enumerate(zip(self.quantizers, parts, strict=True))
+        keys, values = (q.dequantize(s, steps[:, i]) for i, (q, s) in both)
+        return keys, values
 
     def _classes(self, blocks: Sequence[KVBlock], y: Sequence[Tensor]) -> Tensor:
         parts, at = [], 0
@@ -159,9 +197,9 @@ class SpectralCodec:
             flat = [coded.raw[0], coded.raw[1]]
         else:
             flat = [p.reconstruct(y, coded.features) for p, y in zip(self.projectors, coded.pair, strict=True)]
+        width = self.geometry.layer_width
         for e in coded.extra:
-            start = e.layer * self.geometry.layer_width + e.column
-            flat[e.kind][e.first : e.first + len(e.residual), start : start + e.residual.shape[1]] += e.residual
+            flat[e.kind][e.first : e.first + e.tokens, e.layer * width : (e.layer + 1) * width] += e.residual()
         return flat[0].view(shape), flat[1].view(shape)
 
     def least_bytes(self, tokens: int) -> int:
@@ -197,10 +235,11 @@ class SpectralCodec:
                 run.append(rans_block.split(data, self.coder.ranks, len(SHIFTS)))
                 continue
             if run:
-                out.append(self._dequantized(self.coder.decode(run)))
+                out.append(self.dequantized(self.coder.decode(run)))
                 run = []
             if data is not None:
-                out.append(self._old_or_raw(data))
+                bounded = len(data) > 0 and data[0] == bounded_block.BOUNDED
+                out.append(read_bounded(self, data) if bounded else self._old_or_raw(data))
         return joined(out, self.features)
 
     def _old_or_raw(self, data: bytes | memoryview) -> BlockCoefficients:
@@ -213,19 +252,15 @@ class SpectralCodec:
         )
         both = torch.from_numpy(np.concatenate([s.T for s in symbols])).to(self.device)
         ids = None if parts.ids is None else (parts.previous_id, parts.ids)
-        return self._dequantized(CodedSymbols(both, torch.from_numpy(classes).to(self.device), (ids,)))
+        return self.dequantized(CodedSymbols(both, torch.from_numpy(classes).to(self.device), (ids,)))
 
-    def _dequantized(self, coded: CodedSymbols) -> BlockCoefficients:
+    def dequantized(self, coded: CodedSymbols, scale: float = 1.0) -> BlockCoefficients:
+        """Coefficients of decoded symbols, at the steps of their classes times `scale`."""
         features = self.token_rows(coded.ids)
         pairs = [(before, torch.from_numpy(ids)) for before, ids in (pair for pair in coded.ids if pair is not None)]
         ids = tuple(pairs) if len(pairs) == len(coded.ids) else None
-        steps = class_step(coded.classes) * self.step_scale
-        split = self.coder.ranks[0]
-        parts = coded.symbols[:split].T, coded.symbols[split:].T
-        keys, values = (
-            q.dequantize(s, steps[:, i]) for i, (q, s) in enumerate(zip(self.quantizers, parts, strict=True))
-        )
-        return BlockCoefficients(coded.symbols.shape[1], (keys, values), None, ids, features)
+        y = self._values(coded.symbols, class_step(coded.classes) * (self.step_scale * scale))
+        return BlockCoefficients(coded.symbols.shape[1], y, None, ids, features)
 
     def layer(self, coded: BlockCoefficients, layer: int) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values of one layer, float32 `[T, C]`."""
@@ -236,8 +271,7 @@ class SpectralCodec:
         both = [p.columns(y, coded.features, start, stop) for p, y in zip(self.projectors, coded.pair, strict=True)]
         for e in coded.extra:
             if e.layer == layer:
-                rows = slice(e.first, e.first + len(e.residual))
-                both[e.kind][rows, e.column : e.column + e.residual.shape[1]] += e.residual
+                both[e.kind][e.first : e.first + e.tokens] += e.residual()
         return both[0], both[1]
 
     def token_rows(self, ids: Sequence[tuple[int, np.ndarray] | None]) -> TokenRows | None:
@@ -259,12 +293,14 @@ class SpectralCodec:
         except IndexError as error:
             raise PacketError("A block names a token id outside the model's vocabulary.") from error
 
-    def _ids(self, block: KVBlock) -> tuple[int, np.ndarray] | None:
+    def ids(self, block: KVBlock) -> tuple[int, np.ndarray] | None:
+        """The id before a block and its ids, where the profile predicts from them."""
         if self.features is None or block.token_ids is None:
             return None
         return block.previous_id, block.token_ids.cpu().numpy().astype(np.int64)
 
-    def _raw(self, block: KVBlock) -> bytes:
+    def raw(self, block: KVBlock) -> bytes:
+        """A block that is stored as it is."""
         both = torch.stack([block.keys, block.values]).float().cpu().numpy()
         with np.errstate(over="ignore"):
             half = both.astype(np.float16)

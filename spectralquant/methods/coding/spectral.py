@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
+from spectralquant.codec.cold.complement.bounded import ErrorBound
+from spectralquant.codec.cold.complement.heads import WeightedHeads
+from spectralquant.codec.cold.from_profile import coded_layers
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.fixed.codec import FixedBlock, FixedRateCodec
 from spectralquant.codec.hot.codec import HotBlock, HotCodec
@@ -19,7 +22,8 @@ from spectralquant.methods.entry import MethodEntry
 from spectralquant.methods.grouped import GroupedMethod, grouped
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
-from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier, tier_part
+from spectralquant.profile.promises import error_limit
+from spectralquant.profile.tensors import ColdTier, FixedTier, HeadSpectra, SplitTier, tier_part
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ def spectral_from_profile(
     step_scale: float = 1.0,
     exact_bits: int = 16,
     adaptive_tables: bool = False,
+    bound: float | None = None,
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier of the context's profile.
 
@@ -90,14 +95,28 @@ def spectral_from_profile(
         raise InputError(f"spectral: step_scale={step_scale:g} is outside 0.05 to 20.")
     if exact_bits not in (8, 16):
         raise InputError(f"spectral: exact_bits={exact_bits} is not one of 8, 16.")
-    if tier != "cold" and (step_scale != 1.0 or adaptive_tables):
-        raise InputError(f"spectral: step_scale and adaptive_tables belong to the cold tier, not to {tier}.")
+    if tier != "cold" and (step_scale != 1.0 or adaptive_tables or bound is not None):
+        raise InputError(f"spectral: step_scale, adaptive_tables and bound belong to the cold tier, not to {tier}.")
     if tier != "cold":
         return tier_method(profile.tier(tier), loaded, hot=tier == "hot")
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
+    if bound is not None:
+        options |= {"bound": bound}
+        limit = error_limit(profile.sidecar.tiers["cold"], bound)
+        spec = BoundedSpec(profile.heads, profile.sidecar.tiers["cold"].step, limit)
+        return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, bounded=spec, **options)
     return tier_method(
         profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive_tables=adaptive_tables, **options
     )
+
+
+@dataclass(frozen=True)
+class BoundedSpec:
+    """What a cold tier needs to keep a bound: the profile's heads, its base step, and the error of all layers together."""
+
+    heads: HeadSpectra
+    step: float
+    error: float
 
 
 def tier_method(
@@ -108,11 +127,12 @@ def tier_method(
     hot: bool = False,
     step: float = 1.0,
     adaptive_tables: bool = False,
+    bounded: BoundedSpec | None = None,
     **options: Any,
 ) -> SpectralCold | SpectralFixed | GroupedMethod:
     """A tier as a method for the harness, group by group where layers do not read equally far back.
 
-    hot: it is the hot tier. step: multiplies the cold tier's; `options` are shown in result rows, as `adaptive_tables` is.
+    hot: it is the hot tier. step: multiplies the cold tier's; bounded: has every block keep a bound; `options` are shown in result rows, as `adaptive_tables` is.
 
     Raises:
         ProfileError: its bases mix layers of several groups.
@@ -130,7 +150,13 @@ def tier_method(
             )
         if isinstance(tensors, FixedTier):
             return SpectralFixed(fixed_codec(hot)(tensors, geometry, loaded.device), **options)
-        codec = SpectralCodec(tensors, geometry, embedding, loaded.device, step, adaptive_tables)
+        heads = limit = None
+        if bounded is not None:
+            heads = WeightedHeads(bounded.heads.part(layers), bounded.step, geometry, loaded.device)
+            limit = ErrorBound(bounded.error * len(layers) / coded_layers(tier, loaded.geometry))
+        codec = SpectralCodec(
+            tensors, geometry, embedding, loaded.device, step, adaptive_tables, heads=heads, bound=limit
+        )
         return SpectralCold(codec, exact_bits, **options)
 
     return grouped(loaded.geometry, build)
@@ -141,6 +167,6 @@ METHOD = MethodEntry(
     "loss-weighted transform over layers, calibrated bits, entropy coding",
     "this project",
     spectral_from_profile,
-    {"tier": str, "step_scale": float, "exact_bits": int, "adaptive_tables": bool},
+    {"tier": str, "step_scale": float, "exact_bits": int, "adaptive_tables": bool, "bound": float},
     ({"step_scale": 0.5}, {}, {"step_scale": 2.0}, {"tier": "warm"}, {"tier": "hot"}),
 )

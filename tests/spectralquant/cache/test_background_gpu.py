@@ -93,25 +93,6 @@ def test_background_work_that_is_forgotten_harms_nothing():
     assert torch.equal(steps(model, other, NEXT), expected)
 
 
-def test_adaptive_ranks_in_the_background_learn_in_order():
-    model, profile = model_on()
-    found = []
-    for _ in range(3):
-        cache = filled(
-            model,
-            profile,
-            "cold",
-            tokens=START,
-            rows=4,
-            background=True,
-            adaptive_ranks={"tolerance": 1.01, "refresh_after": 1},
-        )
-        found.append((steps(model, cache, prompt(180, 4, seed=5)), codes(cache)))
-        assert len(cache.tiers["cold"].codec.generations) > 1
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][0], found[2][0])
-    assert found[0][1] == found[1][1] == found[2][1]
-
-
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_stream_of_ones_own(tier):
     model, profile = model_on(GPU, torch.bfloat16)

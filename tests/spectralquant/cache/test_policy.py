@@ -59,7 +59,6 @@ def test_demotion_moves_the_oldest_block_one_tier_down():
 OLD_NAMES = {
     "demote": lambda model, profile: filled(600, tier="hot").evict(),
     "SpectralCache": lambda *_: spectralquant.SpectralKVCache,
-    "adaptive_ranks": lambda model, profile: SpectralCache(model, profile, tier="cold", adaptive={"tolerance": 2.0}),
     "adaptive_tables": lambda model, profile: pack_prompt(model, profile, ids(300), adaptive=True),
 }
 
@@ -75,20 +74,24 @@ def test_older_names_still_work_and_name_the_new_one_where_they_are_used(new):
 def test_older_names_mean_the_same():
     loaded, profile = profile_of("llama")
     assert spectralquant.SpectralKVCache is SpectralCache and filled(600, tier="hot").evict() == 1
-    old = SpectralCache(loaded.model, profile, tier="cold", adaptive=True)
-    assert old.options == SpectralCache(loaded.model, profile, tier="cold", adaptive_ranks=True).options
     packets = [
         pack_prompt(loaded.model, profile, ids(300), **{name: True})[0] for name in ("adaptive", "adaptive_tables")
     ]
     assert bytes(packets[0]) == bytes(packets[1])
 
 
-def test_a_file_with_an_option_of_the_older_name_is_read(tmp_path):
+@pytest.mark.parametrize("name", ["adaptive", "adaptive_ranks"])
+def test_files_from_before_bounds_are_read_unless_ranks_followed_their_text(tmp_path, name):
     loaded, profile = profile_of("llama")
-    snapshot = filled(600, tier="cold", adaptive_ranks=True)._snapshot()
-    snapshot.facts["options"]["adaptive"] = snapshot.facts["options"].pop("adaptive_ranks")
-    snapshot.save(tmp_path / "c")
-    assert SpectralCache.load(tmp_path / "c", loaded.model, profile).options["adaptive_ranks"] is True
+    snapshot = filled(600, tier="cold")._snapshot()
+    del snapshot.facts["options"]["bound"]
+    for ranks_followed in (False, True):
+        snapshot.facts["options"][name] = ranks_followed
+        snapshot.save(tmp_path / "c")
+        if not ranks_followed:
+            assert SpectralCache.load(tmp_path / "c", loaded.model, profile).options["bound"] is None
+    with pytest.raises(InputError, match="bound="):
+        SpectralCache.load(tmp_path / "c", loaded.model, profile)
 
 
 @pytest.mark.parametrize("tier", ["warm", "cold"])

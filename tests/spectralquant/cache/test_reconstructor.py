@@ -10,7 +10,7 @@ from conftest import profile_of
 
 from spectralquant import SpectralCache
 from spectralquant.cache.compress.reconstructor import AsyncReconstructor
-from spectralquant.errors import InputError, PacketError
+from spectralquant.errors import PacketError
 
 
 def test_results_come_back_in_the_order_they_are_asked_for():
@@ -150,9 +150,3 @@ def test_a_task_lets_go_of_its_arguments():
     assert task.result() == 0
     assert reference() is None
     worker.close()
-
-
-def test_adaptive_coding_takes_one_worker():
-    loaded, profile = profile_of("llama")
-    with pytest.raises(InputError, match="threads=1"):
-        SpectralCache(loaded.model, profile, tier="cold", adaptive_ranks=True, threads=2)

@@ -29,9 +29,11 @@ class CoderSetting:
         ProfileError: tables that are no probabilities, or a choice among tables that are not there.
     """
 
-    def __init__(self, tables: Tensor, choice: tuple[Tensor, Tensor], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, tables: Tensor | RansTables, choice: tuple[Tensor, Tensor], device: torch.device | str = "cpu"
+    ) -> None:
         try:
-            self.tables = RansTables.of(tables)
+            self.tables = tables if isinstance(tables, RansTables) else RansTables.of(tables)
         except ValueError as error:
             raise ProfileError(f"The profile's frequency tables are damaged: {error}. Calibrate again.") from error
         self.device = torch.device(device)

@@ -1,0 +1,1 @@
+"""Quality on any text: own profiles, one general profile, and the bound on text of many kinds."""

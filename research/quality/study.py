@@ -1,0 +1,120 @@
+"""The quality study, resumable: every part is a file in a folder beside the results, and what is there is not done again.
+
+Parts may run in processes side by side; whoever comes last puts all together.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from research.quality.parts import Progress, QualityStudy, foreign, general, home
+from spectralquant.files import write_text
+from spectralquant.models.identity import weights_sha256
+from spectralquant.models.load import LoadedModel
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.text.tokens import TokenText
+
+PARTS = ("home", "general", "texts")
+Text = tuple[str, str, Callable[[], TokenText]]
+
+
+class QualityParts:
+    """Parts of a study in the folder `OUT.parts`."""
+
+    def __init__(self, out: Path, loaded: LoadedModel, study: QualityStudy, progress: Progress) -> None:
+        self.folder, self.loaded, self.study, self.progress = out.with_suffix(".parts"), loaded, study, progress
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _model(self) -> str:
+        return "".join(
+            c if c.isalnum() or c in ".-" else "-" for c in self.loaded.name.removeprefix("builtin:").strip("/")
+        )
+
+    @property
+    def profile_stem(self) -> Path:
+        """Where the general profile is."""
+        return self.folder / "general"
+
+    def home(self, text: TokenText, name: str) -> None:
+        """See `parts.home`."""
+        self._once(f"home-{self._model}", lambda: home(self.loaded, text, name, self.study, self.progress))
+
+    def general(self, mix: TokenText, name: str) -> None:
+        """See `parts.general`."""
+        self._once("of-the-mix", lambda: general(self.loaded, mix, name, self.study, self.profile_stem, self.progress))
+
+    def texts(self, texts: list[Text], share: tuple[int, int]) -> None:
+        """Score every n-th of some texts (kind, name, reader) under the general profile; share: which, of how many."""
+        profile = CalibrationProfile.load(self.profile_stem)
+        profile.require_model(self.loaded.model, self.loaded.name)
+        for kind, name, read in texts[share[0] :: share[1]]:
+            self._once(
+                f"text-{zlib.crc32(name.encode()):08x}",
+                lambda kind=kind, name=name, read=read: foreign(
+                    self.loaded, profile, name, read(), kind, self.study, self.progress
+                ),
+            )
+
+    def _once(self, part: str, make: Callable[[], dict[str, Any]]) -> None:
+        file = self.folder / f"{part}.json"
+        if file.is_file():
+            return
+        result = make()
+        facts = provenance(
+            **device_facts(self.loaded.device),
+            model=self.loaded.name,
+            weights_sha256=weights_sha256(self.loaded.model),
+            dtype=str(self.loaded.model.dtype),
+        )
+        write_text(file, json.dumps({**result, "provenance": facts}, indent=1))
+
+
+def joined(out: Path, study: QualityStudy) -> Results:
+    """One results file of all parts that are there."""
+    parts = {p.stem: json.loads(p.read_text()) for p in sorted(out.with_suffix(".parts").glob("*-*.json"))}
+    homes = {name.removeprefix("home-"): part for name, part in parts.items() if name.startswith("home-")}
+    texts = sorted((p for n, p in parts.items() if n.startswith("text-")), key=lambda p: (p["kind"], p["text"]))
+    rows = [row for part in (*homes.values(), *texts) for row in part.pop("rows")]
+    facts = {name: part.pop("provenance") for name, part in parts.items()}
+    first = next(iter(facts.values()))
+    return results_file(
+        "quality",
+        rows,
+        {**provenance(), **{k: v for k, v in first.items() if k not in ("command", "created")}, "parts": facts},
+        summary=summary(homes, texts),
+        study=vars(study),
+        homes=homes,
+        general=parts.get("of-the-mix"),
+        texts=texts,
+    )
+
+
+def summary(homes: dict[str, Any], texts: list[dict[str, Any]]) -> dict[str, float | None]:
+    """The figures that the study is for; None where its part is missing."""
+    kinds = {kind: [t for t in texts if t["kind"] == kind] for kind in ("in the mix", "outside", "more")}
+    scored = kinds["in the mix"] + kinds["outside"]
+    least = lambda some: min((t["payload_ratio"] for t in some), default=None)  # noqa: E731
+    costs = [h["bound_at_home"]["cost_share"] for h in homes.values()]
+    out: dict[str, float | None] = {
+        f"ratio_at_kl_0.01_{name}": homes[model]["ratio_at_kl"] if model in homes else None
+        for name, model in (("smollm2", "smollm2-135m"), ("gemma3", "gemma3-270m"))
+    }
+    out |= {
+        "general_in_mix_min_ratio": least(kinds["in the mix"]),
+        "general_outside_min_ratio": least(kinds["outside"]),
+        "general_max_kl": max((t["kl"] for t in scored), default=None),
+        "bound_exceeded_max_share": max((max(0.0, t["exceeded"]) for t in texts), default=None),
+        "complement_cost_share_at_home": max(costs, default=None),
+        "smaller_than_turboquant_min": min(
+            (t["payload_ratio"] / t["turboquant_at_equal_kl"] for t in scored), default=None
+        ),
+    }
+    return out
