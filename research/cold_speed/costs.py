@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,7 +74,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 def _at(curve: Sequence[tuple[float, float]], x: float) -> float | None:
     """A curve's value at x, log-log between its points; None beyond them."""
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
         if x0 <= x <= x1:
             return math.exp(math.log(y0) + math.log(x / x0) / math.log(x1 / x0) * math.log(y1 / y0))
     return None
