@@ -56,24 +56,27 @@ def cost_study(loaded: LoadedModel, profile: CalibrationProfile, windows: torch.
     )
 
 
-def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     seen = {r["options"]["products"]: r for r in rows if r["options"]["attention"] == "seen"}
     base = seen["float32"]
-    unseen = [(r["kl_nats"], r["coded_bytes"]) for r in rows if r["options"]["attention"] == "unseen"]
+    unseen = sorted((r["coded_bytes"], r["kl_nats"]) for r in rows if r["options"]["attention"] == "unseen")
+    by_kl = sorted((kl, size) for size, kl in unseen)
+    kl, size = _at(unseen, base["coded_bytes"]), _at(by_kl, base["kl_nats"])
     return {
-        "unseen_bytes_at_equal_kl": _bytes_at(sorted(unseen), base["kl_nats"]) / base["coded_bytes"],
+        "unseen_kl_at_equal_bytes": None if kl is None else kl / base["kl_nats"],
+        "unseen_bytes_at_equal_kl": None if size is None else size / base["coded_bytes"],  # None: beyond the steps
         "kl_float16_over_float32": seen["float16"]["kl_nats"] / base["kl_nats"],
         "kl_bfloat16_over_float32": seen["bfloat16"]["kl_nats"] / base["kl_nats"],
         "bytes_float16_over_float32": seen["float16"]["coded_bytes"] / base["coded_bytes"],
     }
 
 
-def _bytes_at(curve: Sequence[tuple[float, float]], kl: float) -> float:
-    """Bytes at a KL, log-log between (or beyond) the two nearest points of a curve that rises in KL."""
-    near = min(range(len(curve) - 1), key=lambda i: abs(math.log(curve[i][0] * curve[i + 1][0] / kl**2)))
-    (k0, b0), (k1, b1) = curve[near], curve[near + 1]
-    share = math.log(kl / k0) / math.log(k1 / k0)
-    return math.exp(math.log(b0) + share * math.log(b1 / b0))
+def _at(curve: Sequence[tuple[float, float]], x: float) -> float | None:
+    """A curve's value at x, log-log between its points; None beyond them."""
+    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+        if x0 <= x <= x1:
+            return math.exp(math.log(y0) + math.log(x / x0) / math.log(x1 / x0) * math.log(y1 / y0))
+    return None
 
 
 def main() -> None:
