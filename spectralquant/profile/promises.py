@@ -45,5 +45,5 @@ def _error_at(curve: Sequence[ErrorPoint], kl: float) -> float:
     for a, b in itertools.pairwise(curve):
         if a.kl < b.kl and kl <= b.kl:
             part = math.log(kl / a.kl) / math.log(b.kl / a.kl) if kl > a.kl else 0.0
-            return a.error * (b.error / a.error) ** part
+            return a.error * math.pow(b.error / a.error, part)
     return curve[-1].error

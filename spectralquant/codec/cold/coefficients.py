@@ -83,7 +83,7 @@ def halved(coded: BlockCoefficients, dtype: torch.dtype) -> BlockCoefficients:
     error far below the quantizer's."""
     if coded.y is None:
         return coded
-    y = tuple(_halved(part, dtype) for part in coded.y)
+    y = (_halved(coded.y[0], dtype), _halved(coded.y[1], dtype))
     return replace(coded, y=y, extra=tuple(replace(e, y=_halved(e.y, torch.float16)) for e in coded.extra))
 
 

@@ -12,7 +12,7 @@ from spectralquant.errors import InputError
 from spectralquant.geometry import CacheGeometry
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.promises import error_limit
-from spectralquant.profile.tensors import ColdTier, SplitTier
+from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier
 
 
 def cold_codec(
@@ -43,7 +43,9 @@ def cold_codec(
 def error_bound(profile: CalibrationProfile, layers: tuple[int, ...], bound: float) -> ErrorBound:
     """What a KL in nats a token allows some layers as error: their share, by number, of all that are coded."""
     limit = error_limit(profile.sidecar.tiers["cold"], bound)
-    return ErrorBound(limit * len(layers) / coded_layers(profile.tier("cold"), profile.geometry))
+    whole = profile.tier("cold")
+    assert not isinstance(whole, FixedTier)
+    return ErrorBound(limit * len(layers) / coded_layers(whole, profile.geometry))
 
 
 def coded_layers(tier: ColdTier | SplitTier, geometry: CacheGeometry) -> int:

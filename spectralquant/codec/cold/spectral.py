@@ -78,16 +78,25 @@ class SpectralCodec:
             projection = tier.embedding_projection if tier.embedding_projection.numel() else None
             self.features = TokenFeatures(embedding.to(device), projection)
 
-    @functools.cached_property
-    def complement(self) -> ComplementCoder:
-        """Coder of second stages.
+    @property
+    def complement_heads(self) -> WeightedHeads:
+        """The heads in whose bases second stages are.
 
         Raises:
             PacketError: this codec was made without the profile's heads.
         """
         if self.heads is None:
             raise PacketError("A block has a second stage, which takes the profile's heads to read.")
-        return ComplementCoder(self.heads.count, self.geometry.head_dim, self.device)
+        return self.heads
+
+    @functools.cached_property
+    def complement(self) -> ComplementCoder:
+        """Coder of second stages.
+
+        Raises:
+            PacketError: see `complement_heads`.
+        """
+        return ComplementCoder(self.complement_heads.count, self.geometry.head_dim, self.device)
 
     @functools.cached_property
     def reader_v1(self) -> EntropyReaderV1:
@@ -102,7 +111,7 @@ class SpectralCodec:
     def encode_run(self, blocks: Sequence[KVBlock]) -> list[bytes]:
         """Compress blocks of one or more sequences, many at once."""
         if self.bound is not None:
-            encoder = BoundedEncoder(self, self.heads, self.complement, self.bound)
+            encoder = BoundedEncoder(self, self.complement_heads, self.complement, self.bound)
             return [encoder.encode(block) for block in blocks]
         return [data for some in self._runs(blocks) for data in self._encode_some(some)]
 

@@ -12,6 +12,7 @@ Errors of the first stage cancel across layers, those of a second do not: for th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +83,7 @@ class BoundedEncoder:
         alone = self._alone(trial, bound)
         if alone is None or alone.scale < 0:
             both = self._both(trial, bound)
-            if both is not None and (alone is None or both.both_bits < alone.bits):
+            if both is not None and both.second is not None and (alone is None or both.both_bits < alone.bits):
                 data = self._joined(block, both, self.coder.encode(both.second), bounded_block.COMPLEMENT, 0)
                 error = both.second_error
         if data is None and alone is not None:
@@ -92,7 +93,7 @@ class BoundedEncoder:
         self.codec.errors.append(error)
         return self.codec.raw(block) if data is None or len(data) >= block.fp16_bytes else data
 
-    def _alone(self, trial, bound: ErrorBound) -> _Trial | None:
+    def _alone(self, trial: Callable[[int], _Trial], bound: ErrorBound) -> _Trial | None:
         """The first stage alone: as calibrated, or else up to half an octave finer."""
         start = trial(0)
         if start.error <= bound.error:
@@ -102,7 +103,7 @@ class BoundedEncoder:
                 return trial(scale)
         return None
 
-    def _both(self, trial, bound: ErrorBound) -> _Trial | None:
+    def _both(self, trial: Callable[[int], _Trial], bound: ErrorBound) -> _Trial | None:
         """Both stages at the coarsest common step that keeps the bound."""
         good, low, high, scale = None, FINEST - 1, COARSEST + 1, 0
         for _ in range(TRIALS):

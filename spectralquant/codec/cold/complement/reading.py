@@ -11,6 +11,7 @@ from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.coefficients import BlockCoefficients, SecondStage
 from spectralquant.codec.cold.complement import bounded_block, turbo
 from spectralquant.codec.cold.complement.first_stage import FirstStage
+from spectralquant.codec.cold.complement.heads import WeightedHeads
 from spectralquant.codec.cold.importance import class_step
 from spectralquant.codec.cold.symbols import SHIFTS
 from spectralquant.streams import use_here
@@ -37,12 +38,12 @@ def read_bounded(codec: FirstStage, data: bytes | memoryview) -> BlockCoefficien
         return replace(base, extra=tuple(SecondStage(0, kind, layer, y, None) for y, kind, layer in stages))
     symbols = codec.complement.decode(parts.rest, parts.tokens)
     factor = codec.step_scale * scale * 2.0 ** (parts.second / bounded_block.EIGHTHS)
-    return replace(base, extra=_stages(codec, symbols, class_step(first.classes) * factor))
+    return replace(base, extra=_stages(codec, codec.complement_heads, symbols, class_step(first.classes) * factor))
 
 
-def _stages(codec: FirstStage, symbols: Tensor, steps: Tensor) -> tuple[SecondStage, ...]:
+def _stages(codec: FirstStage, heads: WeightedHeads, symbols: Tensor, steps: Tensor) -> tuple[SecondStage, ...]:
     """Second stages of the layers that have any symbol; symbols `[H·D, T]`, steps `[T, 2]`."""
-    g, heads = codec.geometry, codec.heads
+    g = codec.geometry
     shape = (2, g.layers, g.kv_heads, g.head_dim, -1)
     live = symbols.view(2, g.layers, -1).any(2)
     values = codec.complement.values(symbols, heads.kind_steps(steps)).view(shape)
