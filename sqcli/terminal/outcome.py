@@ -20,13 +20,18 @@ QUANTITIES = {"kl": ("KL", "kl_nats"), "dppl": ("ΔPPL", "delta_ppl")}
 def headline(side: ProfileSidecar) -> str:
     """`30.2 times smaller at KL 0.0021 nats/token on text it has not seen (cold tier).` of the first measured tier."""
     for name, tier in side.tiers.items():
-        m = tier.measured or {}
+        m = _figures(tier)
         if "payload_ratio" in m and "kl_nats" in m:
             return (
                 f"{m['payload_ratio']:.1f} times smaller at KL {m['kl_nats']:.4f} nats/token on text it has not seen "
                 f"({name} tier)."
             )
     return "Not measured on text that it has not seen."
+
+
+def _figures(tier: TierSummary) -> dict[str, float]:
+    """What was measured of a tier, without figures that a file leaves empty."""
+    return {name: value for name, value in (tier.measured or {}).items() if value is not None}
 
 
 def aims(side: ProfileSidecar) -> list[str]:
@@ -37,7 +42,7 @@ def aims(side: ProfileSidecar) -> list[str]:
 def aim(tier: TierSummary) -> str:
     """Of one tier. Targets in ratio or bits are solved on calibration text, those in KL or ΔPPL on held-out windows."""
     quantity, _, number = tier.target.partition("=")
-    value, m = float(number), tier.measured or {}
+    value, m = float(number), _figures(tier)
     if quantity in QUANTITIES:
         return _loss_aim(tier, *QUANTITIES[quantity], value)
     wanted = value if quantity == "ratio" else 16 / value
