@@ -37,7 +37,7 @@ class Task:
     ) -> None:
         self._function: Callable[..., Any] | None = function
         self._given: Handover | None = Handover(arguments, device)
-        self._made: Handover | None = None
+        self._prepared: Handover | None = None
         self._error: BaseException | None = None
         self._device, self._workers, self._in_order = device, workers, in_order
         self._claim = threading.Lock()
@@ -48,7 +48,7 @@ class Task:
         if not self._claim.acquire(blocking=False):
             return
         try:
-            self._made = Handover(self._function(*self._given.take()), self._device)
+            self._prepared = Handover(self._function(*self._given.take()), self._device)
         except BaseException as error:
             self._error = error
         finally:
@@ -68,7 +68,7 @@ class Task:
                 self.run()
         if self._error is not None:
             raise self._error
-        return self._made.take()
+        return self._prepared.take()
 
 
 class AsyncReconstructor:

@@ -89,14 +89,14 @@ class ReadScratch:
     """
 
     rotary: Callable[[Places], Rotations]
-    _made: dict[Any, Rotations] = field(default_factory=dict)
+    _rotations: dict[Any, Rotations] = field(default_factory=dict)
     decoded: dict[Any, Any] = field(default_factory=dict)
 
     def rotate(self, keys: Tensor, places: Places, layer: int) -> Tensor:
         """Apply RoPE to `keys: [S, Hk, D]` of one layer at S places."""
-        if places.key not in self._made:
-            self._made[places.key] = self.rotary(places)
-        rotation = self._made[places.key][layer]
+        if places.key not in self._rotations:
+            self._rotations[places.key] = self.rotary(places)
+        rotation = self._rotations[places.key][layer]
         return keys if rotation is None else apply_rope(keys, rotation.across(1))
 
 

@@ -153,16 +153,19 @@ def _row_norms(inner: Tensor, outer: Tensor, counts: list[int]) -> Tensor:
 
 
 Basis = DenseBasis | FactoredBasis
-_made: weakref.WeakKeyDictionary[SpectralCodec, tuple[Basis, Basis]] = weakref.WeakKeyDictionary()
+_bases: weakref.WeakKeyDictionary[SpectralCodec, tuple[Basis, Basis]] = weakref.WeakKeyDictionary()
 
 
 def bases_of(codec: SpectralCodec) -> tuple[Basis, Basis]:
     """Of keys and values; made once a codec."""
-    if codec not in _made:
+    if codec not in _bases:
         width = codec.geometry.layer_width
-        pairs = zip(codec.projectors, (codec.tier.key.small, codec.tier.value.small), strict=True)
-        _made[codec] = tuple(fused_basis(p, small, width, STEP_COLUMNS) for p, small in pairs)
-    return _made[codec]
+        keys, values = codec.projectors
+        _bases[codec] = (
+            fused_basis(keys, codec.tier.key.small, width, STEP_COLUMNS),
+            fused_basis(values, codec.tier.value.small, width, STEP_COLUMNS),
+        )
+    return _bases[codec]
 
 
 def fused_basis(projector: SpectralProjector, small: SmallForm | None, width: int, step: int) -> Basis:

@@ -52,7 +52,8 @@ class FusedDecoder:
         self.codec, self.backend = codec, backend
         self.split, self.rows = codec.coder.ranks[0], codec.coder.rows
         self.centroid = torch.cat([q.centroid for q in codec.quantizers]).float().contiguous()
-        self.scale = torch.cat([p.back for p in codec.projectors]).float() * codec.step_scale
+        weights = [p.back for p in codec.projectors if p.back is not None]  # all, as their products are float16
+        self.scale = torch.cat(weights).float() * codec.step_scale
         self.bases = bases_of(codec)
         steps = 2.0 ** ((CLASSES - 1 - NEUTRAL) / 2)
         self.largest_scale = float(self.scale.max()) * steps if len(self.scale) else 0.0

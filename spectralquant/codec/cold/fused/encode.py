@@ -8,8 +8,9 @@ the caller, who stores it raw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from spectralquant.codec.cold.features import TokenRows
 from spectralquant.codec.cold.fused.bases import bases_of
 from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, padded
 from spectralquant.codec.cold.importance import FLOOR
+from spectralquant.codec.cold.rans_block import RansParts
 from spectralquant.codec.cold.spectral import SpectralCodec
 from sqkernels.spectral_rows import gather_rows, quantize, row_energy
 
@@ -89,7 +91,7 @@ class FusedEncoder:
             keep = torch.from_numpy(np.repeat(good, lengths)).to(symbols.device)
             symbols, classes = symbols[:, keep].contiguous(), classes[:, keep]
         coded = [i for i in range(len(lengths)) if good[i]]
-        parts = iter([])
+        parts: Iterator[RansParts] = iter([])
         if coded:
             picked = [lengths[i] for i in coded], [run.ids[i] for i in coded]
             parts = iter(
@@ -108,15 +110,14 @@ class FusedEncoder:
         predictions = None if features is None else Predictions(features)
         for kind, basis in enumerate(self.bases):
             out = y[self.split :] if kind else y[: self.split]
-            basis.analyze(
-                lambda columns, x, kind=kind: self._gather(places, kind, columns, predictions, x[:tokens]), out
-            )
+            basis.analyze(partial(self._gather, places, kind, predictions, tokens), out)
         return y[:, :tokens]
 
     def _gather(
-        self, places: LayerSlots, kind: int, columns: slice, predictions: Predictions | None, x: Tensor
+        self, places: LayerSlots, kind: int, predictions: Predictions | None, tokens: int, columns: slice, x: Tensor
     ) -> None:
-        """Coordinates of the layers that `columns` are into x."""
+        """Coordinates of the layers that `columns` are into the first rows of x, one a token."""
+        x = x[:tokens]
         g, projector = self.codec.geometry, self.codec.projectors[kind]
         width = g.layer_width
         predicted = None if predictions is None else predictions.of(projector.predictor, columns)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.cold.features import TokenRows
-from spectralquant.rotary import HALVES, Rotation
+from spectralquant.rotary import Rotation
+from spectralquant.rotary_layout import HALVES
 from sqkernels.spectral_rows import LayerTensors, TokenSlots, Turns
 
 ALIGNED = 64
@@ -81,7 +82,8 @@ class Predictions:
         self.features = features.rows.half()
         self.rows = torch.stack([features.own, features.before]).int()
 
-    def of(self, predictor: Tensor, columns: slice) -> Tensor:
-        """Those of a predictor's columns."""
+    def of(self, predictor: Tensor | None, columns: slice) -> Tensor:
+        """Those of a predictor's columns; features come only of a profile whose two projectors predict."""
+        assert predictor is not None
         both = predictor.view(2, -1, predictor.shape[1])[:, :, columns]
         return self.features @ both

@@ -28,24 +28,25 @@ def encode_blocks(
 ) -> list[RansParts]:
     """See `EntropyCoder.encode`; classes: uint8 `[2, N]`. The host waits for the device four times, whatever the number of blocks."""
     written = [_id_bytes(i) for i in ids]
+    widths = [0 if i is None else _id_width(*i) for i in ids]
     shapes = [coder.shape(n, len(w)) for n, w in zip(lengths, written, strict=True)]
     table = StreamTable.of(shapes, coder.rows)
     contexts = coder.contexts(classes, shifts)
     positions, escapes = escape_positions(symbols, table, contexts, coder.tables)
-    folded, wide, escapes = _folded(symbols, positions, escapes)
-    sides = _sides(written, folded, wide, table.per_block(escapes))
-    initial = _held(sides, shapes)
+    folded, wide, escape_counts = _folded(symbols, positions, escapes)
+    sides = _sides(written, folded, wide, table.per_block(escape_counts))
+    initial = _carried(sides, shapes)
     coded = encode(symbols, to_device([initial], coder.device), table, contexts, coder.tables)
     waiting = [to_host(t) for t in (coded.counts, coded.words, coded.states, classes)]
-    counts, words, states, classes = (wait() for wait in waiting)
-    words = _pieces(words, table.per_block(counts))
-    states = _pieces(states, np.array([s.total_lanes for s in shapes]))
-    streams = _pieces(np.stack([counts, escapes], axis=1), np.array([s.streams for s in shapes]))
-    columns = _pieces(classes.T, np.array(lengths))
+    counts, all_words, all_states, host_classes = (wait() for wait in waiting)
+    words = _pieces(all_words, table.per_block(counts))
+    states = _pieces(all_states, np.array([s.total_lanes for s in shapes]))
+    streams = _pieces(np.stack([counts, escape_counts], axis=1), np.array([s.streams for s in shapes]))
+    columns = _pieces(host_classes.T, np.array(lengths))
     return [
         RansParts(
             shape,
-            0 if ids[i] is None else _id_width(*ids[i]),
+            widths[i],
             streams[i],
             (len(sides[i]) - len(written[i]) - int(streams[i][:, 1].sum())) // 4,
             _stated(columns[i]),
@@ -72,7 +73,8 @@ def _folded(symbols: Tensor, positions: Tensor, escapes: Tensor) -> tuple[np.nda
     folded = torch.where(values >= 0, 2 * values, -2 * values - 1)
     beyond = folded >= WIDE
     waiting = [to_host(t) for t in (folded.clamp_max(WIDE).to(torch.uint8), values[beyond].int(), escapes)]
-    return tuple(wait() for wait in waiting)
+    one_byte, wide, counts = (wait() for wait in waiting)
+    return one_byte, wide, counts
 
 
 def _sides(
@@ -89,7 +91,7 @@ def _sides(
     return out
 
 
-def _held(sides: Sequence[np.ndarray], shapes: Sequence[BlockShape]) -> np.ndarray:
+def _carried(sides: Sequence[np.ndarray], shapes: Sequence[BlockShape]) -> np.ndarray:
     """What the lanes of all blocks carry, uint16 `[lanes]`: the first bytes of each block's side, then zeros."""
     out = np.zeros(2 * sum(s.total_lanes for s in shapes), np.uint8)
     at = 0
