@@ -28,19 +28,19 @@ def dense_baselines(*, flex: bool = True) -> dict[str, Dense]:
     sdpa_*: PyTorch's backends with `enable_gqa`; *_folded: the group folded into query rows. Whether one runs on a device
     and shape shows when it is called.
     """
-    found: dict[str, Dense] = {}
+    baselines: dict[str, Dense] = {}
     for name, backend in BACKENDS.items():
-        found[f"sdpa_{name}"] = _sdpa(backend)
-        found[f"sdpa_{name}_folded"] = _folded(backend)
+        baselines[f"sdpa_{name}"] = _sdpa(backend)
+        baselines[f"sdpa_{name}_folded"] = _folded(backend)
     if flex:
-        found["flex_compiled"] = _flex()
-    found["triton_split_kv"] = dense_decode
-    found |= {f"triton_{name}": partial(dense_decode, backend=name) for name in variants("dense_decode")}
+        baselines["flex_compiled"] = _flex()
+    baselines["triton_split_kv"] = dense_decode
+    baselines |= {f"triton_{name}": partial(dense_decode, backend=name) for name in variants("dense_decode")}
     if importlib.util.find_spec("flashinfer") is not None:
-        found["flashinfer"] = _flashinfer
+        baselines["flashinfer"] = _flashinfer
     if importlib.util.find_spec("flash_attn") is not None:
-        found["flash_attn"] = _flash_attn
-    return found
+        baselines["flash_attn"] = _flash_attn
+    return baselines
 
 
 def _sdpa(backend: SDPBackend) -> Dense:

@@ -114,12 +114,12 @@ def spectral_rows(
 ) -> list[KernelRow]:
     """Our kernels; a speed-up, over the fastest correct baseline, only where the check against float64 is green."""
     counted = bench.traffic(batch, context)
-    held = batch * bench.matrices.layout.page_bytes * max(1, coded_tokens(context, bench.settings.window) // 128)
+    page_bytes = batch * bench.matrices.layout.page_bytes * max(1, coded_tokens(context, bench.settings.window) // 128)
     best = fastest(dense)
     rows = []
     for name in (k for k in kernels if operator_of(k) in counted):
         traffic = counted[operator_of(name)]
-        count = max(1, min(rotation(traffic["bytes"], bench.peaks.cache), INPUT_BYTES // held))
+        count = max(1, min(rotation(traffic["bytes"], bench.peaks.cache), INPUT_BYTES // page_bytes))
         sets = [
             random_inputs(bench.shape, bench.matrices, batch, context, bench.settings.window, s) for s in range(count)
         ]

@@ -36,8 +36,8 @@ def check_kernel(name: str, inputs: Inputs, share: float) -> tuple[float, float]
     query, count = inputs.query[row:], int(pages.tokens[row])
     keys, values = (x[:, :count] for x in read_dense(sequence_pages(one, 0), pages.matrices, torch.float64))
     if operator == "spectral_reconstruct":
-        found = spectral_reconstruct(pages.storage, pages.pages, pages.matrices, torch.bfloat16, backend=backend)
-        error = max(relative_error(f[row, :, :count], w) for f, w in zip(found, (keys, values), strict=True))
+        rebuilt = spectral_reconstruct(pages.storage, pages.pages, pages.matrices, torch.bfloat16, backend=backend)
+        error = max(relative_error(f[row, :, :count], w) for f, w in zip(rebuilt, (keys, values), strict=True))
         return error, 2 * relative_error(keys.bfloat16(), keys) + 1e-3
     if operator == "spectral_decode":
         got = spectral_decode(inputs.query, pages, inputs.exact, backend=backend)[row:]

@@ -28,17 +28,17 @@ def end_to_end_rows(
     attention alone becomes faster by what the cell measured."""
     here = [r for r in cells if (r.batch, r.context) == (batch, context)]
     best = fastest([r for r in here if r.kernel in baselines])
-    mine = next((r for r in here if r.kernel == kernel and r.correct), None)
-    if best is None or mine is None:
+    ours = next((r for r in here if r.kernel == kernel and r.correct), None)
+    if best is None or ours is None:
         return [StepRow(method=kernel, batch=batch, context=context, failed="no correct kernel or baseline here")]
     decoder = RandomDecoder(bench.shape, bench.matrices.device, context - 1)
     dense = _step_ms(decoder, batch, _dense_attend(bench, batch, context, baselines[best.kernel]))
     coded = _step_ms(decoder, batch, _coded_attend(bench, batch, context, kernel))
-    saved = bench.shape.layers * (best.time_us - mine.time_us) / 1000
+    saved = bench.shape.layers * (best.time_us - ours.time_us) / 1000
     ideal = dense[0] - saved
     roof = Roof.measured(bench.peaks)
     rows = []
-    for method, times, attention in ((best.kernel, dense, best.ideal_us), (kernel, coded, mine.ideal_us)):
+    for method, times, attention in ((best.kernel, dense, best.ideal_us), (kernel, coded, ours.ideal_us)):
         rows.append(
             StepRow(
                 method=method,
@@ -93,9 +93,9 @@ def _coded(
     call = kernel_call(kernel, settings)
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mine = inputs[layer]
-        mine.exact.window_keys[:, :, -1], mine.exact.window_values[:, :, -1] = key, value
-        return call(Inputs(query.contiguous(), mine.pages, mine.exact))
+        own = inputs[layer]
+        own.exact.window_keys[:, :, -1], own.exact.window_values[:, :, -1] = key, value
+        return call(Inputs(query.contiguous(), own.pages, own.exact))
 
     return attend
 

@@ -94,9 +94,9 @@ def fit_terms(rows: Sequence[Row], tb_per_s: float) -> dict[str, Terms]:
     """Launch and efficiency of each kernel: least squares of relative errors over `medians`."""
     out = {}
     for kernel in KERNELS:
-        mine = [r for r in rows if r["kernel"] == kernel]
-        nbytes = np.array([r["bytes_read"] for r in mine], dtype=float)
-        time = np.array([r["measured_us"] for r in mine])
+        own = [r for r in rows if r["kernel"] == kernel]
+        nbytes = np.array([r["bytes_read"] for r in own], dtype=float)
+        time = np.array([r["measured_us"] for r in own])
         columns = np.stack([np.ones_like(time), nbytes], axis=1) / time[:, None]
         launch, slope = np.linalg.lstsq(columns, np.ones_like(time), rcond=None)[0]
         out[kernel] = Terms(round(float(launch), 2), round(1 / float(slope) / 1e6 / tb_per_s, 4))

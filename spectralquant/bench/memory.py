@@ -34,7 +34,7 @@ def memory_rows(
     def hot(per_token: float) -> Held:
         return lambda tokens: sum(_hot(window, tokens, per_token, 2 * vector, settings.window) for window in windows)
 
-    found = (
+    methods = (
         ("bf16", plain(2), 0),
         ("fp8", plain(1), 0),
         (f"hot {settings.bits} bits", hot(rows_only), tables),
@@ -43,8 +43,8 @@ def memory_rows(
     free = memory - shape.weight_bytes - 2 * shape.hidden * shape.vocab
     own = batch * plain(2)(context)
     rows = []
-    for method, held, shared in found:
-        bytes_held = batch * held(context) + shared
+    for method, bytes_at, shared in methods:
+        bytes_held = batch * bytes_at(context) + shared
         rows.append(
             MemoryRow(
                 method=method,
@@ -52,7 +52,9 @@ def memory_rows(
                 context=context,
                 bytes=int(bytes_held),
                 ratio=own / bytes_held,
-                longest_context=_longest(lambda n, held=held, shared=shared: batch * held(n) + shared <= free),
+                longest_context=_longest(
+                    lambda n, bytes_at=bytes_at, shared=shared: batch * bytes_at(n) + shared <= free
+                ),
             )
         )
     return rows

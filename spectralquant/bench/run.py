@@ -216,7 +216,7 @@ def _results(
     extra: dict[str, Any],
 ) -> BenchResults:
     settings = asdict(request.settings) | {"sinks": SINKS, "bytes_per_token": sum(matrices.layout.row_bytes)}
-    held = [
+    per_method = [
         row
         for context in request.contexts
         for batch in request.batches
@@ -230,6 +230,6 @@ def _results(
         shape=asdict(request.shape),
         settings=settings,
         device_memory=memory,
-        memory=held,
+        memory=per_method,
         **extra,
     )

@@ -103,7 +103,7 @@ def compare_installs(other: str, rounds: int, progress: Progress) -> tuple[Resul
     finally:
         for side in sides:
             side.close()
-    return tuple(_result(found, side.name) for found, side in zip(samples, sides, strict=True))
+    return tuple(_result(times, side.name) for times, side in zip(samples, sides, strict=True))
 
 
 def _result(samples: dict[str, list[float]], name: str) -> Results:
@@ -112,10 +112,10 @@ def _result(samples: dict[str, list[float]], name: str) -> Results:
 
 
 def _environment(folder: Path | None = None) -> dict[str, str]:
-    found = dict(os.environ)
+    environment = dict(os.environ)
     if folder is not None:
-        found["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "kernels")])
-    return found
+        environment["PYTHONPATH"] = os.pathsep.join([str(folder), str(folder / "kernels")])
+    return environment
 
 
 def _other(path: str) -> tuple[list[str], dict[str, str], str]:

@@ -60,11 +60,11 @@ class Limits:
 
     def of(self, name: str) -> Limit:
         """The limit of a metric."""
-        found = DEFAULTS.get(name.rsplit("/", 1)[-1], FALLBACK)
+        limit = DEFAULTS.get(name.rsplit("/", 1)[-1], FALLBACK)
         for pattern, changes in self.rules:
             if _matches(pattern, name):
-                found = replace(found, **changes)
-        return found
+                limit = replace(limit, **changes)
+        return limit
 
     def require_matches(self, names: Iterable[str]) -> None:
         """Refuse a rule that changes nothing: most likely its name is misspelt.

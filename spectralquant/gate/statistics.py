@@ -46,7 +46,7 @@ def compare_times(
     """
     x, y = np.asarray(a, float), np.asarray(b, float)
     paired = paired and len(x) == len(y)
-    found = stats.bootstrap(
+    resampled = stats.bootstrap(
         (x, y),
         _median_ratio,
         paired=paired,
@@ -57,13 +57,13 @@ def compare_times(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    spread = found.bootstrap_distribution
+    spread = resampled.bootstrap_distribution
     variance = OVER_MEAN * sum(float(np.log(s).var(ddof=1)) / len(s) for s in (x, y))
     resolution = Z * math.sqrt(variance)
     samples = min(len(x), len(y))
     return Comparison(
         ratio=float(_median_ratio(x, y, -1)),
-        bound=float(found.confidence_interval.low),
+        bound=float(resampled.confidence_interval.low),
         p=float((1 + (spread <= 1 + limit).sum()) / (1 + len(spread))),
         resolution=resolution,
         variation=float(max(s.std(ddof=1) / s.mean() for s in (x, y))),

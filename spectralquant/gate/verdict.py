@@ -69,22 +69,22 @@ def timing_verdict(
     if fewest < LEAST_SAMPLES:
         why = f"{fewest} samples a side; at least {LEAST_SAMPLES} are needed, {ENOUGH_SAMPLES} recommended"
         return Verdict(name, INCONCLUSIVE, why, limit=limit)
-    found = compare_times(before, now, limit, paired=paired, seed=seed, resamples=resamples)
+    comparison = compare_times(before, now, limit, paired=paired, seed=seed, resamples=resamples)
     middle = sorted(before)[len(before) // 2], sorted(now)[len(now) // 2]
-    made = Verdict(name, PASS, "within its limit", *map(float, middle), found.ratio - 1, limit, found.p)
-    if found.variation > MOST_VARIATION:
-        why = f"times vary by {100 * found.variation:.0f} % (over {100 * MOST_VARIATION:.0f} %): measure on a quieter machine"
-        return replace(made, verdict=INCONCLUSIVE, why=why, p=None)
-    if found.p <= 1 - CONFIDENCE:
-        why = f"slower by at least {100 * (found.bound - 1):.1f} % (95 % sure), allowed {100 * limit:.1f} %"
-        return replace(made, verdict=REGRESSION, why=why)
-    if found.resolution > limit:
+    verdict = Verdict(name, PASS, "within its limit", *map(float, middle), comparison.ratio - 1, limit, comparison.p)
+    if comparison.variation > MOST_VARIATION:
+        why = f"times vary by {100 * comparison.variation:.0f} % (over {100 * MOST_VARIATION:.0f} %): measure on a quieter machine"
+        return replace(verdict, verdict=INCONCLUSIVE, why=why, p=None)
+    if comparison.p <= 1 - CONFIDENCE:
+        why = f"slower by at least {100 * (comparison.bound - 1):.1f} % (95 % sure), allowed {100 * limit:.1f} %"
+        return replace(verdict, verdict=REGRESSION, why=why)
+    if comparison.resolution > limit:
         why = (
-            f"with this noise {found.samples} samples find only slowdowns over {100 * (limit + found.resolution):.0f} %; about "
-            f"{found.enough} samples a side would decide for a limit of {100 * limit:.0f} %"
+            f"with this noise {comparison.samples} samples find only slowdowns over {100 * (limit + comparison.resolution):.0f} %; about "
+            f"{comparison.enough} samples a side would decide for a limit of {100 * limit:.0f} %"
         )
-        return replace(made, verdict=INCONCLUSIVE, why=why)
-    return made
+        return replace(verdict, verdict=INCONCLUSIVE, why=why)
+    return verdict
 
 
 def decide(
@@ -100,17 +100,17 @@ def decide(
     interleaved: both sides ran in turn on one machine. doubt: why nothing timed can be trusted (throttling).
     """
     resamples = max(RESAMPLES, 40 * sum(bool(m.samples) for m in baseline.values()))
-    found = [
+    verdicts = [
         _one(name, before, current.get(name), limits, interleaved, doubt, resamples)
         for name, before in baseline.items()
     ]
-    timed = [i for i, v in enumerate(found) if v.p is not None]
-    for i, sure in zip(timed, holm([found[i].p for i in timed]), strict=True):
-        if found[i].verdict == REGRESSION and not sure:
+    timed = [i for i, v in enumerate(verdicts) if v.p is not None]
+    for i, sure in zip(timed, holm([verdicts[i].p for i in timed]), strict=True):
+        if verdicts[i].verdict == REGRESSION and not sure:
             why = f"slower, but not surely so among {len(timed)} timed metrics (Holm): more samples would decide"
-            found[i] = replace(found[i], verdict=INCONCLUSIVE, why=why)
+            verdicts[i] = replace(verdicts[i], verdict=INCONCLUSIVE, why=why)
     new = [Verdict(n, NEW, "not in the baseline", None, m.value) for n, m in current.items() if n not in baseline]
-    return found + new
+    return verdicts + new
 
 
 def _one(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,7 +20,6 @@ class Row(BaseModel):
     A file may hold fields that this version does not know (they are kept); a row that is written may not.
     """
 
-    open_fields: ClassVar[bool] = False
     model_config = ConfigDict(extra="allow", populate_by_name=True, protected_namespaces=())
 
     def keys(self) -> Iterator[str]:
@@ -72,7 +71,7 @@ class Row(BaseModel):
 def undeclared(value: Any, where: str = "") -> str | None:
     """The first field of a row, or of a row in it, that its type does not declare."""
     if isinstance(value, Row):
-        for name in () if value.open_fields else value.model_extra or ():
+        for name in value.model_extra or ():
             return f"{where}{type(value).__name__}.{name}"
         return next((first for each in value.model_fields_set if (first := undeclared(getattr(value, each)))), None)
     if isinstance(value, list):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any
 
 from pydantic import Field
 
@@ -22,19 +22,117 @@ class SpectrumRow(Row):
 
 
 class ScaleRow(Row):
-    """One part of calibrating at real sizes; what it measured depends on the part, so that other fields may stand beside."""
+    """One part of calibrating at real sizes; each part sets those fields that it measures or predicts. Times in seconds.
 
-    open_fields: ClassVar[bool] = True
+    Differences are relative to the largest entry, but for that of ranks; plan_error: predicted peak over the measured, less one.
+    """
 
     part: str
     ok: bool = True
     error: str | None = None
+    options: str | None = None
+    model: str | None = None
+    gpus: int | None = None
+    layers: int | None = None
+    of_layers: int | None = None
+    measured: bool | None = None
+    device: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+    # a calibration
+    process_s: Figure = None
+    seconds: Figure = None
+    stages_s: dict[str, float] | None = None
+    capture_s: dict[str, float] | None = None
+    peak_bytes: int | None = None
+    stages_peak_bytes: dict[str, int] | None = None
+    plan: dict[str, Any] | None = None
+    plan_error: Figure = None
+    plan_error_by_stage: dict[str, Figure] | None = None
+    profile_bytes: int | None = None
+    profile_bytes_by_tier: dict[str, int] | None = None
+    steps: int | None = None
+    window: int | None = None
+    span_width: int | None = None
+    solver: str | None = None
+    reduced_bytes: int | None = None
+    reduce_s: Figure = None
+    # several GPUs against one
+    seconds_alone: Figure = None
+    seconds_shared: Figure = None
+    step_s_alone: Figure = None
+    step_s_shared: Figure = None
+    efficiency: Figure = None
+    add_up_s: Figure = None
+    added_bytes: int | None = None
+    largest_difference_of_sums: Figure = None
+    largest_difference_of_sums_of_two_equal_runs: Figure = None
+    largest_difference_of_head_spectra: Figure = None
+    largest_difference_of_ranks: int | None = None
+    # quality
+    varied: str | None = None
+    metric: str | None = None
+    basis: str | None = None
+    n_tokens: int | None = None
+    payload_ratio: Figure = None
+    kl_nats: Figure = None
+    delta_ppl: Figure = None
+    tier_bytes: int | None = None
+    # predicted
+    name: str | None = None
+    predicted: bool | None = None
+    parameters: float | None = None
+    width: int | None = None
+    weights_bytes: int | None = None
+    statistics_bytes: int | None = None
+    activations_bytes: int | None = None
+    eigenproblem_bytes: int | None = None
+    eigenproblem_width: int | None = None
+    peak_bytes_beside_weights: int | None = None
+    profile_bytes_at_most: int | None = None
+    seconds_100_steps_one_card: Figure = None
+    bases_s: Figure = None
+    # where it comes from
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    created: str | None = None
+    commit: str | None = None
+    dirty: bool | None = None
+    provenance: dict[str, Any] | None = None
+    run: str | None = None
 
 
 class SpeedRow(Row):
-    """Time of one way to code or decode on one shape; which fields stand beside depends on the way."""
+    """Time of one way (`what`) to code, decode or begin on one shape: median and middle three fifths of wall-clock seconds.
 
-    open_fields: ClassVar[bool] = True
+    gb_s: gigabytes of float16 keys and values a second. ceiling_s: the synthesis products alone.
+    """
+
+    what: str
+    model: str
+    context: int
+    batch: int
+    fp16_bytes: int
+    packet_bytes: int | None = None
+    seconds: float
+    seconds_low: Figure = None
+    seconds_high: Figure = None
+    gb_s: float
+    rank_keys: int | None = None
+    rank_values: int | None = None
+    span: int | None = None
+    unique_ids: int | None = None
+    streams_overhead_share: Figure = None
+    stages_s: dict[str, float] | None = None
+    ceiling_s: Figure = None
+    working_bytes: int | None = None
+    raw_blocks: int | None = None
+    bytes_again: int | None = None
+    coded_tokens: int | None = None
+    coded_bytes: int | None = None
+    token_s: Figure = None
+    coder: str | None = None
+    run: int | None = None
 
 
 class PlanRow(Row):

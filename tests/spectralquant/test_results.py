@@ -41,6 +41,11 @@ def test_a_field_that_is_not_declared_is_not_written():
         results_file("compare", [{"method": "x", "kl_nat": 0.1}], {})
     with pytest.raises(ValueError, match=r"CompareResults\.colour is not declared"):
         results_file("compare", [], {}, colour="red")
+    with pytest.raises(ValueError, match=r"ScaleRow\.second is not declared"):
+        results_file("calibrate-scale", [{"part": "8b", "second": 1.0}], {})
+    speed = {"what": "decode", "model": "m", "context": 1, "batch": 1, "fp16_bytes": 1, "seconds": 1.0, "gb_s": 1.0}
+    with pytest.raises(ValueError, match=r"SpeedRow\.median is not declared"):
+        results_file("cold-speed", [speed | {"median": 1.0}], {})
     with pytest.raises(ValueError, match="method"):
         results_file("compare", [{"kl_nats": 0.1}], {})
 

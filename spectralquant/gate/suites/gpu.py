@@ -85,12 +85,12 @@ def _batch_rows(bench: Bench, batch: int, progress: Progress) -> list[MetricRow]
     for kernel in ATTENTION:
         name = f"gpu/{kernel}/context={CONTEXT},batch={batch}"
         error, limit = check_kernel(kernel, inputs, settings.share)
-        mine = functools.partial(kernel_call(kernel, settings), inputs)
-        theirs = functools.partial(best, inputs.query, keys, values)
+        ours = functools.partial(kernel_call(kernel, settings), inputs)
+        dense = functools.partial(best, inputs.query, keys, values)
         ratios = []
         for done in range(ROUNDS):
             progress(name, done, ROUNDS)
-            ratios.append(graph_time([mine], replays=7).median / graph_time([theirs], replays=7).median)
+            ratios.append(graph_time([ours], replays=7).median / graph_time([dense], replays=7).median)
         rows += [
             MetricRow(metric=f"{name}/correct", value=float(error <= limit)),
             MetricRow(metric=f"{name}/bytes_read", value=float(counted[kernel]["bytes"])),

@@ -66,15 +66,15 @@ def smoke_suite(
         held_out_windows=1,
         held_out_window=settings.window,
     )
-    made: list[CalibrationProfile] = []
+    profiles: list[CalibrationProfile] = []
 
     def calibrate() -> list[MetricRow]:
-        made.append(_calibrated(loaded, text, calibration, text_name, progress, kept))
+        profiles.append(_calibrated(loaded, text, calibration, text_name, progress, kept))
         return []
 
     ids = text.windows(settings.scored)[-1]
     rows = _working("calibration", calibrate)
-    for profile in made:
+    for profile in profiles:
         rows += _measured(loaded, profile, ids, progress, kept)
     header = smoke_suite_header(loaded, text, text_name, settings)
     header.provenance |= kept.facts()
@@ -177,7 +177,7 @@ def _cache_rows(
 ) -> list[MetricRow]:
     """A real cache: what it does to the model, and what it holds, counted from the bytes of its blocks."""
     cache = SpectralCache(loaded.model, profile, tier=tier, background=False)
-    mine = _fed(loaded, cache, ids)
+    from_cache = _fed(loaded, cache, ids)
     stats = cache.stats()
     blocks = [block for row in cache.state.sequences for block in row]
     counted = sum(len(cache.tiers[b.tier].to_bytes(b)) for b in blocks)
@@ -185,26 +185,26 @@ def _cache_rows(
     if not coded:
         raise SpectralQuantError(f"a cache of {len(ids)} tokens coded none of them into its {tier} tier")
     rows = [
-        _row(f"cache/{tier}/kl_nats", float((exact.exp() * (exact - mine)).sum() / len(ids))),
+        _row(f"cache/{tier}/kl_nats", float((exact.exp() * (exact - from_cache)).sum() / len(ids))),
         _row(f"cache/{tier}/coded_tokens", coded),
         _row(f"cache/{tier}/resident_bytes", stats.resident_bytes),
     ]
     real = sum(b.tokens for b in blocks) * loaded.geometry.fp16_bytes_per_token / max(1, counted)
     reported = stats.payload_ratio or 0.0
     rows.append(_row(f"cache/{tier}/reported_over_counted", reported / real if real else 0.0))
-    held, plain = _held(loaded, cache, ids)
-    rows.append(_row(f"cache/{tier}/relative_error", float((held - plain).norm() / plain.norm())))
+    restored, plain = _last_layer(loaded, cache, ids)
+    rows.append(_row(f"cache/{tier}/relative_error", float((restored - plain).norm() / plain.norm())))
     return rows
 
 
 @torch.no_grad()
-def _held(loaded: LoadedModel, cache: SpectralCache, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _last_layer(loaded: LoadedModel, cache: SpectralCache, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values of the last layer as the cache gives them back, and as the model made them."""
     plain = DynamicCache(config=loaded.model.config)
     _fed(loaded, plain, ids)
-    found = torch.stack([x.float() for x in cache.view(loaded.geometry.layers - 1, 0).dense()])
-    made = torch.stack([plain.layers[-1].keys.float(), plain.layers[-1].values.float()])
-    return found, made
+    restored = torch.stack([x.float() for x in cache.view(loaded.geometry.layers - 1, 0).dense()])
+    original = torch.stack([plain.layers[-1].keys.float(), plain.layers[-1].values.float()])
+    return restored, original
 
 
 def _packet_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor) -> list[MetricRow]:

@@ -43,32 +43,32 @@ def operations() -> dict[str, Callable[[], Any]]:
             loaded.model(input_ids=ids, **with_cache(loaded.model, cache), logits_to_keep=1)
         return cache
 
-    held = {tier: fill(tier) for tier in TIERS}
-    packets = held["cold"].pack()
+    caches = {tier: fill(tier) for tier in TIERS}
+    packets = caches["cold"].pack()
 
     def token(tier: str) -> None:
         with torch.no_grad():
-            loaded.model(input_ids=ids[:, :1], **with_cache(loaded.model, held[tier]))
-        held[tier].crop(-1)
+            loaded.model(input_ids=ids[:, :1], **with_cache(loaded.model, caches[tier]))
+        caches[tier].crop(-1)
 
-    found: dict[str, Callable[[], Any]] = {}
+    runs: dict[str, Callable[[], Any]] = {}
     for tier in TIERS:
-        found[f"prefill/{tier}"] = lambda tier=tier: fill(tier)
-        found[f"token/{tier}"] = lambda tier=tier: token(tier)
-    found["packet/pack"] = held["cold"].pack
-    found["packet/unpack"] = lambda: SpectralCache.unpack(loaded.model, profile, packets).view(0).dense()
-    return found
+        runs[f"prefill/{tier}"] = lambda tier=tier: fill(tier)
+        runs[f"token/{tier}"] = lambda tier=tier: token(tier)
+    runs["packet/pack"] = caches["cold"].pack
+    runs["packet/unpack"] = lambda: SpectralCache.unpack(loaded.model, profile, packets).view(0).dense()
+    return runs
 
 
 def main() -> None:
     """Answer until stdin ends."""
-    found = operations()
-    for run in found.values():
+    runs = operations()
+    for run in runs.values():
         run()
-    print(json.dumps({"ready": list(found)}), flush=True)
+    print(json.dumps({"ready": list(runs)}), flush=True)
     for _ in sys.stdin:
         times = {}
-        for name, run in found.items():
+        for name, run in runs.items():
             begin = time.perf_counter()
             run()
             if torch.cuda.is_available():

@@ -58,8 +58,8 @@ class _Coded:
 
     @property
     def nbytes(self) -> int:
-        held = 0 if self.keys is None else self.keys.nbytes
-        return held + 2 * self.rest.numel() + self.values.nbytes
+        key_bytes = 0 if self.keys is None else self.keys.nbytes
+        return key_bytes + 2 * self.rest.numel() + self.values.nbytes
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def not_measured(monkeypatch):
 
 
 def test_a_baseline_of_another_text_is_told_before_measuring(small_folder, tmp_path, capsys, not_measured):
-    write_json(tmp_path / "base.json", read_results(OLD_BASELINE))
+    write_json(tmp_path / "base.json", read_results(OLD_BASELINE).as_json())
     arguments = ["gate", "--run", "smoke", "--model", small_folder, "--baseline", tmp_path / "base.json"]
     with pytest.raises(SystemExit) as end:
         main([*map(str, arguments), "--json", str(tmp_path / "verdicts.json")])
