@@ -39,6 +39,7 @@ class ScaleRow(Row):
     device: str | None = None
     driver: str | None = None
     cuda: str | None = None
+    threads: int | None = None
     # a calibration
     process_s: Figure = None
     seconds: Figure = None

@@ -12,6 +12,7 @@ from research.cold_speed.sample import SpeedSample, geometry_of, tier_of
 from research.cold_speed.study import _summary
 from spectralquant.cache.persist.prompt import pack_prompt, profile_codecs
 from spectralquant.models.shapes import ModelShape, parse_shape
+from spectralquant.results.files import results_file
 from sqcli.html.report import report_page
 from sqcli.terminal.study import study_view
 
@@ -41,13 +42,9 @@ def test_a_bench_decodes_and_encodes_what_it_says(tmp_path):
     assert all(r["raw_blocks"] == 0 for r in rows if r["what"] == "encode")
     written = sum(map(len, bench.blocks))
     assert abs(rows[1]["bytes_again"] / written - 1) < 0.2
-    result = {
-        "kind": "spectralquant.cold-speed",
-        "provenance": {"device": "here", "made": "so"},
-        "checks": {"one": checked},
-        "summary": _summary(rows),
-        "rows": [*rows, rows[0] | {"what": "prefill"}, rows[0] | {"what": "prefill", "context": 512}],
-    }
+    shown = [*rows, rows[0] | {"what": "prefill"}, rows[0] | {"what": "prefill", "context": 512}]
+    facts = {"device": "here", "made": "so"}
+    result = results_file("cold-speed", shown, facts, checks={"one": checked}, summary=_summary(rows))
     assert study_view(result)[0].row_count == 4
     page = report_page([("cold.json", result)]).render()
     assert "time to the first token" in page and "<svg" in page

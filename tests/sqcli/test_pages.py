@@ -22,9 +22,10 @@ def report() -> str:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 768, 1280])
-def test_nothing_is_wider_than_its_card(report, width):
-    assert too_wide(report, width) == []
+def test_nothing_is_wider_than_its_card(report, width, dark):
+    assert too_wide(report, width, dark=dark) == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

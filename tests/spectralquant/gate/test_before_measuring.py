@@ -80,4 +80,4 @@ def test_another_suite_is_told_before_measuring(not_measured, monkeypatch):
 def test_results_without_rows_that_could_be_compared_are_refused():
     baseline = read_results(BASELINE)
     with pytest.raises(InputError, match="nothing that can be gated"):
-        judge(baseline, baseline | {"rows": []}, Limits())
+        judge(baseline, baseline.updated(rows=[]), Limits())
