@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -74,7 +76,7 @@ class Checkpoint:
         """Store the sums after `step` steps; the previous checkpoint is replaced only when this one is complete."""
         name = f"sums-{step}.safetensors"
         with atomic_path(self.folder / name) as path:
-            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
+            _write({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
         self._note(step, name)
         self.since = time.perf_counter()
 
@@ -114,3 +116,14 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the checkpoint of a finished run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file. Its library tells what the system refused in words alone: raised here as the OSError that it is."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

@@ -11,6 +11,7 @@ from sqcli.options import Config, Csv, Device, Json, Offline, Quiet, Resume, See
 from sqcli.typos import check_model, check_shape, checked, device_models, one_of
 
 if TYPE_CHECKING:
+    from spectralquant.bench.generate.run import GenerateRequest
     from spectralquant.bench.run import BenchRequest
     from spectralquant.results.schema import BenchResults
     from sqcli.output import Output
@@ -87,6 +88,7 @@ def profile(
     Example: [bold]sq profile --context 32768 --batch 1,8 --shape llama-3.1-8b --html speed.html[/bold]
     """
     from spectralquant.bench.device.devices import parse_device
+    from spectralquant.bench.generate.run import GenerateRequest
     from spectralquant.bench.inputs import CodeSettings
     from spectralquant.bench.run import KERNELS, BenchRequest, predict_device
     from spectralquant.errors import InputError
@@ -107,7 +109,8 @@ def profile(
             raise InputError("--generate times a model with random weights at --shape; --model is not for it.")
         contexts = _numbers(context or "8192,32768,131072", "--context")
         batches = _numbers(batch or "1,4,8,16", "--batch")
-        _generate(shape or "llama-3.1-8b", contexts, batches, new_tokens, share, pick_device(device), output, html)
+        wanted = GenerateRequest(contexts, batches, new_tokens, share)
+        _generate(shape or "llama-3.1-8b", wanted, pick_device(device), output, html, resume)
         return
     request = BenchRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
@@ -152,36 +155,33 @@ def _render(result: BenchResults, output: Output, html: Path | None) -> None:
 
 
 def _generate(
-    shape: str,
-    contexts: tuple[int, ...],
-    batches: tuple[int, ...],
-    new: int,
-    share: float,
-    device: Any,
-    output: Output,
-    html: Path | None,
+    shape: str, request: GenerateRequest, device: Any, output: Output, html: Path | None, resume: bool
 ) -> None:
     """Calibrate a model with random weights for two steps, and time `generate` over its caches."""
-    from spectralquant.bench.generate.run import GenerateRequest, generate_results
+    from dataclasses import asdict
+
+    from spectralquant.bench.generate.run import generate_results
     from spectralquant.calibrating.api import calibrate
     from spectralquant.calibration.options import CalibrationSettings
     from spectralquant.models.load import load_model
     from spectralquant.models.shapes import parse_shape
+    from spectralquant.provenance import device_facts
+    from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.read import load_text
     from sqcli.html.page import write_page
     from sqcli.html.report import report_page
     from sqcli.terminal.generate import generate_view
 
-    request = GenerateRequest(contexts=contexts, batches=batches, new=new, select=share)
     loaded = load_model(f"random:{shape}", device=str(device))
     request.check(loaded.model.config.max_position_embeddings)
     settings = CalibrationSettings(window=384, tiers=("hot", "warm"), held_out_windows=1, held_out_window=512)
-    with output.progress() as bar:
+    inputs = {"kind": "generate", "shape": shape, **asdict(request), **device_facts(device)}
+    with output.progress() as bar, UnfinishedRun("profile", inputs, resume=resume, report=output.note) as kept:
         profile = calibrate(
             loaded.model, loaded.tokenizer, load_text("builtin:pydoc"), steps=2, settings=settings, progress=bar
         )
         facts = {"calibration_steps": 2, "calibration_window": settings.window}
-        result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, output.keep)
+        result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, output.keep, kept)
     output.show(*generate_view(result))
     output.finish(result, title="sq profile --generate")
     if html is not None:

@@ -30,5 +30,5 @@ def cold_sections(page: Page, name: str, result: dict[str, Any]) -> None:
         page.figure(f"{title}; time to the first token", chart)
     head = ("", "Model", "Tokens", "ms", "Spread", "GB/s of fp16", "MB")
     page.table(f"{title}; every figure", [head, *speed_rows(rows)])
-    page.facts(f"{name}: checks", {k: str(v) for k, v in result["checks"].items()})
+    page.facts(f"{name}: checks", result["checks"])
     page.facts(f"{name}: how it was made", {"statistics": result["provenance"]["made"]})

@@ -47,9 +47,9 @@ class Page:
         text = [i for i in range(1, len(head)) if max((len(r[i]) for r in body), default=0) > LONG_TEXT]
         self._add(kind="table", title=title, head=head, rows=body, stack=stack, text_columns=text)
 
-    def facts(self, title: str, facts: dict[str, str], folded: str | None = None) -> None:
-        """Named facts; with `folded` behind that line, to be opened."""
-        self._add(kind="facts", title=title, facts=facts, folded=folded)
+    def facts(self, title: str, facts: dict[str, Any], folded: str | None = None) -> None:
+        """Named facts, nested ones as lines of their own; with `folded` behind that line, to be opened."""
+        self._add(kind="facts", title=title, facts=flat(facts), folded=folded)
 
     def _add(self, **section: Any) -> None:
         self._sections.append({**section, "anchor": self._pending})
@@ -72,3 +72,15 @@ class Page:
 def write_page(path: str | Path, page: Page) -> None:
     """Write a page atomically."""
     write_text(path, page.render())
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested mappings and lists as named lines, `outer, inner`."""
+    if isinstance(value, dict):
+        out: dict[str, str] = {}
+        for key, inner in value.items():
+            out |= flat(inner, f"{prefix}, {key}" if prefix else str(key).replace("_", " "))
+        return out
+    if isinstance(value, (list, tuple)):
+        return {prefix: ", ".join(str(v) for v in value)}
+    return {prefix: str(value)}

@@ -8,7 +8,7 @@ from typing import Any
 from spectralquant.evaluation.match import curve_name, matched, pareto
 from sqcli.html.charts import xy_chart
 from sqcli.html.cold_page import cold_sections
-from sqcli.html.page import Page
+from sqcli.html.page import Page, flat
 from sqcli.html.speed_page import speed_sections
 from sqcli.terminal.compare import QUICK_NOTE, against, bound_text, ratio_text, row_name
 
@@ -158,15 +158,3 @@ def _provenance(page: Page, name: str, result: dict[str, Any]) -> None:
     facts = {k: v for k, v in flat(result["provenance"]).items() if v not in ("", "None")}
     first = result["provenance"].get("command") or result["provenance"].get("created") or "details"
     page.facts(f"{name}: provenance", facts, folded=str(first))
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested mappings and lists as named lines, `outer, inner`."""
-    if isinstance(value, dict):
-        out: dict[str, str] = {}
-        for key, inner in value.items():
-            out |= flat(inner, f"{prefix}, {key}" if prefix else str(key).replace("_", " "))
-        return out
-    if isinstance(value, (list, tuple)):
-        return {prefix: ", ".join(str(v) for v in value)}
-    return {prefix: str(value)}

@@ -60,11 +60,17 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
         *["--out", p.folder / "study.json"],
     ],
 }
+SHAPE = "custom:layers=2,heads=4,kv_heads=2,head_dim=32,hidden=128,intermediate=256,vocab=300"
+WAYS: dict[str, Callable[[Place], list[object]]] = {  # commands that work otherwise with an option
+    "profile --generate": lambda _: [
+        *["--shape", SHAPE, "--context", 300, "--batch", 1, "--new-tokens", 4, "--device", "cpu"]
+    ],
+}
 
 
 def line(name: str, place: Place) -> list[str]:
     """The words after `sq`."""
-    return [name, *map(str, COMMANDS[name](place))]
+    return [*name.split(), *map(str, (COMMANDS | WAYS)[name](place))]
 
 
 def sq(*words: object) -> int:

@@ -9,7 +9,7 @@ from commands_for_tests import SENTENCE, Place, line, sq
 
 from sqcli.output import Output
 
-DIFFER = ("_s", "seconds", "time", "spent", "peak_memory_bytes")
+DIFFER = ("_s", "_ms", "seconds", "seconds_first", "time", "spent", "peak_memory_bytes")
 # Command: the stage at which it is interrupted, how many calls of the bar later, and the results file it writes by itself.
 LONG = {
     "calibrate": ("calibrate", 27, None),
@@ -17,6 +17,7 @@ LONG = {
     "gate": ("harness and cache", 1, "suite.json"),
     "pack": ("encoding", 1, None),
     "generate": ("generating", 4, None),
+    "profile --generate": ("hot_select", 1, None),
     "study": ("window 2", 0, "study.json"),
 }
 

@@ -10,8 +10,8 @@ from browser_for_tests import CHROMIUM, too_wide
 
 from spectralquant.results.files import read_results
 from sqcli.html.charts import tick, xy_chart
-from sqcli.html.page import Page
-from sqcli.html.report import flat, report_page
+from sqcli.html.page import Page, flat
+from sqcli.html.report import report_page
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "profiles" / "results").glob("*.json"))
 

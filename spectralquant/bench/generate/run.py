@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import GenerateResults
+from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -90,8 +92,11 @@ def generate_results(
     facts: Row,
     progress: Progress = lambda stage, done, total: None,
     save: Callable[[GenerateResults], None] = lambda result: None,
+    kept: Kept = NOTHING_KEPT,
 ) -> GenerateResults:
-    """Measure on the model's device. `save` gets the results file after every cell, `complete` false until the end."""
+    """Measure on the model's device. `save` gets the results file after every cell, `complete` false until the end; `kept`
+    holds finished cells if the run ends early.
+    """
     request.check(getattr(loaded.model.config, "max_position_embeddings", None))
     device = loaded.device
     rows: list[Row] = []
@@ -100,7 +105,7 @@ def generate_results(
         result = results_file(
             "generate",
             rows,
-            provenance(**device_facts(device), model=loaded.name, **facts),
+            provenance(**device_facts(device), model=loaded.name, **facts, **kept.facts()),
             complete=complete,
             settings={"new_tokens": request.new, "select": request.select, "window": 128, "sinks": 4},
             summary=summary_of(rows),
@@ -110,15 +115,19 @@ def generate_results(
 
     if device.type == "cuda":
         for batch in (b for b in request.batches if b in (1, 8) and 32768 in request.contexts):
-            step = whole_step_ms(shape, CodeSettings(share=request.select), 32768, batch, device)
+            settings = CodeSettings(share=request.select)
+            whole = functools.partial(whole_step_ms, shape, settings, 32768, batch, device)
+            step = kept.value(f"whole step, batch {batch}", whole)
             rows.append({"kind": "whole_step", "method": "hot", "context": 32768, "batch": batch, "step_ms": step})
             _free()
-        rows += first_call_rows(shape)
+        rows += kept.value("first calls", functools.partial(first_call_rows, shape))
     cells = list(cells_of(request))
     for done, cell in enumerate(cells):
         progress(f"{cell.method}, {cell.context} x {cell.batch or 'most'}", done, len(cells))
-        rows.append({"kind": cell.kind, "method": cell.method, "context": cell.context, "batch": cell.batch})
-        rows[-1] |= _measure(cell, loaded, profile, request)
+        measured = kept.value(str(cell), functools.partial(_measure, cell, loaded, profile, request))
+        rows.append(
+            {"kind": cell.kind, "method": cell.method, "context": cell.context, "batch": cell.batch, **measured}
+        )
         finish(False)
     return finish(True)
 
