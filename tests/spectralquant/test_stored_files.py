@@ -16,6 +16,7 @@ from spectralquant.gate.limits import Limits
 from spectralquant.gate.metrics import metrics_of
 from spectralquant.gate.run import judge
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.results.files import read_results
 
 STORED = Path(__file__).parent.parent / "data" / "stored"
 VERSIONS = (1, 2)
@@ -89,12 +90,13 @@ def test_every_tier_of_the_profile_serves(model, profile, tier):
     assert 0 < relative(continued, whole) < 0.2
 
 
-def test_the_first_baseline_is_still_judged():
-    baseline = json.loads((STORED / "smoke-baseline.json").read_text())
-    assert len(metrics_of(baseline)) == len(baseline["rows"])
+def test_the_first_baseline_is_still_judged(tmp_path):
+    baseline = read_results(STORED / "smoke-baseline.json")
+    assert len(metrics_of(baseline)) == len(baseline.rows)
     outcome = judge(baseline, baseline, Limits())
-    assert outcome.code == 0 and outcome.counts()["pass"] == len(baseline["rows"])
-    worse = json.loads(json.dumps(baseline))
+    assert outcome.code == 0 and outcome.counts()["pass"] == len(baseline.rows)
+    worse = json.loads((STORED / "smoke-baseline.json").read_text())
     ratio = next(row for row in worse["rows"] if row["metric"].endswith("payload_ratio"))
     ratio["value"] *= 0.5
-    assert judge(baseline, worse, Limits()).code == 1
+    (tmp_path / "worse.json").write_text(json.dumps(worse))
+    assert judge(baseline, read_results(tmp_path / "worse.json"), Limits()).code == 1
