@@ -24,6 +24,7 @@ from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -39,7 +40,7 @@ class UnseenCold(SpectralCold):
         return super().encode(replace(block, received=None))
 
 
-def cost_study(loaded: LoadedModel, profile: CalibrationProfile, windows: torch.Tensor, source: str) -> dict[str, Any]:
+def cost_study(loaded: LoadedModel, profile: CalibrationProfile, windows: torch.Tensor, source: str) -> Results:
     """Rows of every precision with attention seen, and of every step without; the cost in bytes at equal KL."""
     tier, embedding = profile.tier("cold"), embedding_weight(loaded.model)
 
@@ -92,7 +93,7 @@ def main() -> None:
     loaded = load_model(profile.sidecar.model.name, dtype="float32", offline=True)
     text = tokenize(loaded.tokenizer, load_text(arguments.text, offline=True), 4_000_000)
     result = cost_study(loaded, profile, text.windows(WINDOW)[-arguments.windows :], arguments.text)
-    write_json(arguments.out, result)
+    write_json(arguments.out, result.as_json())
     print(result["summary"])
 
 

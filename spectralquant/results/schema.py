@@ -236,6 +236,11 @@ class ColdSpeedResults(Results):
     summary: dict[str, Any] = {}
 
 
+class ColdCostResults(Results):
+    rows: list[MethodRow]
+    summary: dict[str, Any] = {}
+
+
 class ScaleResults(Results):
     rows: list[ScaleRow]
     summary: dict[str, Any] = {}
@@ -271,6 +276,7 @@ KINDS: dict[str, type[Results]] = {
     "architectures": ArchitectureResults,
     "plan": PlanResults,
     "cold-speed": ColdSpeedResults,
+    "cold-costs": ColdCostResults,
     "durations": DurationResults,
     "prediction": PredictionResults,
     "calibrate-scale": ScaleResults,
