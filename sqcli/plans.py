@@ -14,7 +14,7 @@ def calibration_plan(
     steps: int, window: int, tiers: Sequence[str], searched: Sequence[str] = ()
 ) -> list[tuple[str, float]]:
     """Stages of `sq calibrate`; searched: tiers whose target is a loss, which takes several trials."""
-    plan = [("calibrate", steps * STEP_S * window / WINDOW), ("sample windows", 1.0)]
+    plan = [("calibrate", steps * STEP_S * window / WINDOW)]
     for tier in tiers:
         trials = [("solving for", 60.0)] if tier in searched else []
         if tier == "cold":

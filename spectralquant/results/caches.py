@@ -58,6 +58,7 @@ class CacheRow(Row):
     reconstructor_failure: str | None
     over_budget: bool
     not_compressed: list[dict[str, int | str]]
+    ways: dict[str, int] = {}
 
 
 class GeneratedRow(CacheRow):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from spectralquant.cache.report.stats import CacheStats
 from spectralquant.errors import InputError
 from spectralquant.files import write_json
 from spectralquant.results.base import undeclared
+from spectralquant.results.caches import CacheRow
 from spectralquant.results.files import read_results, results_file
 from spectralquant.results.quality import MethodRow
 from spectralquant.results.schema import KINDS
@@ -48,6 +51,10 @@ def test_a_field_that_is_not_declared_is_not_written():
         results_file("cold-speed", [speed | {"median": 1.0}], {})
     with pytest.raises(ValueError, match="method"):
         results_file("compare", [{"kl_nats": 0.1}], {})
+
+
+def test_a_row_of_a_cache_declares_all_that_a_cache_tells():
+    assert {field.name for field in fields(CacheStats)} <= CacheRow.model_fields.keys()
 
 
 def test_a_field_of_a_later_version_is_kept(tmp_path):
