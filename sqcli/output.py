@@ -8,12 +8,12 @@ import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
 from spectralquant.files import require_writable
+from sqcli.collisions import Paths, each_path, require_apart
 from sqcli.progress import Plan, StageProgress
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ PIPED_WIDTH = 80
 
 
 class Output:
-    """One command's output; its files, and those in `writes` by option, are tested before any work. With `--json -` stdout carries JSON alone. Text from files is shown as it is: `[x]` is no markup."""
+    """One command's output; its files, and those in `writes` by option, are tested before any work. With `--json -` stdout carries JSON alone. Text from files is shown as it is: `[x]` is no markup.
+
+    writes, reads: further outputs, and the inputs that no output may replace, by option.
+    """
 
     def __init__(
         self,
@@ -33,14 +36,21 @@ class Output:
         csv_file: str | None = None,
         svg_file: str | None = None,
         quiet: bool = False,
-        writes: Mapping[str, Path | None] | None = None,
+        writes: Mapping[str, Paths] | None = None,
+        reads: Mapping[str, Paths] | None = None,
     ) -> None:
         if quiet:
             warnings.simplefilter("ignore", UserWarning)  # what they say is in the results
         self.json_file, self.csv_file, self.svg_file, self.quiet = json_file, csv_file, svg_file, quiet
-        files = {"--json": None if json_file == "-" else json_file, "--csv": csv_file, "--svg": svg_file}
-        for option, path in (files | dict(writes or {})).items():
-            if path is not None:
+        files: dict[str, Paths] = {
+            "--json": None if json_file == "-" else json_file,
+            "--csv": csv_file,
+            "--svg": svg_file,
+        }
+        outputs: dict[str, Paths] = {**files, **(writes or {})}
+        require_apart(outputs, reads or {})
+        for option, paths in outputs.items():
+            for path in each_path(paths):
                 require_writable(path, option)
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self.console = Console(stderr=json_file == "-", width=width, soft_wrap=False, highlight=False, markup=False)

@@ -44,6 +44,8 @@ def read_results(path: str | Path) -> Results:
         InputError: missing, not JSON, not a results file, of another schema, or damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Pass a results file.")
     if not path.is_file():
         raise InputError(f"There is no results file {path}. Check the path.")
     raw = read_json(path, "The results file")

@@ -13,6 +13,7 @@ from sqcli.typos import check_data, check_target, checked, metric_names, one_of,
 
 if TYPE_CHECKING:
     from spectralquant.calibration.options import CalibrationSettings
+    from sqcli.output import Output
 
 
 def calibrate(
@@ -91,6 +92,8 @@ def calibrate(
     from spectralquant.calibration.options import TIERS, CalibrationSettings, parse_targets
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size
+    from sqcli.collisions import profile_files, text_files
+    from sqcli.output import Output
 
     tiers = TIERS if tier == "all" else tuple(t.strip() for t in tier.split(","))
     settings = CalibrationSettings(
@@ -111,8 +114,18 @@ def calibrate(
         raise InputError("--dtype float16 overflows in the backward pass. Use float32 or bfloat16.")
     stem = out or Path("profiles") / _default_name(model, data)
 
+    def open_output() -> Output:
+        return Output(
+            json_file=json,
+            csv_file=csv,
+            svg_file=svg,
+            quiet=quiet,
+            writes={"--out": profile_files(stem)},
+            reads={"--data": text_files(data), "--held-out-data": text_files(held_out_data or ())},
+        )
+
     if dry_run:
-        _dry_run(model, settings, device, dtype, memory, offline, json, csv, svg, quiet)
+        _dry_run(model, settings, device, dtype, memory, offline, open_output())
         return
     from spectralquant.calibrating.api import calibrate_model
     from spectralquant.calibration.plan import PlannedModel, keep_within, memory_of, plan_for
@@ -121,14 +134,13 @@ def calibrate(
     from spectralquant.processes import processes
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
-    from sqcli.output import Output
     from sqcli.plans import calibration_plan
     from sqcli.results import calibration_result
     from sqcli.terminal.calibration import calibration_view
     from sqcli.terminal.plan import plan_lines
 
     with processes(device) as (own, device):
-        output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet) if own.first else Output(quiet=True)
+        output = open_output() if own.first else Output(quiet=True)
         if own.first:
             with claimed(stem, "--out"):
                 pass  # a run that writes there is refused before the model is loaded; calibrate_model claims it for itself
@@ -165,20 +177,15 @@ def _dry_run(
     dtype: str,
     memory: str | None,
     offline: bool,
-    json: str | None,
-    csv: str | None,
-    svg: str | None,
-    quiet: bool,
+    output: Output,
 ) -> None:
     """Show what a calibration would take, from the model's configuration alone."""
     from spectralquant.calibration.plan import PlannedModel, memory_of, plan_for
     from spectralquant.models.config import load_config
     from spectralquant.models.load import pick_device, pick_dtype
-    from sqcli.output import Output
     from sqcli.results import plan_result
     from sqcli.terminal.plan import plan_table
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
     place = pick_device("cuda" if memory is not None and device == "auto" else device, absent=memory is not None)
     planned = PlannedModel.of_config(model, load_config(model, offline=offline), pick_dtype(dtype, place).itemsize)
     plan = plan_for(planned, settings, memory_of(place, memory))

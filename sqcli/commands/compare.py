@@ -59,6 +59,7 @@ def compare(
     from spectralquant.errors import InputError
     from spectralquant.evaluation.match import parse_match
     from spectralquant.methods.registry import REGISTRY, check, parse
+    from sqcli.collisions import profile_files, text_files
     from sqcli.loading import load_for
     from sqcli.output import Output
 
@@ -83,7 +84,8 @@ def compare(
     from sqcli.plans import comparison_plan
     from sqcli.terminal.compare import comparison_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
+    reads = {"--profile": profile_files(profile), "--data": text_files(data)}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
     if profile == DEFAULT_PROFILE and not profile.with_name(profile.name + ".json").is_file():
         raise InputError(
             "There is no profiles/demo yet. Run `make demo`, or `sq calibrate --out PROFILE` and --profile PROFILE."

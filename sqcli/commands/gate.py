@@ -90,7 +90,16 @@ def gate(
         "--markdown": markdown,
         "--baseline": baseline if update_baseline else None,
     }
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes=writes)
+    reads = {
+        "--current": current,
+        "--limits": limits,
+        "--baseline": None if update_baseline else baseline,
+    }
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes=writes, reads=reads)
+    if run is not None and baseline is not None and not update_baseline and not baseline.exists():
+        raise InputError(
+            f"There is no baseline {baseline} yet. Check the path, or measure it once: the same command with --update-baseline."
+        )
     rules = read_limits(limits) if limits else Limits()
     before = read_results(baseline) if baseline and (not update_baseline or baseline.is_file()) else None
     if before is not None:

@@ -67,11 +67,13 @@ def generate(
     from spectralquant.results.caches import GeneratedRow
     from spectralquant.results.files import results_file
     from spectralquant.results.unfinished import UnfinishedRun
+    from sqcli.collisions import profile_files
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.terminal.cache import cache_view, not_compressed_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    reads = {"--file": file, "--profile": profile_files(profile)}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     loaded_profile = None if profile is None else CalibrationProfile.load(profile)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     from spectralquant.cache.generation import GenerationOptions, generate_text

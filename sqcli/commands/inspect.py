@@ -9,6 +9,8 @@ import typer
 
 from sqcli.options import Config, Csv, Json, Quiet, Svg
 
+PROFILE_SUFFIXES = {".json", ".safetensors"}
+
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A packet (.sqkv) or a profile (.json or .safetensors).")],
@@ -22,13 +24,16 @@ def inspect(
 
     Example: [bold]sq inspect manual.sqkv[/bold]
     """
-    from spectralquant.profile.sidecar import profile_stem
     from spectralquant.provenance import provenance
     from spectralquant.results.files import results_file
+    from sqcli.collisions import profile_files
     from sqcli.output import Output
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
-    if file.suffix in {".json", ".safetensors"} or profile_stem(file).with_name(file.name + ".json").is_file():
+    packet_there = file.is_file() and file.suffix not in PROFILE_SUFFIXES  # results beside a packet are no profile
+    is_profile = not packet_there and (file.suffix in PROFILE_SUFFIXES or any(p.is_file() for p in profile_files(file)))
+    reads = {"FILE": profile_files(file) if is_profile else file}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
+    if is_profile:
         from spectralquant.profile.model import CalibrationProfile
         from sqcli.terminal.packet import profile_contents
 

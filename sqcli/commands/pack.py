@@ -74,11 +74,13 @@ def pack(
     from spectralquant.results.files import results_file
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.tokens import prompt_ids, tokens_sha256
+    from sqcli.collisions import profile_files
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
+    reads = {"--file": file, "--profile": profile_files(profile)}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out}, reads=reads)
     loaded_profile = CalibrationProfile.load(profile)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     ids = torch.tensor([prompt_ids(loaded.tokenizer, prompt)[:max_tokens]])

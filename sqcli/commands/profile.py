@@ -100,7 +100,9 @@ def profile(
 
     if shape is not None and model is not None:
         raise InputError("--shape and --model both name a shape; give one of them.")
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
+    output = Output(
+        json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads={"--show": stored}
+    )
     if stored is not None:
         _show(stored, context, batch, output, html)
         return

@@ -30,7 +30,7 @@ def report(
     from sqcli.html.report import report_page
     from sqcli.output import Output
 
-    output = Output(json_file=json, csv_file=csv, quiet=quiet, writes={"--out": out})
+    output = Output(json_file=json, csv_file=csv, quiet=quiet, writes={"--out": out}, reads={"RUNS": runs})
     results = [(path.stem, read_results(path)) for path in runs]
     with reading(", ".join(map(str, runs))):
         page = report_page(results)

@@ -29,6 +29,7 @@ def show(
     from spectralquant.errors import InputError
     from spectralquant.profile.sidecar import profile_stem
     from spectralquant.profile.view import ProfileView
+    from sqcli.collisions import profile_files
     from sqcli.html.page import write_page
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
@@ -38,7 +39,8 @@ def show(
 
     if head is not None and layer is None:
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html})
+    reads = {"PROFILE": profile_files(profile), "--diff": profile_files(diff)}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
     one = ProfileView.load(profile)
     other = None if diff is None else ProfileView.load(diff)
     if other is not None:

@@ -103,10 +103,12 @@ def study(
     if name in WITH_PROFILE and profile is None:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from research.run import Desk, StudyRequest, run_study
+    from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
     from sqcli.terminal.study import study_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet)
+    reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(other_data)}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     request = StudyRequest(
         name=name,
         model=model,

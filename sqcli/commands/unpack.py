@@ -40,11 +40,13 @@ def unpack(
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.files import results_file
+    from sqcli.collisions import profile_files
     from sqcli.loading import load_for
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
 
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out})
+    reads = {"the packet": packet, "--profile": profile_files(profile)}
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out}, reads=reads)
     loaded_profile = CalibrationProfile.load(profile)
     opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
