@@ -73,6 +73,7 @@ def parse_target(text: str) -> Target:
     except ValueError:
         raise InputError(f"--target {text!r}: {number!r} is not a number.") from None
     low, high = LIMITS[name]
+    above = f"at least {low:g}" if low > 0 else "above 0"
     if not (math.isfinite(value) and low <= value <= high and value > 0):
-        raise InputError(f"--target {text!r}: {name} must lie between {low:g} and {high:g} and above 0.")
+        raise InputError(f"--target {text!r}: {name} must be {above}, and {high:g} at most.")
     return Target(name, value)

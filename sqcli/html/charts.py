@@ -129,6 +129,7 @@ def _axes(across: str, up: str, *, height: float = HEIGHT, grid: bool = True) ->
         "svg.fonttype": "none",
         "svg.hashsalt": "spectralquant",
         "font.size": 9,
+        "grid.linewidth": 0.6,
         **{f"{name}.color": TEXT for name in ("text", "xtick", "ytick")},
         **{"axes.labelcolor": TEXT, "axes.edgecolor": GRID, "grid.color": GRID, "axes.facecolor": "none"},
     }
@@ -137,7 +138,7 @@ def _axes(across: str, up: str, *, height: float = HEIGHT, grid: bool = True) ->
         axes = figure.subplots()
         axes.set_xlabel(across)
         axes.set_ylabel(up)
-        axes.grid(grid, linewidth=0.6)
+        axes.grid(grid)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         yield figure, axes

@@ -68,7 +68,7 @@ def tier_table(side: ProfileSidecar) -> Table:
         m = measured[0]
         title += (
             f", on {m['n_tokens']:,} tokens of held-out text\n"
-            f"({m['n_windows']} windows, uncompressed PPL {m['base_ppl']:.2f})"
+            f"({m['n_windows']} {'window' if m['n_windows'] == 1 else 'windows'}, uncompressed PPL {m['base_ppl']:.2f})"
         )
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("tier")
