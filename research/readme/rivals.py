@@ -6,7 +6,8 @@ from typing import Any
 
 from research.readme.tools import load, table
 from spectralquant.evaluation.match import matched
-from sqcli.terminal.compare import against, bound_text, ratio_text, row_name
+from sqcli.figures import shown
+from sqcli.terminal.compare import against, bound_text, row_name
 
 CLAIMS = (
     ("TurboQuant", "turboquant", "12.5 %", "+0.12"),
@@ -67,8 +68,8 @@ def _row(r: dict[str, Any]) -> list[str]:
     name = row_name(r)
     return [
         f"**{name}**" if r["method"] == "spectral" else name,
-        ratio_text(r["payload_ratio"]),
-        ratio_text(r["whole_cache_ratio"]),
+        shown("payload_ratio", r["payload_ratio"]),
+        shown("whole_cache_ratio", r["whole_cache_ratio"]),
         f"{r['delta_ppl']:+.3f}",
         f"{r['kl_nats']:.4f}",
         f"{100 * r['top1']:.1f} %",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -83,15 +83,17 @@ def line_chart(series: dict[str, Sequence[float]], across: str, up: str, colours
     return xy_chart({k: list(enumerate(v)) for k, v in series.items()}, across, up, markers=False, colours=colours)
 
 
-def bar_chart(edges: Sequence[float], counts: dict[str, Sequence[int]], across: str, up: str) -> Chart:
-    """Grouped bars over bins."""
+def bar_chart(
+    edges: Sequence[float], counts: dict[str, Sequence[int]], across: str, up: str, form: Callable[[float], str]
+) -> Chart:
+    """Grouped bars over bins; form: the text of an edge."""
     legend = []
     with _axes(across, up) as (figure, axes):
         centres, slot = np.arange(len(edges) - 1), 0.8 / len(counts)
         for i, (name, values) in enumerate(counts.items()):
             axes.bar(centres + (i - (len(counts) - 1) / 2) * slot, values, slot * 0.92, color=SERIES[i])
             legend.append({"name": name, "colour": VARIABLES[SERIES[i]], "dashed": False})
-        axes.set_xticks(np.arange(len(edges)) - 0.5, [f"{e:.2g}" for e in edges])
+        axes.set_xticks(np.arange(len(edges)) - 0.5, [form(e) for e in edges])
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         return Chart(_svg(figure), legend)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from spectralquant.profile.view import ProfileView
+from sqcli.figures import shown
 from sqcli.html.charts import BANDS, bar_chart, heatmap_chart, line_chart
 from sqcli.html.page import Page
 from sqcli.terminal.calibrated import KINDS, bit_histogram, log_variance, require_same_shape
@@ -19,18 +22,18 @@ def profile_page(view: ProfileView, other: ProfileView | None) -> Page:
     )
     dim = view.variance.shape[-1]
     if side.tiers:
-        rows = [("Tier", "Target", "Predicted ratio", "Measured payload ratio", "ΔPPL", "KL, nats/token", "Top-1")]
+        rows = [("Tier", "Target", "Predicted ratio", "Measured payload ratio", "ΔPPL", "KL, nats/token", "Top-1, %")]
         for name, tier in side.tiers.items():
             m = tier.measured or {}
             rows.append(
                 (
                     name,
                     tier.target,
-                    f"{tier.predicted_ratio:.1f}",
-                    _figure(m.get("payload_ratio"), ".1f"),
-                    _figure(m.get("delta_ppl"), "+.3f"),
-                    _figure(m.get("kl_nats"), ".4f"),
-                    _figure(m.get("top1"), ".1f", 100, " %"),
+                    shown("predicted_ratio", tier.predicted_ratio),
+                    shown("payload_ratio", m.get("payload_ratio")),
+                    shown("delta_ppl", m.get("delta_ppl")),
+                    shown("kl_nats", m.get("kl_nats")),
+                    shown("top1", m.get("top1")),
                 )
             )
         page.table("Tiers: predicted from tables, measured on held-out text", rows)
@@ -49,7 +52,9 @@ def profile_page(view: ProfileView, other: ProfileView | None) -> Page:
         "Spectra: log10 variance of component, median and 10–90 % of heads",
         line_chart(_spectrum_bands(view), "component", "log10 variance", BANDS),
     )
-    page.figure("Heads by bits per scalar", bar_chart(*bit_histogram(view), "bits per scalar", "heads"))
+    page.figure(
+        "Heads by bits per scalar", bar_chart(*bit_histogram(view), "bits per scalar", "heads", partial(shown, "bits"))
+    )
     if other is not None:
         require_same_shape(view, other)
         for kind, name in enumerate(KINDS):
@@ -76,8 +81,3 @@ def _spectrum_bands(view: ProfileView) -> dict[str, list[float]]:
         for label, q in (("median", 50), ("90 %", 90), ("10 %", 10)):
             out[f"{name}s {label}"] = np.percentile(log, q, axis=0).tolist()
     return out
-
-
-def _figure(value: float | None, form: str, times: float = 1, unit: str = "") -> str:
-    """A measured figure; a dash where there is none (it came out as no number)."""
-    return "–" if value is None else format(times * value, form) + unit

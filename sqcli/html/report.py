@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from spectralquant.evaluation.match import curve_name, matched, pareto
+from sqcli.figures import shown
 from sqcli.html.charts import xy_chart
 from sqcli.html.cold_page import cold_sections
 from sqcli.html.page import Page, flat
 from sqcli.html.speed_page import speed_sections
-from sqcli.terminal.compare import QUICK_NOTE, against, bound_text, ratio_text, row_name
+from sqcli.terminal.compare import QUICK_NOTE, against, bound_text, row_name
 
 COLUMNS = (
-    ("payload_ratio", "Payload", ratio_text),
-    ("whole_cache_ratio", "Cache", ratio_text),
-    ("resident_bytes", "MB held", lambda v: f"{v / 1e6:.1f}"),
-    ("delta_ppl", "ΔPPL", lambda v: f"{v:+.3f}"),
-    ("kl_nats", "KL", lambda v: f"{v:.4f}"),
-    ("top1", "Top-1", lambda v: f"{100 * v:.1f} %"),
-    ("needle", "Needle", lambda v: f"{100 * v:.0f} %"),
-    ("encode_s", "Enc.", lambda v: f"{1000 * v:.0f}"),
-    ("decode_s", "Dec.", lambda v: f"{1000 * v:.0f}"),
+    ("payload_ratio", "Payload"),
+    ("whole_cache_ratio", "Cache"),
+    ("resident_bytes", "MB held"),
+    ("delta_ppl", "ΔPPL"),
+    ("kl_nats", "KL"),
+    ("top1", "Top-1, %"),
+    ("needle", "Needle, %"),
+    ("encode_s", "Enc."),
+    ("decode_s", "Dec."),
 )
 
 
@@ -90,9 +91,9 @@ def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[
         columns = [c for c in COLUMNS if any(r.get(c[0]) is not None for r in here)]
         table = [("Method", *(c[1] for c in columns))]
         for r in sorted(here, key=lambda r: r["kl_nats"]):
-            cells = ("–" if r.get(key) is None else text(r[key]) for key, _, text in columns)
+            cells = (shown(key, r.get(key)) for key, _ in columns)
             table.append((f"{'● ' if id(r) in front else ''}{row_name(r)}", *cells))
-        page.table(f"{title}, sorted by KL in nats/token; ● on the Pareto front; times in ms per 1,000 tokens", table)
+        page.table(f"{title}, sorted by KL in nats/token; ● on the Pareto front; times in s per 1,000 tokens", table)
     if result["kind"].endswith("compare"):
         rows_at = result.get("matched") or matched(rows, 0.01)
         table = [("Method", "Window", "Payload ratio", "")]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spectralquant.profile.view import ProfileView
+from sqcli.figures import DIGITS, shown
 from sqcli.terminal.heatmap import heatmap
 from sqcli.terminal.plot import sparkline
 
@@ -21,10 +22,12 @@ def profile_view(view: ProfileView, width: int) -> list[RenderableType]:
     dim = view.variance.shape[-1]
     parts: list[RenderableType] = [_heading(view)]
     for kind, name in enumerate(KINDS):
-        parts.append(heatmap(f"{name} rank", view.rank[kind], f"of {dim}", width, (0, dim)))
-        parts.append(heatmap(f"{name} bits", view.bits[kind], "bits/scalar", width))
-        parts.append(heatmap(f"{name} energy above the water level", 100 * view.captured(kind), "%", width))
-    parts.append(heatmap("attention entropy", view.head_entropy, "nats", width))
+        parts.append(heatmap(f"{name} rank", view.rank[kind], f"of {dim}", width, DIGITS["rank"], (0, dim)))
+        parts.append(heatmap(f"{name} bits", view.bits[kind], "bits/scalar", width, DIGITS["bits"]))
+        parts.append(
+            heatmap(f"{name} energy above the water level", 100 * view.captured(kind), "%", width, DIGITS["energy"])
+        )
+    parts.append(heatmap("attention entropy", view.head_entropy, "nats", width, DIGITS["entropy"]))
     parts.append(_spectra(view, width))
     parts.append(_bit_histogram(view))
     return parts
@@ -43,10 +46,10 @@ def layer_view(view: ProfileView, layer: int) -> list[RenderableType]:
             table.add_row(
                 str(head),
                 name,
-                f"{view.rank[kind, layer, head]:.0f}",
-                f"{view.bits[kind, layer, head]:.2f}",
-                f"{100 * view.captured(kind)[layer, head]:.2f} %",
-                f"{view.head_entropy[layer, head]:.2f}",
+                shown("rank", view.rank[kind, layer, head]),
+                shown("bits", view.bits[kind, layer, head]),
+                f"{shown('energy', view.captured(kind)[layer, head])} %",
+                shown("entropy", view.head_entropy[layer, head]),
                 sparkline(log, log.min(), log.max(), 18),
             )
     return [_heading(view), table]
@@ -83,9 +86,14 @@ def diff_view(one: ProfileView, other: ProfileView) -> list[RenderableType]:
     for column in ("", names[0], names[1], "difference"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     for kind, name in enumerate(KINDS):
-        for label, attribute in (("rank", "rank"), ("bits/scalar", "bits")):
-            a, b = (float(getattr(v, attribute)[kind].mean()) for v in (one, other))
-            table.add_row(f"mean {name} {label}", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}")
+        for label, attribute in (("rank", "mean_rank"), ("bits/scalar", "bits")):
+            a, b = (float(getattr(v, attribute.removeprefix("mean_"))[kind].mean()) for v in (one, other))
+            table.add_row(
+                f"mean {name} {label}",
+                shown(attribute, a),
+                shown(attribute, b),
+                "+" * (b >= a) + shown(attribute, b - a),
+            )
     a, b = float(one.head_entropy.mean()), float(other.head_entropy.mean())
     table.add_row("mean attention entropy, nats", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}")
     for tier in one.sidecar.tiers.keys() & other.sidecar.tiers.keys():
@@ -99,7 +107,9 @@ def diff_view(one: ProfileView, other: ProfileView) -> list[RenderableType]:
     for kind, name in enumerate(KINDS):
         change = other.bits[kind] - one.bits[kind]
         limit = max(float(np.abs(change).max()), 1e-6)
-        parts.append(heatmap(f"{name} bits, second minus first", change, "bits/scalar", 80, (-limit, limit)))
+        parts.append(
+            heatmap(f"{name} bits, second minus first", change, "bits/scalar", 80, DIGITS["bits"], (-limit, limit))
+        )
     return parts
 
 
@@ -137,7 +147,7 @@ def _bit_histogram(view: ProfileView) -> Text:
     out = Text.assemble(("bits per scalar, heads", "bold"), "\n")
     top = max(max(c) for c in counts.values())
     for i in range(len(edges) - 1):
-        out.append(f"  {edges[i]:4.2f}–{edges[i + 1]:4.2f} ")
+        out.append(f"  {shown('bits', edges[i])}–{shown('bits', edges[i + 1])} ")
         for (name, count), colour in zip(counts.items(), ("cyan", "magenta"), strict=True):
             bar = "█" * round(20 * count[i] / max(top, 1))
             out.append_text(Text(f"{bar:<21}", style=colour))

@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sqcli.figures import shown
 from sqcli.terminal.outcome import next_text, outcome_text
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def layer_table(rank, bits, head_dim: int) -> Table:
         for layer in range(i, layers, rows):
             cells += [
                 str(layer),
-                f"{rank[0, layer].mean():.1f}",
-                f"{rank[1, layer].mean():.1f}",
-                f"{bits[0, layer].mean():.2f}",
-                f"{bits[1, layer].mean():.2f}",
+                shown("mean_rank", rank[0, layer].mean()),
+                shown("mean_rank", rank[1, layer].mean()),
+                shown("bits", bits[0, layer].mean()),
+                shown("bits", bits[1, layer].mean()),
             ]
         table.add_row(*cells)
     return table
@@ -88,13 +89,13 @@ def tier_table(side: ProfileSidecar) -> Table:
         cells = ("–",) * 5
         if m:
             cells = (
-                Text(f"{m['payload_ratio']:.1f}", style="bold"),
-                f"{m['whole_cache_ratio']:.1f}",
-                f"{m['delta_ppl']:+.3f}",
-                Text(f"{m['kl_nats']:.4f}", style="bold"),
-                f"{100 * m['top1']:.1f} %",
+                Text(shown("payload_ratio", m["payload_ratio"]), style="bold"),
+                shown("whole_cache_ratio", m["whole_cache_ratio"]),
+                shown("delta_ppl", m["delta_ppl"]),
+                Text(shown("kl_nats", m["kl_nats"]), style="bold"),
+                f"{shown('top1', m['top1'])} %",
             )
-        table.add_row(name, tier.target, f"{tier.predicted_ratio:.1f}", *cells)
+        table.add_row(name, tier.target, shown("predicted_ratio", tier.predicted_ratio), *cells)
     return table
 
 

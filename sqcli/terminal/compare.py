@@ -13,6 +13,7 @@ from rich.text import Text
 from spectralquant.evaluation.match import curve_name, matched, pareto
 from spectralquant.results.quality import MatchedRow, MethodRow
 from spectralquant.results.schema import CompareResults
+from sqcli.figures import shown
 from sqcli.terminal.plot import log_plot
 
 PLOT_WIDTH, PLOT_HEIGHT = 72, 18
@@ -62,11 +63,6 @@ def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def ratio_text(value: float | None) -> str:
-    """A ratio as tables show it."""
-    return "–" if value is None or not math.isfinite(value) or value > 1e6 else f"{value:.1f}"
-
-
 def _table(rows: Sequence[MethodRow], front: set[int], context: int) -> Table:
     base = rows[0]
     title = (
@@ -80,17 +76,17 @@ def _table(rows: Sequence[MethodRow], front: set[int], context: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for r in sorted(rows, key=lambda r: r.kl_nats):
         mark = "●" if id(r) in front else " "
-        needle = "–" if r.needle is None else f"{100 * r.needle:.0f}%"
+        needle = "–" if r.needle is None else f"{shown('needle', r.needle)}%"
         table.add_row(
             Text(f"{mark} {row_name(r)}", style="bold cyan" if r.method == "spectral" else ""),
-            ratio_text(r.payload_ratio),
-            ratio_text(r.whole_cache_ratio),
-            f"{r.delta_ppl:+.3f}",
-            f"{r.kl_nats:.4f}",
-            f"{100 * r.top1:.1f}",
+            shown("payload_ratio", r.payload_ratio),
+            shown("whole_cache_ratio", r.whole_cache_ratio),
+            shown("delta_ppl", r.delta_ppl),
+            shown("kl_nats", r.kl_nats),
+            shown("top1", r.top1),
             *([needle] if needles else []),
-            f"{r.encode_s:.2f}",
-            f"{r.decode_s:.2f}",
+            shown("encode_s", r.encode_s),
+            shown("decode_s", r.decode_s),
         )
     return table
 
@@ -122,7 +118,7 @@ def bound_text(row: MatchedRow) -> str:
     """`12.3`, `≥ 12.3`, or that no budget was good enough."""
     if row.payload_ratio is None:
         return "no budget is that good"
-    return ("≥ " if row.bound == "at least" else "") + f"{row.payload_ratio:.1f}"
+    return ("≥ " if row.bound == "at least" else "") + shown("payload_ratio", row.payload_ratio)
 
 
 def against(ours: MatchedRow | None, row: MatchedRow) -> str:

@@ -19,15 +19,15 @@ def ramp(x: float) -> tuple[int, int, int]:
 
 
 def heatmap(
-    title: str, grid: np.ndarray, unit: str, width: int, limits: tuple[float, float] | None = None
+    title: str, grid: np.ndarray, unit: str, width: int, form: str, limits: tuple[float, float] | None = None
 ) -> RenderableType:
-    """`grid: [layers, heads]` as rows of heads; where the layers do not fit, neighbours are averaged."""
+    """`grid: [layers, heads]` as rows of heads; where the layers do not fit, neighbours are averaged. form: of the ends."""
     layers, heads = grid.shape
     label = 9
     cell = 2 if label + 2 * layers <= width else 1
     per_cell = max(1, -(-layers // (width - label)))
     low, high = limits or (float(grid.min()), float(grid.max()))
-    lines = [Text.assemble((title, "bold"), f"  {low:.3g} ", _swatch(), f" {high:.3g} {unit}")]
+    lines = [Text.assemble((title, "bold"), f"  {low:{form}} ", _swatch(), f" {high:{form}} {unit}")]
     for head in range(heads):
         line = Text(f"  head {head:<2}")
         for at in range(0, layers, per_cell):

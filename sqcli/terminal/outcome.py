@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from sqcli.figures import shown
+
 if TYPE_CHECKING:
     from spectralquant.profile.schema import ProfileSidecar, TierSummary
 
@@ -23,7 +25,7 @@ def headline(side: ProfileSidecar) -> str:
         m = _figures(tier)
         if "payload_ratio" in m and "kl_nats" in m:
             return (
-                f"{m['payload_ratio']:.1f} times smaller at KL {m['kl_nats']:.4f} nats/token on text it has not seen "
+                f"{shown('payload_ratio', m['payload_ratio'])} times smaller at KL {shown('kl_nats', m['kl_nats'])} nats/token on text it has not seen "
                 f"({name} tier)."
             )
     return "Not measured on text that it has not seen."

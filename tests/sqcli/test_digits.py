@@ -1,0 +1,60 @@
+"""A figure has the same digits in the terminal, in a sentence and on a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from spectralquant.profile.view import ProfileView
+from spectralquant.results.files import read_results
+from sqcli.figures import DIGITS, shown
+from sqcli.html.profile_page import profile_page
+from sqcli.html.report import report_page
+from sqcli.terminal.calibrated import profile_view
+from sqcli.terminal.compare import comparison_view
+
+RESULTS = Path(__file__).resolve().parents[2] / "profiles" / "results"
+
+
+def terminal(parts) -> str:
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    for part in parts:
+        console.print(part)
+    return console.file.getvalue()
+
+
+def test_a_comparison_rounds_alike_in_terminal_and_page():
+    result = read_results(RESULTS / "compare-smollm2-wikitext2.json")
+    said, page = terminal(comparison_view(result, None)), report_page([("compare", result)]).render()
+    cells = re.findall(r'<td data-column="(?:Payload|Cache|ΔPPL|KL|Enc\.|Dec\.)">([^<]+)</td>', page)
+    assert len(cells) > 30
+    assert [cell for cell in cells if cell not in said.split()] == []
+
+
+def test_a_profile_rounds_alike_in_terminal_and_page(small_profile, tmp_path):
+    small_profile.save(tmp_path / "p")
+    view = ProfileView.load(tmp_path / "p")
+    said, page = terminal(profile_view(view, 200)), profile_page(view, None).render()
+    edges = re.findall(r"^  ([0-9.]+)–([0-9.]+) ", said, flags=re.MULTILINE)
+    assert len(edges) == 8
+    assert all(
+        f">{edge}</text>" in re.sub(r">\s+|\s+<", lambda m: m[0].strip(), page) for pair in edges for edge in pair
+    )
+    for title, grid in (("key bits", view.bits[0]), ("attention entropy", view.head_entropy)):
+        low, high = re.search(rf"^{title}  (\S+) \S+ (\S+) ", said, flags=re.MULTILINE).groups()
+        assert (low, high) == (f"{grid.min():.2f}", f"{grid.max():.2f}")
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_what_is_no_number_is_a_dash(value):
+    assert {shown(quantity, value) for quantity in DIGITS} == {"–"}
+
+
+def test_shares_come_as_parts_of_one_and_uncompressed_has_no_ratio():
+    assert (
+        shown("top1", 0.985) == "98.5" and shown("payload_ratio", 1e9) == "–" and shown("resident_bytes", 2e6) == "2.0"
+    )
