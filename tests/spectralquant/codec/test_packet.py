@@ -106,7 +106,7 @@ def sealed(data, **changes):
 
 
 HOSTILE = {
-    "another version": ({"version": 3}, "format version 3"),
+    "another version": ({"version": 4}, "format version 4"),
     "huge section count": ({"count": 2**32 - 1}, "contradicts its size"),
     "huge length": ({"length": 2**60}, "truncated"),
     "unknown dtype": ({"dtype": 9}, "contradicts its size"),
