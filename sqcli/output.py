@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 
 from spectralquant.files import require_writable
 from sqcli.collisions import Paths, each_path, require_apart
-from sqcli.progress import Plan, StageProgress
+from sqcli.progress.bar import Plan, StageProgress
 
 if TYPE_CHECKING:
     from spectralquant.results.schema import Results

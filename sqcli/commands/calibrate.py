@@ -134,7 +134,7 @@ def calibrate(
     from spectralquant.processes import processes
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
-    from sqcli.plans import calibration_plan
+    from sqcli.progress.plans import calibration_plan
     from sqcli.results import calibration_result
     from sqcli.terminal.calibration import calibration_view
     from sqcli.terminal.plan import plan_lines

@@ -81,7 +81,7 @@ def compare(
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
-    from sqcli.plans import comparison_plan
+    from sqcli.progress.plans import comparison_plan
     from sqcli.terminal.compare import comparison_view
 
     reads = {"--profile": profile_files(profile), "--data": text_files(data)}

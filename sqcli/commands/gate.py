@@ -71,7 +71,7 @@ def gate(
     from spectralquant.gate.run import judge, run_suite, write_baseline
     from spectralquant.results.files import read_results
     from sqcli.output import Output
-    from sqcli.plans import smoke_plan
+    from sqcli.progress.plans import smoke_plan
 
     given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
     if len(given) != 1:

@@ -9,7 +9,7 @@ from commands_for_tests import SENTENCE, Place, line, sq
 from rich.console import Console
 
 from sqcli.output import Output
-from sqcli.progress import Plan, StageProgress, time_text
+from sqcli.progress.bar import Plan, StageProgress, time_text
 
 
 class Recording:
@@ -77,7 +77,7 @@ def drawn(bar_calls, plan=(), clock=None, monkeypatch=None) -> str:
     console = Console(file=screen, force_terminal=True, width=100, color_system=None)
     with StageProgress(console, visible=True, plan=plan) as bar:
         for seconds, call in bar_calls:
-            monkeypatch.setattr("sqcli.progress.time.monotonic", lambda at=clock + seconds: at)
+            monkeypatch.setattr("sqcli.progress.bar.time.monotonic", lambda at=clock + seconds: at)
             bar(*call)
         bar._bar.refresh()
         return screen.getvalue()
