@@ -24,8 +24,10 @@ PIPED_WIDTH = 80
 
 
 class Output:
-    """One command's output; its files, and those in `writes` by option, are tested before any work. With `--json -` stdout carries JSON alone. Text from files is shown as it is: `[x]` is no markup.
+    """One command's output; its files, and those in `writes` by option, are tested before any work.
 
+    With `--json -` stdout carries JSON alone. json_option: what the command calls that file. Text from files is shown as it
+    is: `[x]` is no markup.
     writes, reads: further outputs, and the inputs that no output may replace, by option.
     """
 
@@ -38,12 +40,13 @@ class Output:
         quiet: bool = False,
         writes: Mapping[str, Paths] | None = None,
         reads: Mapping[str, Paths] | None = None,
+        json_option: str = "--json",
     ) -> None:
         if quiet:
             warnings.simplefilter("ignore", UserWarning)  # what they say is in the results
         self.json_file, self.csv_file, self.svg_file, self.quiet = json_file, csv_file, svg_file, quiet
         files: dict[str, Paths] = {
-            "--json": None if json_file == "-" else json_file,
+            json_option: None if json_file == "-" else json_file,
             "--csv": csv_file,
             "--svg": svg_file,
         }

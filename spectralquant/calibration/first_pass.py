@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectralquant.calibration.capture.samples import SampleWindow, keep_sample, sample_bytes, sample_indices
 from spectralquant.calibration.capture.step import CapturedStep, capture_step
@@ -34,6 +34,14 @@ def shares(steps: Sequence[int], size: int, kept: Sequence[int]) -> list[list[in
     mine = sorted(order[:count])
     rest = sorted(order[count:])
     return [mine, *(rest[i :: size - 1] for i in range(size - 1))] if size > 1 else [mine]
+
+
+def window_offset(model: nn.Module, settings: CalibrationSettings, index: int) -> int:
+    """Position of a window, spread over all that the model has: the hot tier codes rotated keys, and those of the first
+    window's length say little about later ones (slow rotations have hardly begun there).
+    """
+    room = (longest_context(model) or 0) - settings.window
+    return int(index * GOLDEN % 1 * room) if room > 0 and "hot" in settings.tiers else 0
 
 
 @dataclass
@@ -135,17 +143,10 @@ class FirstPass:
             backward=self.settings.metric == "fisher",
             received_block=self.settings.block if sample else None,
             far_block=self.settings.block if self.far else None,
-            offset=self._offset(index),
+            offset=window_offset(self.loaded.model, self.settings, index),
             queries=self.settings.metric == "attention",
             recompute=self.settings.recompute,
         )
-
-    def _offset(self, index: int) -> int:
-        """Position of a window, spread over all that the model has: the hot tier codes rotated keys, and those of the
-        first window's length say little about later ones (slow rotations have hardly begun there).
-        """
-        room = (longest_context(self.loaded.model) or 0) - self.settings.window
-        return int(index * GOLDEN % 1 * room) if room > 0 and "hot" in self.settings.tiers else 0
 
     def _sample(self, index: int, step: CapturedStep) -> SampleWindow:
         return keep_sample(step, self.windows[index], self.settings.block)

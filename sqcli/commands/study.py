@@ -108,7 +108,7 @@ def study(
     from sqcli.terminal.study import study_view
 
     reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(other_data)}
-    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
+    output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads, json_option="--out")
     request = StudyRequest(
         name=name,
         model=model,

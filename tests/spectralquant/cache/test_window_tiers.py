@@ -85,7 +85,7 @@ def test_reading_in_place_minds_the_window(name, tier):
             )
             both.append(decoded(loaded.model, cache, ids(tokens, rows=2)))
         for a, b in zip(*both, strict=True):
-            assert relative(a, b) < (0.05 if tier == "cold" else 2e-3)
+            assert relative(a, b) < (0.06 if tier == "cold" else 2e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,10 +4,12 @@ import pytest
 
 from research.cold import ColdStudy, summarize
 from spectralquant.evaluation.curve import best_under_bar, ratio_at_kl, times_smaller
+from spectralquant.results.quality import MethodRow
 
 
 def row(ratio, kl, dppl=0.0, **more):
-    return {"payload_ratio": ratio, "whole_cache_ratio": ratio / 3, "kl_nats": kl, "delta_ppl": dppl, **more}
+    figures = {"payload_ratio": ratio, "whole_cache_ratio": ratio / 3, "kl_nats": kl, "delta_ppl": dppl}
+    return MethodRow(**figures | more)
 
 
 CURVE = [row(10, 0.001), row(40, 0.004, 0.05), row(90, 0.012, 0.2)]
@@ -43,7 +45,6 @@ def test_summary_of_the_cycle_mean_follows_from_bytes():
             coded_tokens=8060,
             coded_bytes=8060 * 288,
         )
-        | {"payload_ratio": 80}
     ]
     found = summarize(rows, ColdStudy())
     mean = found["whole_cache_8192_exact16_mean_over_block_cycle"]

@@ -12,7 +12,7 @@ from transformers import AutoConfig, DynamicCache
 from spectralquant import SpectralCache, pack_prompt, unpack_cache
 from spectralquant.cache.generation import GenerationOptions, generate_text
 from spectralquant.calibrating.api import calibrate_model
-from spectralquant.calibration.run import CalibrationRun
+from spectralquant.calibration.first_pass import window_offset
 from spectralquant.errors import InputError, NotCompressedWarning
 from spectralquant.hooks.decoder import attention_modules, longest_context
 from spectralquant.models.load import LoadedModel, load_model
@@ -144,7 +144,7 @@ def test_every_tier_reads_the_text_decoder(kind):
         assert (keys[:, :, -300:] - truth[:, :, -300:]).norm() < limit * truth[:, :, -300:].norm()
     packet = pack_prompt(model, own, ids, step_scale=0.0625)[0]
     back = unpack_cache(model, own, packet)
-    assert (back.layers[1].keys - exact.layers[1].keys).norm() < 0.02 * exact.layers[1].keys.norm()
+    assert (back.layers[1].keys - exact.layers[1].keys).norm() < 0.03 * exact.layers[1].keys.norm()
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
@@ -212,5 +212,4 @@ def test_images_are_read_from_the_cache_where_they_stand(kind):
 
 @pytest.mark.parametrize("kind", ["mistral3", "qwen3_vl"])
 def test_calibration_windows_stand_all_over_the_context(kind):
-    run = CalibrationRun(wrapper(kind), text(), SMALL_CALIBRATION, "text", None, False, None, lambda *_: None)
-    assert len({run._offset(i) for i in range(8)}) == 8
+    assert len({window_offset(wrapper(kind).model, SMALL_CALIBRATION, i) for i in range(8)}) == 8
