@@ -60,7 +60,8 @@ def _command() -> str | None:
 
 
 def _is_command() -> bool:
-    return Path(sys.argv[0]).name in {"sq", "spectralquant"} or sys.argv[0].endswith("sqcli/app.py")
+    as_module = sys.argv[0].endswith(("sqcli/app.py", "sqcli/__main__.py"))
+    return Path(sys.argv[0]).name in {"sq", "spectralquant"} or as_module
 
 
 def installed_version(name: str) -> str | None:

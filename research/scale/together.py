@@ -87,7 +87,7 @@ def _pass(run: CalibrationRun, own: Processes, steps: int) -> tuple[float, Calib
     settings = run.settings
     sums = CalibrationSums(run.loaded.model, run.geometry, run.span, run.features, settings)
     shown = lambda stage, done, total: None  # noqa: E731
-    work = FirstPass(run.loaded, run.windows, settings, sums, run.far, None, own, shown)
+    work = FirstPass(run.loaded, run.windows, settings, sums, run.far, run._offset, None, own, shown)
     _wait(run)
     start = time.perf_counter()
     work.share(0, steps, [], {})

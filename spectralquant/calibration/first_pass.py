@@ -46,13 +46,14 @@ def window_offset(model: nn.Module, settings: CalibrationSettings, index: int) -
 
 @dataclass
 class FirstPass:
-    """windows: int64 `[steps, T]`. far: whether gradients flow only through reads from beyond the recent window."""
+    """windows: int64 `[steps, T]`. offset: position of a window, by its index. far: whether gradients flow only through reads from beyond the recent window."""
 
     loaded: LoadedModel
     windows: Tensor
     settings: CalibrationSettings
     sums: CalibrationSums
     far: bool
+    offset: Callable[[int], int]
     checkpoint: Checkpoint | None
     processes: Processes
     progress: Callable[[str, int, int], None]
@@ -143,7 +144,7 @@ class FirstPass:
             backward=self.settings.metric == "fisher",
             received_block=self.settings.block if sample else None,
             far_block=self.settings.block if self.far else None,
-            offset=window_offset(self.loaded.model, self.settings, index),
+            offset=self.offset(index),
             queries=self.settings.metric == "attention",
             recompute=self.settings.recompute,
         )

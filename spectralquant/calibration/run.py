@@ -20,7 +20,7 @@ from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.checkpoint import Checkpoint
 from spectralquant.calibration.cold.budget import default_budget, fit_to_budget, keep_within
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
-from spectralquant.calibration.first_pass import FirstPass
+from spectralquant.calibration.first_pass import FirstPass, window_offset
 from spectralquant.calibration.fixed.fit import FixedFitter
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.quality import MeasureTiers
@@ -262,13 +262,25 @@ class CalibrationRun:
         """Sums over all steps, and the sample windows (in the first process)."""
         sums = CalibrationSums(self.loaded.model, self.geometry, self.span, self.features, self.settings)
         steps = FirstPass(
-            self.loaded, self.windows, self.settings, sums, self.far, self.checkpoint, self.processes, self.progress
+            self.loaded,
+            self.windows,
+            self.settings,
+            sums,
+            self.far,
+            self._offset,
+            self.checkpoint,
+            self.processes,
+            self.progress,
         )
         samples = steps.run(resume=self.resume)
         self.capture_times = steps.seconds
         if self.processes.first:
             sums.finish()
         return sums, samples
+
+    def _offset(self, index: int) -> int:
+        """Position of a window (see `window_offset`)."""
+        return window_offset(self.loaded.model, self.settings, index)
 
     def _water_level(self, sums: CalibrationSums) -> float:
         """Without a cold tier: the step at which per-head Gaussian components would take two bits a scalar."""

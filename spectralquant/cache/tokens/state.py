@@ -13,7 +13,7 @@ from spectralquant.cache.tiers.base import LeavingBlock, StoredBlock
 from spectralquant.cache.tokens.group import GroupTokens
 from spectralquant.cache.tokens.positions import TokenPositions
 from spectralquant.cache.tokens.seen import SeenTokens
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, renamed
 from spectralquant.geometry import CacheGeometry, LayerGroup
 from spectralquant.hooks.rotary_tables import Places, RotaryTables, Rotations
 from spectralquant.streams import to_host
@@ -92,6 +92,12 @@ class CacheState:
     def sequences(self) -> list[list[StoredBlock]]:
         """Blocks of the first group, sequence by sequence."""
         return self.groups[0].sequences
+
+    @property
+    def rows(self) -> list[list[StoredBlock]]:
+        """The old name of `sequences`."""
+        renamed("CacheState.rows", "sequences")
+        return self.sequences
 
     @property
     def coded_tokens(self) -> int:
