@@ -53,7 +53,8 @@ def sdist(dist, tmp_path_factory) -> Path:
     (path,) = dist.glob("spectralquant_toolkit-*.tar.gz")
     folder = tmp_path_factory.mktemp("sdist")
     with tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from Python 3.11.4 on
+        archive.extractall(folder, **safe)
     (top,) = folder.iterdir()
     return top
 

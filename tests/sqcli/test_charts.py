@@ -15,7 +15,7 @@ from sqcli.html.charts import bar_chart, heatmap_chart, line_chart
     [
         lambda: heatmap_chart(np.arange(6.0).reshape(2, 3), "layer", "head"),
         lambda: line_chart({"keys": [1.0, 2.0]}, "x", "y"),
-        lambda: bar_chart([0.0, 1.0, 2.0], {"keys": [1, 2]}, "x", "y"),
+        lambda: bar_chart([0.0, 1.0, 2.0], {"keys": [1, 2]}, "x", "y", "{:.0f}".format),
     ],
     ids=["heatmap", "line", "bar"],
 )

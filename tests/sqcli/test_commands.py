@@ -138,7 +138,7 @@ WRONG = {
     "no steps": (["--steps", "0"], "at least one step"),
     "short window": (["--window", "64"], "Use at least 384"),
     "bad target": (["--target", "ration=3"], "Did you mean 'ratio'"),
-    "target out of range": (["--target", "ratio=-3"], "between"),
+    "target out of range": (["--target", "ratio=-3"], "at least 1.5, and 1000 at most"),
     "bad metric": (["--metric", "fischer"], "Did you mean 'fisher'"),
     "bad tier": (["--tier", "lukewarm"], "is not one of cold, warm, hot"),
     "bad device": (["--device", "gpu"], "not one of auto, cpu, cuda"),

@@ -59,7 +59,7 @@ class ComplementCoder:
         scaled = (y / steps).flatten(0, 1).clamp_(-LIMIT, LIMIT)
         q = scaled.round().int()
         q[scaled.abs() < 0.6] = 0
-        one = torch.ones(1, device=self.device)
+        one = torch.ones(1, dtype=torch.float32, device=self.device)
         rungs, bits = self._rungs(q)
         for _ in range(PASSES):
             q[rungs[self.band_of_row] < 0] = 0
@@ -83,7 +83,7 @@ class ComplementCoder:
         if scaled is not None:
             value = q.float()
             gain = (scaled.square() - (scaled - value).square()).sum(1)
-            by_band = torch.zeros(count, device=self.device).index_add_(0, self.band_of_row, gain)
+            by_band = torch.zeros(count, dtype=torch.float32, device=self.device).index_add_(0, self.band_of_row, gain)
             empty |= by_band <= self.price * cost
         return torch.where(empty, -1, rung), torch.where(empty, 0.0, cost)
 
