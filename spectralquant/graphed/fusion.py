@@ -50,7 +50,8 @@ def _quick_norms(model: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], T
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if not isinstance(epsilon, float):
             continue
-        x = torch.randn(2, weight.shape[0], device=weight.device, dtype=weight.dtype)
+        generator = torch.Generator(device=weight.device).manual_seed(0)
+        x = torch.randn(2, weight.shape[0], generator=generator, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
             own = module(x)
             for scale in (weight, (1.0 + weight.float()).to(weight.dtype)):

@@ -81,11 +81,11 @@ def test_reading_in_place_minds_the_window(name, tier):
         both = []
         for attention in ("spectral", "model"):
             cache = SpectralCache(
-                loaded.model, profile, tier=tier, attention=attention, background=False, step_scale=0.1
+                loaded.model, profile, tier=tier, attention=attention, background=False, step_scale=0.09
             )
             both.append(decoded(loaded.model, cache, ids(tokens, rows=2)))
         for a, b in zip(*both, strict=True):
-            assert relative(a, b) < (0.06 if tier == "cold" else 2e-3)
+            assert relative(a, b) < (0.05 if tier == "cold" else 2e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -142,9 +142,9 @@ def test_every_tier_reads_the_text_decoder(kind):
         keys = cache.view(1).dense()[0]
         truth = exact.layers[1].keys
         assert (keys[:, :, -300:] - truth[:, :, -300:]).norm() < limit * truth[:, :, -300:].norm()
-    packet = pack_prompt(model, own, ids, step_scale=0.0625)[0]
+    packet = pack_prompt(model, own, ids, step_scale=0.05)[0]
     back = unpack_cache(model, own, packet)
-    assert (back.layers[1].keys - exact.layers[1].keys).norm() < 0.03 * exact.layers[1].keys.norm()
+    assert (back.layers[1].keys - exact.layers[1].keys).norm() < 0.02 * exact.layers[1].keys.norm()
 
 
 @pytest.mark.parametrize("kind", ["gemma3", "qwen2_5_vl"])
