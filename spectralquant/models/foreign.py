@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from spectralquant.errors import ProfileError, SourceError
+from spectralquant.models.builtin.table import BUILTIN_MODELS
 from spectralquant.models.config import load_config
 from spectralquant.models.schema import ModelIdentity
+
+NAMES = ("its number of layers", "its number of heads", "its number of key/value heads", "its head dimension")
 
 
 def refuse_foreign_model(mine: ModelIdentity, spec: str, *, offline: bool) -> None:
@@ -18,10 +21,15 @@ def refuse_foreign_model(mine: ModelIdentity, spec: str, *, offline: bool) -> No
     if spec.endswith(".gguf"):
         return  # its configuration is inside, as expensive to read as the rest
     try:
-        config = load_config(spec, offline=offline)
+        shape = _shape_of(spec, offline)
     except SourceError:
         return  # loading the model says why, in more words
-    differing = [f"{name} is {ours}, not {theirs}" for name, ours, theirs in _figures(mine, config) if ours != theirs]
+    wanted = (mine.layers, mine.heads, mine.kv_heads, mine.head_dim)
+    differing = [
+        f"{name} is {ours}, not {theirs}"
+        for name, ours, theirs in zip(NAMES, shape, wanted, strict=True)
+        if isinstance(ours, int) and ours != theirs
+    ]
     if differing:
         raise ProfileError(
             f"The profile was calibrated on {mine.name} ({mine.architecture}), not on {spec}: {'; '.join(differing)}. "
@@ -29,9 +37,13 @@ def refuse_foreign_model(mine: ModelIdentity, spec: str, *, offline: bool) -> No
         )
 
 
-def _figures(mine: ModelIdentity, config: Any) -> list[tuple[str, int, int]]:
-    """Name, the model's figure and the profile's, where the configuration has one figure for all layers."""
-    text = config.get_text_config()
+def _shape_of(spec: str, offline: bool) -> tuple[Any, ...]:
+    """Layers, heads, key/value heads and head dimension; None where there is no one figure for all layers. A built-in
+    model's are known before it is fetched."""
+    if spec in BUILTIN_MODELS:
+        builtin = BUILTIN_MODELS[spec]
+        return builtin.layers, builtin.heads, builtin.kv_heads, builtin.head_dim
+    text = load_config(spec, offline=offline).get_text_config()
     heads = getattr(text, "num_attention_heads", None)
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     hidden = getattr(text, "hidden_size", None)
@@ -39,10 +51,4 @@ def _figures(mine: ModelIdentity, config: Any) -> list[tuple[str, int, int]]:
     if dim is None and isinstance(heads, int) and isinstance(hidden, int) and heads:
         dim = hidden // heads
     layers = None if getattr(text, "num_kv_shared_layers", None) else getattr(text, "num_hidden_layers", None)
-    found = (
-        ("its number of layers", layers, mine.layers),
-        ("its number of heads", heads, mine.heads),
-        ("its number of key/value heads", kv_heads, mine.kv_heads),
-        ("its head dimension", dim, mine.head_dim),
-    )
-    return [(name, ours, theirs) for name, ours, theirs in found if isinstance(ours, int)]
+    return layers, heads, kv_heads, dim

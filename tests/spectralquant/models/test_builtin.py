@@ -10,10 +10,12 @@ import zipfile
 import pytest
 import torch
 
-from spectralquant.errors import SourceError
+from spectralquant.errors import ProfileError, SourceError
 from spectralquant.models.builtin import folder as module
 from spectralquant.models.builtin.fetch import fetch_gguf
 from spectralquant.models.builtin.table import BUILTIN_MODELS, GEMMA3, BuiltinModel
+from spectralquant.models.config import load_config
+from spectralquant.models.foreign import refuse_foreign_model
 from spectralquant.models.load import load_model
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
@@ -25,6 +27,10 @@ SMALL = BuiltinModel(
     members=("a_small_part1/x.part0", "a_small_part2/x.part1"),
     sha256=hashlib.sha256(b"".join(PARTS)).hexdigest(),
     megabytes=1,
+    layers=1,
+    heads=1,
+    kv_heads=1,
+    head_dim=16,
     terms="These are the terms.",
 )
 
@@ -109,6 +115,7 @@ def test_gemma_is_what_it_should_be():
     loaded = load_model("builtin:gemma3-270m", device="cpu")
     geometry, config = loaded.geometry, loaded.model.config
     assert (geometry.layers, geometry.heads, geometry.kv_heads, geometry.head_dim) == (18, 4, 1, 256)
+    assert (GEMMA3.layers, GEMMA3.heads, GEMMA3.kv_heads, GEMMA3.head_dim) == (18, 4, 1, 256)
     assert config.sliding_window == 512
     assert [kind == "full_attention" for kind in config.layer_types] == [(i + 1) % 6 == 0 for i in range(18)]
     text = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 1200)
@@ -122,3 +129,21 @@ def test_gemma_is_what_it_should_be():
 
     assert perplexity(ids) < 40
     assert perplexity(ids[:, 1:]) > 1.2 * perplexity(ids)
+
+
+def test_a_foreign_built_in_model_is_refused_before_it_is_fetched(small, small_profile, monkeypatch):
+    monkeypatch.setattr("spectralquant.models.config.builtin_folder", lambda *_, **__: pytest.fail("fetched"))
+    for name in BUILTIN_MODELS:
+        with pytest.raises(ProfileError, match="its number of layers is"):
+            refuse_foreign_model(small_profile.sidecar.model, name, offline=False)
+
+
+def test_the_shape_that_is_known_before_is_the_models():
+    config = load_config("builtin:smollm2-135m")
+    known = BUILTIN_MODELS["builtin:smollm2-135m"]
+    assert (known.layers, known.heads, known.kv_heads) == (
+        config.num_hidden_layers,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+    )
+    assert known.head_dim == config.hidden_size // config.num_attention_heads
