@@ -36,7 +36,7 @@ COMMANDS = {
     "pack 5,512 tokens": "pack --profile demo --file manual.txt --max-tokens 5512 --out middle.sqkv",
     "pack 8,192 tokens": "pack --profile demo --file manual.txt --max-tokens 8192 --out long.sqkv --exact int8",
     "inspect": "inspect long.sqkv",
-    "unpack": 'unpack long.sqkv --profile demo --then " In short," --new-tokens 20',
+    "unpack": 'unpack middle.sqkv --profile demo --then " In short," --new-tokens 20',
     "generate": "generate --profile demo --file page.txt --new-tokens 40 --tier hot",
     "compare --quick": "compare turboquant h2o --quick --profile demo --json quick.json",
     "profile, no GPU": "profile --context 32768 --batch 1,8 --device cpu",
