@@ -44,9 +44,9 @@ def _read(root: Any, path: Path) -> dict[str, dict[str, Any]]:
         for key, value in table.items():
             parameter = options.get(key) or options.get(key.replace("-", "_"))
             if parameter is None:
+                names = sorted(max(p.opts, key=len).lstrip("-") for p in parameters)
                 raise InputError(
-                    f"--config {path}: [{name}] has no option {key!r}; it has {', '.join(sorted(options))}."
-                    f"{did_you_mean(key, options)}"
+                    f"--config {path}: [{name}] has no option {key!r}; it has {', '.join(names)}.{did_you_mean(key, names)}"
                 )
             where = f"--config {path}: {key} in [{name}]"
             defaults[name][parameter.name] = _checked(where, hints[parameter.name], value)

@@ -19,6 +19,7 @@ INSIDE = [
         "errors",
         "known_faults",
         "files",
+        "hub_log",
         "claims",
         "processes",
         "provenance",

@@ -100,7 +100,7 @@ def load_model(
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
-    with quiet_transformers():
+    with quiet_transformers(report):
         if spec.startswith(BUILTIN):
             model, tokenizer = _load_folder(builtin_folder(spec, offline=offline, report=report), kind, local=True)
         elif spec.startswith(PREFIX):

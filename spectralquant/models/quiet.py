@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import transformers
 
+from spectralquant.hub_log import quiet_hub
+
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Inside, transformers logs nothing but errors and draws no progress bars."""
+def quiet_transformers(report: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """Inside, transformers logs nothing but errors and draws no progress bars; `report` hears of a hub that does not answer."""
     logger = logging.getLogger("transformers")
     level = logger.level
     bars = transformers.utils.logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
     try:
-        yield
+        with quiet_hub(report):
+            yield
     finally:
         logger.setLevel(level)
         if bars:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 from spectralquant.errors import SourceError
+from spectralquant.hub_log import quiet_hub
 from spectralquant.text.documents.columns import RowReader
 from spectralquant.text.documents.report import Report
 from spectralquant.text.documents.rows import guarded_rows
@@ -31,4 +32,5 @@ def hub_documents(rest: str, offline: bool, report: Report) -> Iterator[str]:
         f"hub:{name} cannot be read (check the name, config and split, hub:NAME:config:split:column, and the network)",
     )
     reader = RowReader(f"hub:{name}", column or None, "hub:NAME:config:split:COLUMN")
-    yield from reader.documents(rows, report)
+    with quiet_hub(report):
+        yield from reader.documents(rows, report)
