@@ -41,6 +41,7 @@ INSIDE = [
     {"evaluation"},
     {"calibrating"},
     {"gate"},
+    {"integrations"},
 ]
 RANK = {name: i for i, names in enumerate(INSIDE) for name in names}
 TOPS = ("sqcli", "spectralquant", "kernels/sqkernels", "research")
