@@ -1,0 +1,60 @@
+"""What a process did with a store: counts, bytes and seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StoreTally:
+    """Of one process since it opened the store; bytes are those on disk unless said otherwise.
+
+    A lookup that finds a whole packet is a hit. A load reads and verifies the packet again; `lost` counts packets that were
+    whole at lookup and not at load. `damaged` files were deleted. `raw_bytes` are the stored chunks as the engine holds them.
+    """
+
+    lookups: int = 0
+    hits: int = 0
+    loads: int = 0
+    lost: int = 0
+    damaged: int = 0
+    saves: int = 0
+    failed_saves: int = 0
+    evicted: int = 0
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    loaded_bytes: int = 0
+    read_s: float = 0.0
+    write_s: float = 0.0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def hit_share(self) -> float | None:
+        """Hits by lookups, or None before the first lookup."""
+        return self.hits / self.lookups if self.lookups else None
+
+    @property
+    def ratio(self) -> float | None:
+        """Bytes of the chunks in the engine's cache by their bytes on disk, or None before the first save."""
+        return self.raw_bytes / self.stored_bytes if self.stored_bytes else None
+
+
+class Counting:
+    """A tally that several threads add to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tally = StoreTally()
+
+    def add(self, **amounts: float) -> None:
+        """Add to the named fields."""
+        with self._lock:
+            old = {name: getattr(self._tally, name) for name in amounts}
+            self._tally = dataclasses.replace(self._tally, **{name: old[name] + amounts[name] for name in amounts})
+
+    def read(self) -> StoreTally:
+        """The sums so far."""
+        return self._tally
