@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test gate setup clean readme docs lint release provenance sanitize
+.PHONY: demo test gate setup clean readme docs lint release provenance sanitize results-check
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -47,6 +47,10 @@ release: setup
 readme: setup
 	$(VENV)/bin/python -m research.readme.write
 
+# Which files under profiles/results this checkout's code did not make; 1 where profiles/results/stale.toml says otherwise.
+results-check: setup
+	$(VENV)/bin/python -m research.results.stale
+
 # Out-of-bounds accesses and races of the kernels, on a GPU with NVIDIA's compute-sanitizer; a finding ends with 99.
 sanitize:
 	for tool in memcheck racecheck; do \
@@ -56,7 +60,7 @@ sanitize:
 
 # Before the tree is copied to a machine without git: results made there then name their commit.
 provenance:
-	$(PYTHON) -m spectralquant.checkout
+	$(PYTHON) -m spectralquant.origin.checkout
 
 clean:
 	rm -rf $(VENV) profiles/demo.*

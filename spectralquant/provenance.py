@@ -1,4 +1,4 @@
-"""Where a result came from: command, versions, commit (see `spectralquant.checkout`), device."""
+"""Where a result came from: command, versions, commit (see `spectralquant.origin.checkout`), code, device; and may it be quoted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spectralquant.checkout import source_commit
+from spectralquant.origin.checkout import source_commit
+from spectralquant.origin.quotable import marked
+from spectralquant.origin.used_code import used_code
 
 PACKAGES = ("spectralquant-toolkit", "torch", "transformers", "triton", "constriction", "numpy", "safetensors")
 
@@ -18,7 +20,7 @@ PACKAGES = ("spectralquant-toolkit", "torch", "transformers", "triton", "constri
 def provenance(**extra: Any) -> dict[str, Any]:
     """The `provenance` object of a results file; `extra` adds model and text hashes, seed and the like."""
     source = source_commit()
-    return {
+    facts = {
         "command": _command(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
@@ -26,8 +28,10 @@ def provenance(**extra: Any) -> dict[str, Any]:
         "versions": {name: installed_version(name) for name in PACKAGES},
         "git_commit": source.commit,
         "git_dirty": source.dirty,
+        "code": used_code(),
         **extra,
     }
+    return marked(facts)
 
 
 def device_facts(device: Any) -> dict[str, Any]:

@@ -35,6 +35,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no rema
 Config = Annotated[
     str | None, typer.Option("--config", metavar="FILE", help=CONFIG_HELP, is_eager=True, callback=take_config)
 ]
+Quotable = Annotated[
+    bool,
+    typer.Option("--quotable", help="Refuse to begin where the result could not be quoted: not a clean commit."),
+]
 Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with an interrupted run of the same command (see what it says on Ctrl-C)."),

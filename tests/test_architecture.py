@@ -15,9 +15,9 @@ LAYERS = {"sqkernels": 0, "spectralquant": 1, "sqcli": 2, "research": 3}
 HANDS_OVER = {"sqcli/commands/study.py": "research"}
 INSIDE = [
     {
-        "checkout",
         "errors",
         "known_faults",
+        "origin",
         "files",
         "hub_log",
         "claims",

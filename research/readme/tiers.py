@@ -62,24 +62,3 @@ def costs() -> str:
         body,
     )
     return out
-
-
-def drift() -> str:
-    """Prose that turns into code."""
-    result = load("adaptive-smollm2")
-    body = []
-    for r in result["rows"]:
-        o = r["options"]
-        follows = o.get("adaptive_ranks")
-        name = f"ranks follow, tolerance {o['tolerance']:g}" if follows else f"as calibrated, step x{o['step_scale']:g}"
-        body.append([name, f"{r['payload_ratio']:.1f}", f"{r['kl_nats']:.4f}"])
-    log = result["first_window"]
-    prose = [e for e in log if e["start"] < result["switches_at"]]
-    code = [e for e in log if e["start"] >= result["switches_at"]]
-    mean = lambda part, key: sum(e[key] for e in part) / len(part)  # noqa: E731
-    note = (
-        f"Weighted error over its prediction: {mean(prose, 'drift'):.1f} on prose, {mean(code, 'drift'):.1f} on code; after "
-        f"raising {mean(code, 'heads_raised'):.0f} of 180 heads a block {mean(code, 'drift_after'):.1f}, for "
-        f"{100 * (mean(code, 'nbytes') / mean(code, 'base_bytes') - 1):.0f} % more bytes (tolerance 2, first window)."
-    )
-    return table(["1,024 tokens of prose, then 1,024 of code", "payload ratio", "KL, nats/token"], body) + "\n\n" + note

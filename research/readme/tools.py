@@ -7,11 +7,14 @@ from typing import Any
 
 from spectralquant.results.files import read_results
 
+OPENED: list[str] = []
+"""Names of the results files that were read since `render` began a block."""
 RESULTS = Path(__file__).resolve().parent.parent.parent / "profiles" / "results"
 
 
 def load(name: str) -> Any:
     """A results file by name."""
+    OPENED.append(name)
     return read_results(RESULTS / f"{name}.json")
 
 

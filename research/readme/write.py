@@ -22,8 +22,9 @@ from research.readme.quality import bounded, promise, quality
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted, scale_quality
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
-from research.readme.tiers import costs, drift, tiers
-from research.readme.tools import load, table
+from research.readme.stale import dagger, stale
+from research.readme.tiers import costs, tiers
+from research.readme.tools import OPENED, load, table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -231,7 +232,6 @@ BLOCKS = {
     "spectrum": spectrum,
     "tiers": tiers,
     "costs": costs,
-    "drift": drift,
     "quality": quality,
     "quality-texts": bounded,
     "quality-rule": promise,
@@ -253,6 +253,7 @@ BLOCKS = {
     "scale": scale,
     "scale-predicted": scale_predicted,
     "scale-quality": scale_quality,
+    "stale": stale,
 }
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTES = [ROOT / "kernels" / "sqkernels" / name / "NOTES.md" for name in notes.FILES]
@@ -269,8 +270,15 @@ def render(text: str, blocks: dict[str, Callable[[], str]] = BLOCKS) -> str:
         raise ValueError(f"unknown blocks: {sorted(unknown)}")
     for name in named:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda m, name=name: m[1] + blocks[name]() + "\n" + m[2], text)
+        text = pattern.sub(lambda m, name=name: m[1] + _marked(blocks[name]) + "\n" + m[2], text)
     return text
+
+
+def _marked(block: Callable[[], str]) -> str:
+    """The block, and which of its files are stale."""
+    OPENED.clear()
+    text = block()
+    return text + dagger(OPENED)
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import MethodSpec
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.limits import require_known_ids, require_positions
+from spectralquant.origin.quotable import marked
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
@@ -32,7 +33,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured. quotable: large enough for figures that somebody else may cite (method.md section 6)."""
+    """What is measured. quotable: large enough for figures that somebody else may cite (method.md section 6); whether a result
+    is depends on its code too (`spectralquant.origin.quotable`).
+    """
 
     name: str
     needle_context: int
@@ -82,11 +85,13 @@ class Comparison:
             name = json.dumps([spec.label for spec in group])
             rows += kept_rows(kept, name, ComparedRow, functools.partial(self._measure, group))
         facts = device_facts(self.context.loaded.device) | self.identity | kept.facts()
+        small = () if self.protocol.quotable else ("--quick is too small to quote",)
+        source = marked(provenance(**facts, text=self.text_name), *small)
         return results_file(
             "compare",
             rows,
-            provenance(**facts, text=self.text_name),
-            protocol=asdict(self.protocol),
+            source,
+            protocol=asdict(self.protocol) | {"quotable": source["quotable"]},
             failed=[row for row in rows if row.failed],
         )
 

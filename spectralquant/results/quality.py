@@ -78,7 +78,7 @@ class MatchedRow(Row):
 
 
 class ProtocolFacts(Row):
-    """What a comparison measured; quotable: large enough for figures that somebody else may cite."""
+    """What a comparison measured; quotable: may somebody else cite it? Where not, the provenance says why."""
 
     name: str
     needle_context: int

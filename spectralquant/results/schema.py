@@ -26,7 +26,6 @@ from spectralquant.results.quality import (
 from spectralquant.results.speed import CrossoverRow, GenerateTimeRow, KernelRow, MemoryRow, StepRow, Telemetry
 from spectralquant.results.studies import (
     ArchitectureRow,
-    BlockRow,
     CoderRow,
     DomainRow,
     DurationRow,
@@ -162,12 +161,6 @@ class TierResults(Results):
     resident: list[ResidentRow] = []
 
 
-class AdaptiveResults(Results):
-    rows: list[MethodRow]
-    first_window: list[BlockRow] = []
-    switches_at: int | None = None
-
-
 class QualityResults(Results):
     rows: list[MethodRow]
     summary: dict[str, Figure] = {}
@@ -265,7 +258,6 @@ KINDS: dict[str, type[Results]] = {
     "cold": ColdResults,
     "domains": DomainResults,
     "tiers": TierResults,
-    "adaptive": AdaptiveResults,
     "quality": QualityResults,
     "index": IndexResults,
     "packet": PacketStudyResults,

@@ -183,19 +183,6 @@ class DomainRow(Row):
     payload_ratio: Figure
 
 
-class BlockRow(Row):
-    """One block of the adaptive codec's log."""
-
-    start: int
-    drift: float
-    drift_after: float
-    heads_raised: int
-    step: float
-    generation: int
-    base_bytes: int
-    nbytes: int
-
-
 class ShapeRow(Row):
     """One step of one model of real size: its time, memory, and what the step measured."""
 

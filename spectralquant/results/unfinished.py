@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from spectralquant.checkout import source_commit
 from spectralquant.claims import claimed
 from spectralquant.errors import BusyError, InputError
 from spectralquant.files import cache_folder, write_bytes, write_json
+from spectralquant.origin.checkout import source_commit
 from spectralquant.provenance import installed_version
 
 INPUTS = "inputs.json"

@@ -9,7 +9,22 @@ from typing import Annotated
 import typer
 
 from spectralquant.methods.names import method_names
-from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Resume, Seed, Svg
+from sqcli.options import (
+    DEFAULT_DATA,
+    Config,
+    Csv,
+    Data,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Offline,
+    Quiet,
+    Quotable,
+    Resume,
+    Seed,
+    Svg,
+)
 from sqcli.typos import check_methods, checked
 
 DEFAULT_PROFILE = Path("profiles/demo")
@@ -39,6 +54,7 @@ def compare(
     needle: Annotated[int, typer.Option(min=0, help="Needle trials per method (0: none).")] = 20,
     quick: Annotated[bool, typer.Option("--quick", help="Two minutes on two cores; too small to quote.")] = False,
     resume: Resume = False,
+    quotable: Quotable = False,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -63,6 +79,10 @@ def compare(
     from sqcli.loading import load_for
     from sqcli.output import Output
 
+    if quotable:
+        from spectralquant.origin.quotable import require_quotable_source
+
+        require_quotable_source()
     level = None if match is None else parse_match(match)
     lengths = _lengths(context)
     every = [name for name in REGISTRY if name not in ("none", "spectral")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Resume, Svg
+from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Quotable, Resume, Svg
 
 STUDIES = (
     "cold",
@@ -65,6 +65,7 @@ def study(
         ),
     ] = None,
     resume: Resume = False,
+    quotable: Quotable = False,
     device: Device = "auto",
     dtype: Dtype = "float32",
     offline: Offline = False,
@@ -105,7 +106,13 @@ def study(
     from research.run import Desk, StudyRequest, run_study
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
+    from sqcli.quotable import quotable_note
     from sqcli.terminal.study import study_view
+
+    if quotable:
+        from spectralquant.origin.quotable import require_quotable_source
+
+        require_quotable_source()
 
     reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(other_data)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads, json_option="--out")
@@ -134,7 +141,8 @@ def study(
         )
     output.show(*study_view(result))
     output.finish(result, title=f"sq study {name}")
-    for line in [*([] if json == "-" else [f"Wrote {json}"]), *failed]:
-        output.note(line)
+    for line in [quotable_note(result), *([] if json == "-" else [f"Wrote {json}"]), *failed]:
+        if line is not None:
+            output.note(line)
     if failed:
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from sqcli.html.charts import xy_chart
 from sqcli.html.cold_page import cold_sections
 from sqcli.html.page import Page, flat
 from sqcli.html.speed_page import speed_sections
-from sqcli.terminal.compare import QUICK_NOTE, against, bound_text, row_name
+from sqcli.terminal.compare import against, bound_text, row_name
 
 COLUMNS = (
     ("payload_ratio", "Payload"),
@@ -104,8 +104,6 @@ def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[
             page.table(f"{name}: at KL {rows_at[0]['kl_nats']:g} nats/token", table)
         if result["failed"]:
             page.facts(f"{name}: failed", {row_name(r): r["failed"] for r in result["failed"]})
-        if not result["protocol"]["quotable"]:
-            page.facts("Note", {"Protocol": QUICK_NOTE.split("]")[1].split("[")[0]})
 
 
 def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:
@@ -156,6 +154,7 @@ def _cell(value: Any) -> str:
 
 
 def _provenance(page: Page, name: str, result: dict[str, Any]) -> None:
-    facts = {k: v for k, v in flat(result["provenance"]).items() if v not in ("", "None")}
+    source = {k: v for k, v in result["provenance"].items() if k != "code"}
+    facts = {k: v for k, v in flat(source).items() if v not in ("", "None")}
     first = result["provenance"].get("command") or result["provenance"].get("created") or "details"
     page.facts(f"{name}: provenance", facts, folded=str(first))

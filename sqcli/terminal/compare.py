@@ -14,13 +14,13 @@ from spectralquant.evaluation.match import curve_name, matched, pareto
 from spectralquant.results.quality import MatchedRow, MethodRow
 from spectralquant.results.schema import CompareResults
 from sqcli.figures import shown
+from sqcli.quotable import quotable_note
 from sqcli.terminal.plot import log_plot
 
 PLOT_WIDTH, PLOT_HEIGHT = 72, 18
 USUAL = {"kernel": (7,), "group": (32, 64)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
 NAMED = {"adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
-QUICK_NOTE = "[yellow]--quick: a few windows, too small to quote.[/yellow]"
 
 
 def comparison_view(result: CompareResults, match: float | None) -> list[RenderableType]:
@@ -36,8 +36,8 @@ def comparison_view(result: CompareResults, match: float | None) -> list[Rendera
     for row in result.failed:
         options = ",".join(f"{k}={v}" for k, v in row.options.items())
         parts.append(Text(f"failed: {row.method} {options}: {row.failed}", style="red"))
-    if not result.protocol.quotable:
-        parts.append(Text.from_markup(QUICK_NOTE))
+    if (note := quotable_note(result)) is not None:
+        parts.append(Text(note, style="yellow"))
     return parts
 
 

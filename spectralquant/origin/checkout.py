@@ -4,7 +4,7 @@ Asked in this order:
 
 1. the environment: `SQ_GIT_COMMIT` (with `SQ_GIT_DIRTY`: 1 or 0; without it unknown), for containers and build systems;
 2. git, where the tree is a checkout;
-3. `.provenance.json` at the root of the tree, which `make provenance` (or `python -m spectralquant.checkout`) writes before
+3. `.provenance.json` at the root of the tree, which `make provenance` (or `python -m spectralquant.origin.checkout`) writes before
    a tree is copied to a machine without git. It names the commit, whether the tree differed from it, and a hash of the
    sources; a copy that was edited afterwards is dirty.
 
@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 FILE = ".provenance.json"
 SOURCES = ("spectralquant", "sqcli", "kernels", "tests", "pyproject.toml")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")

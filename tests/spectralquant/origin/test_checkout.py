@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from spectralquant import checkout
-from spectralquant.checkout import FILE, SourceCommit, source_commit, write_provenance
+from spectralquant.origin import checkout
+from spectralquant.origin.checkout import FILE, SourceCommit, source_commit, write_provenance
 from spectralquant.provenance import provenance
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def git(folder, *command):

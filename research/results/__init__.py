@@ -1,0 +1,1 @@
+"""How the files under profiles/results are made anew, and which of them are stale."""
