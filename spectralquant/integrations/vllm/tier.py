@@ -1,0 +1,183 @@
+"""The tier behind vLLM's own tier in CPU memory: prefixes of all layers and ranks between its rows and a store.
+
+Works with the interface of vLLM 0.26 (blocks, a job succeeds or fails whole, positions by `touch`) and with that of 0.32
+(chunks, a job may succeed in part, positions in the request's context).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.kv_offload.base import LookupResult, OffloadKey, ReqContext, RequestOffloadingContext
+from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
+
+from spectralquant.errors import InputError
+from spectralquant.integrations.vllm.archives import open_archive, require_shared_hashes
+from spectralquant.integrations.vllm.facts import current
+from spectralquant.integrations.vllm.pages import RowLayout, layout_named
+from spectralquant.integrations.vllm.settings import read_settings
+
+log = logging.getLogger(__name__)
+AVOID_SECONDS = 60.0
+
+
+class SpectralTier(SecondaryTierManager):
+    """A lookup reads and verifies; a load reads and verifies again and fails softly."""
+
+    def __init__(self, offloading_spec: Any, primary_kv_view: memoryview, tier_type: str, **options: Any) -> None:
+        """vLLM builds it from `secondary_tiers: [{"type": "spectral"}]`; settings are in `"spectral"` beside that.
+
+        Raises:
+            InputError: this engine's prefixes cannot be stored; the message says what would help.
+        """
+        super().__init__(offloading_spec, primary_kv_view, tier_type, **options)
+        require_shared_hashes()
+        facts, settings = current(), read_settings(offloading_spec.extra_config)
+        pages = offloading_spec.blocks_per_chunk
+        self._tokens = facts.block * pages
+        self._layout = RowLayout(
+            layout_named(facts.layout),
+            facts.order,
+            facts.ranks,
+            facts.kv_heads,
+            facts.head_dim,
+            facts.block,
+            pages,
+            facts.dtype,
+        )
+        self._rows = torch.from_numpy(np.asarray(primary_kv_view)).view(torch.int8)
+        if self._rows.shape[1] < self._layout.bytes or offloading_spec.config.parallel.world_size != facts.ranks:
+            raise InputError(
+                f"A chunk of this model takes {self._layout.bytes} bytes and vLLM keeps {self._rows.shape[1]}: its pages are "
+                "laid out in a way that cannot be stored."
+            )
+        self._device = settings.device
+        self._archive = open_archive(settings, facts, self._tokens)
+        self._waiting_most = settings.waiting // self._layout.bytes
+        self._storing = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-store")
+        self._loading = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-load")
+        self._lock = threading.Lock()
+        self._running: set[Future[None]] = set()
+        self._results: list[JobResult] = []
+        self._lookups: dict[bytes, Future[bool]] = {}
+        self._asked: dict[str, set[bytes]] = {}
+        self._positions: dict[str, dict[bytes, int]] = {}
+        self._avoided: dict[bytes, float] = {}
+        self._waiting = 0
+        self.dropped = 0
+
+    def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
+        if self._avoided and self._avoided.get(key, 0.0) > time.monotonic():
+            return LookupResult.MISS
+        answer = self._lookups.get(key)
+        if answer is None:
+            if key not in self._archive:
+                self._archive.lookup(key)  # counts the miss
+                return LookupResult.MISS
+            answer = self._lookups[key] = self._loading.submit(self._archive.lookup, key)
+        self._asked.setdefault(req_context.req_id, set()).add(key)
+        if not answer.done():
+            return LookupResult.RETRY
+        return LookupResult.HIT if answer.result() else LookupResult.MISS
+
+    def submit_store(self, job_metadata: Any) -> None:
+        keys, rows = list(job_metadata.keys), _rows_of(job_metadata)
+        starts = [self._start(key, job_metadata.req_context) for key in keys]
+        chosen = [
+            i
+            for i, (key, start) in enumerate(zip(keys, starts, strict=True))
+            if start is not None and key not in self._archive
+        ]
+        with self._lock:
+            if self._waiting + len(chosen) > self._waiting_most:
+                self.dropped += len(chosen)
+                chosen = []
+            self._waiting += len(chosen)
+
+        def work() -> bool:
+            try:
+                for i in chosen:
+                    chunk = self._layout.read(self._rows[rows[i] : rows[i] + 1].to(self._device), [starts[i] or 0])
+                    self._archive.put([keys[i]], chunk)
+            finally:
+                with self._lock:
+                    self._waiting -= len(chosen)
+            return True
+
+        self._run(self._storing, job_metadata.job_id, work)
+
+    def submit_load(self, job_metadata: Any, expedited: bool = False) -> None:
+        keys, rows = list(job_metadata.keys), _rows_of(job_metadata)
+
+        def work() -> bool:
+            chunks = self._archive.get(keys)
+            there = [i for i, chunk in enumerate(chunks) if chunk is not None]
+            if there:
+                made = self._layout.write([chunk for chunk in chunks if chunk is not None], self._device)
+                self._rows[torch.from_numpy(rows[there]).long(), : self._layout.bytes] = made.to("cpu")
+            for i, key in enumerate(keys):
+                self._lookups.pop(key, None)
+                if chunks[i] is None:
+                    self._avoided[key] = time.monotonic() + AVOID_SECONDS
+            return len(there) == len(keys)
+
+        self._run(self._loading, job_metadata.job_id, work)
+
+    def _run(self, pool: ThreadPoolExecutor, job_id: int, work: Any) -> None:
+        def guarded() -> None:
+            try:
+                success = work()
+            except Exception:
+                log.exception("job %d of the tier failed", job_id)
+                success = False
+            with self._lock:
+                self._results.append(JobResult(job_id=job_id, success=success))
+
+        future = pool.submit(guarded)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+
+    def get_finished_jobs(self) -> Iterable[JobResult]:
+        with self._lock:
+            finished, self._results = self._results, []
+        return finished
+
+    def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
+        """vLLM names all chunks of a request in order; before 0.32 nothing else tells where one begins."""
+        if not hasattr(req_context, "get_offload_key_position"):
+            self._positions[req_context.req_id] = {key: i * self._tokens for i, key in enumerate(keys)}
+
+    def _start(self, key: bytes, context: Any) -> int | None:
+        if hasattr(context, "get_offload_key_position"):
+            end = context.get_offload_key_position(key)
+            return None if end is None or end % self._tokens else end - self._tokens
+        return self._positions.get(context.req_id, {}).get(key)
+
+    def on_new_request(self, req_context: ReqContext) -> RequestOffloadingContext:
+        return RequestOffloadingContext()
+
+    def on_request_finished(self, req_context: ReqContext) -> None:
+        self._positions.pop(req_context.req_id, None)
+        for key in self._asked.pop(req_context.req_id, ()):
+            self._lookups.pop(key, None)
+        now = time.monotonic()
+        self._avoided = {key: until for key, until in self._avoided.items() if until > now}
+
+    def drain_jobs(self) -> None:
+        wait(list(self._running))
+
+    def shutdown(self) -> None:
+        self._storing.shutdown(wait=True)
+        self._loading.shutdown(wait=True)
+        self._rows = torch.empty(0, dtype=torch.int8)  # vLLM closes the memory behind it
+
+
+def _rows_of(job: Any) -> np.ndarray:
+    return np.asarray(job.chunk_ids if hasattr(job, "chunk_ids") else job.block_ids)
