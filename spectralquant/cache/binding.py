@@ -38,6 +38,8 @@ class ModelBinding:
         self._seen = threading.local()
         self.geometry: CacheGeometry = probe_geometry(model)
         self.tables = RotaryTables(model, self.geometry)
+        self._decoder = weakref.ref(text_decoder(model))
+        self._rotary = [weakref.ref(m) for m in rotary_modules(model)]
         attention = attention_modules(model)
         makers = [m for m in model.modules() if isinstance(m, PreTrainedModel) and attention[-1] in set(m.modules())]
         outermost = [] if model in makers else [model]
@@ -52,16 +54,16 @@ class ModelBinding:
         return self._passes.of(cache)
 
     def _set_hooks(self) -> list[Any]:
-        model = self.model
+        model, decoder = self.model, self._decoder()
         return [
             model.register_forward_pre_hook(Hook(self._forget)),
-            text_decoder(model).register_forward_hook(Hook(self._forget), always_call=True),
-            text_decoder(model).register_forward_pre_hook(Hook(self._note_replaced), with_kwargs=True),
+            decoder.register_forward_hook(Hook(self._forget), always_call=True),
+            decoder.register_forward_pre_hook(Hook(self._note_replaced), with_kwargs=True),
             model.get_input_embeddings().register_forward_pre_hook(Hook(self._note_ids)),
             model.get_input_embeddings().register_forward_hook(Hook(self._note_embedded)),
             *(
                 module.register_forward_pre_hook(Hook(self._note_positions), with_kwargs=True)
-                for module in rotary_modules(model)
+                for module in filter(None, (ref() for ref in self._rotary))
             ),
         ]
 

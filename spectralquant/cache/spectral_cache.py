@@ -39,7 +39,7 @@ from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.codec.packet import SpectralPacket, packet_float
 from spectralquant.errors import InputError, renamed
 from spectralquant.geometry import BLOCK
-from spectralquant.hooks.wrappers import model_device, usable_model
+from spectralquant.hooks.wrappers import for_usable_model, model_device
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.surroundings import own_arithmetic
 
@@ -78,6 +78,7 @@ class SpectralCache(SavedCache):
         ProfileError: the profile is for another model. InputError: options that contradict each other.
     """
 
+    @for_usable_model
     @own_arithmetic()
     def __init__(
         self,
@@ -112,7 +113,6 @@ class SpectralCache(SavedCache):
             raise InputError("working_tier='warm' needs a profile with a warm tier (sq calibrate --tier all).")
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
-        model = usable_model(model)
         step_scale = packet_float(step_scale)
         if profile is not None:
             profile.require_model(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,7 +28,7 @@ def usable_model(model: nn.Module) -> nn.Module:
     if model is _running.get():
         return model
     while True:
-        _refuse_sharded(model)
+        _refuse_sharded([model])
         if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
             _refuse_learnt_prompt(model)
             inner = model.get_base_model()
@@ -44,13 +44,15 @@ def usable_model(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} is not a transformers model (it has no config and attention implementation). "
             "Pass the PreTrainedModel that is inside it."
         )
+    modules = list(model.modules())
+    _refuse_sharded(modules)
     absent = [name for name, p in model.named_parameters() if p.is_meta and not _offloaded_holder(model, name)]
     if absent:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no weights ({absent[0]} is on the meta device and nothing was offloaded). "
             "Load the model with from_pretrained first."
         )
-    devices = sorted({str(d) for d in _layer_devices(model)})
+    devices = sorted({str(d) for d in _layer_devices(modules)})
     if len(devices) > 1:
         raise UnsupportedModelError(
             f"{type(model).__name__} is spread over {', '.join(devices)}: its keys and values lie on several devices, and a "
@@ -70,6 +72,21 @@ def runs_model(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with own_run(model):
                 return function(model, *args, **kwargs)
+        finally:
+            _running.reset(before)
+
+    return inside
+
+
+def for_usable_model(method: Callable[..., None]) -> Callable[..., None]:
+    """Decorate `method(self, model, …)`: it gets the model inside all wrappers, which is looked through only once meanwhile."""
+
+    @functools.wraps(method)
+    def inside(self: Any, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        model = usable_model(model)
+        before = _running.set(model)
+        try:
+            method(self, model, *args, **kwargs)
         finally:
             _running.reset(before)
 
@@ -101,8 +118,8 @@ def _execution_device(module: nn.Module) -> torch.device | None:
     return None if weight is None or weight.is_meta else weight.device
 
 
-def _layer_devices(model: nn.Module) -> list[torch.device]:
-    layers = [m for m in model.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
+def _layer_devices(modules: Sequence[nn.Module]) -> list[torch.device]:
+    layers = [m for m in modules if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
     projections = [
         next((p for p in m.modules() if next(p.parameters(recurse=False), None) is not None), m) for m in layers
     ]
@@ -116,8 +133,8 @@ def _offloaded_holder(model: nn.Module, name: str) -> bool:
     return any(getattr(h, "offload", False) for path in paths for h in offload_hooks(model.get_submodule(path)))
 
 
-def _refuse_sharded(model: nn.Module) -> None:
-    if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
+def _refuse_sharded(modules: Sequence[nn.Module]) -> None:
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in modules):
         raise UnsupportedModelError(
             "The model's weights are sharded by FullyShardedDataParallel, which only runs it as a whole. Load the model "
             "without it for calibration and caches, or shard with fully_shard (FSDP2)."
