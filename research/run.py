@@ -97,7 +97,7 @@ def _on_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> R
         "on": str(loaded.device),
     }
     with desk.unfinished(request, **inputs) as kept:
-        result = _measure(request, loaded, text, other, names, profile, desk.progress, kept)
+        result = _measure(request, loaded, text, other, names, profile, desk, kept)
     return _with_sources(result, text, other)
 
 
@@ -108,9 +108,10 @@ def _measure(
     other: MixedText | None,
     names: tuple[str, ...],
     profile: CalibrationProfile | None,
-    progress: Progress,
+    desk: Desk,
     kept: Kept,
 ) -> Results:
+    progress = desk.progress
     steps, window, windows = request.steps, request.window, request.windows
     match request.name:
         case "cold":
@@ -141,7 +142,18 @@ def _measure(
         case "cold-speed":
             from research.cold_speed.model import cold_speed_study_of_model
 
-            return cold_speed_study_of_model(loaded, profile, text, window, names[0], request.keep_sample, progress)
+            return cold_speed_study_of_model(
+                loaded,
+                profile,
+                text,
+                window,
+                names[0],
+                parts=request.parts,
+                earlier=_earlier(desk.out),
+                keep_sample=request.keep_sample,
+                save=desk.save,
+                progress=progress,
+            )
         case _:
             from research.domains import domain_study
 
@@ -153,6 +165,13 @@ def _read(tokenizer: Any, sources: list[TextSource], window: int, desk: Desk) ->
     """The text of a study, read as far as `READ_TOKENS`, and its name."""
     text = tokenize_sources(tokenizer, sources, window, window=window, read=READ_TOKENS, report=desk.report)
     return text, (text_name(sources),)
+
+
+def _earlier(out: Path | None) -> Results | None:
+    """What an earlier run left in the results file, for studies that go on from there."""
+    from spectralquant.results.files import read_results
+
+    return read_results(out) if out is not None and out.is_file() else None
 
 
 def _with_sources(result: Results, *texts: MixedText | None) -> Results:
@@ -224,7 +243,6 @@ def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from research.scale.study import PARTS, scale_study
     from spectralquant.errors import did_you_mean
     from spectralquant.models.load import load_model
-    from spectralquant.results.files import read_results
 
     for part in request.parts:
         if part not in PARTS:
@@ -238,8 +256,8 @@ def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
 
     steps = (max(1, request.steps // 4), max(1, request.steps // 2), request.steps)
     quality = QualityStudy(steps=steps, window=request.window, windows=request.windows)
-    earlier = desk.out is not None and desk.out.is_file()
-    rows = read_results(desk.out).as_json()["rows"] if earlier else []
+    earlier = _earlier(desk.out)
+    rows = [] if earlier is None else earlier.as_json()["rows"]
     return scale_study(
         request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality, bool(request.parts)
     ), []

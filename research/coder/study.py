@@ -11,18 +11,17 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from research.coder.baselines import nvcomp_rows, zstd_row
+from research.coder.round_trips import random_round_trips
 from research.coder.symbols import SymbolSample
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.entropy import EntropyCoder
-from spectralquant.codec.cold.symbols import SHIFTS
-from spectralquant.errors import PacketError
 from spectralquant.files import write_json
 from spectralquant.geometry import BLOCK
 from spectralquant.models.shapes import SHAPES, ModelShape
@@ -184,67 +183,6 @@ def _wall(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def random_round_trips(
-    sample: SymbolSample, device: torch.device, count: int, progress: Progress, seed: int = 0
-) -> dict[str, int]:
-    """Blocks of random shapes and symbols: the same bytes from CPU and `device`, decoded on both; then damaged ones."""
-    rng = np.random.default_rng(seed)
-    found = {"blocks": 0, "bytes_differ": 0, "wrong_on_cpu": 0, "wrong_on_device": 0, "damaged": 0, "damage_refused": 0}
-    while found["blocks"] < count:
-        progress("random blocks", found["blocks"], count)
-        ranks = rng.integers(1, 60, 2)
-        rows = [torch.from_numpy(rng.integers(0, c.shape[1], r)) for r, c in zip(ranks, _choices(sample), strict=True)]
-        choice = tuple(c[:, r].contiguous() for r, c in zip(rows, _choices(sample), strict=True))
-        here, there = (EntropyCoder(sample.tables, choice, d) for d in ("cpu", device))
-        lengths = rng.integers(1, 300, min(100, count - found["blocks"])).tolist()
-        total = sum(lengths)
-        scale = torch.from_numpy(np.exp(rng.normal(-1, 2, (int(ranks.sum()), 1))))
-        symbols = (
-            (torch.from_numpy(rng.standard_normal((int(ranks.sum()), total))) * scale).round().clamp(-(2**29), 2**29)
-        )
-        symbols, classes = symbols.int(), torch.from_numpy(rng.integers(0, 9, (total, 2)))
-        ids = [None if rng.random() < 0.3 else (-1, rng.integers(0, 70_000, n)) for n in lengths]
-        adaptive = bool(rng.random() < 0.5)
-        first = here.encode(symbols, classes, lengths, ids, adaptive_tables=adaptive)
-        second = there.encode(symbols.to(device), classes.to(device), lengths, ids, adaptive_tables=adaptive)
-        data = [rans_block.join(p) for p in first]
-        found["bytes_differ"] += sum(a != rans_block.join(b) for a, b in zip(data, second, strict=True))
-        blocks = [rans_block.split(d, here.ranks, len(SHIFTS)) for d in data]
-        for name, coder in (("wrong_on_cpu", here), ("wrong_on_device", there)):
-            back = coder.decode(blocks)
-            same = torch.equal(back.symbols.cpu().int(), symbols) and all(map(_same_ids, ids, back.ids))
-            found[name] += 0 if same else len(blocks)
-        found["blocks"] += len(blocks)
-        for block in blocks[:3]:
-            found["damaged"] += 1
-            found["damage_refused"] += _refused(there, _damaged(block, rng))
-    return found
-
-
-def _choices(sample: SymbolSample):
-    return sample.key_choice, sample.value_choice
-
-
-def _same_ids(first, second) -> bool:
-    return first is second is None or (first[0] == second[0] and np.array_equal(first[1], second[1]))
-
-
-def _damaged(block: rans_block.RansParts, rng: np.random.Generator) -> rans_block.RansParts:
-    """One flipped bit in the words, or in the states where there are none."""
-    name = "words" if len(block.words) else "states"
-    array = getattr(block, name).copy()
-    array[rng.integers(len(array))] ^= array.dtype.type(1 << int(rng.integers(8 * array.itemsize)))
-    return replace(block, **{name: array})
-
-
-def _refused(coder: EntropyCoder, block: rans_block.RansParts) -> bool:
-    try:
-        coder.decode([block])
-    except PacketError:
-        return True
-    return False
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
 WINDOW = 2048
-STEPS = (0.8, 0.9, 1.0)
+STEPS = (0.4, 0.55, 0.7, 0.85, 1.0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -73,6 +73,36 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
     }
 
 
+@dataclass(frozen=True)
+class QualityOf:
+    """A profile, a text's name, and what loads the profile's model on a device with some windows int64 `[n, W]` of that text."""
+
+    profile: CalibrationProfile
+    source: str
+    load: Callable[[torch.device], tuple[LoadedModel, torch.Tensor]]
+
+    @classmethod
+    def read(cls, path: str, text: str, count: int) -> QualityOf:
+        """Of a profile's file and the last windows of a text (`--data`)."""
+        profile = CalibrationProfile.load(path)
+
+        def load(device: torch.device) -> tuple[LoadedModel, torch.Tensor]:
+            loaded = load_model(profile.sidecar.model.name, device=str(device), dtype="float32", offline=True)
+            tokens = tokenize(loaded.tokenizer, load_text(text, offline=True), 4_000_000)
+            return loaded, tokens.windows(WINDOW)[-count:]
+
+        return cls(profile, text, load)
+
+
+def quality_facts(of: QualityOf, device: torch.device) -> dict[str, Any]:
+    """`cost_study`'s rows and summary, in short."""
+    loaded, windows = of.load(device)
+    result = cost_study(loaded, of.profile, windows, of.source)
+    names = ("kl_nats", "delta_ppl", "top1", "coded_bytes", "payload_ratio", "n_tokens")
+    rows = [r["options"] | {name: r[name] for name in names} for r in result.as_json()["rows"]]
+    return {"model": loaded.name, "text": of.source, "rows": rows, **result["summary"]}
+
+
 def _at(curve: Sequence[tuple[float, float]], x: float) -> float | None:
     """A curve's value at x, log-log between its points; None beyond them."""
     for (x0, y0), (x1, y1) in itertools.pairwise(curve):
@@ -88,11 +118,11 @@ def main() -> None:
     parser.add_argument("text")
     parser.add_argument("out")
     parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    profile = CalibrationProfile.load(arguments.profile)
-    loaded = load_model(profile.sidecar.model.name, dtype="float32", offline=True)
-    text = tokenize(loaded.tokenizer, load_text(arguments.text, offline=True), 4_000_000)
-    result = cost_study(loaded, profile, text.windows(WINDOW)[-arguments.windows :], arguments.text)
+    of = QualityOf.read(arguments.profile, arguments.text, arguments.windows)
+    loaded, windows = of.load(torch.device(arguments.device))
+    result = cost_study(loaded, of.profile, windows, arguments.text)
     write_json(arguments.out, result.as_json())
     print(result["summary"])
 

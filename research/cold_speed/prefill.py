@@ -39,13 +39,12 @@ FIT_TOKENS = 2048
 
 def prefill_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, shape: ModelShape) -> list[Row]:
     """Times of one context: prefill, prefill with cold writing, packing, and the first token from a packet."""
-    model, tokens = loaded.model, ids.shape[1]
+    model, tokens, cuda = loaded.model, ids.shape[1], loaded.device.type == "cuda"
     runs, warm = (RUNS, 2) if tokens <= 8192 else (3, 1)
     base = {"model": shape.name, "context": tokens, "batch": 1, "fp16_bytes": tokens * shape.kv_bytes_per_token}
 
-    def plain() -> Tensor:
-        cache = DynamicCache(config=model.config)
-        return model(input_ids=ids, **with_cache(model, cache), use_cache=True, logits_to_keep=1).logits
+    def plain() -> None:
+        _prefill(loaded, ids)
 
     def cold() -> None:
         cache = SpectralCache(model, profile, tier="cold", background=False)
@@ -54,15 +53,30 @@ def prefill_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, 
     out: list[Row] = []
     with torch.no_grad():
         for name, call in (("prefill", plain), ("prefill with cold writing", cold)):
-            seconds, spread = timed(call, True, runs, warm)
+            seconds, spread = timed(call, cuda, runs, warm)
             out.append(base | {"what": name, "seconds": seconds, **spread})
         packet = pack_prompt(model, profile, ids)[0]
-        seconds, spread = timed(lambda: pack_prompt(model, profile, ids), True, min(runs, 3), 0)
+        seconds, spread = timed(lambda: pack_prompt(model, profile, ids), cuda, min(runs, 3), 0)
         out.append(base | {"what": "prefill and packing", "seconds": seconds, **spread, **_facts(packet)})
         out += [base | row | _facts(packet) for row in _first_tokens(loaded, profile, packet, ids, runs, warm)]
     for row in out:
         row["gb_s"] = row["fp16_bytes"] / row["seconds"] / 1e9
     return out
+
+
+def plain_prefill_row(loaded: LoadedModel, ids: Tensor, shape: ModelShape) -> Row:
+    """Prefill alone of some contexts `[B, T]`."""
+    batch, tokens = ids.shape
+    with torch.no_grad():
+        seconds, spread = timed(lambda: _prefill(loaded, ids), loaded.device.type == "cuda", 5, 1)
+    fp16 = batch * tokens * shape.kv_bytes_per_token
+    base = {"model": shape.name, "context": tokens, "batch": batch, "fp16_bytes": fp16}
+    return base | {"what": "prefill", "seconds": seconds, **spread, "gb_s": fp16 / seconds / 1e9}
+
+
+def _prefill(loaded: LoadedModel, ids: Tensor) -> None:
+    cache = DynamicCache(config=loaded.model.config)
+    loaded.model(input_ids=ids, **with_cache(loaded.model, cache), use_cache=True, logits_to_keep=1)
 
 
 def _facts(packet: SpectralPacket) -> Row:
@@ -73,8 +87,9 @@ def _first_tokens(
     loaded: LoadedModel, profile: CalibrationProfile, packet: SpectralPacket, ids: Tensor, runs: int, warm: int
 ) -> list[Row]:
     """Unpacking alone and until the logits of one more token are there: from pinned memory, from disk."""
-    model = loaded.model
-    pinned = torch.from_numpy(np.frombuffer(bytes(packet), np.uint8).copy()).pin_memory()
+    model, cuda = loaded.model, loaded.device.type == "cuda"
+    pinned = torch.from_numpy(np.frombuffer(bytes(packet), np.uint8).copy())
+    pinned = pinned.pin_memory() if cuda else pinned
     last = ids[:, -1:]
 
     def unpacked(source: SpectralPacket) -> DynamicCache:
@@ -86,13 +101,13 @@ def _first_tokens(
 
     memory = lambda: SpectralPacket(memoryview(pinned.numpy()))  # noqa: E731
     cache = unpacked(memory())
-    token = timed(lambda: model(input_ids=last, **with_cache(model, cache), use_cache=True), True, 5)[0]
+    token = timed(lambda: model(input_ids=last, **with_cache(model, cache), use_cache=True), cuda, 5)[0]
     out = []
     for name, call in (
         ("unpacking from pinned memory", lambda: unpacked(memory())),
         ("first token from pinned memory", lambda: first_token(memory())),
     ):
-        seconds, spread = timed(call, True, runs, warm)
+        seconds, spread = timed(call, cuda, runs, warm)
         out.append({"what": name, "seconds": seconds, **spread, "token_s": token})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prompt.sqkv"
@@ -106,7 +121,7 @@ def _first_tokens(
             from_disk()
 
         for name, call in (("first token from disk", uncached), ("first token from disk, file cached", from_disk)):
-            seconds, spread = timed(call, True, runs, warm)
+            seconds, spread = timed(call, cuda, runs, warm)
             out.append({"what": name, "seconds": seconds, **spread, "token_s": token})
     return out
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from spectralquant.cache.compress.compressor import BlockCompressor, CompressionRules
 from spectralquant.cache.compress.reconstructor import AsyncReconstructor
 from spectralquant.cache.read.reader import BlockReader
+from spectralquant.cache.read.working_set import WorkingSet
 from spectralquant.cache.report.stats import Spent
 from spectralquant.cache.report.uncompressed import RunReport
 from spectralquant.cache.tiers.base import Tier
@@ -58,11 +59,15 @@ class CacheGroups(list[CacheGroup]):
         for group in self:
             group.compressor.after_forward()
 
-    def fill_working_set(self, limit: int, tier: str) -> None:
-        """Decode blocks as far as `limit` bytes go over all groups."""
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of decoded blocks that wait for a worker."""
+        return sum(group.reader.working.waiting_bytes for group in self)
+
+    def fill_working_set(self, limit: int) -> None:
+        """Keep decoded blocks as far as `limit` bytes go over all groups."""
         for group in self:
-            own = "warm" if tier == "warm" and "warm" in group.tiers else "exact"
-            group.reader.fill_working_set(limit - self.working_bytes + group.reader.working_bytes, own)
+            group.reader.fill_working_set(limit - self.working_bytes + group.reader.working_bytes)
 
     def settle(self) -> None:
         """Finish background work, so that sequences and blocks may change."""
@@ -100,12 +105,16 @@ def make_groups(
     worker: AsyncReconstructor,
     spent: Spent,
     report: RunReport,
+    working_tier: str | None = None,
 ) -> CacheGroups:
-    """Tiers, readers and compressors for the groups of a cache."""
+    """Tiers, readers and compressors for the groups of a cache. working_tier: of the working set, where there is to be one."""
     groups = CacheGroups()
     for tokens in state.groups:
         tiers = maker.tiers(tokens.kind.layers, coded=tokens.coded)
-        reader = BlockReader(state, tokens, tiers, spent)
+        kept = working_tier if working_tier in tiers else "exact"
+        behind = worker if rules.background else None
+        working = WorkingSet(state, tokens, tiers, spent, kept, behind, working_tier is not None)
+        reader = BlockReader(state, tokens, tiers, spent, working)
         groups.append(
             CacheGroup(
                 tokens, tiers, reader, BlockCompressor(state, tokens, tiers, reader, rules, worker, spent, report)

@@ -56,9 +56,9 @@ class SpectralCache(SavedCache):
         window: tokens that stay exact at least, a multiple of 128; at most 127 more do.
         compress_from: nothing is compressed before the sequence has this many tokens.
         working_set: bytes of decoded warm and cold blocks kept between tokens (0: decode for every token).
-        working_tier: "exact" keeps the working set as decoded; "warm" keeps cold blocks as warm codes, which hold several times as
-            many in the same bytes and read as the warm tier does, with its error added.
-        background: code blocks during decoding on a worker thread (None: for the cold tier).
+        working_tier: "exact" keeps the working set as decoded; "warm" and "hot" keep cold blocks as codes of that tier, which hold
+            several times as many in the same bytes and read as that tier does, with its error added.
+        background: code blocks during decoding, and what the working set keeps, on a worker thread (None: for the cold tier).
         lag: tokens for which a block in background work stays exact beyond its window; fixed, so that results do not
             depend on the worker's speed.
         attention: "spectral" has the model read this cache through `SpectralAttention`, during passes that are given the
@@ -107,10 +107,12 @@ class SpectralCache(SavedCache):
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if not 0 <= lag <= BLOCK:
             raise InputError(f"lag={lag} is outside 0 to {BLOCK}.")
-        if working_tier not in ("exact", "warm"):
-            raise InputError(f"working_tier={working_tier!r} is not one of exact, warm.")
-        if working_tier == "warm" and (profile is None or "warm" not in profile.tiers):
-            raise InputError("working_tier='warm' needs a profile with a warm tier (sq calibrate --tier all).")
+        if working_tier not in ("exact", "warm", "hot"):
+            raise InputError(f"working_tier={working_tier!r} is not one of exact, warm, hot.")
+        if working_tier != "exact" and (profile is None or working_tier not in profile.tiers):
+            raise InputError(
+                f"working_tier={working_tier!r} needs a profile with a {working_tier} tier (sq calibrate --tier all)."
+            )
         if attention not in ("spectral", "model"):
             raise InputError(f"attention={attention!r} is not one of spectral, model.")
         step_scale = packet_float(step_scale)
@@ -163,8 +165,9 @@ class SpectralCache(SavedCache):
             backend,
             0 if select is None else INDEX_RANK,
         )
+        kept_as = working_tier if working_set else None
         rules = CompressionRules(policy, window, compress_from, background, lag)
-        self.groups = make_groups(self.state, maker, rules, self.reconstructor, self.spent, self.report)
+        self.groups = make_groups(self.state, maker, rules, self.reconstructor, self.spent, self.report, kept_as)
         self.state.keep_ids = self.groups.predict
         self.binding.attach(self)
         weakref.finalize(self, self.report.end)

@@ -67,6 +67,7 @@ def _windows(config: Any) -> tuple[int | None, ...]:
     return windows if any(windows) or len(windows) < config.num_hidden_layers else ()
 
 
+GEMMA_WINDOWS = (512, 512, 512, 512, 512, None) * 3
 SHAPES = {
     s.name: s
     for s in (
@@ -75,6 +76,7 @@ SHAPES = {
         ModelShape("qwen2.5-7b", 28, 28, 4, 128, 3584, 18944, 152064),
         ModelShape("mistral-7b", 32, 32, 8, 128, 4096, 14336, 32768),
         ModelShape("smollm2-135m", 30, 9, 3, 64, 576, 1536, 49152),
+        ModelShape("gemma3-270m", 18, 4, 1, 256, 640, 2048, 262144, GEMMA_WINDOWS),
     )
 }
 

@@ -227,6 +227,7 @@ class ColdSpeedResults(Results):
     rows: list[SpeedRow]
     checks: dict[str, Any] = {}
     summary: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
 
 
 class ColdCostResults(Results):

@@ -9,7 +9,7 @@ from conftest import profile_of
 from research.coder.symbols import SymbolSample
 from research.cold_speed.codec import check, codec_rows, make_bench
 from research.cold_speed.sample import SpeedSample, geometry_of, tier_of
-from research.cold_speed.study import _summary
+from research.cold_speed.summary import summary_of
 from spectralquant.cache.persist.prompt import pack_prompt, profile_codecs
 from spectralquant.models.shapes import ModelShape, parse_shape
 from spectralquant.results.files import results_file
@@ -44,7 +44,7 @@ def test_a_bench_decodes_and_encodes_what_it_says(tmp_path):
     assert abs(rows[1]["bytes_again"] / written - 1) < 0.2
     shown = [*rows, rows[0] | {"what": "prefill"}, rows[0] | {"what": "prefill", "context": 512}]
     facts = {"device": "here", "made": "so"}
-    result = results_file("cold-speed", shown, facts, checks={"one": checked}, summary=_summary(rows))
+    result = results_file("cold-speed", shown, facts, checks={"one": checked}, summary=summary_of(rows))
     assert study_view(result)[0].row_count == 4
     page = report_page([("cold.json", result)]).render()
     assert "time to the first token" in page and "<svg" in page

@@ -69,7 +69,7 @@ class CachePasses(WatchedCache):
         if self.state.sequences and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
             self.groups.after_forward()
             self.over_budget = fit_into(self.groups, self.policy.max_bytes, self._held_bytes, self.over_budget)
-            self.groups.fill_working_set(self.options["working_set"], self.options["working_tier"])
+            self.groups.fill_working_set(self.options["working_set"])
 
     def _held_bytes(self) -> int:
         return held_bytes(self.state, self.groups, self.own_tensors().values())

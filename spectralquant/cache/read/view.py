@@ -113,7 +113,7 @@ class LayerView:
         """Sinks, runs of blocks and recent tokens, in token order."""
         out: list[Segment] = [self._sinks()]
         for kind, first, last in self._runs():
-            rows = [blocks[first:last] for blocks in self.tokens.sequences]
+            rows = [self.group.reader.codes(blocks[first:last]) for blocks in self.tokens.sequences]
             unread = self._skipped_tokens(first)
             if kind == "hot" and self.rows is not None:
                 tokens = sum(b.tokens for b in rows[0]) - unread

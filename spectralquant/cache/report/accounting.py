@@ -31,7 +31,7 @@ def exact_bytes(state: CacheState, own: Iterable[Tensor]) -> int:
 def held_bytes(state: CacheState, groups: CacheGroups, own: Iterable[Tensor]) -> int:
     """Bytes of everything but unused pages of the pool."""
     coded = sum(b.nbytes for group in state.groups for b in _distinct(group))
-    return exact_bytes(state, own) + coded + groups.working_bytes
+    return exact_bytes(state, own) + coded + groups.working_bytes + groups.waiting_bytes
 
 
 def _readable_bytes(group: GroupTokens, tier: str) -> int:

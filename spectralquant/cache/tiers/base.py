@@ -136,8 +136,8 @@ def encode_each(tier: Tier, run: LeavingBlock, lengths: Sequence[int]) -> list[S
 
 
 def whole_from_layers(
-    tier: Tier, layers: int, block: StoredBlock, places: Places, scratch: ReadScratch
+    tier: Tier, layers: int, blocks: Sequence[StoredBlock], places: Places, scratch: ReadScratch
 ) -> tuple[Tensor, Tensor]:
-    """`Tier.whole` by reading every layer."""
-    both = [tier.dense(layer, [block], places, scratch) for layer in range(layers)]
+    """`Tier.whole` of consecutive blocks by reading every layer."""
+    both = [tier.dense(layer, blocks, places, scratch) for layer in range(layers)]
     return tuple(torch.stack([pair[i] for pair in both]).transpose(1, 2) for i in range(2))

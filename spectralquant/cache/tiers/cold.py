@@ -7,8 +7,9 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -17,18 +18,19 @@ from spectralquant.cache.compress.reconstructor import AsyncReconstructor, Task
 from spectralquant.cache.persist.lazy import LazySection
 from spectralquant.cache.tiers.base import LeavingBlock, ReadScratch, StoredBlock, block_ranges, whole_from_layers
 from spectralquant.cache.tiers.cold_encode import encode_cold
+from spectralquant.codec.block_rotary import rotate_keys
 from spectralquant.codec.cold.coded_block import MAX_TOKENS
 from spectralquant.codec.cold.coefficients import BlockCoefficients, halved
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.cold.token_guess import TokenGuess
 from spectralquant.errors import PacketError
-from spectralquant.hooks.rotary_tables import Places
+from spectralquant.hooks.rotary_tables import Places, Rotations
 
 CHUNK_BLOCKS = 16
 
 
 @dataclass(frozen=True)
-class _Place:
+class DecodedPlace:
     """Where a block's coefficients are: the chunk it is decoded with, and its first token there."""
 
     chunk: Task
@@ -73,7 +75,7 @@ class ColdTier:
             task = self.reconstructor.submit(self._coefficients, chunk)
             first = 0
             for block in chunk:
-                scratch.decoded[block] = _Place(task, first)
+                scratch.decoded[block] = DecodedPlace(task, first)
                 first += block.tokens
 
     def dense(
@@ -82,9 +84,21 @@ class ColdTier:
         """See `Tier.dense`."""
         self.prefetch(blocks, scratch)
         g = self.codec.geometry
-        parts = [self.codec.layer(coded, layer) for coded in _wanted(blocks, scratch)]
+        parts = [self.codec.layer(coded, layer) for coded in _wanted(blocks, scratch.decoded)]
         keys, values = (torch.cat([p[i] for p in parts]).view(-1, g.kv_heads, g.head_dim) for i in range(2))
         return scratch.rotate(keys, places, layer), values
+
+    def whole_run(
+        self, blocks: Sequence[StoredBlock], rotations: Rotations, known: Mapping[StoredBlock, DecodedPlace]
+    ) -> tuple[Tensor, Tensor]:
+        """Keys (after RoPE) and values `[L, Hk, T, D]` of consecutive blocks, in this thread; known: where some are decoded already."""
+        coded: list[BlockCoefficients] = []
+        for have, some in groupby(blocks, lambda b: b in known):
+            run = list(some)
+            coded += _wanted(run, known) if have else self._coefficients(run)
+        both = [self.codec.decode_coefficients(c) for c in coded]
+        keys, values = (torch.cat([pair[i] for pair in both]) for i in range(2))
+        return rotate_keys(rotations, keys).permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)
 
     def _coefficients(self, blocks: Sequence[StoredBlock]) -> list[BlockCoefficients]:
         data = [payload_bytes(block) for block in blocks]
@@ -96,7 +110,7 @@ class ColdTier:
     def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
         own = ReadScratch(scratch.rotary)
-        return whole_from_layers(self, self.codec.geometry.layers, block, places, own)
+        return whole_from_layers(self, self.codec.geometry.layers, [block], places, own)
 
     def to_bytes(self, block: StoredBlock) -> bytes:
         """The coded bytes."""
@@ -131,11 +145,18 @@ def _chunks(blocks: Sequence[StoredBlock]) -> Iterator[list[StoredBlock]]:
         yield chunk
 
 
-def _wanted(blocks: Sequence[StoredBlock], scratch: ReadScratch) -> Iterator[BlockCoefficients]:
+def coefficient_bytes(places: Iterable[DecodedPlace]) -> int:
+    """Bytes of the coefficients that are decoded at some places."""
+    chunks = {id(p.chunk): p.chunk for p in places}.values()
+    parts = [t for chunk in chunks for coded in chunk.result() for t in (coded.y or (coded.raw,))]
+    return sum(t.untyped_storage().nbytes() for t in parts)
+
+
+def _wanted(blocks: Sequence[StoredBlock], decoded: Mapping[StoredBlock, DecodedPlace]) -> Iterator[BlockCoefficients]:
     """Coefficients of the blocks, in order, with as few parts as their chunks allow."""
     spans: list[tuple[Task, int, int]] = []
     for block in blocks:
-        place = scratch.decoded[block]
+        place = decoded[block]
         end = place.first + block.tokens
         if spans and spans[-1][0] is place.chunk and spans[-1][2] == place.first:
             spans[-1] = (place.chunk, spans[-1][1], end)

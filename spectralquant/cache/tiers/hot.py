@@ -61,7 +61,7 @@ class HotTier(PagedTier):
 
     def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
-        return whole_from_layers(self, self.codec.geometry.layers, block, places, scratch)
+        return whole_from_layers(self, self.codec.geometry.layers, [block], places, scratch)
 
 
 def unused_slots(blocks: Sequence[StoredBlock]) -> int:

@@ -52,4 +52,4 @@ class WarmTier(PagedTier):
 
     def whole(self, block: StoredBlock, places: Places, scratch: ReadScratch) -> tuple[Tensor, Tensor]:
         """See `Tier.whole`."""
-        return whole_from_layers(self, self.codec.geometry.layers, block, places, scratch)
+        return whole_from_layers(self, self.codec.geometry.layers, [block], places, scratch)

@@ -216,7 +216,7 @@ def test_a_working_set_of_warm_codes_holds_more_and_reads_as_the_warm_tier_does(
         )
     )
     assert 0 < coded.stats().working_set_bytes <= 200_000
-    kept = [sum(len(group.reader._working) for group in c.groups) for c in (dense, coded)]
+    kept = [sum(len(group.reader.working.kept) for group in c.groups) for c in (dense, coded)]
     assert kept[1] > kept[0]
     with torch.no_grad():
         logits = [loaded.model(input_ids=ids(1, 3), past_key_values=c).logits for c in (plain, coded, warm, exact)]
