@@ -36,10 +36,11 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
         copy = value("copy of keys and values from pinned memory", tokens)
         out[f"copy_over_decode_{name}"] = _over(copy, out[f"decode_s_{name}"])
     out["prefill_longer_share"] = out["prefill_longer_share_8k"]
-    out["streams_overhead_share"] = value("decode", 8192, "streams_overhead_share")
-    warm = value("a token, warm tier", 8192)
+    first = min(NAMES)
+    out["streams_overhead_share"] = value("decode", first, "streams_overhead_share")
+    warm = value("a token, warm tier", first)
     for tier in ("warm", "hot", "exact"):
-        out[f"token_working_{tier}_over_warm"] = _over(value(f"a token, cold tier kept as {tier}", 8192), warm)
+        out[f"token_working_{tier}_over_warm"] = _over(value(f"a token, cold tier kept as {tier}", first), warm)
     return out
 
 
