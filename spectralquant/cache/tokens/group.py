@@ -95,7 +95,7 @@ class GroupTokens:
         for layer in self.layers:
             if sinks:
                 layer.take_sinks(SINKS)
-            layer.drop_oldest(tokens)
+            layer.drop_oldest(tokens + SINKS * sinks)
         self.span.recent_from = coded[-1][0].stop if coded else self.recent_from
 
     def forget_unread(self, *, cropped: bool = False) -> None:

@@ -85,9 +85,8 @@ class SpectralLayer(CacheLayerMixin):
         return -1 if self.window is None else self.window
 
     def take_sinks(self, count: int) -> None:
-        """Move the first `count` recent tokens to the sinks."""
+        """Copy the first `count` recent tokens to the sinks; the caller drops them with what else leaves."""
         self.sink_keys, self.sink_values = self.keys[:, :, :count].clone(), self.values[:, :, :count].clone()
-        self.drop_oldest(count)
 
     def drop_sinks(self) -> None:
         """Forget the sinks."""
