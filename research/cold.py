@@ -42,11 +42,11 @@ EXACT8_SHARE = 66 / 128
 
 @dataclass(frozen=True)
 class ColdStudy:
-    """What to measure. Calibrated on the first `steps` windows of `window` tokens; scored on the last `windows` of
-    them, which are cut anew into windows of `long_context` for the long runs.
+    """What to measure. Calibrated on the first `steps` windows of `window` tokens; scored on the last `windows` of the
+    text's report part (`research.windows`), which are cut anew into windows of `long_context` for the long runs.
     """
 
-    steps: int = 100
+    steps: int = 80
     window: int = 2048
     windows: int = 24
     long_context: int = 8192
@@ -55,6 +55,7 @@ class ColdStudy:
     turbo_bits: tuple[int, ...] = (2, 3, 4)
     needle_contexts: tuple[int, ...] = (512, 1024, 2048)
     needle_ratios: tuple[float, ...] = (70,)
+    part: str = "report"
 
 
 def cold_study(
@@ -66,7 +67,7 @@ def cold_study(
     kept: Kept = NOTHING_KEPT,
 ) -> ColdResults:
     """Calibrate, measure every point, and summarize; returns a results file."""
-    windows = scored_windows(text, study.steps, study.window, study.windows)
+    windows = scored_windows(text, study.steps, study.window, study.windows, study.part)
     times: dict[str, float] = {}
     start = time.perf_counter()
     settings = CalibrationSettings(
@@ -115,6 +116,7 @@ def cold_study(
             model=loaded.name,
             weights_sha256=weights_sha256(loaded.model),
             text=text_name,
+            part_of_text=study.part,
             calibration_sha256=tokens_sha256(run.windows),
             evaluation_sha256=tokens_sha256(windows),
             dtype=str(loaded.model.dtype),

@@ -37,9 +37,10 @@ def domain_study(
     windows: int,
     progress: Callable[[str, int, int], None],
     kept: Kept = NOTHING_KEPT,
+    part: str = "report",
 ) -> Results:
-    """Calibrate on the first windows of each text, score on the last ones of both."""
-    scored = {name: scored_windows(text, steps, window, windows) for name, text in texts.items()}
+    """Calibrate on the first windows of each text, score on the last ones of a part of both."""
+    scored = {name: scored_windows(text, steps, window, windows, part) for name, text in texts.items()}
     fitters: dict[str, ColdFitter] = {}
     for number, (name, text) in enumerate(texts.items()):
         settings = CalibrationSettings(steps=steps, window=window, held_out_windows=1, held_out_window=window)
@@ -66,6 +67,7 @@ def domain_study(
             weights_sha256=weights_sha256(loaded.model),
             evaluation_sha256=hashes,
             steps=steps,
+            part_of_text=part,
             seed=0,
         ),
         table=domain_table(rows),

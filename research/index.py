@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from research.windows import scored_windows
 from spectralquant.codec.hot.linear import INDEX_RANK, row_matrices
 from spectralquant.errors import InputError
 from spectralquant.evaluation.unigram import perplexity, unigram_perplexity, warn_if_suspect
@@ -47,6 +48,7 @@ class IndexStudy:
     windows: int = 6
     shares: tuple[float, ...] = SHARES
     rank: int = INDEX_RANK
+    part: str = "report"
 
 
 @torch.no_grad()
@@ -62,13 +64,11 @@ def index_study(
     """A row a share on the last windows of the text.
 
     Raises:
-        InputError: the profile has no hot tier, or the text is too short.
+        InputError: the profile has no hot tier. SourceError: the text is too short.
     """
     if "hot" not in profile.tiers:
         raise InputError("The index study needs a profile with a hot tier: sq calibrate --tier hot.")
-    windows = text.windows(study.context)[-study.windows :]
-    if len(windows) < study.windows:
-        raise InputError(f"The text has {len(windows)} windows of {study.context} tokens, fewer than {study.windows}.")
+    windows = scored_windows(text, 0, study.context, study.windows, study.part)
     tier = profile.tier("hot")
     layers = [
         row_matrices(tier, loaded.geometry, [layer], loaded.device, study.rank)
@@ -90,6 +90,7 @@ def index_study(
         model=loaded.name,
         weights_sha256=weights_sha256(loaded.model),
         text=text_name,
+        part_of_text=study.part,
         evaluation_sha256=tokens_sha256(windows),
         dtype=str(loaded.model.dtype),
         profile=profile.id.hex(),

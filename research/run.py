@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from research.windows import require_unseen
 from spectralquant.errors import InputError
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel, pick_device
@@ -46,6 +47,7 @@ class StudyRequest:
     offline: bool
     in_mix: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
+    part_of_text: str = "report"
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ def _measure(
     kept: Kept,
 ) -> Results:
     progress = desk.progress
-    steps, window, windows = request.steps, request.window, request.windows
+    steps, window, windows, part = request.steps, request.window, request.windows, request.part_of_text
     match request.name:
         case "cold":
             from research.cold import ColdStudy, cold_study
 
-            return cold_study(loaded, text, ColdStudy(steps, window, windows), names[0], progress, kept)
+            return cold_study(loaded, text, ColdStudy(steps, window, windows, part=part), names[0], progress, kept)
         case "packet":
             from research.packet import packet_study
 
@@ -125,12 +127,13 @@ def _measure(
         case "index":
             from research.index import IndexStudy, index_study
 
-            study = IndexStudy(context=4 * window, scored=2 * window, windows=windows)
+            study = IndexStudy(context=4 * window, scored=2 * window, windows=windows, part=part)
+            require_unseen(text, profile.sidecar.text.sources, windows, study.context)
             return index_study(loaded, profile, text, names[0], study, progress, kept)
         case "tiers":
             from research.tiers import TierStudy, tier_study
 
-            return tier_study(loaded, text, TierStudy(steps, window, windows), names[0], progress, kept)
+            return tier_study(loaded, text, TierStudy(steps, window, windows, part=part), names[0], progress, kept)
         case "cache":
             from research.cache import cache_study
 
@@ -158,7 +161,7 @@ def _measure(
             from research.domains import domain_study
 
             both = {names[0]: text, names[1]: other}
-            return domain_study(loaded, both, steps, window, windows, progress, kept)
+            return domain_study(loaded, both, steps, window, windows, progress, kept, part)
 
 
 def _read(tokenizer: Any, sources: list[TextSource], window: int, desk: Desk) -> tuple[MixedText, tuple[str, ...]]:
@@ -185,7 +188,7 @@ def _quality(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from research.quality.run import QualityTexts, run_quality
 
     loaded = load_for(None, request.model, request.device, request.dtype, request.offline, desk.report)
-    study = QualityStudy(request.steps, request.steps, request.window, request.windows)
+    study = QualityStudy(request.steps, request.steps, request.window, request.windows, part=request.part_of_text)
     texts = QualityTexts(request.data, request.in_mix, request.other_data, request.more)
     return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress), []
 

@@ -45,13 +45,14 @@ Progress = Callable[[str, int, int], None]
 class TierStudy:
     """Ratios to measure per tier; the first of each goes into the profile that the resident cache uses."""
 
-    steps: int = 100
+    steps: int = 80
     window: int = 2048
     windows: int = 24
     hot: tuple[float, ...] = (4, 5)
     warm: tuple[float, ...] = (8, 10)
     cold: tuple[float, ...] = (60,)
     resident_context: int = 8192
+    part: str = "report"
 
 
 def tier_study(
@@ -63,7 +64,7 @@ def tier_study(
     kept: Kept = NOTHING_KEPT,
 ) -> Results:
     """Calibrate all tiers, measure every ratio, then hold 8192 tokens in real caches; returns a results file."""
-    windows = scored_windows(text, study.steps, study.window, study.windows)
+    windows = scored_windows(text, study.steps, study.window, study.windows, study.part)
     settings = CalibrationSettings(
         steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window, tiers=TIERS
     )
@@ -111,6 +112,7 @@ def tier_study(
             model=loaded.name,
             weights_sha256=weights_sha256(loaded.model),
             text=text_name,
+            part_of_text=study.part,
             calibration_sha256=tokens_sha256(run.windows),
             evaluation_sha256=tokens_sha256(windows),
             dtype=str(loaded.model.dtype),

@@ -38,10 +38,10 @@ SLACK = 1.5
 @dataclass(frozen=True)
 class QualityStudy:
     """steps windows of `window` tokens calibrate an own profile, `general_steps` the general one; the last `windows` of the
-    home text, and `per_text` of every other text, are scored. bound: KL that the general profile promises.
+    home text's report part, and `per_text` of every other text, are scored. bound: KL that the general profile promises.
     """
 
-    steps: int = 100
+    steps: int = 80
     general_steps: int = 100
     window: int = 2048
     windows: int = 24
@@ -52,11 +52,12 @@ class QualityStudy:
     cost_windows: int = 4
     text_tokens: int = 60_000
     held_out: int = 8
+    part: str = "report"
 
 
 def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, progress: Progress) -> dict[str, Any]:
     """A profile of its own text: the rate–distortion curve, and what a bound costs where every block keeps it."""
-    windows = scored_windows(text, study.steps, study.window, study.windows)
+    windows = scored_windows(text, study.steps, study.window, study.windows, study.part)
     settings = CalibrationSettings(
         steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window
     )
@@ -136,7 +137,7 @@ def foreign(
     progress: Progress,
 ) -> dict[str, Any]:
     """One text under the general profile: bounded, as calibrated, and TurboQuant on the same tokens."""
-    windows = text.windows(study.window)[-study.per_text :]
+    windows = scored_windows(text, 0, study.window, study.per_text, study.part)
     summary = profile.sidecar.tiers["cold"]
     spec = BoundedSpec(profile.heads, summary.step, error_limit(summary, study.bound))
     bounded = tier_method(profile.tier("cold"), loaded, bounded=spec, bound=study.bound)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from research.windows import scored_windows
 from spectralquant.calibration.cold.budget import tier_bytes
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
@@ -27,7 +28,7 @@ Row = dict[str, Any]
 @dataclass(frozen=True)
 class QualityStudy:
     """steps: of the curve; the largest is used for bases and metrics. windows: scored, `scored` tokens
-    each, from the end of the text. ratios: payload ratios that tiers are fitted for."""
+    each, of the text's report part. ratios: payload ratios that tiers are fitted for."""
 
     steps: tuple[int, ...] = (50, 100, 300)
     window: int = 2048
@@ -44,9 +45,8 @@ def quality_rows(
     """Rows of one calibration after the other: each form of bases, each metric, each number of steps, but for those `done`."""
     names = ("varied", "model", "metric", "basis", "steps", "window")
     known = {tuple(row.get(name) for name in names) for row in done}
-    free = len(text.ids) - study.windows * study.scored
     base = CalibrationSettings(steps=max(study.steps), window=study.window, held_out_windows=1)
-    held_out = text.windows(study.scored, study.windows, free)
+    held_out = scored_windows(text, max(study.steps), study.window, study.windows, scored=study.scored)
     cases = [("bases", base, study.bases)]
     cases += [
         ("metric", replace(base, metric=metric), ("two-level",)) for metric in study.metrics if metric != "fisher"

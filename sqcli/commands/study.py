@@ -46,9 +46,15 @@ def study(
     profile: Annotated[
         Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Calibration windows, of the first 80/147 of the text.")] = 80,
     window: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 2048,
-    windows: Annotated[int, typer.Option(min=1, help="Scored windows, taken from the end of the text.")] = 24,
+    windows: Annotated[int, typer.Option(min=1, help="Scored windows, the last ones of a part of the text.")] = 24,
+    part_of_text: Annotated[
+        str,
+        typer.Option(
+            help="What is scored: report (the last 35/147), or development (the 32/147 before it), where choices are made."
+        ),
+    ] = "report",
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Models of `shapes`, once each. Default: 8B, 7B, and the 70B shape with four layers."),
@@ -134,6 +140,7 @@ def study(
         offline=offline,
         in_mix=tuple(in_mix or ()),
         more=tuple(more or ()),
+        part_of_text=part_of_text,
     )
     with output.progress() as bar:
         result, failed = run_study(

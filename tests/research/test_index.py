@@ -4,7 +4,7 @@ import pytest
 from conftest import profile_of
 
 from research.index import IndexStudy, index_study
-from spectralquant.errors import InputError
+from spectralquant.errors import SourceError
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -23,5 +23,5 @@ def test_reading_less_costs_more():
 def test_wrong_studies_are_refused():
     loaded, profile = profile_of("llama")
     text = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 1000)
-    with pytest.raises(InputError, match="fewer than 6"):
+    with pytest.raises(SourceError, match="6 asked for"):
         index_study(loaded, profile, text, "builtin:stdlib", IndexStudy(context=768))
