@@ -38,7 +38,9 @@ class CodedLayers:
         self.geometry, self.matrices, self.lengths = geometry, matrices, lengths
         self.backend, self.select = backend, select
         heads, batch, device = geometry.kv_heads, lengths.batch, lengths.device
-        self.layers = [matrices.part(layer * heads, heads) for layer in range(geometry.layers)]
+        parts = [range(layer * heads, (layer + 1) * heads) for layer in range(geometry.layers)]
+        self.layers = [matrices.part(part.start, heads) for part in parts]
+        self.coders = [matrices.part(part.start, heads, narrow=False) for part in parts]
         self.page_bytes = matrices.layout.page_bytes
         # One page more takes what sequences that have no block to code would write.
         count = batch * lengths.pages
@@ -62,7 +64,7 @@ class CodedLayers:
             if coded:
                 blocks = [x[row, :, skipped + SINKS : skipped + SINKS + coded] for x in (keys, values)]
                 blocks = [x.unflatten(1, (-1, BLOCK)).transpose(0, 1).contiguous() for x in blocks]
-                self._code(*blocks, self.layers[layer], self.table[row, : coded // BLOCK])
+                self._code(*blocks, self.coders[layer], self.table[row, : coded // BLOCK])
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write one new token's keys and values `[B, Hk, 1, D]` behind the exact ones; `lengths.advance` came before."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from codes_for_tests import DEVICE, exact_for, linear_code, matrices_for, pages_for, query_for, relative_error
 
-from sqkernels.common import RowMatrices
+from sqkernels.common import ExactTokens, RowMatrices, RowPages
 from sqkernels.common.reference import coded_slots, exact_tokens, read_dense, sequence_pages
 from sqkernels.common.runtime import variants
 from sqkernels.spectral_decode import reference, spectral_decode
@@ -129,3 +129,28 @@ def test_wrong_arguments_are_refused(monkeypatch):
     if DEVICE == "cpu":
         with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
             spectral_decode(query, pages, exact, backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_a_layer_of_pages_that_hold_several_is_padded_to_its_own_heads(backend):
+    """Heads of other layers have wider bands, or bands of widths that this layer has none of."""
+    narrow, wide, none = ([4] * 64, [4] * 64), ([8] * 64 + [2] * 0, [8] * 60 + [2] * 4), ([0] * 64, [4] * 30 + [2] * 3)
+    matrices = matrices_for(6, 64, [narrow, narrow, wide, wide, none, none])
+    pages = pages_for(matrices, [300])
+    exact = exact_for(matrices, 1, 4, 40)
+    planes = []
+    for first in (0, 2, 4):
+        part = matrices.part(first, 2)
+        planes.append(part.layout.planes)
+        own = ExactTokens(
+            *(x[:, first : first + 2] for x in vars(exact).values() if x is not exact.tokens), exact.tokens
+        )
+        some = RowPages(pages.storage, pages.pages, pages.first, pages.tokens, part)
+        query = query_for(part, 1, 3)
+        want = reference.spectral_decode(query, some, own, 0.125, torch.float64)
+        assert relative_error(spectral_decode(query, some, own, backend=backend), want) < 2e-3
+        keys, values = read_dense(sequence_pages(some, 0), part)
+        whole = read_dense(sequence_pages(pages, 0), matrices)
+        assert torch.allclose(keys, whole[0][first : first + 2], atol=1e-5)
+        assert torch.allclose(values, whole[1][first : first + 2], atol=1e-5)
+    assert planes[0] == (64, 64) and planes[1] > planes[0] and planes[2][0] == planes[1][0]

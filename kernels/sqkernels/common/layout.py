@@ -79,11 +79,7 @@ class RowLayout:
         self.heads = [tuple(HeadBands.of(b, align) for b in pair) for pair in zip(key_bits, value_bits, strict=True)]
         self.index_rank, self.align = index_rank, align
         self.ranks = [[len(b) for b in bits] for bits in (key_bits, value_bits)]
-        self.padded = tuple(
-            tuple(_padded(max(h[kind].nbytes[i] for h in self.heads) // UNIT_BYTES[i]) for i in range(3))
-            for kind in (0, 1)
-        )
-        self.planes = tuple(plane_count(sizes) for sizes in self.padded)
+        self._pad()
         self.row_bytes = [key.row_bytes + value.row_bytes for key, value in self.heads]
         self.index_bytes = index_rank // 2
         rows = sum(self.row_bytes)
@@ -92,15 +88,38 @@ class RowLayout:
         self.page_bytes = PAGE * (rows + len(self.heads) * self.index_bytes)
         self.uniform = all(h == self.heads[0] for h in self.heads)
 
-    def part(self, first: int, count: int) -> RowLayout:
-        """The same pages as `count` heads see them, from head `first` on (one layer of pages that hold several)."""
+    def _pad(self, instead: Sequence[tuple[int, ...]] = ((MIN_BAND, 0, 0),) * 2) -> None:
+        """Set `padded`, and what follows from it. instead: of keys and values without any bits (a kernel needs a column)."""
+        widest = [[max(h[kind].nbytes[i] for h in self.heads) // UNIT_BYTES[i] for i in range(3)] for kind in (0, 1)]
+        self.padded = tuple(
+            tuple(map(_padded, units)) if any(units) else empty for units, empty in zip(widest, instead, strict=True)
+        )
+        self.planes = tuple(plane_count(sizes) for sizes in self.padded)
+
+    def part(self, first: int, count: int, *, narrow: bool = True) -> RowLayout:
+        """The same pages as `count` heads see them, from head `first` on (one layer of pages that hold several).
+
+        narrow: pad bands to the widest of these heads alone, so that kernels do not work on what only other layers need.
+        """
         out = copy.copy(self)
         heads = slice(first, first + count)
         for name in ("heads", "row_bytes", "row_offsets", "index_offsets"):
             setattr(out, name, getattr(self, name)[heads])
         out.ranks = [ranks[heads] for ranks in self.ranks]
         out.uniform = all(h == out.heads[0] for h in out.heads)
+        if narrow:
+            out._pad(self.padded)
         return out
+
+    def columns_in(self, whole: RowLayout, kind: int) -> Tensor | None:
+        """Where the columns of this part of `whole` lie among its columns, int64 `[planes]`; None where they are the same."""
+        if self.padded[kind] == whole.padded[kind]:
+            return None
+        columns, start = [], 0
+        for own, padded, per in zip(self.padded[kind], whole.padded[kind], PER_UNIT, strict=True):
+            columns += [torch.arange(own) + start + plane * padded for plane in range(per)]
+            start += per * padded
+        return torch.cat(columns)
 
     def head_table(self) -> Tensor:
         """Int32 `[Hk, 9]`: offset of the rows in a page, bytes of a row, three key bands, three value bands, index."""

@@ -46,9 +46,15 @@ class KindMatrices:
     constant: Tensor
     decode_half: Tensor
 
-    def part(self, first: int, count: int) -> KindMatrices:
-        """Heads first … first + count (views)."""
-        return KindMatrices(*(getattr(self, f.name)[first : first + count] for f in fields(self)))
+    def part(self, first: int, count: int, columns: Tensor | None = None) -> KindMatrices:
+        """Heads first … first + count, of all columns (views) or of some (copies)."""
+        out = KindMatrices(*(getattr(self, f.name)[first : first + count] for f in fields(self)))
+        if columns is None:
+            return out
+        at = columns.to(self.encode.device)
+        encode = out.encode.transpose(1, 2)[:, at].transpose(1, 2)
+        rest = (getattr(out, name)[:, at] for name in ("offset", "top", "shift", "decode"))
+        return KindMatrices(encode, *rest, out.constant, out.decode_half[:, at])
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,15 @@ class RowMatrices:
         both = (_kind(layout, 0, keys, device), _kind(layout, 1, values, device))
         return cls(layout, layout.head_table().to(device), *both, None if index is None else _index(index, device))
 
-    def part(self, first: int, count: int) -> RowMatrices:
-        """What `count` heads need, from head `first` on: one layer of pages that hold several layers' heads."""
+    def part(self, first: int, count: int, *, narrow: bool = True) -> RowMatrices:
+        """What `count` heads need, from head `first` on: one layer of pages that hold several layers' heads.
+
+        narrow: padded to these heads alone (see `RowLayout.part`), else as all are, so that one compilation serves all.
+        """
+        layout = self.layout.part(first, count, narrow=narrow)
         index = None if self.index is None else self.index.part(first, count)
-        both = self.key.part(first, count), self.value.part(first, count)
-        return RowMatrices(self.layout.part(first, count), self.heads[first : first + count], *both, index)
+        both = (m.part(first, count, layout.columns_in(self.layout, i)) for i, m in enumerate((self.key, self.value)))
+        return RowMatrices(layout, self.heads[first : first + count], *both, index)
 
     @property
     def kv_heads(self) -> int:
