@@ -29,12 +29,14 @@ class LostProcessError(SpectralQuantError):
 class Processes:
     """This process among `size` that share the work; alone without torchrun. seconds, bytes: spent on adding up.
 
-    control: a gloo group, which notices at once when another process is gone.
+    control: a gloo group, which notices at once when another process is gone. group: the processes that add up, where they
+    are not all that were started.
     """
 
     rank: int = 0
     size: int = 1
     control: Any = field(default=None, compare=False)
+    group: Any = field(default=None, compare=False)
     seconds: float = field(default=0.0, compare=False)
     bytes: int = field(default=0, compare=False)
 
@@ -56,7 +58,7 @@ class Processes:
             distributed.monitored_barrier(self.control, timeout=TIMEOUT)
             waiting = []
             for tensor in tensors:
-                waiting.append(distributed.reduce(tensor, dst=0, async_op=True))
+                waiting.append(distributed.reduce(tensor, dst=0, group=self.group, async_op=True))
                 self.bytes += tensor.numel() * tensor.element_size()
             for work in waiting:
                 work.wait()
@@ -74,7 +76,7 @@ class Processes:
             return value
         with self._together("agreeing on the step to go on from"):
             both = [value]
-            distributed.broadcast_object_list(both, src=0, device="cpu")
+            distributed.broadcast_object_list(both, src=0, group=self.group, device="cpu")
         return both[0]
 
     def leave(self) -> None:
@@ -122,6 +124,8 @@ def processes(device: str = "auto") -> Iterator[tuple[Processes, str]]:
         raise InputError(
             f"WORLD_SIZE is set, but {error} is not: start the processes with torchrun --nproc-per-node N -m sqcli …"
         ) from error
+    if device == "all":
+        raise InputError(f"--device all: each of {size} processes takes one GPU. Leave it out, or start one process.")
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         if local >= torch.cuda.device_count():

@@ -65,8 +65,8 @@ def check_device(name: str) -> None:
     from spectralquant.errors import InputError
 
     kind, colon, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdecimal())):
-        raise InputError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, …")
+    if kind not in ("auto", "cpu", "cuda", "all") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise InputError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, …, all")
 
 
 def check_methods(text: str) -> None:

@@ -27,22 +27,22 @@ def sq(arguments: Sequence[str]) -> tuple[float, subprocess.CompletedProcess[str
     return time.perf_counter() - start, done
 
 
-def _python(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _python(arguments: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *arguments],
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, **variables},
     )
 
 
-def calibration(options: Sequence[str], stem: Path) -> Row:
-    """One calibration: its plan (predicted), and its time, peaks and profile (measured)."""
+def calibration(options: Sequence[str], stem: Path, gpus: int = 1) -> Row:
+    """One calibration by one process: its plan (predicted), and its time, peaks and profile (measured)."""
     plan = planned(options)
     seconds, done = sq(["calibrate", *options, "--out", str(stem)])
-    row: Row = {"options": " ".join(options), "gpus": 1, "ok": done.returncode == 0, "process_s": round(seconds, 1)}
+    row: Row = {"options": " ".join(options), "gpus": gpus, "ok": done.returncode == 0, "process_s": round(seconds, 1)}
     if not row["ok"]:
         return row | {"plan": plan, "error": " ".join(done.stderr.split())[-400:]}
     sidecar = json.loads(stem.with_name(stem.name + ".json").read_text())
@@ -57,6 +57,7 @@ def calibration(options: Sequence[str], stem: Path) -> Row:
         "capture_s": run["capture_s"],
         "peak_bytes": max(peaks.values()),
         "stages_peak_bytes": peaks,
+        "stages_peak_bytes_by_device": run.get("stages_peak_bytes_by_device", {}),
         "plan": plan,
         "plan_error": max(peaks.values()) and plan["peak_bytes"] / max(peaks.values()) - 1,
         "plan_error_by_stage": share,
@@ -97,9 +98,10 @@ def seconds_per_step(row: Row) -> float:
     return (row["stages_s"]["capture"] - beside) / row["steps"]
 
 
-def together(out: Path, gpus: int, model: str, steps: int, window: int) -> Row:
-    """The same steps by one process and by several (see `research.scale.together`)."""
-    done = _python([*LAUNCH, str(gpus), "-m", "research.scale.together", str(out), model, str(steps), str(window)])
+def together(out: Path, gpus: int, model: str, steps: int, window: int) -> list[Row]:
+    """The same steps by one process and by 2, 4, … `gpus` (see `research.scale.together`)."""
+    arguments = [*LAUNCH, str(gpus), "-m", "research.scale.together", str(out), model, str(steps), str(window)]
+    done = _python(arguments, CUBLAS_WORKSPACE_CONFIG=":4096:8")  # what deterministic products need
     if done.returncode:
-        return {"gpus": gpus, "ok": False, "error": " ".join(done.stderr.split())[-600:]}
+        return [{"gpus": gpus, "ok": False, "error": " ".join(done.stderr.split())[-600:]}]
     return json.loads(out.read_text())

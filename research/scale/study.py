@@ -18,10 +18,12 @@ from spectralquant.results.files import results_file
 from spectralquant.text.tokens import TokenText
 
 PARTS = ("8b", "8b-small", "scaling", "70b", "quality", "predicted")
-EIGHT = ("--model", "random:llama-3.1-8b", "--window", "2048", "--dtype", "bfloat16", "--device", "cuda", "--offline")
-SEVENTY = ("--model", "random:llama-3.1-70b:layers=8", *EIGHT[2:])
+COMMON = ("--window", "2048", "--dtype", "bfloat16", "--offline")
+EIGHT = ("--model", "random:llama-3.1-8b", *COMMON, "--device", "cuda")
+SEVENTY = ("--model", "random:llama-3.1-70b", *COMMON, "--device", "all", "--tier", "cold")
 STEPS = 100
-SCALING_STEPS = 32
+SEVENTY_STEPS = 6
+SCALING_STEPS = 64
 SMALL_CARD = "24GB"
 EQUAL_RATIO = 40.0
 Progress = Callable[[str, int, int], None]
@@ -85,20 +87,23 @@ def _part(
 def _runs(part: str, folder: Path, gpus: int, done: set[int | None]) -> Iterator[Row]:
     """The runs of a part, but for those on as many GPUs as are `done`."""
     steps = ("--steps", str(STEPS))
-    if part != "scaling" and 1 in done:
+    if part != "scaling" and done:
         return
     if part == "8b":
         yield calibration((*EIGHT, *steps, "--tier", "all"), folder / "p")
     elif part == "8b-small":
         yield calibration((*EIGHT, *steps, "--tier", "cold", "--memory", SMALL_CARD), folder / "p")
     elif part == "70b":
-        yield calibration((*SEVENTY, "--steps", "10", "--tier", "cold"), folder / "p") | {"layers": 8, "of_layers": 80}
+        if gpus < 2:
+            yield {"gpus": gpus, "ok": False, "error": "not run: its weights take 141 GB, and there is one GPU"}
+        else:
+            yield calibration((*SEVENTY, "--steps", str(SEVENTY_STEPS)), folder / "p", gpus)
     elif part == "scaling":
-        for count in sorted({2, 4} - done):
+        if gpus > 1 and {2, gpus} - done:
+            yield from together(folder / "rows.json", gpus, EIGHT[1], SCALING_STEPS, 2048)
+        for count in (2, 4):
             if count > gpus:
                 yield {"gpus": count, "ok": False, "error": f"not run: {gpus} GPUs"}
-            else:
-                yield together(folder / "row.json", count, EIGHT[1], SCALING_STEPS, 2048)
 
 
 def _row(rows: list[Row], part: str, **like: Any) -> Row | None:
@@ -107,6 +112,20 @@ def _row(rows: list[Row], part: str, **like: Any) -> Row | None:
         r for r in rows if r["part"] == part and r.get("ok", True) and all(r.get(k) == v for k, v in like.items())
     )
     return next(fitting, None)
+
+
+def _of_all_steps(row: Row) -> float:
+    """Seconds of a run of `STEPS` steps, from one of fewer: its steps as often, its other stages as they were."""
+    capture = row["stages_s"]["capture"]
+    return row["seconds"] - capture + row["capture_s"]["samples"] + STEPS * seconds_per_step(row)
+
+
+def _how_known(rows: list[Row], row: Row | None) -> str:
+    if row is None:
+        return next((r["error"] for r in rows if r["part"] == "70b"), "not run")
+    if row["steps"] == STEPS:
+        return f"measured on {row['gpus']} GPUs"
+    return f"predicted from {row['steps']} steps and all other stages, measured on {row['gpus']} GPUs"
 
 
 def _result(rows: list[Row], facts: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +171,7 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
         "plan_error_share": max(shares) if shares else None,
         "scaling_efficiency_2": efficiency(2),
         "scaling_efficiency_4": efficiency(4),
-        "seconds_70b_100_steps": None,
+        "seconds_70b_100_steps": seventy and round(_of_all_steps(seventy), 1),
+        "seconds_70b_100_steps_is": _how_known(rows, seventy),
         f"kl_at_ratio_{EQUAL_RATIO:g}": at_ratio,
     }

@@ -48,7 +48,7 @@ def calibrate_model(
         UnsupportedModelError: see `usable_model`; or weights that gradients cannot flow past.
         LostProcessError: another process ended.
     """
-    loaded = replace(loaded, model=usable_model(loaded.model))
+    loaded = replace(loaded, model=usable_model(loaded.model, spread=True))
     if settings.metric == "fisher":
         require_gradients(loaded.model)
     others = processes is not None and not processes.first
@@ -73,7 +73,7 @@ def calibrate(
     """Calibrate `model` on `text` (one string or many documents) and return its profile (not yet saved).
 
     `target` is what the first tier is solved for, as `Ratio(33)` or `"kl=0.01"`; everything else is in `settings`. The
-    model may be wrapped (`torch.compile`, DDP, PEFT). It runs as it was loaded, in evaluation mode and without the
+    model may be wrapped (`torch.compile`, DDP, PEFT), and its layers may lie on several devices (`device_map="auto"`). It runs as it was loaded, in evaluation mode and without the
     caller's autocast or inference mode; its modes and gradient flags are as before when this returns. Several
     `processes` (see `spectralquant.processes`) share the steps; all but the first get None.
 
@@ -84,7 +84,7 @@ def calibrate(
     if target is not None:
         goal = parse_target(target) if isinstance(target, str) else target
         settings = replace(settings, targets={**settings.targets, settings.tiers[0]: goal})
-    model = usable_model(model)
+    model = usable_model(model, spread=True)
     name = name or getattr(model, "name_or_path", "") or type(model).__name__
     loaded = LoadedModel(name, model, tokenizer, probe_geometry(model))
     documents = [text] if isinstance(text, str) else text

@@ -6,23 +6,25 @@ beside measured peaks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from spectralquant.calibration.basis.two_level import MAX_INNER
 from spectralquant.calibration.capture.loss import ROWS
 from spectralquant.calibration.capture.samples import sample_bytes, sample_indices
-from spectralquant.calibration.capture.statistics import MAX_TILE
+from spectralquant.calibration.capture.symmetric import MAX_TILE
 from spectralquant.calibration.cold.budget import default_budget
 from spectralquant.calibration.fixed.fit import MAX_TOKENS
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.cold.features import MAX_DIMS
 from spectralquant.errors import InputError
 from spectralquant.geometry import SINKS, CacheGeometry
-from spectralquant.hooks.decoder import text_config
+from spectralquant.hooks.decoder import layer_devices, text_config
 from spectralquant.models.config import parameter_count
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.shapes import ModelShape
@@ -34,32 +36,43 @@ F32, F64 = 4, 8
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What a plan needs to know of a model: its shape and cache, the bytes of all its weights, and of one number (2 or 4)."""
+    """What a plan needs to know of a model: its shape and cache, and the bytes of one number (2 or 4).
+
+    whole: bytes of all weights; weights: of those on the fullest device. layers: most layers on one device.
+    """
 
     shape: ModelShape
     geometry: CacheGeometry
     weights: int
     element: int
+    whole: int
+    layers: int
 
     @classmethod
-    def of_config(cls, name: str, config: Any, element: int) -> PlannedModel:
-        """From a transformers configuration: the weights are counted, not made."""
+    def of_config(cls, name: str, config: Any, element: int, devices: int = 1) -> PlannedModel:
+        """From a transformers configuration: the weights are counted, not made, and spread evenly over `devices`."""
         shape = ModelShape.of_config(name, config)
         layers = len(shape.windows) or shape.layers
         geometry = CacheGeometry(layers, shape.heads, shape.kv_heads, shape.head_dim, (True,) * layers, shape.windows)
-        return cls(shape, geometry, element * parameter_count(config), element)
+        whole, most = element * parameter_count(config), -(-layers // devices)
+        outer = 2 * shape.vocab * shape.hidden * element  # embeddings lie on the first device, the head on the last
+        weights = whole if devices == 1 else most * (whole - outer) // layers + outer // 2
+        return cls(shape, geometry, weights, element, whole, most)
 
     @classmethod
     def of_loaded(cls, loaded: LoadedModel) -> PlannedModel:
-        """Of a model that is there: what lies elsewhere than on its device does not count."""
-        here = [p for p in loaded.model.parameters() if p.device == loaded.device]
-        weights = sum(p.numel() * p.element_size() for p in here)
+        """Of a model that is there: what is offloaded to the host or a disk does not count on the device."""
+        used = Counter(layer_devices(loaded.model)[: loaded.geometry.layers])
+        here: Counter[torch.device] = Counter()
+        for p in loaded.model.parameters():
+            here[p.device] += p.numel() * p.element_size()
+        whole, weights = sum(here.values()), max(here[device] for device in used)
         g, config = loaded.geometry, text_config(loaded.model)
         vocabulary, hidden = loaded.model.get_input_embeddings().weight.shape
         inner = getattr(config, "intermediate_size", None)
         inner = inner if isinstance(inner, int) else 4 * hidden  # a list, or another name, in some architectures
         shape = ModelShape(loaded.name, g.layers, g.heads, g.kv_heads, g.head_dim, hidden, inner, vocabulary, g.windows)
-        return cls(shape, g, weights, loaded.model.dtype.itemsize)
+        return cls(shape, g, weights, loaded.model.dtype.itemsize, whole, max(used.values()))
 
 
 @dataclass(frozen=True)
@@ -128,9 +141,9 @@ class Planner:
         largest = max(plan.stages, key=lambda stage: stage.peak)
         weights = self.model.weights
         advice = (
-            "Offload the weights (load the model with accelerate's device_map, and pass it to spectralquant.calibrate), or "
-            "use a larger card."
-            if weights > 0.8 * USABLE * memory
+            "Spread the layers over several cards (--device all), offload the weights (load the model with accelerate's device_map, and pass it to spectralquant.calibrate), "
+            "or use a larger card."
+            if weights > 0.7 * USABLE * memory
             else "Use a shorter --window, --tier cold, --predict none, or --metric attention (no backward pass)."
         )
         raise InputError(
@@ -164,7 +177,8 @@ class Planner:
     def _sums(self, settings: CalibrationSettings, span: int) -> int:
         g, sums = self.geometry, 2 if settings.metric == "fisher" else 1
         features = self._features(settings)
-        total = 2 * sums * (g.width // span) * _tiles(span) * F32
+        spans = -(-self.model.layers * (g.width // span) // g.layers)
+        total = 2 * sums * spans * _tiles(span) * F32
         total += (2 * g.width * features + _tiles(features)) * F32
         if "hot" in settings.tiers:
             total += sums * g.width * g.head_dim * F32
@@ -190,13 +204,14 @@ class Planner:
         if not backward:
             activations = layer
         elif settings.recompute:
-            activations = g.layers * t * s.hidden * e + int(1.5 * layer)
+            activations = self.model.layers * t * s.hidden * e + int(1.5 * layer)
         else:
-            activations = g.layers * layer
+            activations = self.model.layers * layer
         logits = (2 if backward else 1) * s.vocab * t * e + 3 * ROWS * s.vocab * F32
         observed = 3 * g.heads * (t // 8) * t * F32
-        running = {"activations": activations, "logits": logits, "keys, values, gradients": records + observed}
-        adding = {"keys, values, gradients": 2 * records + 2 * g.width * t * F32}
+        here = records * self.model.layers // g.layers
+        running = {"activations": activations, "logits": logits, "keys, values, gradients": here + observed}
+        adding = {"keys, values, gradients": records + here + 2 * g.width * t * F32}
         return Stage("capture", self._held(settings, span) | max(running, adding, key=lambda p: sum(p.values())))
 
     def _rank(self, settings: CalibrationSettings, span: int) -> int:
@@ -241,7 +256,7 @@ class Planner:
             if settings.two_levels(g) and span > g.layer_width:
                 own = min(span, rank * span // g.width)
                 total += 2 * (2 * 2 * rank * g.layer_width + 2 * rank * own + features * g.width)
-                total = min(total, default_budget(self.model.weights))
+                total = min(total, default_budget(self.model.whole))
             else:
                 total += 2 * 2 * (2 * rank * span + features * g.width)
         for tier, width in (("warm", g.layer_width), ("hot", g.head_dim)):
@@ -270,9 +285,9 @@ def memory_of(device: torch.device, limit: str | None) -> int | None:
     return total if wanted is None else min(total, wanted)
 
 
-def keep_within(device: torch.device, memory: int) -> None:
-    """Let PyTorch take no more of a GPU than a plan for `memory` bytes may use."""
-    if device.type == "cuda":
+def keep_within(model: nn.Module, memory: int) -> None:
+    """Let PyTorch take no more of the GPUs that a model's layers lie on than a plan for `memory` bytes each may use."""
+    for device in {device for device in layer_devices(model) if device.type == "cuda"}:
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, USABLE * memory / total), device)
 

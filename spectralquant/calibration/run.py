@@ -31,6 +31,7 @@ from spectralquant.codec.cold.features import TokenFeatures, embedding_projectio
 from spectralquant.errors import InputError, SourceError
 from spectralquant.files import user_path
 from spectralquant.geometry import BLOCK, SINKS
+from spectralquant.hooks.decoder import layer_devices
 from spectralquant.models.identity import model_identity
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
@@ -103,6 +104,7 @@ class CalibrationRun:
         self.resume = resume
         self.times: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
+        self.peaks_by_device: dict[str, list[int]] = {}
         self.capture_times: dict[str, float] = {}
 
     def _fingerprint(self) -> dict[str, Any]:
@@ -161,6 +163,7 @@ class CalibrationRun:
                 profile.sidecar.run |= {
                     "stages_s": self.times,
                     "stages_peak_bytes": self.peaks,
+                    "stages_peak_bytes_by_device": self.peaks_by_device,
                     "peak_memory_bytes": peak_memory_bytes(),
                 }
                 profile.save(self.stem)
@@ -339,13 +342,18 @@ class CalibrationRun:
 
     @contextmanager
     def _stage(self, name: str):
-        on_gpu, start = self.device.type == "cuda", time.perf_counter()
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        gpus = sorted({device for device in layer_devices(self.loaded.model) if device.type == "cuda"}, key=str)
+        for device in gpus:
+            torch.cuda.reset_peak_memory_stats(device)
         yield
-        if on_gpu:
-            torch.cuda.synchronize(self.device)
-            self.peaks[name] = torch.cuda.max_memory_allocated(self.device)
+        for device in gpus:
+            torch.cuda.synchronize(device)
+        each = [torch.cuda.max_memory_allocated(device) for device in gpus]
+        if each:
+            self.peaks[name] = max(each)
+        if len(each) > 1:
+            self.peaks_by_device[name] = each
         self.times[name] = round(time.perf_counter() - start, 3)
 
 

@@ -19,7 +19,7 @@ from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.codec.cold.features import TokenFeatures
 from spectralquant.errors import InputError, UnsupportedModelError
 from spectralquant.geometry import SINKS, CacheGeometry
-from spectralquant.hooks.decoder import attention_modules
+from spectralquant.hooks.decoder import attention_modules, layer_devices
 from spectralquant.hooks.wrappers import model_device
 from spectralquant.models.weights import module_weight
 
@@ -37,8 +37,9 @@ class CalibrationSums:
     ) -> None:
         self.geometry, self.settings, self.extractor = geometry, settings, features
         device, width = model_device(model), geometry.width
-        self.moments = [_moments(geometry, span, settings, device) for _ in range(2)]
-        self.rotated = SpanMoments(width, geometry.head_dim, device) if "hot" in settings.tiers else None
+        devices = layer_devices(model)[: geometry.layers]
+        self.moments = [_moments(geometry, span, settings, device, devices) for _ in range(2)]
+        self.rotated = SpanMoments(width, geometry.head_dim, device, devices) if "hot" in settings.tiers else None
         self.entropy = EntropySum(torch.zeros(geometry.layers, geometry.heads, dtype=torch.float64, device=device))
         self.features = None
         if features is not None:
@@ -136,13 +137,17 @@ class CalibrationSums:
 
 
 def _moments(
-    geometry: CacheGeometry, span: int, settings: CalibrationSettings, device: torch.device
+    geometry: CacheGeometry,
+    span: int,
+    settings: CalibrationSettings,
+    device: torch.device,
+    devices: list[torch.device],
 ) -> SpanMoments | GroupedMoments:
     """Sums over spans of `span` coordinates; of layers that do not read equally far back, group by group."""
     if len(geometry.groups) == 1:
-        return SpanMoments(geometry.width, span, device)
+        return SpanMoments(geometry.width, span, device, devices)
     layers = [group.layers for group in geometry.groups]
-    return GroupedMoments(geometry.layer_width, layers, settings.group_spans(geometry), device)
+    return GroupedMoments(geometry.layer_width, layers, settings.group_spans(geometry), device, devices)
 
 
 def output_projection_gram(model: nn.Module, geometry: CacheGeometry) -> Tensor:
@@ -161,5 +166,5 @@ def output_projection_gram(model: nn.Module, geometry: CacheGeometry) -> Tensor:
                 "needs. Use --metric fisher or energy."
             )
         rows = weight.double().view(-1, geometry.kv_heads, geometry.group, geometry.head_dim)
-        grams.append(torch.einsum("okgd,okge->kde", rows, rows))
+        grams.append(torch.einsum("okgd,okge->kde", rows, rows).to(model_device(model)))
     return torch.cat(grams)

@@ -47,15 +47,16 @@ class _Streams:
         self.start = 0
 
     def attend(self, call: AttentionCall) -> Tensor:
+        """The output, where the layer computes; buffers of all layers lie on one device."""
         layer, start, stop = call.layer, self.start, self.start + call.query.shape[2]
         if not call.shared:
-            self.keys[layer, :, :, start:stop] = call.key.float()
+            self.keys[layer, :, :, start:stop] = call.key.float()  # assignments cross devices
             self.values[layer, :, :, start:stop] = call.value.float()
             self._keep_rotary(call, start, stop)
         keys, values = self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
         batch, heads, new, dim = call.query.shape
         kv = keys.shape[1]
-        query = call.query.float().reshape(batch, kv, -1, dim)
+        query = call.query.to(keys).reshape(batch, kv, -1, dim)
         scores = (query @ keys.transpose(2, 3)).view(batch, heads, new, stop) * call.scaling
         softcap = call.options.get("softcap")
         if softcap is not None:
@@ -70,7 +71,7 @@ class _Streams:
         output = (p.view(batch, kv, -1, stop) @ values).view(batch, heads, new, dim)
         if not call.shared:
             self._count_received(layer, p, start, stop)
-        return output.transpose(1, 2).to(call.query.dtype).contiguous()
+        return output.transpose(1, 2).to(call.query).contiguous()
 
     def _allowed(self, start: int, stop: int, window: int | None) -> Tensor:
         rows = torch.arange(start, stop, device=self.keys.device)[:, None]
@@ -141,7 +142,7 @@ class _Streams:
 
 
 @torch.no_grad()
-@runs_model
+@runs_model(spread=True)
 def stream_window(
     model: nn.Module,
     geometry: CacheGeometry,
@@ -172,7 +173,7 @@ def stream_window(
             streams.start = start
             batch = ids[start:stop].expand(count, -1)
             positions = torch.arange(start, stop, device=device).expand(count, -1)
-            logits = model(input_ids=batch, position_ids=positions, use_cache=False).logits
+            logits = model(input_ids=batch, position_ids=positions, use_cache=False).logits.to(device)
             targets = ids[start + 1 : stop + 1]
             _score(totals, logits, targets, max(0, len(ids) - answer - start - 1) if answer else len(targets))
             for index, method in enumerate(methods):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from spectralquant.errors import UnsupportedModelError
+from spectralquant.hooks.wrappers import computing_device, model_device
 
 
 def text_config(model: nn.Module) -> Any:
@@ -67,6 +69,12 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
             "Use a decoder-only attention model."
         )
     return sorted(found, key=lambda m: m.layer_idx)
+
+
+def layer_devices(model: nn.Module) -> list[torch.device]:
+    """Where each of the text decoder's attention layers computes, in layer order."""
+    main = model_device(model)
+    return [computing_device(module) or main for module in attention_modules(model)]
 
 
 def rotary_modules(model: nn.Module) -> list[nn.Module]:

@@ -12,9 +12,10 @@ from spectralquant.rotary import undo_rope
 
 
 @torch.no_grad()
-@runs_model
+@runs_model(spread=True)
 def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Run `ids: [T]`; keys (before RoPE) and values float32 `[T − 4, P]`, sinks left out."""
+    device = model_device(model)
     keys: list[Tensor] = []
     values: list[Tensor] = []
 
@@ -24,9 +25,9 @@ def capture_keys_values(model: nn.Module, geometry: CacheGeometry, ids: Tensor) 
         key = call.key[0].float()
         if geometry.rotary[call.layer]:
             key = undo_rope(key, call.rotation(geometry.layout))
-        keys.append(key.transpose(0, 1)[SINKS:].flatten(1))
-        values.append(call.value[0].float().transpose(0, 1)[SINKS:].flatten(1))
+        keys.append(key.transpose(0, 1)[SINKS:].flatten(1).to(device))
+        values.append(call.value[0].float().transpose(0, 1)[SINKS:].flatten(1).to(device))
 
     with AttentionTap(model, observe):
-        model(input_ids=ids[None].to(model_device(model)), use_cache=False, logits_to_keep=1)
+        model(input_ids=ids[None].to(device), use_cache=False, logits_to_keep=1)
     return torch.cat(keys, dim=1), torch.cat(values, dim=1)

@@ -64,7 +64,7 @@ class RotaryTables:
         self._lock = threading.Lock()
         self._sources = _noted_sources(model, geometry)
         modules = {id(s.module): s for s in self._sources if s is not None}
-        self._replicas = {key: _Replica(s) for key, s in modules.items()}
+        self._replicas = {key: _Replica(s, model_device(model)) for key, s in modules.items()}
         self.dynamic = any(r.dynamic for r in self._replicas.values())
         far = 10 * (longest_context(model) or 100_000)
         for replica in self._replicas.values():
@@ -158,11 +158,11 @@ class _Source:
 class _Replica:
     """Private copies of one rotary module: `frozen` keeps whatever frequencies it is given."""
 
-    def __init__(self, source: _Source) -> None:
+    def __init__(self, source: _Source, device: torch.device) -> None:
         self.source = source.without_module()
         self.live = weakref.ref(source.module)
-        self.fresh = _plain_copy(source.module)
-        self.frozen = _plain_copy(source.module)
+        self.fresh = _plain_copy(source.module).to(device)
+        self.frozen = _plain_copy(source.module).to(device)
         self.dynamic = _changes_frequencies(source.module)
         if self.dynamic:
             kinds = self.frozen.rope_type
@@ -251,7 +251,7 @@ def _noted_sources(model: nn.Module, geometry: CacheGeometry) -> list[_Source | 
         if call.shared or call.cos is None or not geometry.rotary[call.layer]:
             return
         for made, module, args, kwargs in outputs:
-            if isinstance(made, tuple) and torch.is_tensor(made[0]) and made[0].data_ptr() == call.cos.data_ptr():
+            if isinstance(made, tuple) and torch.is_tensor(made[0]) and _is_table(call.cos, made[0]):
                 words = tuple(a for a in args if isinstance(a, str))
                 words += tuple((k, v) for k, v in kwargs.items() if isinstance(v, str))
                 found[call.layer] = _Source(module, args, kwargs, (id(module), *words))
@@ -270,6 +270,13 @@ def _noted_sources(model: nn.Module, geometry: CacheGeometry) -> list[_Source | 
             "be rotated again after decoding. Use a model whose rotary embedding is a module, as in transformers."
         )
     return found
+
+
+def _is_table(received: Tensor, made: Tensor) -> bool:
+    """Whether a layer received this table: the tensor itself, or its copy on the layer's own device."""
+    if received.device == made.device:
+        return received.data_ptr() == made.data_ptr()
+    return torch.equal(received, made.to(received.device))
 
 
 def _moved(argument: Any, positions: Tensor, device: torch.device) -> Any:

@@ -18,8 +18,10 @@ INNER = ("module", "pretrained_model")
 _running: ContextVar[nn.Module | None] = ContextVar("_running", default=None)  # the model of the `runs_model` around
 
 
-def usable_model(model: nn.Module) -> nn.Module:
+def usable_model(model: nn.Module, *, spread: bool = False) -> nn.Module:
     """The transformers model inside `torch.compile`, DataParallel, DDP, DeepSpeed and PEFT wrappers.
+
+    spread: its layers may compute on several devices.
 
     Raises:
         UnsupportedModelError: there is none inside, its weights are sharded or absent, a prompt is learnt in front of
@@ -52,22 +54,27 @@ def usable_model(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no weights ({absent[0]} is on the meta device and nothing was offloaded). "
             "Load the model with from_pretrained first."
         )
-    devices = sorted({str(d) for d in _layer_devices(modules)})
-    if len(devices) > 1:
+    devices = sorted({str(d) for d in _attention_devices(modules)})
+    if len(devices) > 1 and not spread:
         raise UnsupportedModelError(
             f"{type(model).__name__} is spread over {', '.join(devices)}: its keys and values lie on several devices, and a "
-            "block spans all layers. Put the model on one device (device_map={'': 0}); what does not fit may be offloaded "
-            "to the CPU or a disk."
+            "cache's block spans all layers. It can be calibrated so; for a cache put it on one device (device_map={'': 0}); "
+            "what does not fit may be offloaded to the CPU or a disk."
         )
     return model
 
 
-def runs_model(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate `function(model, …)`: it gets the model inside all wrappers, and its surroundings are the library's own."""
+def runs_model(function: Callable[..., Any] | None = None, *, spread: bool = False) -> Callable[..., Any]:
+    """Decorate `function(model, …)`: it gets the model inside all wrappers, and its surroundings are the library's own.
+
+    spread: it takes models whose layers compute on several devices, too.
+    """
+    if function is None:
+        return functools.partial(runs_model, spread=spread)
 
     @functools.wraps(function)
     def inside(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        model = usable_model(model)
+        model = usable_model(model, spread=spread)
         before = _running.set(model)
         try:
             with own_run(model):
@@ -110,6 +117,14 @@ def is_offloaded(model: nn.Module) -> bool:
     return any(getattr(h, "offload", False) for m in model.modules() for h in offload_hooks(m))
 
 
+def computing_device(module: nn.Module) -> torch.device | None:
+    """Where a module computes: by accelerate's hooks on it or on what is inside, else where its first weight lies."""
+    inside = (
+        _execution_device(part) for part in module.modules() if next(part.parameters(recurse=False), None) is not None
+    )
+    return _execution_device(module) or next((device for device in inside if device is not None), None)
+
+
 def _execution_device(module: nn.Module) -> torch.device | None:
     for hook in offload_hooks(module):
         device = hook.execution_device
@@ -118,7 +133,7 @@ def _execution_device(module: nn.Module) -> torch.device | None:
     return None if weight is None or weight.is_meta else weight.device
 
 
-def _layer_devices(modules: Sequence[nn.Module]) -> list[torch.device]:
+def _attention_devices(modules: Sequence[nn.Module]) -> list[torch.device]:
     layers = [m for m in modules if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
     projections = [
         next((p for p in m.modules() if next(p.parameters(recurse=False), None) is not None), m) for m in layers

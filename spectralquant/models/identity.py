@@ -38,7 +38,7 @@ def weights_sha256(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> str
     Sampling keeps it near a second for an 8B model and still sees any fine-tuning, which moves all weights. It is
     computed once a model and again when weights have changed.
     """
-    return _weights_sha256(usable_model(model))[dtype]
+    return _weights_sha256(usable_model(model, spread=True))[dtype]
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def _weights_sha256(model: nn.Module) -> dict[torch.dtype, str]:
 
 def model_identity(name: str, model: nn.Module, geometry: CacheGeometry) -> ModelIdentity:
     """Describe a loaded model for a profile's sidecar."""
-    model = usable_model(model)
+    model = usable_model(model, spread=True)
     return ModelIdentity(
         name=name,
         architecture=type(model).__name__,
@@ -72,7 +72,7 @@ def model_identity(name: str, model: nn.Module, geometry: CacheGeometry) -> Mode
 
 def difference(identity: ModelIdentity, model: nn.Module) -> str | None:
     """Why a model is not the one described, or None where it is."""
-    model = usable_model(model)
+    model = usable_model(model, spread=True)
     own = _weights_sha256(model)
     if own[torch.bfloat16] == identity.weights_sha256_bfloat16 or own[torch.float16] == identity.weights_sha256_float16:
         return None

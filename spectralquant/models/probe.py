@@ -41,7 +41,7 @@ def refuse_unsupported(model: nn.Module) -> None:
         )
 
 
-@runs_model
+@runs_model(spread=True)
 def probe_geometry(model: nn.Module) -> CacheGeometry:
     """Run `model` on 12 tokens at two position offsets and read its cache geometry.
 

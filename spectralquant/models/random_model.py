@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import ByT5Tokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from spectralquant.errors import InputError
 from spectralquant.models.shapes import ModelShape, parse_shape
+from spectralquant.models.spread import made_in_place, spread_places
 
 PREFIX = "random:"
 POSITIONS = 131_072
 
 
-def random_model(spec: str, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Any]:
-    """Model and tokenizer of `random:SHAPE`, always the same weights.
+def random_model(spec: str, dtype: torch.dtype, device: torch.device, *, spread: bool = False) -> tuple[nn.Module, Any]:
+    """Model and tokenizer of `random:SHAPE`, always the same weights. spread: its layers over all GPUs.
 
     Raises:
         InputError: there is no such shape.
@@ -28,10 +30,13 @@ def random_model(spec: str, dtype: torch.dtype, device: torch.device) -> tuple[n
     generator = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:
-        with torch.device(device):
+        with torch.device("meta" if spread else device):
             model = LlamaForCausalLM(random_config(shape))
         for parameter in model.parameters():  # not `.to(dtype)`, which would round the rotary frequencies as well
             parameter.data = parameter.data.to(dtype)
+        if spread:
+            rotary = LlamaRotaryEmbedding(model.config)
+            model = made_in_place(model, spread_places(model, dtype), {"model.rotary_emb": rotary})
     finally:
         torch.random.set_rng_state(generator)
     return model, ByT5Tokenizer()

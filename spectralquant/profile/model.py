@@ -146,7 +146,7 @@ class CalibrationProfile:
         """
         reason = difference(self.sidecar.model, model)
         if reason is not None:
-            mine, inner = self.sidecar.model, usable_model(model)
+            mine, inner = self.sidecar.model, usable_model(model, spread=True)
             raise ProfileError(
                 f"The profile was calibrated on {mine.name} ({mine.architecture}, {mine.layers} layers, "
                 f"{mine.weights_dtype or 'dtype unknown'}, weights {mine.weights_sha256_bfloat16[:12]}), not on {name} "

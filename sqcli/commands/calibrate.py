@@ -150,7 +150,7 @@ def calibrate(
         available = memory_of(loaded.device, memory)
         plan = plan_for(PlannedModel.of_loaded(loaded), settings, available)
         if memory is not None:
-            keep_within(loaded.device, available)
+            keep_within(loaded.model, available)
         settings = plan.settings
         for line in plan_lines(plan):
             output.note(line)
@@ -183,11 +183,14 @@ def _dry_run(
     from spectralquant.calibration.plan import PlannedModel, memory_of, plan_for
     from spectralquant.models.config import load_config
     from spectralquant.models.load import pick_device, pick_dtype
+    from spectralquant.models.spread import ALL, gpu_count
     from sqcli.results import plan_result
     from sqcli.terminal.plan import plan_table
 
     place = pick_device("cuda" if memory is not None and device == "auto" else device, absent=memory is not None)
-    planned = PlannedModel.of_config(model, load_config(model, offline=offline), pick_dtype(dtype, place).itemsize)
+    devices = gpu_count() if device == ALL else 1
+    config, element = load_config(model, offline=offline), pick_dtype(dtype, place).itemsize
+    planned = PlannedModel.of_config(model, config, element, devices)
     plan = plan_for(planned, settings, memory_of(place, memory))
     output.show(plan_table(plan))
     output.finish(plan_result(plan, model), title="sq calibrate --dry-run")

@@ -49,10 +49,12 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
 
 
 def test_several_processes_against_one(tmp_path):
-    row = together(tmp_path / "row.json", 2, SMALL, 6, 384)
-    assert row["ok"], row["error"]
-    assert row["gpus"] == 2 and row["added_bytes"] > 0 and row["efficiency"] > 0
-    assert row["largest_difference_of_sums"] < 1e-5 and row["largest_difference_of_ranks"] == 0
+    rows = together(tmp_path / "rows.json", 4, SMALL, 8, 384)
+    assert all(row["ok"] for row in rows), rows[0]["error"]
+    assert [row["gpus"] for row in rows] == [2, 4]
+    for row in rows:
+        assert row["added_bytes"] > 0 and row["efficiency"] > 0 and row["deterministic"]
+        assert row["largest_difference_of_sums"] < 1e-5 and row["largest_difference_of_ranks"] == 0
 
 
 def test_every_predicted_figure_is_marked():

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from spectralquant.calibration.basis.predictor import residual_covariance
 from spectralquant.calibration.basis.spectrum import EPSILON, FrequencyAnalyzer, WeightedBasis
-from spectralquant.calibration.capture.statistics import SpanMoments, SymmetricSum
+from spectralquant.calibration.capture.statistics import SpanMoments
+from spectralquant.calibration.capture.symmetric import SymmetricSum
 from spectralquant.profile.factors import BasisFactors, IntegerRows
 
 MAX_INNER = 8192
@@ -46,7 +47,7 @@ class TwoLevelProblem:
 
     def covariance(self, part: slice) -> Tensor:
         """Of one layer, what the predictor leaves of it, float64 `[C, C]`."""
-        full = self.second.block(part).double() / self.count - torch.outer(self.mean[part], self.mean[part])
+        full = self.second.block(part).to(self.mean) / self.count - torch.outer(self.mean[part], self.mean[part])
         if self.predicted is None:
             return full
         weight, gram, cross = self.predicted
@@ -67,7 +68,7 @@ class TwoLevelProblem:
             heads = self.layer // self.metric.shape[-1]
             first = part.start // self.metric.shape[-1]
             return torch.block_diag(*self.metric[first : first + heads])
-        return self.metric.block(part).double() / self.count
+        return self.metric.block(part).to(self.mean) / self.count
 
     def projected_covariance(self, analysis: Sequence[Tensor]) -> Tensor:
         """A Σ Aᵀ `[P′, P′]` in the kind of `analysis: [r, C]`, one a layer, without the dense Σ."""

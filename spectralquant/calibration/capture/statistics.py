@@ -13,86 +13,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectralquant.calibration.capture.symmetric import SymmetricSum
 from spectralquant.profile.tensors import layer_columns
 
-MAX_TILE = 1024
 LEAST_METRIC = 1e-4
-
-
-class SymmetricSum:
-    """The running sum of XᵀX for X `[T, p]`: a symmetric p × p matrix of which only lower tiles are computed."""
-
-    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
-        self.width = width
-        count = -(-width // MAX_TILE)
-        size = -(-width // count)
-        self.edges = [min(i * size, width) for i in range(count + 1)]
-        self.tiles = {
-            (i, j): torch.zeros(self._length(i), self._length(j), device=device)
-            for i in range(count)
-            for j in range(i + 1)
-        }
-
-    def _length(self, i: int) -> int:
-        return self.edges[i + 1] - self.edges[i]
-
-    def add(self, x: Tensor) -> None:
-        """Add the Gram matrix of `x: [T, p]`."""
-        parts = [x[:, a:b] for a, b in zip(self.edges, self.edges[1:], strict=False)]
-        for (i, j), tile in self.tiles.items():
-            tile.addmm_(parts[i].T, parts[j])
-
-    def diagonal(self) -> Tensor:
-        """The diagonal `[p]`."""
-        return torch.cat([self.tiles[i, i].diagonal() for i in range(len(self.edges) - 1)])
-
-    def block(self, rows: slice, columns: slice | None = None) -> Tensor:
-        """Some rows of the symmetric matrix in some columns (by default the same ones), float32."""
-        columns = rows if columns is None else columns
-        first = self.tiles[0, 0]
-        out = first.new_empty(rows.stop - rows.start, columns.stop - columns.start)
-        spans = list(zip(self.edges, self.edges[1:], strict=False))
-        for i, (top, bottom) in enumerate(spans):
-            a, b = max(rows.start, top), min(rows.stop, bottom)
-            for j, (left, right) in enumerate(spans):
-                c, d = max(columns.start, left), min(columns.stop, right)
-                if a < b and c < d:
-                    tile = self.tiles[i, j] if i >= j else self.tiles[j, i].T
-                    out[a - rows.start : b - rows.start, c - columns.start : d - columns.start] = tile[
-                        a - top : b - top, c - left : d - left
-                    ]
-        return out
-
-    def merge(self, other: SymmetricSum) -> None:
-        """Add another sum of the same width."""
-        for key, tile in self.tiles.items():
-            tile += other.tiles[key].to(tile.device)
-
-    def dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """The full symmetric matrix `[p, p]`."""
-        device = next(iter(self.tiles.values())).device
-        out = torch.zeros(self.width, self.width, dtype=dtype, device=device)
-        for (i, j), tile in self.tiles.items():
-            rows, columns = slice(*self.edges[i : i + 2]), slice(*self.edges[j : j + 2])
-            out[rows, columns] = tile.to(dtype)
-            out[columns, rows] = tile.T.to(dtype)
-        return out
 
 
 class SpanMoments:
     """n, Σx, and per span of coordinates Σxxᵀ and the metric sum, for one kind of tensor (keys or values).
 
     Coordinates are layer-major: layer·C + head·D + d. `spans` are equal, contiguous and cover all P coordinates.
+    devices: of each layer, where the model is spread over several; a span's sums lie where its middle layer does, and what
+    is asked for comes to `device`.
     """
 
-    def __init__(self, width: int, span: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        width: int,
+        span: int,
+        device: torch.device | str = "cpu",
+        devices: Sequence[torch.device | str] = (),
+    ) -> None:
         if width % span:
             raise ValueError(f"span {span} does not divide width {width}")
         self.width, self.span = width, span
         self.count = 0
         self.sum = torch.zeros(width, dtype=torch.float64, device=device)
-        self.second = [SymmetricSum(span, device) for _ in range(width // span)]
-        self.metric = [SymmetricSum(span, device) for _ in range(width // span)]
+        places = (
+            [devices[(2 * i + 1) * len(devices) * span // (2 * width)] for i in range(width // span)] if devices else []
+        )
+        places = places or [device] * (width // span)
+        self.second = [SymmetricSum(span, place) for place in places]
+        self.metric = [SymmetricSum(span, place) for place in places]
         self.head_metric: Tensor | None = None
         self.least_metric = 0.0
 
@@ -128,7 +80,7 @@ class SpanMoments:
     def covariance(self, i: int) -> Tensor:
         """Centred covariance `[span, span]` of span i, float64."""
         mean = self.mean[i * self.span : (i + 1) * self.span]
-        return self.second[i].dense() / self.count - torch.outer(mean, mean)
+        return self.second[i].dense().to(mean) / self.count - torch.outer(mean, mean)
 
     def metric_matrix(self, i: int) -> Tensor:
         """The metric `[span, span]` of span i per token, float64.
@@ -136,7 +88,7 @@ class SpanMoments:
         Where `head_metric: [heads, D, D]` is set, it is block-diagonal with those blocks, one a head.
         """
         if self.head_metric is None:
-            return self.metric[i].dense() / self.count
+            return self.metric[i].dense().to(self.sum) / self.count
         per_span = self.span // self.head_metric.shape[-1]
         return torch.block_diag(*self.head_metric[i * per_span : (i + 1) * per_span])
 
@@ -162,12 +114,12 @@ class SpanMoments:
     def _covariance_block(self, start: int, span: int) -> Tensor:
         i, at = divmod(start, self.span)
         mean = self.mean[start : start + span]
-        return self.second[i].block(slice(at, at + span)).double() / self.count - torch.outer(mean, mean)
+        return self.second[i].block(slice(at, at + span)).to(mean) / self.count - torch.outer(mean, mean)
 
     def _metric_block(self, start: int, span: int) -> Tensor:
         i, at = divmod(start, self.span)
         if self.head_metric is None:
-            return self.metric[i].block(slice(at, at + span)).double() / self.count
+            return self.metric[i].block(slice(at, at + span)).to(self.sum) / self.count
         return self.metric_matrix(i)[at : at + span, at : at + span]
 
     def state(self, prefix: str) -> dict[str, Tensor]:
@@ -212,7 +164,7 @@ def _heads(layers: Sequence[int], head_metric: Tensor, total_layers: int) -> Ten
 class GroupedMoments:
     """Moments of layers that fall into groups, spans never crossing from one to another; the interface of `SpanMoments`.
 
-    layers: of each group; spans: each group's span width.
+    layers: of each group; spans: each group's span width; devices: see `SpanMoments`.
     """
 
     def __init__(
@@ -221,9 +173,13 @@ class GroupedMoments:
         layers: Sequence[Sequence[int]],
         spans: Sequence[int],
         device: torch.device | str = "cpu",
+        devices: Sequence[torch.device | str] = (),
     ) -> None:
         self.layer_width, self.layers, self.device = layer_width, [tuple(part) for part in layers], device
-        self.parts = [SpanMoments(len(p) * layer_width, s, device) for p, s in zip(layers, spans, strict=True)]
+        self.parts = [
+            SpanMoments(len(p) * layer_width, s, device, [devices[i] for i in p] if devices else ())
+            for p, s in zip(layers, spans, strict=True)
+        ]
         self.columns = [layer_columns(part, layer_width).to(device) for part in layers]
         self.width = sum(part.width for part in self.parts)
 

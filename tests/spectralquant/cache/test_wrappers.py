@@ -325,11 +325,11 @@ def test_a_model_without_weights_is_refused(profile):
             use()
 
 
-def test_layers_on_several_devices_are_refused(profile):
+def test_caches_refuse_layers_on_several_devices(profile):
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     model = random_model()
     add_hook_to_module(model.model.layers[2].self_attn, AlignDevicesHook(execution_device="cuda:1"))
-    for use in (lambda: sq.SpectralCache(model), lambda: calibrated(model)):
+    for use in (lambda: sq.SpectralCache(model), lambda: sq.pack_prompt(model, profile, torch.zeros(1, 9, dtype=int))):
         with pytest.raises(UnsupportedModelError, match="spread over cpu, cuda:1"):
             use()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from spectralquant.calibration.basis.predictor import residual_covariance, solve_predictor
-from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments, SymmetricSum
+from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments
+from spectralquant.calibration.capture.symmetric import SymmetricSum
 
 
 @pytest.mark.parametrize("width", [5, 1024, 1500], ids=["one tile", "full tile", "odd tiles"])
