@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,17 @@ def _python(arguments: Sequence[str], **variables: str) -> subprocess.CompletedP
 
 def calibration(options: Sequence[str], stem: Path, gpus: int = 1) -> Row:
     """One calibration by one process: its plan (predicted), and its time, peaks and profile (measured)."""
-    plan = planned(options)
-    seconds, done = sq(["calibrate", *options, "--out", str(stem)])
+    with ThreadPoolExecutor(1) as beside:  # the plan is made while the model is loaded
+        waiting = beside.submit(planned, options)
+        seconds, done = sq(["calibrate", *options, "--out", str(stem)])
+        plan = waiting.result()
     row: Row = {"options": " ".join(options), "gpus": gpus, "ok": done.returncode == 0, "process_s": round(seconds, 1)}
     if not row["ok"]:
         return row | {"plan": plan, "error": " ".join(done.stderr.split())[-400:]}
     sidecar = json.loads(stem.with_name(stem.name + ".json").read_text())
     run, options_used = sidecar["run"], sidecar["calibration"]
     peaks = run["stages_peak_bytes"]
+    most = max(peaks.values(), default=None)  # none on a CPU
     share = {stage: plan["stages"][stage] / peak - 1 for stage, peak in peaks.items() if stage in plan["stages"]}
     return row | {
         "measured": True,
@@ -55,11 +59,11 @@ def calibration(options: Sequence[str], stem: Path, gpus: int = 1) -> Row:
         "seconds": round(sum(run["stages_s"].values()), 1),
         "stages_s": run["stages_s"],
         "capture_s": run["capture_s"],
-        "peak_bytes": max(peaks.values()),
+        "peak_bytes": most,
         "stages_peak_bytes": peaks,
         "stages_peak_bytes_by_device": run.get("stages_peak_bytes_by_device", {}),
         "plan": plan,
-        "plan_error": max(peaks.values()) and plan["peak_bytes"] / max(peaks.values()) - 1,
+        "plan_error": most and plan["peak_bytes"] / most - 1,
         "plan_error_by_stage": share,
         "profile_bytes": sidecar["tensor_bytes"],
         "profile_bytes_by_tier": _bytes_by_tier(stem),

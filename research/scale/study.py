@@ -46,7 +46,8 @@ def scale_study(
     gpus = torch.cuda.device_count()
     facts = provenance(**device_facts(torch.device("cuda" if gpus else "cpu")), gpus=gpus)
     kept = lambda row: not anew and row["part"] != "predicted" and row.get("ok", True)  # noqa: E731
-    rows = [row for row in rows if row["part"] not in parts or row.get("model", model) != model or kept(row)]
+    other = lambda row: row["part"] == "quality" and row["model"] != model  # noqa: E731
+    rows = [row for row in rows if row["part"] not in parts or other(row) or kept(row)]
 
     def keep(row: Row) -> None:
         rows.append(row)

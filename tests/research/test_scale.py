@@ -6,7 +6,7 @@ import pytest
 
 from research.scale.predicted import predicted_rows
 from research.scale.quality import QualityStudy, kl_at
-from research.scale.runs import together
+from research.scale.runs import calibration, seconds_per_step, together
 from research.scale.study import scale_study
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
@@ -55,6 +55,24 @@ def test_several_processes_against_one(tmp_path):
     for row in rows:
         assert row["added_bytes"] > 0 and row["efficiency"] > 0 and row["deterministic"]
         assert row["largest_difference_of_sums"] < 1e-5 and row["largest_difference_of_ranks"] == 0
+
+
+def test_a_calibration_is_measured_beside_its_plan(tmp_path):
+    options = ("--model", SMALL, "--window", "384", "--steps", "4", "--held-out", "1", "--held-out-window", "512")
+    row = calibration((*options, "--device", "cpu", "--offline"), tmp_path / "p")
+    assert row["ok"], row["error"]
+    assert row["plan"]["stages"]["capture"] > 0 and row["peak_bytes"] is row["plan_error"] is None
+    assert seconds_per_step(row) > 0 and row["profile_bytes"] > 0 and row["steps"] == 4
+
+
+def test_runs_on_gpus_that_are_not_here_are_said(small):
+    older = [{"part": "scaling", "gpus": 2, "model": "random:x", "ok": True, "efficiency": 0.9}]
+    result = scale_study(["scaling", "70b"], older, lambda: None, lambda result: None)
+    assert [r["ok"] for r in result["rows"]] == [False, False]  # what was asked for anew replaces what was there
+    assert result["summary"]["scaling_efficiency_2"] is None and result["summary"]["seconds_70b_100_steps"] is None
+    assert "no GPU" in result["summary"]["seconds_70b_100_steps_is"]
+    again = scale_study(["scaling"], older, lambda: None, lambda result: None, anew=False)
+    assert again["summary"]["scaling_efficiency_2"] == 0.9
 
 
 def test_every_predicted_figure_is_marked():
