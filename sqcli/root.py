@@ -17,6 +17,7 @@ from sqcli.commands import (
     pack,
     profile,
     report,
+    serve_check,
     show,
     study,
     unpack,
@@ -70,9 +71,10 @@ for command in (
     unpack.unpack,
     generate.generate,
     inspect.inspect,
+    serve_check.serve_check,
     study.study,
 ):
-    app.command(command.__name__)(command)
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 def run(arguments: list[str]) -> int:

@@ -12,9 +12,11 @@ from spectralquant.results.base import Row
 from spectralquant.results.checks import MetricRow
 from spectralquant.results.quality import MethodRow
 from spectralquant.results.schema import Results
+from spectralquant.results.serving import ServingRow
 from spectralquant.results.speed import KernelRow
 
 QUALITY = ("payload_ratio", "whole_cache_ratio", "resident_ratio", "delta_ppl", "kl_nats", "top1", "needle")
+SERVING = ("hit_share", "same_text", "kl_nats", "bytes_ratio", "trace_hit_share")
 COSTS = ("resident_bytes", "bytes_read", "bytes_share_of_dense")
 
 
@@ -65,6 +67,8 @@ def _metrics_of_row(kind: str, row: Row, where: str) -> Iterator[Metric]:
             yield _metric(row.metric, row.value, _times(row.samples or [], row.metric, where), bool(row.raw), row.error)
         case MethodRow() if not row.failed:
             yield from _quality_metrics(kind, row)
+        case ServingRow():
+            yield from _figures(f"{kind}/{row.way}", row, SERVING)
         case KernelRow() if not row.failed:
             yield from _kernel_metrics(row, where)
 

@@ -23,6 +23,7 @@ from spectralquant.results.quality import (
     NeedleRow,
     ProtocolFacts,
 )
+from spectralquant.results.serving import ServingRow
 from spectralquant.results.speed import CrossoverRow, GenerateTimeRow, KernelRow, MemoryRow, StepRow, Telemetry
 from spectralquant.results.studies import (
     ArchitectureRow,
@@ -242,6 +243,16 @@ class ScaleResults(Results):
     window: int | None = None
 
 
+class ServingResults(Results):
+    """Of `sq serve-check`. faults: what the check found, a line each."""
+
+    rows: list[ServingRow]
+    summary: dict[str, Figure] = {}
+    settings: dict[str, Any] = {}
+    engine: dict[str, Any] = {}
+    faults: list[str] = []
+
+
 KINDS: dict[str, type[Results]] = {
     "compare": CompareResults,
     "calibrate": CalibrateResults,
@@ -273,4 +284,5 @@ KINDS: dict[str, type[Results]] = {
     "durations": DurationResults,
     "prediction": PredictionResults,
     "calibrate-scale": ScaleResults,
+    "serving": ServingResults,
 }

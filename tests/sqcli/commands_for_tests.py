@@ -55,6 +55,7 @@ COMMANDS: dict[str, Callable[[Place], list[object]]] = {
     "unpack": lambda p: [p.packet, *_on(p)],
     "generate": lambda p: [*_on(p), "--file", p.text, "--new-tokens", 60, "--sample"],
     "inspect": lambda p: [p.packet],
+    "serve-check": lambda p: [p.model],
     "study": lambda p: [
         *["index", *_on(p), "--data", f"file:{p.text}", "--window", 128, "--windows", 2],
         *["--out", p.folder / "study.json"],

@@ -26,6 +26,7 @@ from spectralquant.integrations.vllm.settings import read_settings
 
 log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
+TOGETHER = 16
 
 
 class SpectralTier(SecondaryTierManager):
@@ -103,9 +104,12 @@ class SpectralTier(SecondaryTierManager):
 
         def work() -> bool:
             try:
-                for i in chosen:
-                    chunk = self._layout.read(self._rows[rows[i] : rows[i] + 1].to(self._device), [starts[i] or 0])
-                    self._archive.put([keys[i]], chunk)
+                for at in range(0, len(chosen), TOGETHER):
+                    some = chosen[at : at + TOGETHER]
+                    content = self._rows[torch.from_numpy(rows[some]).long()].to(self._device)
+                    self._archive.put(
+                        [keys[i] for i in some], self._layout.read(content, [starts[i] or 0 for i in some])
+                    )
             finally:
                 with self._lock:
                     self._waiting -= len(chosen)

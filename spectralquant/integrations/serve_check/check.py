@@ -1,0 +1,262 @@
+"""`serve_check`: how a tier serves a model on this machine, against recomputing and against keeping every bit."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectralquant.integrations.chunks import LOSSLESS
+from spectralquant.integrations.serve_check.child import numbers_file
+from spectralquant.integrations.serve_check.compare import compare
+from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
+from spectralquant.integrations.serve_check.process import require_vllm, run
+from spectralquant.integrations.serve_check.ways import (
+    FILES,
+    MEMORY,
+    RECOMPUTE,
+    SPECTRAL,
+    VLLM_CHUNK,
+    codec_of,
+    ours,
+    vllm_own,
+)
+from spectralquant.provenance import provenance
+from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.results.serving import ServingRow
+
+KL_LIMIT = 0.02
+ROOMY = 1 << 38
+SUMMARY = (
+    "hit_share",
+    "kl_nats",
+    "bytes_ratio",
+    "restore_over_recompute_8k",
+    "restore_over_recompute_32k",
+    "hot_capacity_over_bf16",
+    "hot_tokens_per_s_over_fp8_b8_32k",
+)
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ServeCheck:
+    """What is served and how it is judged.
+
+    codec: a profile for serving, or `lossless` alone. prompts: with one shared prefix of `prefix` tokens and `own` tokens each
+    of their own; `new` tokens are generated. long: lengths of long prompts that are restored, `long_prompts` of each.
+    trace: requests over `trace_prefixes` prefixes of `prefix` tokens; the disk budget holds `trace_share` of the prefixes as
+    the engine holds them. batch: sequences decoded together, with and without the tier (0: not measured).
+    """
+
+    model: str
+    codec: str = LOSSLESS
+    device: str = "cpu"
+    prompts: int = 20
+    prefix: int = 1000
+    own: int = 24
+    new: int = 8
+    long: tuple[int, ...] = ()
+    long_prompts: int = 3
+    trace: int = 40
+    trace_prefixes: int = 12
+    trace_share: float = 0.25
+    batch: int = 0
+    batch_tokens: int = 128
+    texts: bool = True
+    own_tiers: bool = False
+    cpu_bytes: int = 0
+    kl_limit: float = KL_LIMIT
+    engine: dict[str, Any] = field(default_factory=dict)
+    text: str = "builtin:pydoc"
+
+
+def serve_check(check: ServeCheck, report: Report, folder: Path | None = None) -> Results:
+    """Run every way and compare.
+
+    Raises:
+        InputError: vLLM is missing, or an engine did not do what it was told; the message shows its last lines.
+    """
+    require_vllm()
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="sq-serve-check-") as made:
+            return serve_check(check, report, Path(made))
+    return _Runs(check, report, folder).results()
+
+
+class _Runs:
+    def __init__(self, check: ServeCheck, report: Report, folder: Path) -> None:
+        self.check, self.report, self.folder = check, report, folder
+        self.shared = Prompts("shared", check.prompts, check.prefix, check.own)
+        self.base = self._run(RECOMPUTE, None, [*self._measured(), *self._batch(), *self._trace()])
+        self.faults: list[str] = []
+
+    def results(self) -> Results:
+        check = self.check
+        ways = [LOSSLESS] if check.codec == LOSSLESS else [LOSSLESS, SPECTRAL]
+        rows = [self._recomputed(), *(self._ours(way) for way in ways)]
+        rows += [self._vllm(way) for way in (MEMORY, FILES) if check.own_tiers]
+        last = rows[len(ways)]
+        summary: dict[str, float | None] = dict.fromkeys(SUMMARY)
+        summary |= {"hit_share": last.hit_share, "kl_nats": last.kl_nats, "bytes_ratio": last.bytes_ratio}
+        for length, name in ((8192, "8k"), (32768, "32k")):
+            summary[f"restore_over_recompute_{name}"] = last.long_over_recompute.get(str(length))
+        settings = asdict(check)
+        settings["long"] = list(check.long)
+        return results_file(
+            "serving",
+            rows,
+            provenance(**{k: v for k, v in self.base["facts"].items() if k != "start_s"}),
+            summary=summary,
+            settings=settings,
+            engine=self.base["facts"],
+            faults=self.faults,
+        )
+
+    def _run(self, name: str, transfer: dict[str, Any] | None, steps: list[Step]) -> dict[str, Any]:
+        self.report(f"{name}: starting vLLM")
+        return run(Order(self.check.model, self.check.engine, transfer, steps, self.check.text), self.folder, name)
+
+    def _long(self) -> dict[str, Prompts]:
+        """Prompts a little shorter than the length, so that the first token fits."""
+        count = self.check.long_prompts
+        return {str(n): Prompts("distinct", count, n - 2 * self.check.own, part=1) for n in self.check.long}
+
+    def _measured(self) -> list[Step]:
+        steps = [Step("times", "times", self.shared)]
+        if self.check.texts:
+            steps.append(Step("texts", "texts", self.shared, self.check.new))
+        return steps + [Step("times", f"long {n}", prompts) for n, prompts in self._long().items()]
+
+    def _fills(self) -> list[Step]:
+        steps = [Step("fill", "fill", self.shared)]
+        steps += [Step("fill", f"fill {n}", prompts) for n, prompts in self._long().items()]
+        return [*steps, Step("settle", "settle")]
+
+    def _batch(self) -> list[Step]:
+        if not self.check.batch:
+            return []
+        prompts = Prompts("distinct", self.check.batch, 512, part=40)
+        return [Step("batch", "batch", prompts, self.check.batch_tokens)]
+
+    def _trace(self) -> list[Step]:
+        c = self.check
+        if not c.trace:
+            return []
+        return [Step("trace", "trace", Prompts("trace", c.trace, c.prefix, c.own, prefixes=c.trace_prefixes))]
+
+    def _recomputed(self) -> ServingRow:
+        row = ServingRow(way=RECOMPUTE, prompts=self.check.prompts, prefix_tokens=self.check.prefix)
+        return row.updated(**self._times(self.base), **self._rates(self.base), **self._traced(self.base, None))
+
+    def _ours(self, way: str) -> ServingRow:
+        check, store = self.check, self.folder / f"store-{way}"
+        codec = codec_of(way, check.codec)
+        transfer = ours(store, ROOMY, codec, check.device if way == SPECTRAL else "cpu", check.cpu_bytes)
+        filled = self._run(f"{way}-fill", transfer, self._fills())
+        restored = self._run(f"{way}-restore", transfer, [*self._measured(), *self._batch()])
+        stored, tally = filled["tally"], restored["tally"]
+        row = ServingRow(
+            way=way,
+            codec=codec,
+            prompts=check.prompts,
+            prefix_tokens=check.prefix,
+            hit_share=tally["hits"] / tally["lookups"] if tally["lookups"] else None,
+            cached_tokens_share=_cached_share(restored["steps"]["times"]),
+            bytes_ratio=stored["raw_bytes"] / stored["stored_bytes"],
+            stored_bytes=stored["stored_bytes"],
+            chunk_bytes=stored["raw_bytes"],
+            encode_s=stored["encode_s"],
+            decode_s=tally["decode_s"],
+        )
+        row = row.updated(**self._times(restored), **self._against(way, restored), **self._rates(restored))
+        row = row.updated(**self._ours_traced(way, codec, filled))
+        self._judge(row)
+        return row
+
+    def _vllm(self, way: str) -> ServingRow:
+        check = self.check
+        transfer = vllm_own(way, self.folder / way, check.cpu_bytes)
+        restored = self._run(way, transfer, [*self._fills(), *self._measured(), *self._batch()])
+        row = ServingRow(way=way, prompts=check.prompts, prefix_tokens=check.prefix)
+        row = row.updated(cached_tokens_share=_cached_share(restored["steps"]["times"]), **self._times(restored))
+        row = row.updated(**self._against(way, restored), **self._rates(restored))
+        files = [p for p in (self.folder / way).rglob("*.bin") if p.is_file()]
+        return row.updated(stored_bytes=sum(p.stat().st_size for p in files)) if files else row
+
+    def _times(self, report: dict[str, Any]) -> dict[str, Any]:
+        samples = report["steps"]["times"]["seconds"]
+        long = {n: report["steps"][f"long {n}"]["seconds"] for n in self._long()}
+        fields: dict[str, Any] = {
+            "first_token_s": statistics.median(samples),
+            "first_token_samples_s": samples,
+            "long_first_token_s": {n: statistics.median(s) for n, s in long.items()},
+            "long_samples_s": long,
+            "engine_start_s": report["facts"]["start_s"],
+        }
+        if report is not self.base:
+            fields["over_recompute"] = _over(samples, self.base["steps"]["times"]["seconds"])
+            fields["long_over_recompute"] = {
+                n: _over(s, self.base["steps"][f"long {n}"]["seconds"]) for n, s in long.items()
+            }
+        return fields
+
+    def _against(self, way: str, report: dict[str, Any]) -> dict[str, Any]:
+        if not self.check.texts:
+            return {}
+        name = way if way in (MEMORY, FILES) else f"{way}-restore"
+        exact, other = (self._numbers(which) for which in (RECOMPUTE, name))
+        texts = [r["steps"]["texts"]["tokens"] for r in (self.base, report)]
+        return asdict(compare(exact, other, *texts))
+
+    def _numbers(self, name: str) -> np.ndarray:
+        return np.load(numbers_file(self.folder / f"{name}.report.json", "texts"), mmap_mode="r")
+
+    def _rates(self, report: dict[str, Any]) -> dict[str, Any]:
+        rates = report["steps"].get("batch", {}).get("tokens_per_s")
+        return {"decode_tokens_per_s": {str(self.check.batch): statistics.median(rates)}} if rates else {}
+
+    def _ours_traced(self, way: str, codec: str, filled: dict[str, Any]) -> dict[str, Any]:
+        if not self.check.trace:
+            return {}
+        chunk_bytes = filled["tally"]["raw_bytes"] / filled["tally"]["saves"]
+        chunks = self.check.trace_prefixes * (self.check.prefix // VLLM_CHUNK)
+        budget = int(self.check.trace_share * chunks * chunk_bytes)
+        device = self.check.device if way == SPECTRAL else "cpu"
+        transfer = ours(self.folder / f"trace-{way}", budget, codec, device, self.check.cpu_bytes)
+        return self._traced(self._run(f"{way}-trace", transfer, self._trace()), budget)
+
+    def _traced(self, report: dict[str, Any], budget: int | None) -> dict[str, Any]:
+        if not self.check.trace:
+            return {}
+        step = report["steps"]["trace"]
+        return {
+            "trace_requests": self.check.trace,
+            "trace_prefixes": self.check.trace_prefixes,
+            "trace_budget": budget,
+            "trace_hit_share": _cached_share(step),
+            "trace_first_token_s": statistics.mean(step["seconds"]),
+        }
+
+    def _judge(self, row: ServingRow) -> None:
+        if row.hit_share is not None and row.hit_share < 1:
+            self.faults.append(f"{row.way}: {1 - row.hit_share:.1%} of the lookups of stored prefixes missed")
+        if row.way == LOSSLESS and row.same_text is not None and row.same_text < 1:
+            self.faults.append(f"{row.way}: {1 - row.same_text:.1%} of the texts differ, though every bit is kept")
+        if row.kl_nats is not None and row.kl_nats > self.check.kl_limit:
+            self.faults.append(f"{row.way}: KL {row.kl_nats:.4f} nats is above {self.check.kl_limit}")
+
+
+def _over(samples: list[float], base: list[float]) -> float:
+    return statistics.median(samples) / statistics.median(base)
+
+
+def _cached_share(step: dict[str, Any]) -> float:
+    """Tokens that were not computed by tokens of all prompts."""
+    return sum(step["cached_tokens"]) / sum(step["prompt_tokens"])

