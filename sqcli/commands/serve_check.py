@@ -65,7 +65,7 @@ def serve_check(
     from spectralquant.integrations.serve_check.process import require_vllm
     from sqcli.collisions import profile_files
     from sqcli.output import Output
-    from sqcli.terminal.serving import serving_view
+    from sqcli.terminal.times.serving import serving_view
 
     reads = {"--profile": profile_files(profile)} if profile else {}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqcli.html.charts import xy_chart
 from sqcli.html.page import Page
-from sqcli.terminal.cold_speed import FIRST_TOKENS, speed_rows
+from sqcli.terminal.times.cold_speed import FIRST_TOKENS, speed_rows
 
 Row = dict[str, Any]
 

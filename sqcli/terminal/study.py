@@ -11,7 +11,7 @@ from spectralquant.results.quality import MethodRow
 from spectralquant.results.schema import CoderResults, Results, SimulationResults
 from spectralquant.results.speed import KernelRow
 from spectralquant.results.studies import ArchitectureRow, ScaleRow, ShapeRow
-from sqcli.terminal.cold_speed import cold_speed_table
+from sqcli.terminal.times.cold_speed import cold_speed_table
 
 
 def study_view(result: Results) -> list[RenderableType]:

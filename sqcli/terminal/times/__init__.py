@@ -1,0 +1,1 @@
+"""Tables of what takes how long."""
