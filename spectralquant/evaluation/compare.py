@@ -14,8 +14,10 @@ from torch import Tensor
 
 from spectralquant.errors import SpectralQuantError
 from spectralquant.evaluation.measure import measure
-from spectralquant.evaluation.needle import needle_retrieval
+from spectralquant.evaluation.tasks.run import run_task
+from spectralquant.geometry import BLOCK
 from spectralquant.methods.context import MethodContext
+from spectralquant.methods.eviction.evictor import PROMPT, STREAMING
 from spectralquant.methods.registry import MethodSpec
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.limits import require_known_ids, require_positions
@@ -23,7 +25,7 @@ from spectralquant.origin.quotable import marked
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.kept import kept_rows
-from spectralquant.results.quality import ComparedRow
+from spectralquant.results.quality import ComparedRow, TaskScore
 from spectralquant.results.schema import Results
 from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import tokens_sha256
@@ -41,10 +43,28 @@ class Protocol:
     needle_context: int
     needle_trials: int
     quotable: bool
+    tasks: tuple[str, ...] = ()
+    task_contexts: tuple[int, ...] = ()
+    task_trials: int = 0
 
 
 FULL = Protocol("full", 2048, 20, True)
 QUICK = Protocol("quick", 512, 4, False)
+PROMPT_SHARE = 0.75
+FEW_WINDOWS = 2
+
+
+def prompt_tokens(length: int) -> int:
+    """How much of a window is the prompt in the prompt protocol: three quarters, in whole blocks."""
+    return int(length * PROMPT_SHARE) // BLOCK * BLOCK
+
+
+def modes_of(groups: Sequence[Sequence[MethodSpec]]) -> tuple[str, ...]:
+    """The protocols of a comparison: those that methods ask for; streaming, where a codec is compared or nothing asks."""
+    specs = [spec for group in groups for spec in group if spec.name not in ("none", "spectral")]
+    asked = {spec.mode for spec in specs}
+    streaming = STREAMING in asked or None in asked or not asked
+    return (*((STREAMING,) if streaming else ()), *((PROMPT,) if PROMPT in asked else ()))
 
 
 class Comparison:
@@ -80,12 +100,13 @@ class Comparison:
     def run(self, groups: Sequence[Sequence[MethodSpec]], kept: Kept = NOTHING_KEPT) -> Results:
         """Measure every group (one method's budgets run as one batch); returns a results file."""
         rows: list[ComparedRow] = []
-        for index, group in enumerate(groups):
-            self.progress(group[0].name, index, len(groups))
-            name = json.dumps([spec.label for spec in group])
-            rows += kept_rows(kept, name, ComparedRow, functools.partial(self._measure, group))
+        parts = [(mode, group) for mode in modes_of(groups) for each in groups if (group := _of_mode(each, mode))]
+        for index, (mode, group) in enumerate(parts):
+            self.progress(group[0].name, index, len(parts))
+            name = json.dumps([mode, *(spec.label for spec in group)])
+            rows += kept_rows(kept, name, ComparedRow, functools.partial(self._measure, group, mode))
         facts = device_facts(self.context.loaded.device) | self.identity | kept.facts()
-        small = () if self.protocol.quotable else ("--quick is too small to quote",)
+        small = self._too_small()
         source = marked(provenance(**facts, text=self.text_name), *small)
         return results_file(
             "compare",
@@ -95,43 +116,65 @@ class Comparison:
             failed=[row for row in rows if row.failed],
         )
 
-    def _measure(self, group: Sequence[MethodSpec]) -> list[ComparedRow]:
+    def _too_small(self) -> tuple[str, ...]:
+        """Why the text is too little to quote, if it is: an interval over windows needs two."""
+        if not self.protocol.quotable:
+            return ("--quick is too small to quote",)
+        few = [str(n) for n, windows in self.windows.items() if len(windows) < FEW_WINDOWS]
+        return (f"one window of {', '.join(few)} tokens is too little to quote",) if few else ()
+
+    def _measure(self, group: Sequence[MethodSpec], mode: str) -> list[ComparedRow]:
         """Rows of one method: all budgets at once, or one by one where together they fail."""
         try:
-            return self._rows(group)
+            return self._rows(group, mode)
         except (SpectralQuantError, RuntimeError, ImportError, ValueError, NotImplementedError) as error:
             if len(group) > 1:
-                return [row for spec in group for row in self._measure([spec])]
+                return [row for spec in group for row in self._measure([spec], mode)]
             reason = " ".join(str(error).split()) or type(error).__name__
-            return [ComparedRow(method=group[0].name, options=dict(group[0].options), failed=reason[:400])]
+            return [ComparedRow(method=group[0].name, options=dict(group[0].options), mode=mode, failed=reason[:400])]
 
-    def _rows(self, group: Sequence[MethodSpec]) -> list[ComparedRow]:
+    def _rows(self, group: Sequence[MethodSpec], mode: str) -> list[ComparedRow]:
         loaded = self.context.loaded
         methods = [spec.build(self.context) for spec in group]
         rows: list[ComparedRow] = []
         for length, windows in self.windows.items():
-            found = measure(
+            stage = f"{group[0].name}, {length} tokens, {mode}"
+            measured = measure(
                 loaded.model,
                 loaded.geometry,
                 windows,
                 methods,
-                lambda d, t, n=length: self.progress(f"{group[0].name}, {n} tokens", d, t),
+                lambda d, t, stage=stage: self.progress(stage, d, t),
+                prompt=prompt_tokens(length) if mode == PROMPT else 0,
             )
-            for spec, one in zip(group, found, strict=True):
+            for spec, one in zip(group, measured, strict=True):
                 row = one.row(loaded.geometry, loaded.name, length)
                 rows.append(ComparedRow(**dict(row), label=spec.label))
-        if self.protocol.needle_trials:
-            found = needle_retrieval(
-                loaded,
-                methods,
-                self.protocol.needle_context,
-                trials=self.protocol.needle_trials,
-                seed=self.context.seed,
-                progress=lambda d, t: self.progress(f"{group[0].name}, needle", d, t),
-            )
-            needles = {spec.label: result.row() for spec, result in zip(group, found, strict=True)}
-            for row in rows:
-                needle = needles[row.label or ""]
-                row.needle, row.needle_uncompressed = needle.needle, needle.needle_uncompressed
-                row.needle_trials, row.needle_context = needle.needle_trials, self.protocol.needle_context
+        protocol = self.protocol
+        wanted = [(name, n, protocol.task_trials) for name in protocol.tasks for n in protocol.task_contexts]
+        if protocol.needle_trials:
+            wanted.insert(0, ("needle", protocol.needle_context, protocol.needle_trials))
+        scores: list[dict[str, TaskScore]] = [{} for _ in group]
+        for name, context, trials in dict.fromkeys(wanted):
+            stage = f"{group[0].name}, {name} {context}, {mode}"
+            show = lambda d, t, stage=stage: self.progress(stage, d, t)  # noqa: E731
+            options = {"trials": trials, "mode": mode, "seed": self.context.seed, "progress": show}
+            for of_method, score in zip(scores, run_task(loaded, methods, name, context, **options), strict=True):
+                of_method[f"{name}@{context}"] = score
+        for row, of_method in zip(rows, scores * len(self.windows), strict=True):
+            _add_scores(row, of_method, f"needle@{protocol.needle_context}" if protocol.needle_trials else None)
         return rows
+
+
+def _of_mode(group: Sequence[MethodSpec], mode: str) -> list[MethodSpec]:
+    """Those of a method's budgets that can be measured in a protocol."""
+    return [spec for spec in group if spec.mode in (None, mode)]
+
+
+def _add_scores(row: ComparedRow, scores: dict[str, TaskScore], needle: str | None) -> None:
+    if scores:
+        row.tasks = scores
+    if needle is not None:
+        score = scores[needle]
+        row.needle, row.needle_uncompressed = score.score, score.uncompressed
+        row.needle_trials, row.needle_context = score.trials, score.context

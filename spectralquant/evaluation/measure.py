@@ -17,6 +17,7 @@ from spectralquant.evaluation.streaming import StreamTotals, stream_window
 from spectralquant.evaluation.unigram import hardly_better, perplexity, unigram_perplexity, warn_if_suspect
 from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.base import AnyMethod
+from spectralquant.methods.eviction.evictor import PROMPT, STREAMING
 from spectralquant.results.quality import MethodRow
 
 MIN_EVALUATION_WINDOW = 3 * 128
@@ -28,7 +29,8 @@ CHANGE_FLOOR = 1e-7
 class Measurement:
     """One method on n windows of one length. Per-window sums are kept, so comparisons can be paired.
 
-    unigram_ppl: of the scored tokens, see `evaluation.unigram`.
+    unigram_ppl: of the scored tokens, see `evaluation.unigram`. prompt: tokens of a window that were compressed once; 0 in
+    the streaming protocol.
     """
 
     method: str
@@ -36,6 +38,7 @@ class Measurement:
     exact_bits: int
     windows: list[StreamTotals]
     unigram_ppl: float = math.nan
+    prompt: int = 0
 
     def total(self, name: str) -> float:
         return sum(getattr(w, name) for w in self.windows)
@@ -69,10 +72,12 @@ class Measurement:
         return self.total("fp16_bytes") / self.held_bytes(geometry)
 
     def held_bytes(self, geometry: CacheGeometry) -> float:
-        """Bytes held at the end of all windows together: codes, headers, sinks and recent tokens."""
+        """Bytes held at the end of all windows (or prompts) together: codes, headers, sinks and recent tokens, and what is
+        kept about these.
+        """
         vectors = int(self.total("fp16_bytes") - self.total("coded_fp16_bytes")) // (2 * geometry.head_dim)
         exact = exact_bytes(1, vectors, geometry.head_dim, self.exact_bits)
-        return self.total("coded_bytes") + self._header_bytes + exact
+        return self.total("coded_bytes") + self._header_bytes + exact + self.total("open_bytes")
 
     def interval(self, function: Callable[[list[StreamTotals]], float], seed: int = 0) -> tuple[float, float]:
         """95 % bootstrap interval over windows of a statistic of their totals."""
@@ -90,6 +95,8 @@ class Measurement:
             options=self.options,
             model=model,
             context=context,
+            mode=PROMPT if self.prompt else STREAMING,
+            prompt_tokens=self.prompt or None,
             n_tokens=int(scored),
             n_windows=len(self.windows),
             payload_ratio=self.payload_ratio(geometry),
@@ -139,8 +146,12 @@ def measure(
     windows: Tensor,
     methods: Sequence[AnyMethod],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    prompt: int = 0,
 ) -> list[Measurement]:
     """Run all methods over `windows: [n, T]`, every one on the same tokens in the same batch.
+
+    prompt: so many tokens of each window are compressed once and the rest is scored; 0 for the streaming protocol.
 
     Warns (`SuspectModelWarning`) where the uncompressed model is hardly better than a unigram model of the same text.
 
@@ -152,11 +163,11 @@ def measure(
             f"Windows of {windows.shape[1]} tokens are too short: the last 128 to 255 tokens stay exact, so hardly "
             f"anything would be coded. Use at least {MIN_EVALUATION_WINDOW}."
         )
-    unigram_ppl = unigram_perplexity(windows[:, 1:])
-    out = [Measurement(m.name, m.options, m.exact_bits, [], unigram_ppl) for m in methods]
+    unigram_ppl = unigram_perplexity(windows[:, prompt + 1 :])
+    out = [Measurement(m.name, m.options, m.exact_bits, [], unigram_ppl, prompt) for m in methods]
     for done, ids in enumerate(windows):
         progress(done, len(windows))
-        for measurement, totals in zip(out, stream_window(model, geometry, ids, methods), strict=True):
+        for measurement, totals in zip(out, stream_window(model, geometry, ids, methods, prompt=prompt), strict=True):
             measurement.windows.append(totals)
     progress(len(windows), len(windows))
     if out:

@@ -11,19 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
+from spectralquant.evaluation.tasks.needle import needle_trial
 from spectralquant.methods.base import AnyMethod
 from spectralquant.models.load import LoadedModel
 from spectralquant.results.quality import NeedleRow
-from spectralquant.text.bos import bos_token
 
-FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key. "
-QUESTION = "What is the pass key? The pass key is"
 DIGITS = 5
 DEPTHS = (0.1, 0.3, 0.5, 0.7)
 
@@ -50,21 +43,6 @@ class NeedleResult:
         )
 
 
-def needle_prompt(tokenizer: Any, context: int, depth: float, key: str) -> tuple[Tensor, int]:
-    """Token ids int64 `[≤ context]` of filler, needle at `depth`, filler, question and key; and the key's length."""
-    encode = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
-    needle, question, answer = encode(NEEDLE.format(key=key)), encode(QUESTION), encode(" " + key)
-    bos = [] if (first := bos_token(tokenizer)) is None else [first]
-    room = context - len(needle) - len(question) - len(answer) - len(bos)
-    if room < 64:
-        raise InputError(f"A context of {context} tokens is too short for needle retrieval; use at least 256.")
-    filler = encode(FILLER)
-    filler = (filler * (room // len(filler) + 1))[:room]
-    at = int(depth * room)
-    ids = bos + filler[:at] + needle + filler[at:] + question + answer
-    return torch.tensor(ids, dtype=torch.int64), len(answer)
-
-
 def needle_retrieval(
     loaded: LoadedModel,
     methods: Sequence[AnyMethod],
@@ -80,10 +58,9 @@ def needle_retrieval(
     for trial in range(trials):
         progress(trial, trials)
         key = "".join(chooser.choice("123456789") for _ in range(DIGITS))
-        ids, answer = needle_prompt(loaded.tokenizer, context, DEPTHS[trial % len(DEPTHS)], key)
-        for hit, totals in zip(
-            hits, stream_window(loaded.model, loaded.geometry, ids, methods, answer=answer), strict=True
-        ):
+        prompt = needle_trial(loaded.tokenizer, context, DEPTHS[trial % len(DEPTHS)], key)
+        found = stream_window(loaded.model, loaded.geometry, prompt.ids, methods, answer=prompt.answer)
+        for hit, totals in zip(hits, found, strict=True):
             hit[0] += totals.answered
             hit[1] += totals.exact_answered
     progress(trials, trials)

@@ -1,144 +1,46 @@
-"""The streaming protocol: every block older than the recent window is read only through the codec.
+"""Two protocols: how a method's tokens are read while the model goes on (docs/method.md, "Protocol").
 
-A window of text is processed in blocks of 128 tokens. After block c has been computed, block c − 1 leaves the
-recent window: it is encoded, decoded and replaced, while the model goes on, so errors accumulate as in real
-decoding and every query sees 128 to 255 exact recent tokens and 4 exact sinks. The exact model and all methods run
-as one batch over the same tokens (method.md section 6).
+Streaming: a window of text is processed in blocks of 128 tokens. After block c has been computed, block c − 1 leaves the
+recent window: it is encoded, decoded and replaced, so errors accumulate as in real decoding and every query sees 128 to
+255 exact recent tokens and 4 exact sinks. An evicting method chooses after every block among all that it holds.
+
+Prompt: the first `prompt` tokens are read exactly and compressed once; what follows is scored and stays exact.
+
+The exact model and all methods run as one batch over the same tokens.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_keys
-from spectralquant.codec.exact import int8_round_trip
+from spectralquant.errors import InputError
 from spectralquant.evaluation.scores import scores
+from spectralquant.evaluation.streams import Streams
 from spectralquant.evaluation.totals import CodedRange, KeptRange, StreamTotals
 from spectralquant.geometry import BLOCK, SINKS, CacheGeometry, LayerGroup
-from spectralquant.hooks.tap import AttentionCall, AttentionTap
+from spectralquant.hooks.tap import AttentionTap
 from spectralquant.hooks.wrappers import model_device, runs_model
-from spectralquant.methods.base import AnyMethod, EncodedBlock, EvictingMethod, Method, is_evicting
-from spectralquant.methods.eviction.history import AttentionHistory
+from spectralquant.methods.base import (
+    AnyMethod,
+    ComposedMethod,
+    EncodedBlock,
+    EvictingMethod,
+    Method,
+    is_composed,
+    is_evicting,
+    mode_of,
+)
+from spectralquant.methods.eviction.evictor import PROMPT, STREAMING
 from spectralquant.methods.grouped import part_of
 from spectralquant.models.limits import require_known_ids, require_positions
-from spectralquant.rotary import Rotation
 
-
-class _Streams:
-    """Key/value buffers of B parallel streams over one window, and the attention that reads them."""
-
-    def __init__(self, geometry: CacheGeometry, streams: int, ids: Tensor, *, evicting: bool = False) -> None:
-        length, device = len(ids), ids.device
-        shape = (geometry.layers, streams, geometry.kv_heads, length, geometry.head_dim)
-        self.ids = ids
-        self.geometry, self.coded = geometry, geometry.coded_groups(2 * BLOCK)
-        self.keys = torch.zeros(shape, device=device)
-        self.values = torch.zeros(shape, device=device)
-        self.received = torch.zeros(geometry.layers, streams, geometry.heads, length, device=device)
-        self.watch = AttentionHistory(shape[:-1], device) if evicting else None
-        self.keep = torch.ones(shape[:-1], dtype=torch.bool, device=device) if evicting else None
-        self.rotations: list[Rotation | None] = [None] * geometry.layers
-        self.length = length
-        self.start = 0
-
-    def attend(self, call: AttentionCall) -> Tensor:
-        """The output, where the layer computes; buffers of all layers lie on one device."""
-        layer, start, stop = call.layer, self.start, self.start + call.query.shape[2]
-        if not call.shared:
-            self.keys[layer, :, :, start:stop] = call.key.float()  # assignments cross devices
-            self.values[layer, :, :, start:stop] = call.value.float()
-            self._keep_rotary(call, start, stop)
-        keys, values = self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
-        batch, heads, new, dim = call.query.shape
-        kv = keys.shape[1]
-        query = call.query.to(keys).reshape(batch, kv, -1, dim)
-        scores = (query @ keys.transpose(2, 3)).view(batch, heads, new, stop) * call.scaling
-        softcap = call.options.get("softcap")
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        scores.masked_fill_(~self._allowed(start, stop, call.options.get("sliding_window")), float("-inf"))
-        if self.keep is not None:
-            kept = self.keep[layer, :, :, :stop].repeat_interleave(heads // kv, dim=1)[:, :, None]
-            scores.masked_fill_(~kept, float("-inf"))
-        p = scores.softmax(-1)
-        if self.watch is not None and not call.shared:
-            self.watch.add(layer, p.view(batch, kv, heads // kv, new, stop), start)
-        output = (p.view(batch, kv, -1, stop) @ values).view(batch, heads, new, dim)
-        if not call.shared:
-            self._count_received(layer, p, start, stop)
-        return output.transpose(1, 2).to(call.query).contiguous()
-
-    def _allowed(self, start: int, stop: int, window: int | None) -> Tensor:
-        rows = torch.arange(start, stop, device=self.keys.device)[:, None]
-        columns = torch.arange(stop, device=self.keys.device)
-        allowed = columns <= rows
-        return allowed if window is None else allowed & (columns > rows - window)
-
-    def _count_received(self, layer: int, p: Tensor, start: int, stop: int) -> None:
-        first = max(0, start - BLOCK)
-        recent = p[..., first:stop].sum(2)
-        recent[..., start - first :] -= p[..., start:stop].diagonal(dim1=2, dim2=3)
-        self.received[layer, :, :, first:stop] += recent
-
-    def _keep_rotary(self, call: AttentionCall, start: int, stop: int) -> None:
-        if call.cos is None or not self.geometry.rotary[call.layer]:
-            return
-        new = call.rotation(self.geometry.layout)
-        if self.rotations[call.layer] is None:
-            zeros = [torch.zeros(self.length, new.cos.shape[-1], device=self.keys.device) for _ in range(2)]
-            self.rotations[call.layer] = Rotation(*zeros, new.pairs)
-        held = self.rotations[call.layer]
-        held.cos[start:stop], held.sin[start:stop] = new.cos, new.sin
-
-    def block(self, stream: int, start: int, stop: int) -> KVBlock:
-        """Tokens start … stop of one stream, keys before RoPE."""
-        rotations = tuple(None if r is None else r.part(slice(start, stop)) for r in self.rotations)
-        keys = self.keys[:, stream, :, start:stop].permute(2, 0, 1, 3)
-        received = self.received[:, stream, :, start:stop].permute(2, 0, 1).contiguous()
-        values = self.values[:, stream, :, start:stop].permute(2, 0, 1, 3).contiguous()
-        return KVBlock(
-            keys=unrotate_keys(rotations, keys).contiguous(),
-            values=values,
-            start=start,
-            received=received,
-            token_ids=self.ids[start:stop],
-            previous_id=int(self.ids[start - 1]) if start else -1,
-            rotations=rotations,
-        )
-
-    def round_recent(self, stream: int, start: int, stop: int) -> None:
-        """Hold the newest block at 8 bits from now on (its own queries have already read it exactly)."""
-        for buffer in (self.keys, self.values):
-            part = buffer[:, stream, :, start:stop]
-            buffer[:, stream, :, start:stop] = int8_round_trip(part)
-
-    def replace_some(
-        self,
-        stream: int,
-        layers: Sequence[int],
-        start: int,
-        kept: Tensor,
-        block: KVBlock,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
-        """`replace` for the `kept` tokens of a block alone."""
-        index = start + torch.nonzero(kept).squeeze(1)
-        both = (rotate_block_keys(block, keys).permute(1, 2, 0, 3), values.permute(1, 2, 0, 3))
-        for buffer, new in zip((self.keys, self.values), both, strict=True):
-            for layer, rows in zip(layers, new, strict=True):
-                buffer[layer, stream][:, index] = rows
-
-    def replace(self, stream: int, layers: Sequence[int], block: KVBlock, keys: Tensor, values: Tensor) -> None:
-        """Overwrite some layers of a block by decoded keys (before RoPE) and values, both `[T, L, Hk, D]`."""
-        part = slice(block.start, block.start + block.tokens)
-        self.keys[list(layers), stream, :, part] = rotate_block_keys(block, keys).permute(1, 2, 0, 3)
-        self.values[list(layers), stream, :, part] = values.permute(1, 2, 0, 3)
+OnBlock = Callable[[int, KVBlock, EncodedBlock], None]
 
 
 @torch.no_grad()
@@ -148,45 +50,120 @@ def stream_window(
     geometry: CacheGeometry,
     ids: Tensor,
     methods: Sequence[AnyMethod],
-    on_block: Callable[[int, KVBlock, EncodedBlock], None] | None = None,
+    on_block: OnBlock | None = None,
     *,
     answer: int = 0,
+    prompt: int = 0,
 ) -> list[StreamTotals]:
     """Score one window `ids: [T]` under every method and the exact model, in one batch.
 
     `on_block(method_index, block, encoded)` sees each encoded block. With `answer` n, `answered` tells whether each of
-    the last n tokens was the first choice. Returns one `StreamTotals` per method.
+    the last n tokens was the first choice. With `prompt` n, the first n tokens are a prompt that is compressed once, and
+    only predictions that read it compressed are scored. Returns one `StreamTotals` per method.
 
     Raises:
-        InputError: a window longer than the model has positions.
+        InputError: a window longer than the model has positions, or a method that works in the other protocol alone.
     """
     require_known_ids(model, ids)
     require_positions(model, len(ids), "A window", "Use a shorter one (--context, --window).")
+    mode = PROMPT if prompt else STREAMING
+    for method in methods:
+        if mode_of(method) not in (None, mode):
+            raise InputError(f"{method.name} with mode={mode_of(method)} cannot be measured in the {mode} protocol.")
     device = model_device(model)
     ids = ids.to(device)
-    count = 1 + len(methods)
-    streams = _Streams(geometry, count, ids, evicting=any(is_evicting(m) for m in methods))
-    totals = [StreamTotals(exact_tokens=len(ids)) for _ in methods]
+    length = prompt or len(ids)
+    watching = any(is_evicting(m) or is_composed(m) for m in methods)
+    streams = Streams(geometry, 1 + len(methods), ids, evicting=watching)
+    run = _Run(streams, geometry, methods, [StreamTotals(exact_tokens=length) for _ in methods], length, on_block)
     with AttentionTap(model, streams.attend):
-        for start in range(0, len(ids), BLOCK):
+        for start in range(-(-prompt % BLOCK), prompt, BLOCK):
+            run.read(model, ids, max(0, start), start + BLOCK, 1)
+        if prompt:
+            run.compress_prompt()
+        for start in range(prompt, len(ids), BLOCK):
             stop = min(start + BLOCK, len(ids))
-            streams.start = start
-            batch = ids[start:stop].expand(count, -1)
-            positions = torch.arange(start, stop, device=device).expand(count, -1)
-            logits = model(input_ids=batch, position_ids=positions, use_cache=False).logits.to(device)
+            logits = run.read(model, ids, start, stop, 1 + len(methods))
             targets = ids[start + 1 : stop + 1]
-            _score(totals, logits, targets, max(0, len(ids) - answer - start - 1) if answer else len(targets))
-            for index, method in enumerate(methods):
-                if method.exact_bits == 8:
-                    streams.round_recent(index + 1, start, stop)
-            if start >= BLOCK:
-                first = max(SINKS, start - BLOCK)
-                for index, method in enumerate(methods):
-                    act = _evict if is_evicting(method) else _compress
-                    act(streams, index, method, first, start, totals[index], on_block)
-    for total in totals:
-        total.close(geometry, len(ids))
-    return totals
+            answer_from = max(0, len(ids) - answer - start - 1) if answer else len(targets)
+            _score(run.totals, logits, targets, answer_from)
+            if not prompt:
+                run.leave(start, stop)
+    for method, total in zip(methods, run.totals, strict=True):
+        total.close(geometry, length, run.coded_to, getattr(method, "sums_per_token", 0))
+    return run.totals
+
+
+@dataclass
+class _Run:
+    """One window under way. coded_to: tokens from there on are still recent."""
+
+    streams: Streams
+    geometry: CacheGeometry
+    methods: Sequence[AnyMethod]
+    totals: list[StreamTotals]
+    length: int
+    on_block: OnBlock | None
+    coded_to: int = SINKS
+
+    def read(self, model: nn.Module, ids: Tensor, start: int, stop: int, count: int) -> Tensor:
+        """Logits of a block in the first `count` streams."""
+        self.streams.start = start
+        batch = ids[start:stop].expand(count, -1)
+        positions = torch.arange(start, stop, device=ids.device).expand(count, -1)
+        return model(input_ids=batch, position_ids=positions, use_cache=False).logits.to(ids.device)
+
+    def leave(self, start: int, stop: int) -> None:
+        """A block has been read: the one before it leaves the recent window."""
+        for index, method in enumerate(self.methods):
+            if method.exact_bits == 8:
+                self.streams.round_recent(index + 1, start, stop)
+            if is_evicting(method):
+                self._choose(index, method)
+            elif start >= BLOCK:
+                self._code(index, method, max(SINKS, start - BLOCK), start)
+        self.coded_to = max(SINKS, start)
+
+    def compress_prompt(self) -> None:
+        """The prompt has been read: all of its blocks leave but the last 128 to 255 tokens."""
+        blocks = range(0, self.length // BLOCK * BLOCK - BLOCK, BLOCK)
+        for index, method in enumerate(self.methods):
+            if is_evicting(method):
+                self._choose(index, method)
+                continue
+            for start in blocks:
+                self._code(index, method, max(SINKS, start), start + BLOCK)
+            if method.exact_bits == 8:
+                for start, stop in ((0, SINKS), (max(SINKS, blocks.stop), self.length)):
+                    self.streams.round_recent(index + 1, start, stop)
+        self.coded_to = max(SINKS, blocks.stop)
+
+    def _code(self, index: int, method: Method | ComposedMethod, start: int, stop: int) -> None:
+        total = self.totals[index]
+        for group in self.streams.coded:
+            part = part_of(method, group.layers)
+            act = _select if is_composed(part) else _compress
+            act(self.streams, index, part, group, start, stop, total, self.on_block)
+        total.coded_tokens += stop - start
+        total.exact_tokens -= stop - start
+
+    def _choose(self, index: int, method: EvictingMethod) -> None:
+        """Let a method choose, in each group of layers, among all tokens that can still be read; what it drops is never
+        read again.
+        """
+        streams, total = self.streams, self.totals[index]
+        seen = streams.watch.seen
+        for group in streams.coded:
+            layers, first = list(group.layers), group.first_read(seen)
+            begin = _now(streams.keys.device)
+            history = streams.watch.of(index + 1, first, seen).of_layers(layers)
+            held = streams.keep[layers, index + 1, :, first:seen]
+            kept = part_of(method, layers).choose(history, held, group.held(self.length))
+            total.encode_s += _now(streams.keys.device) - begin
+            total.change += float((held & ~kept).sum())
+            streams.keep[layers, index + 1, :, first:seen] = kept
+            total.keeps[group] = KeptRange(group, first, kept, method)
+        total.coded_tokens, total.exact_tokens = seen, 0
 
 
 def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor, answer_from: int) -> None:
@@ -207,82 +184,58 @@ def _score(totals: list[StreamTotals], logits: Tensor, targets: Tensor, answer_f
         total.exact_answered &= bool((exact.argmax(-1) == targets)[answer_from:].all())
 
 
-OnBlock = Callable[[int, KVBlock, EncodedBlock], None]
-
-
 def _compress(
-    streams: _Streams, index: int, method: Method, start: int, stop: int, total: StreamTotals, on_block: OnBlock | None
-) -> None:
-    whole = streams.block(index + 1, start, stop)
-    for group in streams.coded:
-        block, part = whole.of_layers(group.layers), part_of(method, group.layers)
-        begin = _now(block.keys.device)
-        encoded = part.encode(block)
-        middle = _now(block.keys.device)
-        keys, values = part.decode(encoded)
-        total.decode_s += _now(block.keys.device) - middle
-        total.encode_s += middle - begin
-        total.codes.append(CodedRange(group, start, stop, encoded.nbytes, getattr(part, "by_token", False)))
-        total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
-        streams.replace(index + 1, group.layers, block, keys, values)
-        if on_block is not None:
-            on_block(index, block, encoded)
-    total.coded_tokens += stop - start
-    total.exact_tokens -= stop - start
-
-
-def _evict(
-    streams: _Streams,
+    streams: Streams,
     index: int,
-    method: EvictingMethod,
+    method: Method,
+    group: LayerGroup,
     start: int,
     stop: int,
     total: StreamTotals,
     on_block: OnBlock | None,
 ) -> None:
-    """Let a method choose, in each group of layers, among all tokens that have left the window and can still be read; what
-    it drops is never read again.
-    """
-    total.coded_tokens += stop - start
-    total.exact_tokens -= stop - start
-    for group in streams.coded:
-        first = min(start, max(SINKS, group.first_read(streams.watch.seen)))
-        part = part_of(method, group.layers)
-        _evict_group(streams, index, part, group, (first, start, stop), total, on_block)
+    block = streams.block(index + 1, start, stop).of_layers(group.layers)
+    begin = _now(block.keys.device)
+    encoded = method.encode(block)
+    middle = _now(block.keys.device)
+    keys, values = method.decode(encoded)
+    total.decode_s += _now(block.keys.device) - middle
+    total.encode_s += middle - begin
+    total.codes.append(CodedRange(group, start, stop, encoded.nbytes, getattr(method, "by_token", False)))
+    total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
+    streams.replace(index + 1, group.layers, block, keys, values)
+    if on_block is not None:
+        on_block(index, block, encoded)
 
 
-def _evict_group(
-    streams: _Streams,
+def _select(
+    streams: Streams,
     index: int,
-    method: EvictingMethod,
+    method: ComposedMethod,
     group: LayerGroup,
-    where: tuple[int, int, int],
+    start: int,
+    stop: int,
     total: StreamTotals,
     on_block: OnBlock | None,
 ) -> None:
-    stream, layers, (first, start, stop) = index + 1, list(group.layers), where
-    begin = _now(streams.keys.device)
-    history = streams.watch.of(stream, first, stop).of_layers(layers)
-    before = streams.keep[layers, stream, :, first:stop]
-    block = lambda: streams.block(stream, start, stop).of_layers(layers)  # noqa: E731
-    kept, coded = method.evict(history, before, start - first, block)
-    total.encode_s += _now(streams.keys.device) - begin
-    total.change += float((before & ~kept).sum())
-    streams.keep[layers, stream, :, first:stop] = kept
-    if coded is None:
-        total.keeps[group] = KeptRange(group, first, kept, method)
-        return
-    begin = _now(streams.keys.device)
-    block, encoded, decode = coded()
-    middle = _now(streams.keys.device)
-    keys, values = decode()
-    total.decode_s += _now(streams.keys.device) - middle
+    """Forget some tokens of a block and code the others."""
+    stream, layers = index + 1, list(group.layers)
+    first = min(start, group.first_read(streams.watch.seen))
+    history = streams.watch.of(stream, first, streams.watch.seen).of_layers(layers)
+    block = streams.block(stream, start, stop).of_layers(layers)
+    begin = _now(block.keys.device)
+    chosen, part, encoded = method.select(history, slice(start - first, stop - first), block)
+    middle = _now(block.keys.device)
+    keys, values = method.decode(encoded)
+    total.decode_s += _now(block.keys.device) - middle
     total.encode_s += middle - begin
     total.codes.append(CodedRange(group, start, stop, encoded.nbytes))
-    total.change += (keys - block.keys).norm().item() + (values - block.values).norm().item()
-    streams.replace_some(stream, layers, start, kept[0, 0, start - first :], block, keys, values)
+    total.change += (keys - part.keys).norm().item() + (values - part.values).norm().item()
+    total.change += float((~chosen).sum())
+    streams.keep[layers, stream, :, start:stop] = chosen
+    streams.replace_some(stream, layers, start, chosen, part, keys, values)
     if on_block is not None:
-        on_block(index, block, encoded)
+        on_block(index, part, encoded)
 
 
 def _now(device: torch.device) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from spectralquant.geometry import SINKS, CacheGeometry, LayerGroup
+from spectralquant.geometry import CacheGeometry, LayerGroup
 from spectralquant.methods.base import EvictingMethod
 
 
@@ -28,7 +28,7 @@ class CodedRange:
 
 @dataclass(frozen=True)
 class KeptRange:
-    """What an evicting method holds of tokens start … of a group: bool `[L, Hk, n]`."""
+    """What an evicting method holds of tokens start … of a group, to the newest: bool `[L, Hk, n]`."""
 
     group: LayerGroup
     start: int
@@ -40,9 +40,11 @@ class KeptRange:
 class StreamTotals:
     """What one method did to one window. Sums over scored tokens; nats; bytes; seconds.
 
-    scores: sums of `evaluation.scores` by name. coded_tokens, exact_tokens: of the layers that read furthest back. Bytes are those held when the window has been read:
-    fp16_bytes by transformers' own cache in float16 (of sliding layers their window alone), coded_fp16_bytes its share for
-    tokens that the method coded, coded_bytes what the method takes for those, tokens that nothing will read again let go.
+    scores: sums of `evaluation.scores` by name. coded_tokens, exact_tokens: of the layers that read furthest back. Bytes are
+    those held when the text (or prompt) has been read: fp16_bytes by transformers' own cache in float16 (of sliding layers
+    their window alone), coded_fp16_bytes its share for tokens that went through the method (of an evicting one, all), coded_bytes
+    what it takes for those, tokens that nothing will read again let go. open_bytes: what is kept about recent tokens beside
+    their keys and values.
     """
 
     tokens: int = 0
@@ -56,6 +58,7 @@ class StreamTotals:
     fp16_bytes: int = 0
     coded_fp16_bytes: int = 0
     coded_bytes: int = 0
+    open_bytes: int = 0
     encode_s: float = 0.0
     decode_s: float = 0.0
     change: float = 0.0
@@ -64,8 +67,11 @@ class StreamTotals:
     codes: list[CodedRange] = field(default_factory=list, repr=False)
     keeps: dict[LayerGroup, KeptRange] = field(default_factory=dict, repr=False)
 
-    def close(self, geometry: CacheGeometry, total: int) -> None:
-        """Count what is held of a window of `total` tokens."""
+    def close(self, geometry: CacheGeometry, total: int, coded_to: int, sums: int) -> None:
+        """Count what is held of a text of `total` tokens.
+
+        coded_to: tokens from there on are recent. sums: bytes of attention sums kept for a recent token in each layer.
+        """
         per_layer = geometry.fp16_bytes_per_token // geometry.layers
         self.fp16_bytes = geometry.fp16_bytes(total)
         for code in self.codes:
@@ -74,8 +80,9 @@ class StreamTotals:
             if readable > 0:
                 self.coded_bytes += code.held(oldest)
                 self.coded_fp16_bytes += readable * len(code.group.layers) * per_layer
+        self.open_bytes += sums * (total - coded_to) * len({i for c in self.codes for i in c.group.layers})
         for held in self.keeps.values():
-            oldest = max(SINKS, held.group.first_read(total))
+            oldest = held.group.first_read(total)
             kept = held.kept[..., max(0, oldest - held.start) :]
             self.coded_bytes += held.method.held_bytes(kept, geometry.head_dim)
             self.coded_fp16_bytes += kept.shape[-1] * len(held.group.layers) * per_layer

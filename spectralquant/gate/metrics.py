@@ -75,7 +75,8 @@ def _metrics_of_row(kind: str, row: Row, where: str) -> Iterator[Metric]:
 
 def _quality_metrics(kind: str, row: MethodRow) -> Iterator[Metric]:
     chosen = ",".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in sorted(row.options.items()))
-    parts = [kind, row.method or row.tier or "", chosen, str(row.context or "")]
+    protocol = row.mode if row.mode == "prompt" else ""
+    parts = [kind, row.method or row.tier or "", chosen, str(row.context or ""), protocol]
     name = "/".join(p for p in parts if p)
     yield from _figures(name, row, (*QUALITY, *COSTS))
     yield from (_metric(f"{name}/{score}", value) for score, value in row.scores.items() if value is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -38,28 +37,55 @@ class Method(Protocol):
 
 
 class EvictingMethod(Protocol):
-    """A method that forgets tokens instead of (or before) coding them."""
+    """A method that forgets tokens instead of coding them.
+
+    `mode` is when it chooses: `prompt` (once, when a prompt has been read) or `streaming` (after every block of text).
+    """
 
     name: str
     options: dict[str, Any]
     exact_bits: int
+    mode: str
 
-    def evict(
-        self, history: HistoryView, kept: Tensor, first_new: int, block: Callable[[], KVBlock]
-    ) -> tuple[Tensor, Callable[[], tuple[KVBlock, EncodedBlock, Callable[[], tuple[Tensor, Tensor]]]] | None]:
-        """Choose among the n tokens that have left the window, of which those from `first_new` on left just now.
+    def choose(self, history: HistoryView, held: Tensor, length: int) -> Tensor:
+        """Which of n tokens, the newest last, are held from now on: bool `[L, Hk, n]`.
 
-        `kept: [L, Hk, n]` says which are still held; the answer may only clear entries. The second result codes what is
-        kept of the new block (a composed method) and gives a function that decodes it, or is None.
+        `held` says which are held now; the answer may only clear entries. `length`: tokens of the whole text (or prompt)
+        that these layers can read, from which a budget follows.
         """
 
     def held_bytes(self, kept: Tensor, head_dim: int) -> int:
         """Bytes of keys and values in fp16 of the kept entries `[L, Hk, n]`, with what must be remembered about them."""
 
 
-AnyMethod = Method | EvictingMethod
+class ComposedMethod(Protocol):
+    """A method that forgets some tokens of a block and codes the others."""
+
+    name: str
+    options: dict[str, Any]
+    exact_bits: int
+    mode: str
+
+    def select(self, history: HistoryView, part: slice, block: KVBlock) -> tuple[Tensor, KVBlock, EncodedBlock]:
+        """The tokens of a block (`part` of those that `history` tells of) that are kept, bool `[T]`; alone; and coded."""
+
+    def decode(self, encoded: EncodedBlock) -> tuple[Tensor, Tensor]:
+        """Keys (before RoPE) and values of the kept tokens, float32 `[T', L, Hk, D]`."""
+
+
+AnyMethod = Method | EvictingMethod | ComposedMethod
 
 
 def is_evicting(method: AnyMethod) -> bool:
-    """Whether a method forgets tokens."""
-    return hasattr(method, "evict")
+    """Whether a method forgets tokens and codes none."""
+    return hasattr(method, "choose")
+
+
+def is_composed(method: AnyMethod) -> bool:
+    """Whether a method forgets tokens and codes the others."""
+    return hasattr(method, "select")
+
+
+def mode_of(method: AnyMethod) -> str | None:
+    """The one mode that a method works in; None where it does not choose tokens and works in both."""
+    return getattr(method, "mode", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +26,7 @@ class Composed:
 
     def __init__(self, evictor: Evictor, codec: Method) -> None:
         self.evictor, self.codec = evictor, codec
+        self.mode = evictor.mode
         self.name = f"{evictor.name}+{codec.name}"
         self.options: dict[str, Any] = {**codec.options, **evictor.options}
 
@@ -34,26 +34,18 @@ class Composed:
         """The same choice with a group's codec."""
         return Composed(self.evictor, part_of(self.codec, layers))
 
-    def evict(self, history: HistoryView, kept: Tensor, first_new: int, block: Callable[[], KVBlock]):
-        """See `EvictingMethod.evict`."""
-        scores = self.evictor.scores(history)
-        scores = (scores / scores.sum(-1, keepdim=True).clamp_min(1e-12)).mean((0, 1))[first_new:]
-        count = max(1, round(self.evictor.keep * len(scores)))
+    def select(self, history: HistoryView, part: slice, block: KVBlock) -> tuple[Tensor, KVBlock, Any]:
+        """See `ComposedMethod.select`."""
+        scores = self.evictor.scores(history, 0)[..., part]
+        scores = (scores / scores.abs().sum(-1, keepdim=True).clamp_min(1e-12)).mean((0, 1))
         chosen = torch.zeros_like(scores, dtype=torch.bool)
-        chosen[scores.topk(count).indices] = True
-        out = kept.clone()
-        out[..., first_new:] = chosen
+        chosen[scores.topk(max(1, round(self.evictor.keep * len(scores)))).indices] = True
+        kept = some_tokens(block, chosen)
+        return chosen, kept, self.codec.encode(kept)
 
-        def code() -> tuple[KVBlock, Any, Callable[[], tuple[Tensor, Tensor]]]:
-            part = some_tokens(block(), chosen)
-            encoded = self.codec.encode(part)
-            return part, encoded, lambda: self.codec.decode(encoded)
-
-        return out, code
-
-    def held_bytes(self, kept: Tensor, head_dim: int) -> int:
-        """Not asked for: bytes are those of the codes."""
-        raise NotImplementedError
+    def decode(self, encoded: Any) -> tuple[Tensor, Tensor]:
+        """See `ComposedMethod.decode`."""
+        return self.codec.decode(encoded)
 
 
 def some_tokens(block: KVBlock, chosen: Tensor) -> KVBlock:

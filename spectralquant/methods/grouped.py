@@ -17,6 +17,7 @@ class GroupedMethod:
     def __init__(self, parts: dict[Layers, Method]) -> None:
         first = next(iter(parts.values()))
         self.name, self.options, self.exact_bits, self.parts = first.name, first.options, first.exact_bits, parts
+        self.sums_per_token: int = getattr(first, "sums_per_token", 0)
 
     def for_layers(self, layers: Layers) -> Method:
         """The codec of a group."""

@@ -17,7 +17,7 @@ from spectralquant.methods.base import AnyMethod
 from spectralquant.methods.composed import Composed
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.entry import MethodEntry
-from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.eviction.evictor import STREAMING, Evictor
 
 FOLDERS = (coding, eviction)
 
@@ -51,6 +51,13 @@ class MethodSpec:
         return self.name + "".join(
             f"{',' if i else ':'}{k}={_text(v)}" for i, (k, v) in enumerate(self.options.items())
         )
+
+    @property
+    def mode(self) -> str | None:
+        """The one protocol that the method works in; None where it works in both."""
+        if "mode" not in REGISTRY[self.name.split("+")[0]].options:
+            return None
+        return str(self.options.get("mode", STREAMING))
 
     def build(self, context: MethodContext) -> AnyMethod:
         """The method for a model.

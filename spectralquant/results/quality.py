@@ -5,12 +5,22 @@ from __future__ import annotations
 from spectralquant.results.base import Figure, Options, Row
 
 
+class TaskScore(Row):
+    """One task at one context length: share of trials answered right, and what the uncompressed model reaches."""
+
+    context: int
+    trials: int
+    score: Figure
+    uncompressed: Figure
+
+
 class MethodRow(Row):
     """One method with one budget on windows of one length (method.md, section 6).
 
     Ratios: fp16 bytes over those held. Perplexities and KL (nats a token) over `n_tokens` scored tokens; intervals are 95 %.
     encode_s, decode_s: see `time_unit`. needle: share of trials answered right. scores: means of `evaluation.scores`.
-    failed: why there are no figures. tier, text, label: which tier, text or command-line spelling the row is of.
+    mode: the protocol, streaming (also where it is not said) or prompt, with the tokens that were compressed once.
+    tasks: see `TaskScore`, by the task's name. failed: why there are no figures. tier, text, label: which tier, text or command-line spelling the row is of.
     """
 
     tier: str | None = None
@@ -18,6 +28,8 @@ class MethodRow(Row):
     options: Options = {}
     model: str | None = None
     context: int | None = None
+    mode: str | None = None
+    prompt_tokens: int | None = None
     n_tokens: int | None = None
     n_windows: int | None = None
     payload_ratio: Figure = None
@@ -45,6 +57,7 @@ class MethodRow(Row):
     needle_uncompressed: Figure = None
     needle_trials: int | None = None
     needle_context: int | None = None
+    tasks: dict[str, TaskScore] = {}
     index_share_of_fp16: Figure = None
     codes_share_of_fp16: Figure = None
     failed: str | None = None
@@ -71,9 +84,11 @@ class MatchedRow(Row):
     """The payload ratio of a method at one KL; bound: interpolated, at least, or never (then there is no ratio)."""
 
     context: int
+    mode: str | None = None
     method: str
     kl_nats: float
     payload_ratio: Figure
+    whole_cache_ratio: Figure = None
     bound: str
 
 
@@ -84,6 +99,9 @@ class ProtocolFacts(Row):
     needle_context: int
     needle_trials: int
     quotable: bool
+    tasks: list[str] = []
+    task_contexts: list[int] = []
+    task_trials: int = 0
 
 
 class LayerRow(Row):

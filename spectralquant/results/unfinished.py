@@ -22,6 +22,7 @@ from spectralquant.origin.checkout import source_commit
 from spectralquant.provenance import installed_version
 
 INPUTS = "inputs.json"
+CODE = ("git_commit", "version")
 DESCRIPTIONS = {INPUTS, "state.json", "text.json"}
 FORGET_AFTER_S = 60 * 24 * 3600
 _advice = ""
@@ -89,6 +90,7 @@ class UnfinishedRun(Kept):
         self._full = False
 
     def __enter__(self) -> UnfinishedRun:
+        self._refuse_other_code()
         try:
             self._claim.enter_context(claimed(self._own.with_suffix(".run"), f"unfinished sq {self.command}"))
             self._begin()
@@ -137,6 +139,29 @@ class UnfinishedRun(Kept):
                 self._full = True
                 self.report(f"From here on finished parts cannot be kept: {error}")
         return data
+
+    def _refuse_other_code(self) -> None:
+        """With `resume`: parts of the same inputs, made by another commit or version, are not mixed with new ones.
+
+        Raises:
+            InputError: there are such parts and none of this code's.
+        """
+        if not self.resume or self._finished():
+            return
+        for file in self._own.parent.glob(f"{self.command}-*/{INPUTS}"):
+            try:
+                inputs = json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            same = json.loads(json.dumps(self.inputs, default=str))
+            code = {name: inputs.pop(name, None) for name in CODE}
+            own = {name: same.pop(name, None) for name in CODE}
+            if inputs == same and code != own:
+                raise InputError(
+                    f"--resume: the interrupted run of this command was begun with commit {code['git_commit']} of version "
+                    f"{code['version']}; this is commit {own['git_commit']} of version {own['version']}, and one results file "
+                    f"never mixes two. Run that commit with --resume, or this one without."
+                )
 
     def _begin(self) -> None:
         _forget_old(self._own.parent)

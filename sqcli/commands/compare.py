@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from spectralquant.evaluation.tasks.names import task_files
 from spectralquant.methods.names import method_names
 from sqcli.options import (
     DEFAULT_DATA,
@@ -28,7 +29,8 @@ from sqcli.options import (
 from sqcli.typos import check_methods, checked
 
 DEFAULT_PROFILE = Path("profiles/demo")
-QUICK_WINDOWS, QUICK_CONTEXT = 2, 768
+QUICK_WINDOWS, QUICK_CONTEXT, QUICK_CALIBRATION = 2, 768, 8
+CALIBRATION_CONTEXT = 2048
 READ_TOKENS = 4_000_000
 
 
@@ -48,10 +50,16 @@ def compare(
     context: Annotated[str, typer.Option(help="Tokens per window; several as 2048,8192.")] = "2048",
     windows: Annotated[int, typer.Option(min=1, help="Windows of the first length; others score as many tokens.")] = 24,
     calibration_windows: Annotated[
-        int, typer.Option(min=0, help="Windows of 2048 tokens from the start that rivals may calibrate on.")
-    ] = 16,
+        int,
+        typer.Option(min=0, help="Windows of 2048 tokens from the start, none scored, that rivals may calibrate on."),
+    ] = 100,
     match: Annotated[str | None, typer.Option(help="Compare bytes at equal quality: kl=0.01.")] = None,
     needle: Annotated[int, typer.Option(min=0, help="Needle trials per method (0: none).")] = 20,
+    tasks: Annotated[
+        str, typer.Option(help=f"More tasks: {', '.join(task_files())}; several with commas, or all.")
+    ] = "",
+    task_context: Annotated[str, typer.Option(help="Tokens per task; several as 2048,8192.")] = "2048",
+    task_trials: Annotated[int, typer.Option(min=1, help="Trials per task and method.")] = 10,
     quick: Annotated[bool, typer.Option("--quick", help="Two minutes on two cores; too small to quote.")] = False,
     resume: Resume = False,
     quotable: Quotable = False,
@@ -74,6 +82,7 @@ def compare(
 
     from spectralquant.errors import InputError
     from spectralquant.evaluation.match import parse_match
+    from spectralquant.evaluation.tasks.run import parse_tasks
     from spectralquant.methods.registry import REGISTRY, check, parse
     from sqcli.collisions import profile_files, text_files
     from sqcli.loading import load_for
@@ -85,6 +94,8 @@ def compare(
         require_quotable_source()
     level = None if match is None else parse_match(match)
     lengths = _lengths(context)
+    more = parse_tasks(tasks)
+    task_lengths = tuple(_lengths(task_context, "--task-context")) if more else ()
     every = [name for name in REGISTRY if name not in ("none", "spectral")]
     names = [name for text in methods for name in (every if text == "all" else [text])]
     groups = [parse(text) for text in names]
@@ -95,7 +106,7 @@ def compare(
     always = [name for name in ("none", "spectral") if name not in given]
     groups = [parse(name) for name in always] + groups
     from spectralquant.claims import claimed
-    from spectralquant.evaluation.compare import FULL, QUICK, Comparison
+    from spectralquant.evaluation.compare import FULL, QUICK, Comparison, modes_of
     from spectralquant.methods.context import MethodContext
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.results.unfinished import UnfinishedRun
@@ -122,11 +133,15 @@ def compare(
         loaded.tokenizer, sources, lengths[0] * windows, window=max(lengths), read=READ_TOKENS, report=output.note
     )
     scored = _scored(text, loaded_profile, lengths, windows)
-    calibration = text.windows(2048)[:calibration_windows] if len(text.ids) > 2048 * (calibration_windows + 1) else None
+    free = min((len(text.windows(n)) - len(some)) * n for n, some in scored.items()) // CALIBRATION_CONTEXT
+    calibration = text.windows(CALIBRATION_CONTEXT)[: min(free, QUICK_CALIBRATION if quick else calibration_windows)]
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
     protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
     claim = contextlib.nullcontext() if json in (None, "-") else claimed(json, "--json")
-    plan = comparison_plan([group[0].name for group in groups], list(scored), bool(protocol.needle_trials))
+    protocol = replace(protocol, tasks=more, task_contexts=task_lengths, task_trials=task_trials if more else 0)
+    both = [(group[0].name, mode) for mode in modes_of(groups) for group in groups if _some_in(group, mode)]
+    trials = [("needle", protocol.needle_context)] if protocol.needle_trials else []
+    plan = comparison_plan(both, list(scored), [*trials, *((name, n) for name in more for n in task_lengths)])
     with claim, output.progress(plan) as bar:
         comparison = Comparison(holder, scored, protocol, text_name(sources), bar)
         inputs = {**comparison.identity, "text": text_name(sources), "device": str(loaded.device)}
@@ -149,7 +164,12 @@ def compare(
         raise InputError("No method but none and spectral could be measured; see the reasons above.")
 
 
-def _lengths(text: str) -> list[int]:
+def _some_in(group, mode: str) -> bool:
+    """Whether one of a method's budgets is measured in a protocol."""
+    return any(spec.mode in (None, mode) for spec in group)
+
+
+def _lengths(text: str, option: str = "--context") -> list[int]:
     from spectralquant.errors import InputError
 
     try:
@@ -157,7 +177,7 @@ def _lengths(text: str) -> list[int]:
     except ValueError:
         lengths = []
     if not lengths or min(lengths) < 384:
-        raise InputError(f"--context {text!r} must be token counts of at least 384, as 2048 or 2048,8192.")
+        raise InputError(f"{option} {text!r} must be token counts of at least 384, as 2048 or 2048,8192.")
     return lengths
 
 

@@ -11,7 +11,7 @@ from sqcli.html.charts import xy_chart
 from sqcli.html.cold_page import cold_sections
 from sqcli.html.page import Page, flat
 from sqcli.html.speed_page import speed_sections
-from sqcli.terminal.compare import against, bound_text, row_name
+from sqcli.terminal.compare import against, bound_text, row_name, task_text
 
 COLUMNS = (
     ("payload_ratio", "Payload"),
@@ -61,24 +61,27 @@ def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
     rows = result.get("matched") or matched([r for r in result["rows"] if "failed" not in r], 0.01)
     facts: dict[str, str] = {}
     for r in rows:
-        ours = next((o for o in rows if o["context"] == r["context"] and o["method"] == "spectral cold"), None)
+        ours = next((o for o in rows if _same_test(o, r) and o["method"] == "spectral cold"), None)
         if r["payload_ratio"] is not None and (r is ours or "smaller" in against(ours, r)):
             text = against(ours, r)
-            facts[f"{r['method']}, {r['context']} tokens"] = f"{bound_text(r)} : 1" + (f"; {text}" if text else "")
+            facts[f"{r['method']}, {r['context']} tokens{_protocol(r, rows)}"] = f"{bound_text(r)} : 1" + (
+                f"; {text}" if text else ""
+            )
     if facts:
         page.facts(f"{name}: payload ratio at KL {rows[0]['kl_nats']:g} nats/token", facts)
 
 
 def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     front = {id(r) for r in pareto(rows)}
-    for context in dict.fromkeys(r["context"] for r in rows):
-        here = [r for r in rows if r["context"] == context]
+    for context, mode in dict.fromkeys((r["context"], _mode(r)) for r in rows):
+        here = [r for r in rows if (r["context"], _mode(r)) == (context, mode)]
         curves: dict[str, list[tuple[float, float]]] = {}
         for r in here:
             if r["method"] != "none" and 0 < r["payload_ratio"] < 1e6 and r["kl_nats"] > 0:
                 point = (r["payload_ratio"], r["kl_nats"])
                 curves.setdefault(curve_name(r), []).append(point)
-        title = f"{name}: {context}-token windows, {here[0]['n_tokens']:,} scored tokens"
+        protocol = _protocol(here[0], rows)
+        title = f"{name}: {context}-token windows{protocol}, {here[0]['n_tokens']:,} scored tokens"
         if curves:
             chart = xy_chart(
                 {k: sorted(v) for k, v in curves.items()},
@@ -96,14 +99,40 @@ def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[
         page.table(f"{title}, sorted by KL in nats/token; ● on the Pareto front; times in s per 1,000 tokens", table)
     if result["kind"].endswith("compare"):
         rows_at = result.get("matched") or matched(rows, 0.01)
-        table = [("Method", "Window", "Payload ratio", "")]
+        table = [("Method", "Window", "Protocol", "Payload ratio", "Cache ratio", "")]
         for r in rows_at:
-            ours = next((o for o in rows_at if o["context"] == r["context"] and o["method"] == "spectral cold"), None)
-            table.append((r["method"], str(r["context"]), bound_text(r), against(ours, r)))
+            ours = next((o for o in rows_at if _same_test(o, r) and o["method"] == "spectral cold"), None)
+            cache = shown("whole_cache_ratio", r.get("whole_cache_ratio"))
+            table.append((r["method"], str(r["context"]), _mode(r), bound_text(r), cache, against(ours, r)))
         if rows_at:
             page.table(f"{name}: at KL {rows_at[0]['kl_nats']:g} nats/token", table)
+        _tasks(page, name, rows)
         if result["failed"]:
             page.facts(f"{name}: failed", {row_name(r): r["failed"] for r in result["failed"]})
+
+
+def _tasks(page: Page, name: str, rows: Sequence[Any]) -> None:
+    """Per cent of trials answered right, the uncompressed model's in brackets."""
+    rows = [r for r in rows if r.get("tasks")]
+    names = list(dict.fromkeys(task for r in rows for task in r["tasks"]))
+    table = [("Method", "Protocol", *names)]
+    for (mode, label), r in {(_mode(r), row_name(r)): r for r in reversed(rows)}.items():
+        table.append((label, mode, *(task_text(r["tasks"][task]) if task in r["tasks"] else "–" for task in names)))
+    if names:
+        page.table(f"{name}: tasks, % right (uncompressed)", [table[0], *reversed(table[1:])])
+
+
+def _mode(r: Any) -> str:
+    return r.get("mode") or "streaming"
+
+
+def _same_test(a: Any, b: Any) -> bool:
+    return (a["context"], _mode(a)) == (b["context"], _mode(b))
+
+
+def _protocol(r: Any, rows: Sequence[Any]) -> str:
+    """Which protocol a row was measured in, where a file has both."""
+    return f", {_mode(r)}" if len({_mode(o) for o in rows}) > 1 else ""
 
 
 def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:

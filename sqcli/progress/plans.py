@@ -30,10 +30,12 @@ def smoke_plan(steps: int, window: int, tiers: Sequence[str]) -> list[tuple[str,
     return calibration_plan(steps, window, tiers) + [(f"harness and cache, {tier}", 12.0) for tier in tiers]
 
 
-def comparison_plan(names: Sequence[str], lengths: Sequence[int], needle: bool) -> list[tuple[str, float]]:
-    """Stages of `sq compare`: methods in order, each length and the needle trials."""
+def comparison_plan(
+    parts: Sequence[tuple[str, str]], lengths: Sequence[int], tasks: Sequence[tuple[str, int]]
+) -> list[tuple[str, float]]:
+    """Stages of `sq compare`: methods in order with their protocol; each length, each task at each length."""
     plan: list[tuple[str, float]] = []
-    for name in names:
-        plan += [(f"{name}, {length} tokens", 1.0) for length in lengths]
-        plan += [(f"{name}, needle", 0.5)] if needle else []
+    for name, mode in parts:
+        plan += [(f"{name}, {length} tokens, {mode}", 1.0) for length in lengths]
+        plan += [(f"{name}, {task} {length}, {mode}", 0.5) for task, length in tasks]
     return plan

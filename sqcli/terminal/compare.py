@@ -10,15 +10,15 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from spectralquant.evaluation.match import curve_name, matched, pareto
-from spectralquant.results.quality import MatchedRow, MethodRow
+from spectralquant.evaluation.match import curve_name, matched, mode_of_row, pareto
+from spectralquant.results.quality import MatchedRow, MethodRow, TaskScore
 from spectralquant.results.schema import CompareResults
 from sqcli.figures import shown
 from sqcli.quotable import quotable_note
 from sqcli.terminal.plot import log_plot
 
 PLOT_WIDTH, PLOT_HEIGHT = 72, 18
-USUAL = {"kernel": (7,), "group": (32, 64)}
+USUAL = {"kernel": (5,), "group": (32, 64)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
 NAMED = {"adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
 
@@ -28,9 +28,11 @@ def comparison_view(result: CompareResults, match: float | None) -> list[Rendera
     good = [r for r in result.rows if not r.failed]
     parts: list[RenderableType] = []
     front = {id(r) for r in pareto(good)}
-    for context in dict.fromkeys(r.context for r in good):
-        rows = [r for r in good if r.context == context]
+    for context, mode in dict.fromkeys((r.context, mode_of_row(r)) for r in good):
+        rows = [r for r in good if (r.context, mode_of_row(r)) == (context, mode)]
         parts += [_table(rows, front, context), pareto_plot(rows)]
+    if any(r.tasks for r in good):
+        parts.append(tasks_table(good))
     if match is not None:
         parts.append(match_table(matched(good, match)))
     for row in result.failed:
@@ -42,13 +44,13 @@ def comparison_view(result: CompareResults, match: float | None) -> list[Rendera
 
 
 def row_name(row: MethodRow) -> str:
-    """Method and budget, short."""
+    """Method and budget, short; which protocol it was measured in is told beside it."""
     options = {k: v for k, v in row.options.items() if v not in (None, False)}
     if row.method == "spectral":
         tier = options.pop("tier", "cold")
         options.pop("exact_bits") if options.get("exact_bits") == 16 else None
         return " ".join([f"spectral {tier}", ", ".join(_option(k, v) for k, v in options.items())]).rstrip()
-    hidden = {"tier", "exact_bits"} | {k for k, usual in USUAL.items() if options.get(k) in usual}
+    hidden = {"tier", "exact_bits", "mode"} | {k for k, usual in USUAL.items() if options.get(k) in usual}
     parts = [str(v) if k == "backend" else _option(k, v) for k, v in options.items() if k not in hidden]
     return " ".join([row.method, *parts])
 
@@ -65,8 +67,9 @@ def _short(value: Any) -> str:
 
 def _table(rows: Sequence[MethodRow], front: set[int], context: int) -> Table:
     base = rows[0]
+    protocol = "" if base.mode is None else f"{mode_text(base)}\n"
     title = (
-        f"\n{context}-token windows, n = {base.n_tokens:,} scored in {base.n_windows}, uncompressed PPL "
+        f"\n{protocol}{context}-token windows, n = {base.n_tokens:,} scored in {base.n_windows}, uncompressed PPL "
         f"{base.base_ppl:.2f}\nsorted by KL; ● on the Pareto front; enc, dec: s per 1,000 tokens"
     )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
@@ -91,6 +94,37 @@ def _table(rows: Sequence[MethodRow], front: set[int], context: int) -> Table:
     return table
 
 
+def mode_text(row: MethodRow) -> str:
+    """What a row's protocol did, in a line."""
+    if mode_of_row(row) == "streaming":
+        return "streaming: text leaves the window block by block and is read compressed from then on"
+    return f"prompt: {row.prompt_tokens:,} tokens compressed once, the rest of each window scored"
+
+
+def tasks_table(rows: Sequence[MethodRow]) -> Table:
+    """Share of trials answered right in each task, the uncompressed model's beside it."""
+    first: dict[tuple[str, str], MethodRow] = {}
+    for r in rows:
+        first.setdefault((mode_of_row(r), row_name(r)), r)
+    names = list(dict.fromkeys(name for r in first.values() for name in r.tasks))
+    table = Table(title="\nTasks, % right (uncompressed)", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for head in ("protocol", "method"):
+        table.add_column(head)
+    for name in names:
+        table.add_column(name, justify="right")
+    for (mode, label), r in first.items():
+        scores = [r.tasks.get(name) for name in names]
+        table.add_row(mode, label, *("–" if s is None else task_text(s) for s in scores))
+    return table
+
+
+def task_text(score: TaskScore) -> str:
+    """`80 (100)`: per cent of trials, and what the uncompressed model reaches."""
+    if score.score is None or score.uncompressed is None:
+        return "–"
+    return f"{100 * score.score:.0f} ({100 * score.uncompressed:.0f})"
+
+
 def pareto_plot(rows: Sequence[MethodRow]) -> Text:
     """Payload ratio against KL, both logarithmic; one letter a method. Lower right is better."""
     curves: dict[str, list[tuple[float, float]]] = {}
@@ -104,14 +138,19 @@ def pareto_plot(rows: Sequence[MethodRow]) -> Text:
 
 
 def match_table(rows: Sequence[MatchedRow]) -> Table:
-    """Payload ratios at one KL, and how many times smaller spectral is."""
+    """Ratios at one KL, and how many times smaller spectral is."""
     table = Table(title=f"\nAt KL {rows[0].kl_nats:g} nats/token", title_justify="left", box=None, padding=(0, 1))
-    for name in ("tokens", "method", "payload", "against spectral"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in ("tokens", "protocol", "method", "payload", "cache", "against spectral"):
+        table.add_column(name, justify="left" if name in ("method", "protocol") else "right")
     for r in rows:
-        ours = next((o for o in rows if o.context == r.context and o.method == "spectral cold"), None)
-        table.add_row(str(r.context), r.method, bound_text(r), against(ours, r))
+        ours = next((o for o in rows if _same_test(o, r) and o.method == "spectral cold"), None)
+        cache = "–" if r.whole_cache_ratio is None else shown("whole_cache_ratio", r.whole_cache_ratio)
+        table.add_row(str(r.context), r.mode or "streaming", r.method, bound_text(r), cache, against(ours, r))
     return table
+
+
+def _same_test(a: MatchedRow, b: MatchedRow) -> bool:
+    return (a.context, a.mode) == (b.context, b.mode)
 
 
 def bound_text(row: MatchedRow) -> str:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from spectralquant.errors import InputError
 from spectralquant.results.unfinished import NOTHING_KEPT, UnfinishedRun, advice
 
 
@@ -108,3 +109,18 @@ def test_runs_that_nobody_went_on_with_are_forgotten():
 
 def test_nothing_kept_makes_everything():
     assert NOTHING_KEPT.value("x", lambda: (1,)) == (1,) and NOTHING_KEPT.facts() == {}
+
+
+def test_parts_of_another_commit_are_refused_with_a_way_out(monkeypatch):
+    """One results file never mixes two versions of the code."""
+    from spectralquant.origin.checkout import SourceCommit
+
+    first = interrupted({"a": 1}, 1)
+    monkeypatch.setattr("spectralquant.results.unfinished.source_commit", lambda: SourceCommit("f" * 40, False))
+    with pytest.raises(InputError, match=r"commit f{40}.*Run that commit with --resume, or this one without"):
+        UnfinishedRun("test", {"a": 1}, resume=True).__enter__()
+    with UnfinishedRun("test", {"a": 1}) as anew:
+        assert anew.value("part 0", lambda: "new") == "new"
+    with UnfinishedRun("test", {"a": 2}, resume=True) as other:
+        assert other.value("part 0", lambda: "new") == "new"
+    assert first.folder.exists(), "the other commit's parts stay until that commit goes on or gives them up"

@@ -25,6 +25,8 @@ from spectralquant.models.weights import embedding_weight
 from spectralquant.profile.promises import error_limit
 from spectralquant.profile.tensors import ColdTier, FixedTier, HeadSpectra, SplitTier, tier_part
 
+SUM_BYTES = 4
+
 
 @dataclass(frozen=True)
 class _Bytes:
@@ -36,13 +38,18 @@ class _Bytes:
 
 
 class SpectralCold:
-    """Cold tier: real entropy-coded bytes, index entry and checksum included."""
+    """Cold tier: real entropy-coded bytes, index entry and checksum included.
+
+    sums_per_token: bytes a layer that a cache keeps about a recent token until it is coded, the attention that each query
+    head gave it, from which its importance follows.
+    """
 
     name = "spectral"
 
     def __init__(self, codec: SpectralCodec, exact_bits: int = 16, **options: Any) -> None:
         self.codec = codec
         self.exact_bits = exact_bits
+        self.sums_per_token = SUM_BYTES * codec.geometry.heads
         self.options = {"tier": "cold", "exact_bits": exact_bits, **options}
 
     def encode(self, block: KVBlock) -> _Bytes:

@@ -1,28 +1,41 @@
-"""`Evictor`: the part that all evicting methods share; a method adds its scores."""
+"""`Evictor`: the part that all evicting methods with a budget share; a method adds its scores.
+
+A budget is a share of the whole length, as in the papers: `keep=0.2` of a window of 2,048 tokens holds 409 entries in
+every key/value head, recent tokens and sinks among them. Nothing is dropped before that many are held.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from spectralquant.codec.block import KVBlock
 from spectralquant.errors import InputError
 from spectralquant.methods.eviction.history import SCORE_BYTES, HistoryView, fp16_entry_bytes, keep_best
 
-SHARES = ({"keep": 0.5}, {"keep": 0.2}, {"keep": 0.1})
+PROMPT, STREAMING = "prompt", "streaming"
+MODES = (PROMPT, STREAMING)
+KEEPS = (0.5, 0.2, 0.1)
+BOTH_MODES = tuple({"keep": keep, "mode": mode} for mode in MODES for keep in KEEPS)
+
+
+def require_mode(name: str, mode: str) -> None:
+    """Raise InputError for a mode that there is not."""
+    if mode not in MODES:
+        raise InputError(f"{name}: mode={mode!r} is not one of {', '.join(MODES)}.")
 
 
 @dataclass(frozen=True)
 class Evictor:
-    """Keeps the best `keep` share of the tokens that left the window, for every key/value head; in fp16.
+    """Keeps the `budget` best entries of every key/value head, in fp16.
 
-    exact_bits: sinks and window are held at 16 bits. entry_bytes: what is remembered about a kept entry.
+    mode: `prompt` chooses once, when a prompt has been read; `streaming` chooses again after every block of text.
+    exact_bits: what is kept is held at 16 bits. entry_bytes: what is remembered about a kept entry to choose again.
     """
 
     keep: float = 0.2
+    mode: str = STREAMING
 
     name: ClassVar[str]
     exact_bits: ClassVar[int] = 16
@@ -31,19 +44,27 @@ class Evictor:
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:
             raise InputError(f"{self.name}: keep={self.keep} is outside 0 to 1 (a share of the tokens).")
+        require_mode(self.name, self.mode)
 
     @property
     def options(self) -> dict[str, Any]:
         return asdict(self)
 
-    def scores(self, history: HistoryView) -> Tensor:
-        """`[L, Hk, n]`, larger is kept."""
+    def budget(self, length: int) -> int:
+        """Entries a head may hold of a text of `length` tokens."""
+        return max(1, int(length * self.keep))
+
+    def scores(self, history: HistoryView, budget: int) -> Tensor:
+        """`[L, Hk, n]`, larger is kept; infinite for what the method always keeps."""
         raise NotImplementedError
 
-    def evict(self, history: HistoryView, kept: Tensor, first_new: int, block: Callable[[], KVBlock]):
-        """See `EvictingMethod.evict`."""
-        return keep_best(self.scores(history), kept, self.keep), None
+    def choose(self, history: HistoryView, held: Tensor, length: int) -> Tensor:
+        """See `EvictingMethod.choose`."""
+        budget = self.budget(length)
+        if int(held.sum(-1).amax()) <= budget:
+            return held
+        return keep_best(self.scores(history, budget), held, budget)
 
     def held_bytes(self, kept: Tensor, head_dim: int) -> int:
         """See `EvictingMethod.held_bytes`."""
-        return fp16_entry_bytes(kept, head_dim, self.entry_bytes)
+        return fp16_entry_bytes(kept, head_dim, self.entry_bytes if self.mode == STREAMING else 0)

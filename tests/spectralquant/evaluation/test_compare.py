@@ -8,7 +8,7 @@ import torch
 from conftest import profile_of
 
 from spectralquant.errors import InputError
-from spectralquant.evaluation.compare import Comparison, Protocol
+from spectralquant.evaluation.compare import Comparison, Protocol, modes_of
 from spectralquant.evaluation.match import matched, pareto, parse_match
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import REGISTRY, get, parse
@@ -38,13 +38,16 @@ def test_every_method_is_measured():
         by_method.setdefault(row["method"], []).append(row)
     assert set(by_method) == {*names, "kivi", "heavy_hitter", "h2o+spectral"}
     for name, rows in by_method.items():
-        ratios = [r["payload_ratio"] for r in rows if r["options"].get("tier", "cold") == "cold"]
+        rows = [r for r in rows if r["mode"] == "streaming" and r["options"].get("tier", "cold") == "cold"]
+        ratios = [r["payload_ratio"] for r in rows]
         assert all(math.isfinite(r) for r in ratios)
-        assert (len(set(ratios)) == len(rows)) or name == "spectral", "budgets give different sizes"
+        assert len(set(ratios)) == len(rows) or name in ("spectral", "heavy_hitter", "turboquant"), name
     assert by_method["none"][0]["kl_nats"] < 1e-3
     assert by_method["fp8"][0]["payload_ratio"] == pytest.approx(2, rel=0.1)
     for name in ("h2o", "snapkv", "scissorhands", "streaming_llm"):
-        assert [r["payload_ratio"] for r in by_method[name]] == pytest.approx([2, 5, 10], rel=0.15)
+        for mode in ("streaming", "prompt"):
+            ratios = [r["payload_ratio"] for r in by_method[name] if r["mode"] == mode]
+            assert ratios == pytest.approx([2, 5, 10], rel=0.05), "bytes held, of the whole length"
     plain = result.as_json()["rows"]
     assert plain == json.loads(json.dumps(plain))
 
@@ -82,7 +85,7 @@ def test_finished_methods_are_kept(tmp_path, monkeypatch):
     again.progress = lambda stage, done, total: seen.append(stage)
     with UnfinishedRun("compare", again.identity, resume=True) as kept:
         result = again.run(groups, kept)
-    assert "none, 640 tokens" not in seen and "fp8, 640 tokens" in seen
+    assert "none, 640 tokens, streaming" not in seen and "fp8, 640 tokens, streaming" in seen
     assert result["provenance"]["resumed_parts"] == 1
     assert [r["method"] for r in result["rows"]] == ["none", "fp8", "h2o"]
 
@@ -90,11 +93,11 @@ def test_finished_methods_are_kept(tmp_path, monkeypatch):
 def _interrupt_after(count, function):
     calls = []
 
-    def wrapped(*args):
+    def wrapped(*args, **options):
         calls.append(1)
         if len(calls) > count:
             raise KeyboardInterrupt
-        return function(*args)
+        return function(*args, **options)
 
     return wrapped
 
@@ -140,29 +143,77 @@ def test_matching_interpolates_and_says_what_it_cannot_know():
             parse_match(bad)
 
 
-def test_evicted_tokens_never_come_back():
-    """Keys of dropped tokens may be anything: the model does not read them."""
+def test_evicted_tokens_never_come_back_and_budgets_come_from_the_whole_length():
     loaded, _ = profile_of("llama")
     from spectralquant.evaluation.streaming import stream_window
 
     text = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 2000).windows(640, 1)[0]
-    method = get("h2o", keep=0.2).build(comparison().context)
+    method = get("h2o", keep=0.3).build(comparison().context)
     kept_sizes = []
 
     class Watching:
-        name, options, exact_bits = method.name, method.options, 16
+        name, options, exact_bits, mode = method.name, method.options, 16, "streaming"
         held_bytes = staticmethod(method.held_bytes)
 
         @staticmethod
-        def evict(history, kept, first_new, block):
-            new, coded = method.evict(history, kept, first_new, block)
-            assert not bool((new & ~kept).any())
+        def choose(history, held, length):
+            new = method.choose(history, held, length)
+            assert not bool((new & ~held).any())
             kept_sizes.append(int(new[0, 0].sum()))
-            return new, coded
+            return new
 
-    stream_window(loaded.model, loaded.geometry, text, [Watching()])
-    assert kept_sizes == [math.ceil(0.2 * n) for n in (124, 252, 380, 508)]
+    totals = stream_window(loaded.model, loaded.geometry, text, [Watching()])[0]
+    assert kept_sizes == [128, 192, 192, 192, 192], "full at 192 of 640, nothing is dropped before"
+    geometry = loaded.geometry
+    entries = geometry.layers * geometry.kv_heads * 192
+    assert totals.coded_bytes == entries * (4 * geometry.head_dim + 2), "what it holds, and a score an entry"
     assert torch.is_grad_enabled()
+
+
+def test_modes_are_those_that_methods_ask_for():
+    """Both protocols where both are asked for, each on the same tokens for all methods."""
+    assert modes_of([parse("none"), parse("turboquant")]) == ("streaming",)
+    assert modes_of([parse("none"), [get("h2o", mode="prompt")]]) == ("prompt",)
+    assert modes_of([parse("h2o")]) == ("streaming", "prompt")
+    groups = [
+        parse("none"),
+        [get("turboquant", bits=2)],
+        [get("snapkv", keep=0.2, mode=m) for m in ("prompt", "streaming")],
+    ]
+    rows = comparison().run(groups)["rows"]
+    assert [(r["method"], r["mode"]) for r in rows] == [
+        ("none", "streaming"), ("turboquant", "streaming"), ("snapkv", "streaming"),
+        ("none", "prompt"), ("turboquant", "prompt"), ("snapkv", "prompt"),
+    ]  # fmt: skip
+    assert {r["n_tokens"] for r in rows[:3]} == {639} and {r["n_tokens"] for r in rows[3:]} == {640 - 384 - 1}
+    assert all(r["prompt_tokens"] == 384 and r["kl_nats"] > 0 for r in rows[4:])
+    assert {r["mode"] for r in matched(rows, 0.5)} == {"streaming", "prompt"}
+
+
+def test_a_prompt_is_read_exactly_and_compressed_once():
+    """A method's error cannot reach the prompt's own predictions: a second prompt from the same prefix is the same."""
+    from spectralquant.evaluation.streaming import stream_window
+
+    context = comparison().context
+    loaded, coarse = context.loaded, get("turboquant", bits=1).build(context)
+    ids = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 2000).windows(640, 1)[0]
+    blocks = []
+    once = stream_window(loaded.model, loaded.geometry, ids, [coarse], lambda i, b, e: blocks.append(b), prompt=512)[0]
+    assert [(b.start, b.tokens) for b in blocks] == [(4, 124), (128, 128), (256, 128)]
+    plain = []
+    stream_window(
+        loaded.model, loaded.geometry, ids, [get("none").build(context)], lambda i, b, e: plain.append(b), prompt=512
+    )
+    assert all(torch.equal(a.keys, b.keys) for a, b in zip(blocks, plain, strict=True))
+    assert once.tokens == 127 and once.kl > 0 and once.fp16_bytes == loaded.geometry.fp16_bytes(512)
+    with pytest.raises(InputError, match="cannot be measured in the prompt protocol"):
+        stream_window(loaded.model, loaded.geometry, ids, [get("h2o").build(context)], prompt=512)
+
+
+def test_one_window_is_not_quotable():
+    result = comparison().run([parse("none"), [get("fp8")]])
+    assert result["provenance"]["quotable"] is False
+    assert not result["protocol"]["quotable"]
 
 
 def test_scores_are_in_every_row_and_are_gated():

@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from spectralquant.errors import InputError, SpectralQuantError
 from spectralquant.evaluation.measure import measure
-from spectralquant.evaluation.needle import needle_prompt, needle_retrieval
+from spectralquant.evaluation.needle import needle_retrieval
 from spectralquant.evaluation.streaming import stream_window
+from spectralquant.evaluation.tasks.needle import needle_trial
 from spectralquant.methods.coding.none import Uncompressed
 from spectralquant.methods.coding.turboquant import TurboQuant
 
@@ -136,12 +137,13 @@ def test_int8_window_is_really_rounded(small):
 
 
 def test_needle_prompt_places_the_key_once_and_asks_at_the_end(small):
-    tokens, answer = needle_prompt(small.tokenizer, 600, 0.5, "12345")
+    trial = needle_trial(small.tokenizer, 600, 0.5, "12345")
+    tokens, answer = trial.ids, trial.answer
     text = small.tokenizer.decode(tokens)
     assert len(tokens) == 600 and text.endswith("The pass key is 12345") and text.count("12345") == 3
     assert small.tokenizer.decode(tokens[-answer:]).strip() == "12345"
     with pytest.raises(InputError, match="too short"):
-        needle_prompt(small.tokenizer, 100, 0.5, "12345")
+        needle_trial(small.tokenizer, 100, 0.5, "12345")
 
 
 @pytest.mark.model

@@ -8,7 +8,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from spectralquant.errors import SourceError
-from spectralquant.evaluation.needle import needle_prompt
+from spectralquant.evaluation.tasks.needle import needle_trial
 from spectralquant.models.load import load_model
 from spectralquant.text.bos import begin_with_bos, bos_token
 from spectralquant.text.mix import tokenize_sources
@@ -41,7 +41,7 @@ def test_every_window_begins_with_it(beginning):
         64
     )
     assert (mixed[:, 0] == bos).all() and (mixed[:, 1:] != bos).all()
-    assert needle_prompt(beginning, 300, 0.5, "12345")[0][0] == bos
+    assert needle_trial(beginning, 300, 0.5, "12345").ids[0] == bos
 
 
 def test_prompts_have_it_once(beginning):
