@@ -199,7 +199,7 @@ def method_label(row: MethodRow) -> str:
     if options.get("adaptive_tables"):
         parts.append("adaptive")
     if options.get("exact_bits") == 8:
-        parts.append("int8 window")
+        parts.append("int8 window (packet)")
     return " ".join(parts)
 
 
