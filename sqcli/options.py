@@ -19,7 +19,12 @@ DEFAULT_DATA = ("builtin:pydoc",)
 
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP, callback=checked(check_model))]
 Data = Annotated[list[str], typer.Option("--data", "-d", help=DATA_HELP, callback=checked(check_data))]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or all: layers over all GPUs, to calibrate.", callback=checked(check_device))]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:N, or all: layers over all GPUs, to calibrate.", callback=checked(check_device)
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(
