@@ -101,6 +101,13 @@ def metric_names() -> Sequence[str]:
     return METRICS
 
 
+def purpose_names() -> Sequence[str]:
+    """What a profile is for."""
+    from spectralquant.calibration.options import PURPOSES
+
+    return PURPOSES
+
+
 def device_models() -> Sequence[str]:
     """Devices that can be predicted."""
     from spectralquant.bench.device.devices import DEVICES

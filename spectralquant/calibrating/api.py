@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from spectralquant.calibrating.promise import promise
+from spectralquant.calibrating.serving import measure_serving_tiers
 from spectralquant.calibration.capture.passes import require_gradients
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
@@ -48,14 +49,15 @@ def calibrate_model(
         UnsupportedModelError: see `usable_model`; or weights that gradients cannot flow past.
         LostProcessError: another process ended.
     """
-    loaded = replace(loaded, model=usable_model(loaded.model, spread=True))
+    model = usable_model(loaded.model, spread=True)
+    loaded = replace(loaded, model=model, geometry=settings.coded_geometry(loaded.geometry))
     if settings.metric == "fisher":
         require_gradients(loaded.model)
     others = processes is not None and not processes.first
     claim = contextlib.nullcontext() if out is None or others else claimed(out, "--out")
     with claim, own_run(loaded.model):
         run = CalibrationRun(loaded, text, settings, text_name, out, resume, held_out, progress, processes)
-        return run.execute(measure_tiers, promise)
+        return run.execute(measure_serving_tiers if settings.serving else measure_tiers, promise)
 
 
 def calibrate(

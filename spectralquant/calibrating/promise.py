@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from spectralquant.calibrating.held_errors import HeldErrors, RestoredErrors, StreamedErrors
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.errors import SourceError
-from spectralquant.evaluation.measure import measure
 from spectralquant.geometry import BLOCK
-from spectralquant.methods.coding.spectral import BoundedSpec, tier_method
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.promises import error_limit
 from spectralquant.profile.schema import ErrorPoint
-from spectralquant.profile.tensors import ColdTier, HeadSpectra, SplitTier
 from spectralquant.text.read import load_text
 from spectralquant.text.recipes import mix_parts
 from spectralquant.text.tokens import tokenize
@@ -34,12 +31,11 @@ def promise(profile: CalibrationProfile, run: CalibrationRun) -> None:
         return
     search, report = run.held_out.chunk(2)
     summary, kl = profile.sidecar.tiers["cold"], settings.target("cold").value
-    part = (profile.tier("cold"), profile.heads, summary.step)
-    summary.errors = error_table(*part, loaded, promise_texts(loaded, search), run.progress)
-    spec = BoundedSpec(profile.heads, summary.step, error_limit(summary, kl))
-    method = tier_method(profile.tier("cold"), loaded, bounded=spec, bound=kl)
+    part = (profile.tier("cold"), profile.heads, summary.step, loaded)
+    held = RestoredErrors(*part) if settings.serving else StreamedErrors(*part)
+    summary.errors = error_table(held, promise_texts(loaded, search), run.progress)
     told = lambda done, total: run.progress("held-out measurement", done, total)  # noqa: E731
-    row = measure(loaded.model, loaded.geometry, report, [method], told)[0].row(
+    row = held.measure(report, [error_limit(summary, kl)], told, bound=kl)[0].row(
         loaded.geometry, loaded.name, report.shape[1]
     )
     summary.measured = {k: v for k, v in row.items() if k not in ("encode_s", "decode_s", "time_unit")}
@@ -62,25 +58,16 @@ def promise_texts(
 
 
 def error_table(
-    tier: ColdTier | SplitTier,
-    heads: HeadSpectra,
-    step: float,
-    loaded: LoadedModel,
-    texts: Mapping[str, Tensor],
-    progress: Callable[[str, int, int], None],
+    held: HeldErrors, texts: Mapping[str, Tensor], progress: Callable[[str, int, int], None]
 ) -> list[ErrorPoint]:
     """Points around the error of the first text as calibrated."""
     first = next(iter(texts.values()))
-    free = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, math.inf))
-    measure(loaded.model, loaded.geometry, first, [free], lambda d, t: progress("errors as calibrated", d, t))
-    parts = free.parts.values() if hasattr(free, "parts") else [free]
-    middle = sum(sum(part.codec.errors) / len(part.codec.errors) for part in parts)
+    middle = held.as_calibrated(first, lambda d, t: progress("errors as calibrated", d, t))
     limits = [middle * level for level in LEVELS]
-    methods = [tier_method(tier, loaded, bounded=BoundedSpec(heads, step, e), error=e) for e in limits]
     points = []
     for done, (name, windows) in enumerate(texts.items()):
         progress("errors and their KL", done, len(texts))
         with torch.no_grad():
-            found = measure(loaded.model, loaded.geometry, windows, methods, lambda *_: None)
+            found = held.measure(windows, limits)
         points += [ErrorPoint(text=name, error=e, kl=max(m.kl, 1e-9)) for e, m in zip(limits, found, strict=True)]
     return points

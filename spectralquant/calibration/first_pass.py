@@ -144,10 +144,11 @@ class FirstPass:
             backward=self.settings.metric == "fisher",
             received_block=self.settings.block if sample else None,
             far_block=self.settings.block if self.far else None,
+            near_blocks=self.settings.near_blocks,
             offset=self.offset(index),
             queries=self.settings.metric == "attention",
             recompute=self.settings.recompute,
         )
 
     def _sample(self, index: int, step: CapturedStep) -> SampleWindow:
-        return keep_sample(step, self.windows[index], self.settings.block)
+        return keep_sample(step, self.windows[index], self.settings.block, self.settings.near_blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from spectralquant.calibration.targets import Target, parse_target
 from spectralquant.errors import InputError, did_you_mean
@@ -10,6 +10,7 @@ from spectralquant.geometry import BLOCK, CacheGeometry
 
 METRICS = ("fisher", "attention", "energy")
 TIERS = ("cold", "warm", "hot")
+PURPOSES = ("caches", "serving")
 DEFAULT_TARGETS = {"cold": "ratio=33", "warm": "ratio=8", "hot": "ratio=4"}
 BASES = ("auto", "dense", "two-level")
 MAX_SPAN_WIDTH = {"dense": 8192, "two-level": 32768}
@@ -26,7 +27,8 @@ class CalibrationSettings:
     gradients are taken only through reads from at least two blocks later. predict: tokens or none. profile_budget:
     bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen. recompute:
     run layers again in the backward pass instead of keeping what they computed. sample_windows, sample_bytes: windows
-    of the second pass and host memory for them, at most.
+    of the second pass and host memory for them, at most. purpose: caches (of transformers) or serving (the tier of an engine,
+    which restores whole prefixes and knows neither token ids nor attention; all layers are coded as one).
     """
 
     steps: int = 100
@@ -45,8 +47,18 @@ class CalibrationSettings:
     recompute: bool = False
     sample_windows: int = 16
     sample_bytes: int = SAMPLE_BYTES
+    purpose: str = "caches"
 
     def __post_init__(self) -> None:
+        if self.purpose not in PURPOSES:
+            raise InputError(
+                f"--for {self.purpose!r} is not one of {', '.join(PURPOSES)}.{did_you_mean(self.purpose, PURPOSES)}"
+            )
+        if self.serving and (self.predict != "none" or self.tiers != ("cold",)):
+            raise InputError(
+                "--for serving makes the cold tier alone, without prediction from token ids, which an engine's tier does not "
+                "know: use --tier cold and --predict none (or leave both out)."
+            )
         if self.steps < 1:
             raise InputError(f"--steps {self.steps}: at least one step is needed; 100 is the default.")
         if self.metric not in METRICS:
@@ -69,6 +81,20 @@ class CalibrationSettings:
         for tier in self.tiers:
             if tier not in TIERS:
                 raise InputError(f"--tier {tier!r} is not one of {', '.join(TIERS)}, all.{did_you_mean(tier, TIERS)}")
+
+    @property
+    def serving(self) -> bool:
+        """Whether the profile is for serving engines."""
+        return self.purpose == "serving"
+
+    @property
+    def near_blocks(self) -> int:
+        """Blocks that a query reads exactly, its own included: a streaming cache keeps one more, a restored prefix none."""
+        return 1 if self.serving else 2
+
+    def coded_geometry(self, geometry: CacheGeometry) -> CacheGeometry:
+        """The geometry as it is coded: an engine's tier holds all layers of a chunk, whichever reads how far back."""
+        return replace(geometry, windows=()) if self.serving else geometry
 
     def target(self, tier: str) -> Target:
         """The goal of a tier."""

@@ -294,5 +294,6 @@ def keep_within(model: nn.Module, memory: int) -> None:
 
 def plan_for(model: PlannedModel, settings: CalibrationSettings, memory: int | None) -> MemoryPlan:
     """The plan of these settings, changed to fit `memory` bytes of a GPU where that is given (see `Planner.fitted`)."""
+    model = replace(model, geometry=settings.coded_geometry(model.geometry))
     planner = Planner(model, cuda=memory is not None)
     return planner.plan(settings) if memory is None else planner.fitted(settings, memory)

@@ -32,6 +32,7 @@ from spectralquant.errors import InputError, SourceError
 from spectralquant.files import user_path
 from spectralquant.geometry import BLOCK, SINKS
 from spectralquant.hooks.decoder import layer_devices
+from spectralquant.hooks.rotary_frequencies import model_frequencies
 from spectralquant.models.identity import model_identity
 from spectralquant.models.limits import require_known_ids, require_positions
 from spectralquant.models.load import LoadedModel
@@ -46,6 +47,7 @@ from spectralquant.profile.schema import (
     TextShare,
     TierSummary,
 )
+from spectralquant.profile.serving import serving_info
 from spectralquant.profile.tensors import layer_columns
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
 from spectralquant.text.tokens import TokenText, tokens_sha256
@@ -77,6 +79,7 @@ class CalibrationRun:
             require_positions(loaded.model, length, f"{name} {length}", "Use a shorter window.")
         self.loaded, self.settings, self.text_name, self.progress = loaded, settings, text_name, progress
         self.geometry = loaded.geometry
+        self.rotary = model_frequencies(loaded.model, loaded.geometry) if settings.serving else None
         self.device = loaded.device
         torch.manual_seed(settings.seed)
         body = settings.window - (text.bos is not None)
@@ -122,6 +125,7 @@ class CalibrationRun:
             "tiers": sorted(s.tiers),
             "seed": s.seed,
             "dtype": str(self.loaded.model.dtype),
+            "for": s.purpose,
         }
 
     def execute(self, measure: MeasureTiers, finish: Finish = lambda *_: None) -> CalibrationProfile | None:
@@ -177,7 +181,7 @@ class CalibrationRun:
         step = summaries["cold"].step if "cold" in summaries else self._water_level(sums)
         use_metric = self.settings.metric != "energy"
         heads = head_spectra(self.geometry, sums.moments, sums.entropy.mean, step, use_metric=use_metric)
-        return CalibrationProfile(self._sidecar(summaries), heads, tiers)
+        return CalibrationProfile(self._sidecar(summaries), heads, tiers, rotary=self.rotary)
 
     @staticmethod
     def cold_summary(ratio: float, report: ColdReport) -> TierSummary:
@@ -243,6 +247,7 @@ class CalibrationRun:
     ) -> ColdFitter | SplitColdFitter:
         common = {
             "use_metric": self.settings.metric != "energy",
+            "importance": not self.settings.serving,
             "features": self.features,
             "two_level": self.settings.two_levels(self.geometry),
             "progress": lambda text: self.progress(text, 0, 1),
@@ -321,6 +326,7 @@ class CalibrationRun:
                 seed=s.seed,
             ),
             tiers=summaries,
+            serving=None if self.rotary is None else serving_info(self.rotary),
             run=provenance(
                 **device_facts(self.device),
                 dtype=str(self.loaded.model.dtype).removeprefix("torch."),

@@ -54,7 +54,7 @@ class CalibrationSums:
         """Add one captured window without its sinks, one large tensor after the other."""
         flat = lambda x: x[SINKS:].flatten(1)  # noqa: E731
         block = self.settings.block
-        read = max(SINKS, ((len(ids) - 1) // block - 1) * block)
+        read = max(SINKS, ((len(ids) - 1) // block - self.settings.near_blocks + 1) * block)
         grads = lambda x: x[SINKS:read].flatten(1)  # noqa: E731 (later tokens leave the recent window unread: zeros)
         fisher = self.settings.metric == "fisher"
         if self.rotated is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,12 @@ class RotaryTables:
         if not self.dynamic:
             return None
         return torch.cat([r.state(r.after(tokens, model_device(self._model()))) for r in self._dynamic()])
+
+    def buffers(self) -> Iterator[Tensor]:
+        """What the rotary modules hold, among it their frequencies."""
+        for replica in self._replicas.values():
+            for name in replica.buffers:
+                yield replica.frozen.get_buffer(name).detach()
 
     def prompt(self, tokens: int) -> Places:
         """Places 0 … tokens − 1 of a prompt that a fresh model reads in one pass."""

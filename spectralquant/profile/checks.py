@@ -19,7 +19,7 @@ def check_tensors(
 ) -> None:
     """Raise `ProfileError`, naming the tensor, unless all fit the model and each other."""
     for name, shape in head_shapes(model).items():
-        _require(where, f"heads.{name}", getattr(heads, name), shape)
+        require_tensor(where, f"heads.{name}", getattr(heads, name), shape)
     layer = model.kv_heads * model.head_dim
     for name, whole in tiers.items():
         for layers, tier in _parts(where, name, whole, model.layers):
@@ -32,13 +32,13 @@ def check_tensors(
     parts = {"heads": heads, **tiers}
     for name, tensor in ((n, t) for part, held in parts.items() for n, t in flatten(part, held).items()):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise _wrong(where, name, "holds NaN or infinity")
+            raise damaged(where, name, "holds NaN or infinity")
 
 
 def _check_basis(where: str, name: str, basis: StoredBasis, width: int) -> None:
     rank, span = basis.analysis.shape if basis.analysis.dim() == 2 else (-1, -1)
     if span < 1 or width % span:
-        raise _wrong(where, f"{name}.analysis", f"does not fit a model of width {width}")
+        raise damaged(where, f"{name}.analysis", f"does not fit a model of width {width}")
     for part, shape in (
         ("analysis", (rank, span)),
         ("synthesis", (rank, span)),
@@ -48,11 +48,11 @@ def _check_basis(where: str, name: str, basis: StoredBasis, width: int) -> None:
         ("mean", (width,)),
         ("predictor", (basis.predictor.shape[0] if basis.predictor.dim() else -1, width)),
     ):
-        _require(where, f"{name}.{part}", getattr(basis, part), shape)
+        require_tensor(where, f"{name}.{part}", getattr(basis, part), shape)
     ranks = basis.ranks
-    _require(where, f"{name}.ranks", ranks, (width // span,), torch.int64)
+    require_tensor(where, f"{name}.ranks", ranks, (width // span,), torch.int64)
     if int(ranks.min()) < 0 or int(ranks.max()) > span or int(ranks.sum()) != rank:
-        raise _wrong(where, f"{name}.ranks", "does not add up to the basis")
+        raise damaged(where, f"{name}.ranks", "does not add up to the basis")
 
 
 def _parts(
@@ -63,55 +63,59 @@ def _parts(
         return [(layers, tier)]
     named = [layer for part in tier.layers for layer in part]
     if len(set(named)) < len(named) or not all(tier.layers) or not all(0 <= layer < layers for layer in named):
-        raise _wrong(where, name, "does not name each layer once")
+        raise damaged(where, name, "does not name each layer once")
     return list(zip(map(len, tier.layers), tier.parts, strict=True))
 
 
 def _check_cold(where: str, tier: ColdTier, heads: int) -> None:
     tables = tier.tables.shape[0] if tier.tables.dim() else -1
-    _require(where, "cold.tables", tier.tables, (tables, SYMBOLS))
-    _require(where, "cold.class_tables", tier.class_tables, (2, CLASSES))
+    require_tensor(where, "cold.tables", tier.tables, (tables, SYMBOLS))
+    require_tensor(where, "cold.class_tables", tier.class_tables, (2, CLASSES))
     if not 1 <= tables <= MOST_TABLES:
-        raise _wrong(where, "cold.tables", f"holds {tables} tables, not 1 to {MOST_TABLES}")
+        raise damaged(where, "cold.tables", f"holds {tables} tables, not 1 to {MOST_TABLES}")
     for name, held in (("cold.tables", tier.tables), ("cold.class_tables", tier.class_tables)):
         if bool((held < 0).any()) or not bool((held.sum(1) > 0).all()):
-            raise _wrong(where, name, "is no table of probabilities")
+            raise damaged(where, name, "is no table of probabilities")
     for kind in ("key", "value"):
         rank = getattr(tier, kind).analysis.shape[0]
         choice = getattr(tier, f"{kind}_choice")
-        _require(where, f"cold.{kind}_centroid", getattr(tier, f"{kind}_centroid"), (rank,))
+        require_tensor(where, f"cold.{kind}_centroid", getattr(tier, f"{kind}_centroid"), (rank,))
         rows = CLASSES + 1 if len(choice) == CLASSES + 1 else CLASSES  # profiles since 2026 have one for tokens unseen
-        _require(where, f"cold.{kind}_choice", choice, (rows, rank), torch.uint8)
+        require_tensor(where, f"cold.{kind}_choice", choice, (rows, rank), torch.uint8)
         if choice.numel() and int(choice.max()) >= tables:
-            raise _wrong(where, f"cold.{kind}_choice", "names a table that is not there")
-    _require(where, "cold.importance_weight", tier.importance_weight, (heads + 2, 2))
-    _require(where, "cold.importance_bias", tier.importance_bias, (2,))
+            raise damaged(where, f"cold.{kind}_choice", "names a table that is not there")
+    require_tensor(where, "cold.importance_weight", tier.importance_weight, (heads + 2, 2))
+    require_tensor(where, "cold.importance_bias", tier.importance_bias, (2,))
     if tier.embedding_projection.dim() != 2 or not tier.embedding_projection.is_floating_point():
-        raise _wrong(where, "cold.embedding_projection", "is no matrix")
+        raise damaged(where, "cold.embedding_projection", "is no matrix")
 
 
 def _check_fixed(where: str, name: str, tier: FixedTier, layer: int, head: int) -> None:
     for kind in ("key", "value"):
         rank, span = getattr(tier, kind).analysis.shape
         bits = getattr(tier, f"{kind}_bits")
-        _require(where, f"{name}.{kind}_bits", bits, (rank,), torch.uint8)
+        require_tensor(where, f"{name}.{kind}_bits", bits, (rank,), torch.uint8)
         known = set(bits.tolist())
         if known - set(HOT_BITS if name == "hot" else range(9)):
-            raise _wrong(where, f"{name}.{kind}_bits", "holds numbers of bits that no code has")
-        _require(
+            raise damaged(where, f"{name}.{kind}_bits", "holds numbers of bits that no code has")
+        require_tensor(
             where, f"{name}.{kind}_codebooks", getattr(tier, f"{kind}_codebooks"), (int((2 ** bits.long()).sum()),)
         )
         if layer % span or (name == "hot" and span != head):
-            raise _wrong(where, f"{name}.{kind}.analysis", "is no basis of a layer (warm) or head (hot)")
+            raise damaged(where, f"{name}.{kind}.analysis", "is no basis of a layer (warm) or head (hot)")
 
 
-def _require(where: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+def require_tensor(
+    where: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None
+) -> None:
+    """Raise `ProfileError` unless a tensor of the file `where` has this shape and dtype (any float dtype by default)."""
     fits = (
         tensor.dtype == dtype if dtype is not None else tensor.dtype in (torch.float32, torch.float16, torch.bfloat16)
     )
     if tuple(tensor.shape) != shape or not fits:
-        raise _wrong(where, name, f"has shape {tuple(tensor.shape)} and kind {tensor.dtype}, expected {shape}")
+        raise damaged(where, name, f"has shape {tuple(tensor.shape)} and kind {tensor.dtype}, expected {shape}")
 
 
-def _wrong(where: str, name: str, why: str) -> ProfileError:
+def damaged(where: str, name: str, why: str) -> ProfileError:
+    """The error that a tensor of the file `where` makes."""
     return ProfileError(f"{where} is damaged: {name} {why}. Calibrate again.")

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import atomic_path, write_text
 from spectralquant.geometry import CacheGeometry, LayerGroup
+from spectralquant.hooks.rotary_frequencies import RotaryFrequencies
 from spectralquant.hooks.wrappers import usable_model
 from spectralquant.models.identity import difference, weights_sha256
 from spectralquant.profile.checks import check_tensors
 from spectralquant.profile.schema import ProfileSidecar
+from spectralquant.profile.serving import rotary_of, rotary_tensors
 from spectralquant.profile.sidecar import check_tensor_file, load_sidecar, profile_stem, sealed_sidecar
 from spectralquant.profile.tensors import (
     TIERS,
@@ -55,6 +57,7 @@ class SpectralHead:
 class CalibrationProfile:
     """Bases, codebooks and tables of one model on one domain, with where they came from.
 
+    rotary: how keys are turned, in a profile for serving engines, whose tiers have no model to ask; else None.
     codecs: what caches have built from it (by tier, device and step), so that many caches share one; never saved.
     """
 
@@ -62,6 +65,7 @@ class CalibrationProfile:
     heads: HeadSpectra
     tiers: dict[str, ColdTier | FixedTier | SplitTier]
     path: Path | None = None
+    rotary: RotaryFrequencies | None = None
     codecs: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,11 +143,16 @@ class CalibrationProfile:
         )
 
     def require_model(self, model: nn.Module, name: str = "this model") -> None:
-        """Refuse a model that the profile was not calibrated on.
+        """Refuse a model that the profile was not calibrated on, and any model where it is for serving engines.
 
         Raises:
-            ProfileError: naming both models.
+            ProfileError: naming both models, or what the profile is for.
         """
+        if self.sidecar.serving is not None:
+            raise ProfileError(
+                "This profile was calibrated for the tier of a serving engine (sq calibrate --for serving), which knows neither "
+                "token ids nor attention; caches of transformers do, and get more from it. Calibrate one for them, without --for."
+            )
         reason = difference(self.sidecar.model, model)
         if reason is not None:
             mine, inner = self.sidecar.model, usable_model(model, spread=True)
@@ -154,9 +163,22 @@ class CalibrationProfile:
                 f"{weights_sha256(inner)[:12]}). {reason}"
             )
 
+    def require_serving(self) -> RotaryFrequencies:
+        """How keys are turned, of a profile for serving engines.
+
+        Raises:
+            ProfileError: the profile is for caches of transformers.
+        """
+        if self.rotary is None:
+            raise ProfileError(
+                "This profile was calibrated for caches of transformers, which know token ids and attention; a serving engine's "
+                "tier knows neither. Calibrate one for it: sq calibrate --for serving."
+            )
+        return self.rotary
+
     def seal(self) -> bytes:
         """Serialize the tensors and note their hash and size in the sidecar, which gives the profile its id."""
-        data = profile_bytes(self.heads, self.tiers)
+        data = profile_bytes(self.heads, self.tiers, self.rotary)
         self.sidecar.tensors_sha256 = hashlib.sha256(data).hexdigest()
         self.sidecar.tensor_bytes = len(data)
         return data
@@ -190,7 +212,7 @@ class CalibrationProfile:
         tiers = {name: unflatten(name, TIERS[name], tensors) for name in sidecar.tiers}
         heads = unflatten("heads", HeadSpectra, tensors)
         check_tensors(sidecar.model, heads, tiers, str(file))
-        return cls(sidecar, heads, tiers, stem)
+        return cls(sidecar, heads, tiers, stem, rotary_of(sidecar, tensors, str(file)))
 
 
 def _ranges(layers: Sequence[int]) -> str:
@@ -204,9 +226,11 @@ def _ranges(layers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
-def profile_bytes(heads: HeadSpectra, tiers: dict[str, Any]) -> bytes:
+def profile_bytes(heads: HeadSpectra, tiers: dict[str, Any], rotary: RotaryFrequencies | None = None) -> bytes:
     """The tensor file's content; equal tensors give equal bytes."""
     tensors = flatten("heads", heads)
     for name in sorted(tiers):
         tensors |= flatten(name, tiers[name])
+    if rotary is not None:
+        tensors |= rotary_tensors(rotary)
     return safetensors_bytes(dict(sorted(tensors.items())), metadata={"format": "spectralquant.profile.1"})

@@ -80,9 +80,17 @@ class TierSummary(_Part):
     errors: list[ErrorPoint] = []
 
 
+class ServingInfo(_Part):
+    """Of a profile for serving engines: how keys are turned (see `RotaryLayout`); the frequencies are among the tensors."""
+
+    pairs: str
+    backwards: bool
+
+
 class ProfileSidecar(_Part):
     """The whole sidecar. `run` holds what may differ between two equal runs: times, versions, paths.
 
+    serving: set where the profile is for a serving engine's tier and not for caches of transformers.
     sidecar_sha256: of the file's own text with this field empty; files of older versions lack it.
     """
 
@@ -95,4 +103,5 @@ class ProfileSidecar(_Part):
     text: TextIdentity
     calibration: CalibrationOptions
     tiers: dict[str, TierSummary]
+    serving: ServingInfo | None = None
     run: dict[str, Any]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Json, Model, Offline, Quiet, Resume, Seed, Svg
-from sqcli.typos import check_data, check_target, checked, metric_names, one_of, tier_names
+from sqcli.typos import check_data, check_target, checked, metric_names, one_of, purpose_names, tier_names
 
 if TYPE_CHECKING:
     from spectralquant.calibration.options import CalibrationSettings
@@ -45,13 +45,21 @@ def calibrate(
             help="dense, two-level (small and over more layers) or auto (two-level beyond 8,192 coordinates)."
         ),
     ] = "auto",
-    predict: Annotated[
+    purpose: Annotated[
         str,
         typer.Option(
-            help="tokens: predict keys and values from token ids first; or none.",
+            "--for",
+            help="caches (of transformers), or serving: for the tier of a serving engine, which knows neither token ids nor attention.",
+            callback=one_of("--for", purpose_names),
+        ),
+    ] = "caches",
+    predict: Annotated[
+        str | None,
+        typer.Option(
+            help="tokens: predict keys and values from token ids first (default of caches); or none.",
             callback=one_of("--predict", ("tokens", "none")),
         ),
-    ] = "tokens",
+    ] = None,
     profile_budget: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +111,8 @@ def calibrate(
         span=span,
         basis=basis,
         tiers=tiers,
-        predict=predict,
+        predict=predict or ("none" if purpose == "serving" else "tokens"),
+        purpose=purpose,
         seed=seed,
         targets=parse_targets(target or [], tiers),
         held_out_windows=held_out,
@@ -112,7 +121,7 @@ def calibrate(
     )
     if dtype == "float16":
         raise InputError("--dtype float16 overflows in the backward pass. Use float32 or bfloat16.")
-    stem = out or Path("profiles") / _default_name(model, data)
+    stem = out or Path("profiles") / (_default_name(model, data) + ("-serving" if settings.serving else ""))
 
     def open_output() -> Output:
         return Output(

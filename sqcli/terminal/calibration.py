@@ -26,7 +26,7 @@ def calibration_view(profile: CalibrationProfile, stem: Path) -> list[Renderable
         kept_table(profile.sidecar),
         layer_table(rank, bits, profile.geometry.head_dim),
         footer(profile, stem),
-        next_text(stem),
+        next_text(stem, serving=profile.sidecar.serving is not None),
     ]
 
 

@@ -26,7 +26,7 @@ def headline(side: ProfileSidecar) -> str:
         if "payload_ratio" in m and "kl_nats" in m:
             return (
                 f"{shown('payload_ratio', m['payload_ratio'])} times smaller at KL {shown('kl_nats', m['kl_nats'])} nats/token on text it has not seen "
-                f"({name} tier)."
+                f"({name} tier{', restored by a serving engine' if side.serving else ''})."
             )
     return "Not measured on text that it has not seen."
 
@@ -80,15 +80,21 @@ def outcome_text(side: ProfileSidecar) -> Text:
     return Text.assemble((headline(side), "bold"), "\n", ("\n".join(aims(side)), "dim"))
 
 
-def next_text(stem: Path, *, shown: bool = False) -> Text:
-    """What to type next; shown: `sq show` has run."""
+def next_text(stem: Path, *, shown: bool = False, serving: bool = False) -> Text:
+    """What to type next; shown: `sq show` has run; serving: the profile is for a serving engine's tier."""
     sq = program()
     lines = [] if shown else [f"{sq} show {stem}"]
-    lines += [
-        f"{sq} pack --profile {stem} --file FILE.txt --out FILE.sqkv",
-        f"{sq} compare turboquant h2o --quick --profile {stem}",
-        f"{sq} generate --profile {stem} --file FILE.txt",
-    ]
+    if serving:
+        lines += [f"{sq} serve-check --profile {stem}"]
+    lines += (
+        []
+        if serving
+        else [
+            f"{sq} pack --profile {stem} --file FILE.txt --out FILE.sqkv",
+            f"{sq} compare turboquant h2o --quick --profile {stem}",
+            f"{sq} generate --profile {stem} --file FILE.txt",
+        ]
+    )
     return Text("\nNext:\n" + "\n".join(f"  {line}" for line in lines))
 
 

@@ -33,12 +33,13 @@ class Recorder:
     """Observer of one forward pass: keeps a record of every layer that owns its keys.
 
     rotary: of each layer. far_block: gradients flow only through reads from beyond the recent window (those of layers
-    that share keys too). received_block: see `attention_received`. queries: keep them, too.
+    that share keys too), `near_blocks` of that many tokens. received_block: see `attention_received`. queries: keep them, too.
     """
 
     rotary: tuple[bool, ...]
     layout: RotaryLayout
     far_block: int | None = None
+    near_blocks: int = 2
     received_block: int | None = None
     queries: bool = False
     records: list[LayerRecord] = field(default_factory=list)
@@ -50,7 +51,7 @@ class Recorder:
             self.records.append(self._record(call))
         if not torch.is_grad_enabled() or self.far_block is None:
             return None
-        return far_gradient_attention(call, self.far_block)
+        return far_gradient_attention(call, self.far_block, self.near_blocks)
 
     def _record(self, call: AttentionCall) -> LayerRecord:
         if torch.is_grad_enabled():
@@ -75,18 +76,19 @@ class Recorder:
         return self._rotations[id(call.cos)][1]
 
 
-def far_gradient_attention(call: AttentionCall, block: int) -> Tensor:
+def far_gradient_attention(call: AttentionCall, block: int, near_blocks: int = 2) -> Tensor:
     """The same attention output, with near reads detached.
 
-    A streaming cache reads the query's own block and the one before exactly, so errors reach the loss only through
-    keys and values at least two blocks back: only those keep their gradient.
+    A streaming cache reads the query's own block and the one before exactly (`near_blocks`), so errors reach the loss only
+    through keys and values at least two blocks back: only those keep their gradient. After a prefix that was restored as a
+    whole it is the own block alone.
     """
     allowed, length = call.allowed(), call.query.shape[2]
     near_key, near_value = call.key.detach(), call.value.detach()
     outputs = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        far = max(0, start - block)
+        far = max(0, start - (near_blocks - 1) * block)
         part = replace(
             call,
             query=call.query[:, :, start:stop],

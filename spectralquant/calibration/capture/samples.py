@@ -69,7 +69,7 @@ def sample_indices(steps: int, window_bytes: int, limit: int, most: int) -> list
     return sorted({i * steps // count for i in range(count)})
 
 
-def keep_sample(step: CapturedStep, ids: Tensor, block: int) -> SampleWindow:
+def keep_sample(step: CapturedStep, ids: Tensor, block: int, near_blocks: int = 2) -> SampleWindow:
     """Cut the sinks off a captured step and move it to the host."""
     total = len(ids)
     index = torch.arange(total)[SINKS:] // block
@@ -83,7 +83,7 @@ def keep_sample(step: CapturedStep, ids: Tensor, block: int) -> SampleWindow:
         received=None if received is None else _to_host(received),
         token_ids=ids[SINKS:].cpu(),
         previous_id=int(ids[SINKS - 1]),
-        far=index <= (total - 1) // block - 2,
+        far=index <= (total - 1) // block - near_blocks,
         block=index,
     )
     if step.rotated.is_cuda:

@@ -109,6 +109,7 @@ def capture_step(
     backward: bool = True,
     received_block: int | None = None,
     far_block: int | None = None,
+    near_blocks: int = 2,
     offset: int = 0,
     queries: bool = False,
     recompute: bool = False,
@@ -116,14 +117,14 @@ def capture_step(
     """Run one window `ids: [T]` forward (and backward) and return what the attention layers saw.
 
     With `received_block` the attention that each token receives from later queries of its own and the next block of
-    that many tokens is returned as well. With `far_block` gradients flow only through reads from at least two such
-    blocks back, the reads that a streaming cache serves from codes. The window stands at position `offset`: RoPE makes
+    that many tokens is returned as well. With `far_block` gradients flow only through reads from at least
+    `near_blocks` such blocks back, the reads that a streaming cache serves from codes. The window stands at position `offset`: RoPE makes
     no difference to the model, but rotated keys look different at every position. recompute: see `activation_gradients`.
     """
     device = model_device(model)
     ids = ids.to(device)[None]
     positions = torch.arange(offset, offset + ids.shape[1], device=device)[None]
-    recorder = Recorder(geometry.rotary, geometry.layout, far_block, received_block, queries)
+    recorder = Recorder(geometry.rotary, geometry.layout, far_block, near_blocks, received_block, queries)
     with activation_gradients(model, backward, recompute=recompute), AttentionTap(model, recorder):
         logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         recorder.closed = True  # layers that run again in the backward pass are not recorded again

@@ -1,0 +1,1 @@
+"""Chunks of keys and values as serving engines' tiers hold them: nothing known but positions, each decodes by itself."""
