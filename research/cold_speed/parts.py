@@ -14,6 +14,7 @@ from research.coder.baselines import nvcomp_rows, zstd_row
 from research.coder.round_trips import random_round_trips
 from research.cold_speed.codec import Row, check, codec_rows, make_bench, product_rate, timed
 from research.cold_speed.costs import QualityOf, quality_facts
+from research.cold_speed.cpu import cpu_rows
 from research.cold_speed.prefill import fitted_profile, plain_prefill_row, prefill_rows
 from research.cold_speed.sample import SpeedSample
 from research.cold_speed.working_set import working_set_rows
@@ -114,6 +115,11 @@ def prefill_part(at: Bearings) -> Iterator[Measured]:
     yield [plain_prefill_row(loaded, ids[:, : CONTEXTS[0]].expand(SMALL_BATCH, -1), small)], {}
 
 
+def cpu_part(at: Bearings) -> Iterator[Measured]:
+    """Two cores of the machine's CPU."""
+    yield cpu_rows(at.sample, at.own), {}
+
+
 def blocks_part(at: Bearings) -> Iterator[Measured]:
     """Random blocks and packets there and back."""
     yield [], random_round_trips(at.sample.symbols, at.device, at.random_blocks, at.progress)
@@ -129,6 +135,7 @@ PARTS: dict[str, Callable[[Bearings], Iterator[Measured]]] = {
     "codec": codec_part,
     "coders": coders_part,
     "prefill": prefill_part,
+    "cpu": cpu_part,
     "blocks": blocks_part,
     "quality": quality_part,
 }

@@ -38,6 +38,9 @@ def summary_of(rows: Sequence[Row]) -> dict[str, Any]:
     out["prefill_longer_share"] = out["prefill_longer_share_8k"]
     first = min(NAMES)
     out["streams_overhead_share"] = value("decode", first, "streams_overhead_share")
+    for what in ("encode", "decode"):
+        row = next((r for r in rows if r["what"] == f"{what} on two CPU cores"), None)
+        out[f"cpu_{what}_s_1000_tokens"] = None if row is None else 1000 * row["seconds"] / row["context"]
     warm = value("a token, warm tier", first)
     for tier in ("warm", "hot", "exact"):
         out[f"token_working_{tier}_over_warm"] = _over(value(f"a token, cold tier kept as {tier}", first), warm)

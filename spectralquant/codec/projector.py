@@ -7,6 +7,7 @@ visible at these rates. Coefficients are in units of the profile's base step: ro
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -59,17 +60,27 @@ class SpectralProjector:
         Each component's coefficients lie together in memory.
         """
         parts = [x] if isinstance(x, Tensor) else x
-        base = self._base(features)
         out = torch.empty(self.rank, sum(map(len, parts)), dtype=torch.float32, device=self.mean.device)
         at = 0
         for part in parts:
             for first, last in self._slices(len(part)):
                 some = part[first:last].to(out) - self.mean
-                if base is not None:
-                    base.add_to(some, at, -1)
                 self._project(some, out[:, at : at + len(some)])
                 at += len(some)
+        if self.predictor is not None:
+            known = _known(features)
+            out -= known.times(self.predicted_coefficients).sum(0, len(known.own)).T
         return out.mul_(self.gain[:, None]).T
+
+    @functools.cached_property
+    def predicted_coefficients(self) -> Tensor:
+        """What features predict of coefficients (before gains), `[2·d, R]`: A(x − μ − fW) = A(x − μ) − f(WAᵀ), where WAᵀ has a
+        fraction of W's columns. It is made once, for what encoding 2·d tokens takes.
+        """
+        assert self.predictor is not None
+        out = torch.empty(self.rank, len(self.predictor), dtype=torch.float32, device=self.mean.device)
+        self._project(self.predictor.float(), out)
+        return out.T.contiguous().to(self.analysis.dtype)
 
     def _project(self, x: Tensor, out: Tensor) -> None:
         at = 0
@@ -87,14 +98,12 @@ class SpectralProjector:
         out = torch.empty(len(y), len(self.mean), dtype=torch.float32, device=y.device)
         for first, last in self._slices(len(y)):
             some, at = out[first:last], 0
+            more = self.mean.expand_as(some) if base is None else base.sum(first, last)
             for i, rank in enumerate(self.ranks):
-                part = some[:, i * self.span : (i + 1) * self.span]
-                own = self._weighted(y[first:last, at : at + rank], slice(at, at + rank))
-                part.copy_(product(own, self.synthesis[at : at + rank]))
+                own = slice(i * self.span, (i + 1) * self.span)
+                weighted = self._weighted(y[first:last, at : at + rank], slice(at, at + rank))
+                torch.add(product(weighted, self.synthesis[at : at + rank]), more[:, own], out=some[:, own])
                 at += rank
-            some.add_(self.mean)
-            if base is not None:
-                base.add_to(some, first)
         return out
 
     def _slices(self, tokens: int) -> Iterator[tuple[int, int]]:
@@ -115,17 +124,21 @@ class SpectralProjector:
         rows = slice(sum(self.ranks[:group]), sum(self.ranks[: group + 1]))
         matrix = self.synthesis[rows, start - group * self.span : stop - group * self.span]
         own = y if y.shape[1] == rows.stop - rows.start else y[:, rows]
-        out = product(self._weighted(own, rows), matrix).float().add_(self.mean[start:stop])
-        return out if self.predictor is None else _known(features).times(self.predictor[:, start:stop]).add_to(out)
+        out = product(self._weighted(own, rows), matrix).float()
+        mean = self.mean[start:stop]
+        if self.predictor is None:
+            return out.add_(mean)
+        return out.add_(_known(features).times(self.predictor[:, start:stop], mean).sum(0, len(out)))
 
     def _weighted(self, y: Tensor, rows: slice) -> Tensor:
         """Coefficients of some rows as the synthesis matrix takes them."""
         return y if self.back is None else y * self.back[rows]
 
     def _base(self, features: TokenRows | None) -> TokenProducts | None:
+        """What is added to products: predictions and mean."""
         if self.predictor is None:
             return None
-        return _known(features).times(self.predictor)
+        return _known(features).times(self.predictor, self.mean)
 
 
 def _known(features: TokenRows | None) -> TokenRows:

@@ -11,6 +11,7 @@ from test_cold_speed import sample
 
 from research.cold_speed import parts
 from research.cold_speed.costs import QualityOf
+from research.cold_speed.cpu import cpu_rows
 from research.cold_speed.parts import PARTS, Bearings
 from research.cold_speed.study import cold_speed_study, require_gpu
 from research.cold_speed.summary import summary_of
@@ -54,6 +55,9 @@ def test_one_command_measures_every_part_and_goes_on_where_it_stands(bearings, m
     monkeypatch.setattr("research.cold_speed.summary.LARGE", LARGE)
     for module in ("codec", "prefill"):
         monkeypatch.setattr(f"research.cold_speed.{module}.RUNS", 1)
+    monkeypatch.setattr("research.cold_speed.cpu.THREADS", 1)
+    tiny = replace(parse_shape(LARGE), name="tiny")
+    monkeypatch.setattr(parts, "cpu_rows", lambda sample, own: cpu_rows(sample, own, tiny, 256))
     monkeypatch.setattr(parts, "product_rate", lambda device: 1.0)
     saved = []
     result = cold_speed_study(bearings, save=saved.append)

@@ -32,27 +32,29 @@ class TokenRows:
         """Of tokens first … last."""
         return TokenRows(self.rows, self.own[first:last], self.before[first:last])
 
-    def times(self, matrix: Tensor) -> TokenProducts:
-        """Features `[T, 2·d]` @ matrix `[2·d, C]`, computed in the matrix's dtype."""
+    def times(self, matrix: Tensor, plus: Tensor | None = None) -> TokenProducts:
+        """Features `[T, 2·d]` @ matrix `[2·d, C]` (plus `[C]`), the products in the matrix's dtype."""
         dims = self.rows.shape[1]
         rows = self.rows.to(matrix.dtype)
-        return TokenProducts(rows @ matrix[:dims], rows @ matrix[dims:], self.own, self.before)
+        out = torch.empty(2, len(rows), matrix.shape[1], dtype=torch.float32, device=rows.device)
+        for part, own in zip(out, (matrix[:dims], matrix[dims:]), strict=True):
+            part.copy_(rows @ own)
+        if plus is not None:
+            out[0] += plus
+        return TokenProducts(out.flatten(0, 1), torch.stack([self.own, self.before + len(rows)], dim=1))
 
 
 @dataclass(frozen=True)
 class TokenProducts:
-    """Products of `TokenRows` with a matrix, `[U + 1, C]` for tokens themselves and as predecessors."""
+    """Products of `TokenRows` with a matrix: float32 `[2·(U + 1), C]`, for tokens themselves and then as predecessors, and which two
+    rows each token takes, `[T, 2]`."""
 
-    as_own: Tensor
-    as_before: Tensor
-    own: Tensor
-    before: Tensor
+    rows: Tensor
+    places: Tensor
 
-    def add_to(self, out: Tensor, first: int = 0, sign: int = 1) -> Tensor:
-        """`out: [n, C]`, with those of n tokens from `first` on added or subtracted in place."""
-        some = slice(first, first + len(out))
-        out.add_(self.as_own.index_select(0, self.own[some]), alpha=sign)
-        return out.add_(self.as_before.index_select(0, self.before[some]), alpha=sign)
+    def sum(self, first: int, last: int) -> Tensor:
+        """Of tokens first … last, `[n, C]`."""
+        return torch.nn.functional.embedding_bag(self.places[first:last], self.rows, mode="sum")
 
 
 class TokenFeatures:
