@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from spectralquant.cache.read.expanded import expand
 from spectralquant.cache.read.segments import DenseSegment, RowSegment, Segment
 from spectralquant.hooks.tap import AttentionCall
 from sqkernels.common import ExactTokens
@@ -15,11 +16,9 @@ from sqkernels.spectral_index_decode import spectral_index_decode
 
 
 def refusal(call: AttentionCall, segments: Sequence[Segment], allowed: Tensor | None) -> str | None:
-    """Why `spectral_decode` cannot take this read, or None where it can."""
-    if call.query.shape[2] != 1:
-        return f"{call.query.shape[2]} query tokens; the decode kernel takes one"
-    if allowed is not None:
-        return "a mask hides some tokens (padding, or a sliding window)"
+    """Why `spectral_decode` cannot take this read, or None where it may (see `attend_rows`)."""
+    if allowed is not None and allowed.shape[1] != 1:
+        return "a mask hides other tokens from other heads"
     if call.options.get("softcap") is not None:
         return "scores are soft-capped"
     if call.options.get("s_aux") is not None:
@@ -48,9 +47,17 @@ def shape_refusal(heads: int, kv_heads: int, head_dim: int) -> str | None:
 
 
 def attend_rows(
-    call: AttentionCall, segments: Sequence[Segment], backend: str, select: float | int | None = None
-) -> Tensor:
-    """Attention `[B, 1, H, D]` of one new token over sinks, codes (or the `select`ed ones) and window."""
+    call: AttentionCall,
+    segments: Sequence[Segment],
+    allowed: Tensor | None,
+    backend: str,
+    select: float | int | None = None,
+) -> Tensor | None:
+    """Attention `[B, T, H, D]` of a few new tokens over sinks, codes (or the `select`ed ones) and window.
+
+    allowed: boolean `[B or 1, 1, T, S]`, or None where one token sees everything. None where a mask hides coded tokens that
+    lie between visible ones.
+    """
     window = segments[-1]
     codes = next(s for s in segments if isinstance(s, RowSegment))
     sinks = segments[0] if isinstance(segments[0], DenseSegment) else None
@@ -58,7 +65,14 @@ def attend_rows(
     exact = ExactTokens(
         empty if sinks is None else sinks.keys, empty if sinks is None else sinks.values, window.keys, window.values
     )
-    query = call.query[:, :, 0]
+    query, pages = call.query[:, :, 0], codes.pages
+    if allowed is not None:
+        rows = expand(call.query, pages, exact, codes.tokens, allowed)
+        if rows is None:
+            return None
+        query, pages, exact = rows
     if select is None:
-        return spectral_decode(query, codes.pages, exact, call.scaling, backend=backend)[:, None]
-    return spectral_index_decode(query, codes.pages, exact, select, call.scaling, backend=backend)[:, None]
+        output = spectral_decode(query, pages, exact, call.scaling, backend=backend)
+    else:
+        output = spectral_index_decode(query, pages, exact, select, call.scaling, backend=backend)
+    return output.unflatten(0, (call.query.shape[0], -1))

@@ -92,10 +92,11 @@ def spectral_attention(
     if short and key.rows is not None and not key.watches:
         segments, allowed = key.segments(), key.allowed(call)
         reason = why or refusal(call, segments, allowed) or (weights_wanted(call) if eager else None)
-        if reason is None:
+        output = None if reason else attend_rows(call, segments, allowed, key.rows, key.select)
+        if output is not None:
             key.note("kernel")
-            return attend_rows(call, segments, key.rows, key.select), None
-        key.refuse(reason)
+            return output, None
+        key.refuse(reason or "a mask hides tokens between others that it shows")
     if short and why is None and key.rows is None and (key.in_place or key.watches):
         key.note("in_place" if key.in_place else "dense")
         output, p = attend_segments(call, key.segments(), key.allowed(call))

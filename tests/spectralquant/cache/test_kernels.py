@@ -116,19 +116,73 @@ def test_a_snapshot_moves_between_layouts(tmp_path):
     assert float((a - b).norm() / a.norm()) < 1e-4
 
 
+def masked(model, profile, kernels, mask, new=5, **options):
+    """Logits of `new` queries in one pass after a prompt of 400, and the cache. mask: `[B, 400 + new]`, 2D or 4D."""
+    ids = torch.randint(5, 500, (2, 400 + new), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    cache = SpectralCache(model, profile, tier="hot", kernels=kernels, **options)
+    with torch.no_grad():
+        model(input_ids=ids[:, :400], past_key_values=cache, attention_mask=None if mask is None else mask[:, :400])
+        out = model(input_ids=ids[:, 400:], past_key_values=cache, attention_mask=mask).logits
+    return out, cache
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hidden", [None, (0, 2), (3, 150), (200, 263)], ids=str)
+def test_kernels_read_several_queries_of_sequences_of_unequal_lengths(hidden):
+    """Padding hides sinks, part of a page, whole pages; every query sees the tokens before it."""
+    model, profile = setting()
+    mask = None
+    if hidden is not None:
+        mask = torch.ones(2, 405, dtype=torch.int64, device=DEVICE)
+        for row, count in enumerate(hidden):
+            mask[row, :count] = 0
+    new = 3 if hidden is None else 2
+    mine, cache = masked(model, profile, "triton", None if mask is None else mask[:, : 400 + new], new)
+    theirs, _ = masked(model, profile, "torch", None if mask is None else mask[:, : 400 + new], new)
+    assert float((mine - theirs).norm() / theirs.norm()) < 5e-3
+    assert cache.stats().spent.kernel_reads == len(cache.layers)
+
+
+@pytest.mark.slow
+def test_a_selection_is_made_for_every_query():
+    model, profile = setting()
+    together, cache = masked(model, profile, "triton", None, 3, select=0.3)
+    ids = torch.randint(5, 500, (2, 403), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    apart = SpectralCache(model, profile, tier="hot", kernels="triton", select=0.3)
+    with torch.no_grad():
+        model(input_ids=ids[:, :400], past_key_values=apart)
+        single = [model(input_ids=ids[:, i : i + 1], past_key_values=apart).logits for i in range(400, 403)]
+    single = torch.cat(single, dim=1)
+    assert float((together - single).norm() / single.norm()) < 5e-3
+    assert cache.stats().spent.kernel_reads == len(cache.layers)
+
+
 def test_a_read_that_no_kernel_takes_is_an_error_where_kernels_were_asked_for():
     model, profile = setting()
-    ids = torch.randint(5, 500, (2, 300), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ids = torch.randint(5, 500, (2, 401), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     mask = torch.ones_like(ids)
-    mask[0, :9] = 0
-    with pytest.raises(InputError, match="a mask hides some tokens"):
-        model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=SpectralCache(model, profile, tier="hot", kernels="triton"),
-            max_new_tokens=3,
-            pad_token_id=0,
+    mask[0, 100:110] = 0
+    cache = SpectralCache(model, profile, tier="hot", kernels="triton")
+    with torch.no_grad():
+        model(input_ids=ids[:, :400], past_key_values=cache)
+        with pytest.raises(InputError, match="hides tokens between others"):
+            model(input_ids=ids[:, 400:], past_key_values=cache, attention_mask=mask)
+
+
+@pytest.mark.slow
+def test_prompt_lookup_goes_through_kernels():
+    model, profile = setting()
+    ids = torch.randint(5, 60, (1, 300), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "prompt_lookup_num_tokens": 3}
+    cache = SpectralCache(model, profile, tier="hot", kernels="triton")
+    with torch.no_grad():
+        looked_up = model.generate(ids, past_key_values=cache, **options)
+        options.pop("prompt_lookup_num_tokens")
+        plain = model.generate(
+            ids, past_key_values=SpectralCache(model, profile, tier="hot", kernels="triton"), **options
         )
+    assert torch.equal(looked_up, plain)
+    assert cache.stats().spent.kernel_reads >= 2 * len(cache.layers)
 
 
 def test_choices_are_checked(monkeypatch):
