@@ -120,6 +120,12 @@ def _measure(
             from research.cold import ColdStudy, cold_study
 
             return cold_study(loaded, text, ColdStudy(steps, window, windows, part=part), names[0], progress, kept)
+        case "serving-codec":
+            from research.serving_codec import ServingStudy, serving_codec_study
+
+            return serving_codec_study(
+                loaded, text, ServingStudy(steps, window, windows, part=part), names[0], progress
+            )
         case "packet":
             from research.packet import packet_study
 

@@ -247,7 +247,7 @@ class CalibrationRun:
     ) -> ColdFitter | SplitColdFitter:
         common = {
             "use_metric": self.settings.metric != "energy",
-            "importance": not self.settings.serving,
+            "importance": "own" if self.settings.serving else "received",
             "features": self.features,
             "two_level": self.settings.two_levels(self.geometry),
             "progress": lambda text: self.progress(text, 0, 1),

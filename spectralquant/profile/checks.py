@@ -84,7 +84,15 @@ def _check_cold(where: str, tier: ColdTier, heads: int) -> None:
         require_tensor(where, f"cold.{kind}_choice", choice, (rows, rank), torch.uint8)
         if choice.numel() and int(choice.max()) >= tables:
             raise damaged(where, f"cold.{kind}_choice", "names a table that is not there")
-    require_tensor(where, "cold.importance_weight", tier.importance_weight, (heads + 2, 2))
+    features = heads + 2
+    if tier.leading is not None:
+        leading = tier.leading.shape[1] if tier.leading.dim() == 2 else -1
+        require_tensor(where, "cold.leading", tier.leading, (2, leading), torch.int64)
+        ranks = torch.tensor([[len(tier.key.gain)], [len(tier.value.gain)]])
+        if not bool(((tier.leading >= 0) & (tier.leading < ranks)).all()):
+            raise damaged(where, "cold.leading", "names components that are not there")
+        features = 4 * leading + 2
+    require_tensor(where, "cold.importance_weight", tier.importance_weight, (features, 2))
     require_tensor(where, "cold.importance_bias", tier.importance_bias, (2,))
     if tier.embedding_projection.dim() != 2 or not tier.embedding_projection.is_floating_point():
         raise damaged(where, "cold.embedding_projection", "is no matrix")

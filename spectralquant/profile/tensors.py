@@ -44,7 +44,8 @@ class ColdTier:
     centroids: float32 `[R]` per kind. choice: uint8 `[10, R]` per kind, a row for
     each importance class and one for tokens unseen (older profiles: `[9, R]`). tables: float32 `[K, 32]`. class_tables:
     float32 `[2, 9]`. importance_weight: float32 `[L·H + 2, 2]`; importance_bias: `[2]`.
-    embedding_projection: `[hidden, d]`, or `[0, 0]` for none.
+    embedding_projection: `[hidden, d]`, or `[0, 0]` for none. leading: int64 `[2, n]`, components of keys and of values from
+    which importance is predicted where no attention is known (importance_weight is `[4·n + 2, 2]` then), or None.
     """
 
     key: StoredBasis
@@ -58,6 +59,7 @@ class ColdTier:
     importance_weight: Tensor
     importance_bias: Tensor
     embedding_projection: Tensor
+    leading: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ def unflatten(prefix: str, kind: Any, tensors: dict[str, Tensor]) -> Any:
             values[f.name] = unflatten(name, StoredBasis, tensors)
         elif name in tensors:
             values[f.name] = tensors[name]
+        elif f.default is None:
+            values[f.name] = None
         else:
             raise ProfileError(f"The profile's tensor file lacks {name!r}: it is damaged or from another version.")
     return kind(**values)

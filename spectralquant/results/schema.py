@@ -268,6 +268,7 @@ KINDS: dict[str, type[Results]] = {
     "inspect": InspectResults,
     "generate": GenerateResults,
     "cold": ColdResults,
+    "serving-codec": ColdResults,
     "domains": DomainResults,
     "tiers": TierResults,
     "quality": QualityResults,

@@ -26,6 +26,7 @@ STUDIES = (
     "cold-speed",
     "architectures",
     "calibrate-scale",
+    "serving-codec",
 )
 WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed")
 DEFAULT_OTHER = ("builtin:stdlib",)
@@ -95,7 +96,8 @@ def study(
     real size to ready keys and values and back on a GPU, against prefill and other coders. architectures: small
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
     three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
-    several; and what metric, form of the bases and --steps are worth on --model.
+    several; and what metric, form of the bases and --steps are worth on --model. serving-codec: bytes and quality of prefixes that
+    a serving engine's tier restores, with and without token ids and attention.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """

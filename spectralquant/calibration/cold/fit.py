@@ -24,7 +24,7 @@ from spectralquant.calibration.cold.tables import (
     symbol_histogram,
 )
 from spectralquant.codec.cold.features import TokenFeatures
-from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.importance import NEUTRAL, ImportanceModel, class_step, importance_features, own_features
 from spectralquant.codec.cold.rans.setting import LANES_SHARE
 from spectralquant.codec.cold.rans_block import DIGITS, HEADER, WIDE
 from spectralquant.geometry import CacheGeometry
@@ -34,6 +34,7 @@ from spectralquant.profile.tensors import ColdTier, StoredBasis, empty, on_cpu
 CENTROID_RANGE = (0.6, 1.2)
 CENTROID_PRIOR = (0.85, 10.0)
 KEPT_SHARE = 1e-4
+MOST_LEADING, TOKENS_A_LEADING = 256, 128
 SEARCH_STEPS = 6
 SEARCH_STRIDE = 3
 SEARCH_TOLERANCE = 0.003
@@ -66,7 +67,7 @@ class ColdFitter:
         use_metric: bool = True,
         features: TokenFeatures | None = None,
         feature_moments: FeatureMoments | None = None,
-        importance: bool = True,
+        importance: str = "received",
         span: int | None = None,
         two_level: bool = False,
         progress: Callable[[str], None] = lambda _: None,
@@ -79,7 +80,8 @@ class ColdFitter:
         self.allowed: list[Tensor | None] = [None, None]
         self.device = moments[0].sum.device
         self.samples = samples
-        self.importance = importance and samples[0].has_gradients and samples[0].received is not None
+        known = samples[0].has_gradients and (importance == "own" or samples[0].received is not None)
+        self.importance = importance if known else "none"
         self.predictors: list[Predictor | None] = []
         self.bases: list[list[WeightedBasis]] = []
         for kind, moment in enumerate(moments):
@@ -87,7 +89,9 @@ class ColdFitter:
             self._solve(kind, moment, use_metric, feature_moments)
         progress("sample coefficients")
         self.coefficients = [self._coefficients(kind) for kind in range(2)]
-        self.squared_gradients = [self._squared_gradients(kind) for kind in range(2)] if self.importance else []
+        self.squared_gradients = (
+            [self._squared_gradients(kind) for kind in range(2)] if self.importance != "none" else []
+        )
         self.variance = [torch.cat([b.variance for b in bases]) for bases in self.bases]
         self.allocator = RankAllocator(self.variance)
 
@@ -182,7 +186,8 @@ class ColdFitter:
     def _fit(self, step: float, stride: int, *, complete: bool) -> tuple[ColdTier | None, ColdReport]:
         kept = [self.kept(kind, step) for kind in range(2)]
         y = [c[:, k] / step for c, k in zip(self.coefficients, kept, strict=True)]
-        classes, model, r2 = self._classes(y, kept)
+        leading = self._leading(kept) if self.importance == "own" else None
+        classes, model, r2 = self._classes(y, kept, leading)
         y, classes = [part[::stride] for part in y], classes[::stride]
         steps = class_step(classes)
         histograms, unseen, centroids, wide = [], [], [], 0
@@ -196,7 +201,7 @@ class ColdFitter:
                 centroid += torch.stack([(scaled.abs() * ones).sum(0), ones.sum(0).float()])
                 histogram = histogram + symbol_histogram(symbols, classes[part, kind])
                 wide += int((symbols.abs() > WIDE // 2).sum())
-                if self.importance:
+                if self.importance != "none":
                     at_base = y[kind][part].round().to(torch.int32)
                     plain = plain + symbol_histogram(at_base, torch.zeros_like(classes[part, kind]))[0]
             prior, weight = CENTROID_PRIOR
@@ -206,7 +211,7 @@ class ColdFitter:
         both = torch.cat(histograms, dim=1)
         choice, tables = cluster_tables(both)
         bits = (code_length(both, choice, tables) + 32 * wide) / len(classes)
-        if self.importance:
+        if self.importance != "none":
             bits += 2 * 16 / DIGITS
             choice = torch.cat([choice, nearest_tables(torch.cat(unseen), tables)[None]])
         bits *= 1 + LANES_SHARE
@@ -238,22 +243,34 @@ class ColdFitter:
             importance_weight=model.weight,
             importance_bias=model.bias,
             embedding_projection=self._projection(),
+            leading=leading,
         )
         return on_cpu(tier), report
 
-    def _classes(self, y: list[Tensor], kept: list[Tensor]) -> tuple[Tensor, ImportanceModel, list[float]]:
+    def _classes(
+        self, y: list[Tensor], kept: list[Tensor], leading: Tensor | None
+    ) -> tuple[Tensor, ImportanceModel, list[float]]:
         count = len(y[0])
         heads = self.geometry.layers * self.geometry.heads
-        if not self.importance:
+        if self.importance == "none":
             neutral = torch.full((count, 2), NEUTRAL, device=self.device)
             return neutral, ImportanceModel(torch.zeros(heads + 2, 2), torch.zeros(2)), [0.0, 0.0]
-        received = torch.cat([s.received for s in self.samples]).to(self.device)
-        features = importance_features(received, *y)
+        if leading is not None:
+            some = [c[:, index] for c, index in zip(y, leading, strict=True)]
+            features = own_features(*some, *(c.square().mean(1) for c in y))
+        else:
+            features = importance_features(torch.cat([s.received for s in self.samples]).to(self.device), *y)
         far = torch.cat([s.far for s in self.samples]).to(self.device)
         block = torch.cat([s.block for s in self.samples]).to(self.device)
         weights = log_importance(*(g[:, k] for g, k in zip(self.squared_gradients, kept, strict=True)))
         model, r2 = fit_importance(features[far], weights, block[far])
         return model.classes(features), model, r2
+
+    def _leading(self, kept: list[Tensor]) -> Tensor:
+        """Int64 `[2, n]`: the kept components of largest variance, as many as the far sample tokens can weigh."""
+        far = sum(int(s.far.sum()) for s in self.samples)
+        count = max(1, min(MOST_LEADING, far // TOKENS_A_LEADING, *map(len, kept)))
+        return torch.stack([self.variance[i][k].argsort(descending=True)[:count] for i, k in enumerate(kept)])
 
     def _squared_gradients(self, kind: int) -> Tensor:
         """Squared gradients float32 `[N', P]` of the coefficients of the N' far sample tokens."""

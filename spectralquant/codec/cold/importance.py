@@ -2,8 +2,9 @@
 
 A ridge regression, fitted at calibration, predicts the log of a token's mean squared loss gradient from the attention
 it has received and from the energy of its coefficients. Its class j ∈ −4…4 scales the step by 2^(j/2); classes travel
-in the packet, so a decoder needs no attention. Where no attention is at hand (serving engines), blocks are coded as a whole at
-the base step, with tables fitted to that.
+in the packet, so a decoder needs no attention. Where no attention is at hand, blocks are coded as a whole at the base step,
+with tables fitted to that; in a profile for serving engines, which never have any, the regression is from the leading
+coefficients of the token's own key and value instead.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ def importance_features(received: Tensor, key_coefficients: Tensor, value_coeffi
     """
     energies = [torch.log(c.square().mean(1, keepdim=True) + 1e-9) for c in (key_coefficients, value_coefficients)]
     return torch.cat([torch.log(received.flatten(1) + FLOOR), *energies], dim=1)
+
+
+def own_features(key_leading: Tensor, value_leading: Tensor, key_energy: Tensor, value_energy: Tensor) -> Tensor:
+    """Features `[T, 4·n + 2]` of tokens whose attention nobody sees: what their keys and values tell by themselves.
+
+    leading: n coefficients `[T, n]` of largest variance, in units of the base step; energy: mean squares of all `[T]`.
+    """
+    energies = [torch.log(e + 1e-9)[:, None] for e in (key_energy, value_energy)]
+    return torch.cat([*energies, key_leading, value_leading, key_leading.abs(), value_leading.abs()], dim=1)
 
 
 def class_step(classes: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from spectralquant.codec.cold.complement.reading import read_bounded
 from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
 from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
 from spectralquant.codec.cold.features import TokenFeatures, TokenRows
-from spectralquant.codec.cold.importance import CLASSES, ImportanceModel, class_step, importance_features
+from spectralquant.codec.cold.importance import CLASSES, ImportanceModel, class_step, importance_features, own_features
 from spectralquant.codec.cold.projected import Projected, QuantizedRun
 from spectralquant.codec.cold.quantizer import SpectralQuantizer
 from spectralquant.codec.cold.symbols import SHIFTS
@@ -71,6 +71,7 @@ class SpectralCodec:
         self.quantizers = tuple(SpectralQuantizer(c.to(device)) for c in (tier.key_centroid, tier.value_centroid))
         self.coder = EntropyCoder(tier.tables, (tier.key_choice, tier.value_choice), device)
         self.importance = ImportanceModel(tier.importance_weight.to(device), tier.importance_bias.to(device))
+        self.leading = None if tier.leading is None else tier.leading.to(device)
         self.features = None
         if len(tier.key.predictor):
             if embedding is None:
@@ -185,7 +186,11 @@ class SpectralCodec:
         for b in blocks:
             own = [c[at : at + b.tokens] for c in y]
             at += b.tokens
-            if b.received is None:
+            if self.leading is not None:
+                some = [c[:, index] for c, index in zip(own, self.leading, strict=True)]
+                energies = [c.square().mean(1) for c in own]
+                parts.append(self.importance.classes(own_features(*some, *energies)))
+            elif b.received is None:
                 parts.append(torch.full((b.tokens, 2), self.coder.unseen, device=self.device))
             else:
                 parts.append(self.importance.classes(importance_features(b.received.to(self.device), *own)))

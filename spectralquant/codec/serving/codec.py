@@ -62,17 +62,7 @@ class ServingCodec:
     def encode(self, chunks: Sequence[KVChunk]) -> list[bytes]:
         """Bytes of each chunk. One that cannot be coded, or would not shrink, is held exactly."""
         jobs = [(c, first, last) for c in chunks for first, last in pieces(c)]
-        coded = iter(self._blocks(jobs))
-        out = []
-        for chunk in chunks:
-            blocks = [next(coded) for _ in pieces(chunk)]
-            parts = ChunkParts(chunk.start, chunk.tokens, _exact(chunk, chunk.exact), blocks)
-            data = chunk_bytes.join(parts)
-            raw = any(block[0] in RAW_DTYPES for block in blocks)
-            if raw or len(data) >= 2 * chunk.keys.numel() * chunk.keys.itemsize:
-                data = chunk_bytes.join(ChunkParts(chunk.start, chunk.tokens, _exact(chunk, chunk.tokens), []))
-            out.append(data)
-        return out
+        return joined(chunks, self._blocks(jobs))
 
     def _blocks(self, jobs: Sequence[tuple[KVChunk, int, int]]) -> list[bytes]:
         if not jobs:
@@ -159,6 +149,19 @@ class ServingCodec:
         plain, values = (torch.cat([pair[i] for pair in some]) for i in range(2))
         keys = rotate_keys(rotations, plain).to(dtype)
         return keys.permute(1, 2, 0, 3), values.to(dtype).permute(1, 2, 0, 3)
+
+
+def joined(chunks: Sequence[KVChunk], blocks: Sequence[bytes]) -> list[bytes]:
+    """Bytes of chunks whose `pieces` are coded as `blocks`, one after the other."""
+    coded, out = iter(blocks), []
+    for chunk in chunks:
+        own = [next(coded) for _ in pieces(chunk)]
+        data = chunk_bytes.join(ChunkParts(chunk.start, chunk.tokens, _exact(chunk, chunk.exact), own))
+        raw = any(block[0] in RAW_DTYPES for block in own)
+        if raw or len(data) >= 2 * chunk.keys.numel() * chunk.keys.itemsize:
+            data = chunk_bytes.join(ChunkParts(chunk.start, chunk.tokens, _exact(chunk, chunk.tokens), []))
+        out.append(data)
+    return out
 
 
 def pieces(chunk: KVChunk) -> list[tuple[int, int]]:

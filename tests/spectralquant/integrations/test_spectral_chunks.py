@@ -15,6 +15,8 @@ from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
 from spectralquant.codec.block_rotary import rotate_keys, unrotate_keys
+from spectralquant.codec.cold.spectral import SpectralCodec
+from spectralquant.codec.serving.codec import KVChunk, ServingCodec
 from spectralquant.errors import InputError, PacketError, ProfileError, UnsupportedModelError
 from spectralquant.evaluation.restored import measure_restored
 from spectralquant.geometry import SINKS
@@ -152,6 +154,25 @@ def test_restored_text_is_read_as_measured(architecture):
     a, b = measure_restored(loaded.model, ids, [fine.codec, coarse.codec], chunk=128)
     assert a.kl < b.kl and a.kl < 0.05
     assert a.payload_ratio(loaded.geometry) < b.payload_ratio(loaded.geometry)
+
+
+def test_the_fused_way_codes_the_same_chunks():
+    profile = served()[1]
+    tier, geometry, rotary = profile.tier("cold"), profile.geometry, profile.rotary
+    plain, fused = (
+        ServingCodec(SpectralCodec(tier, geometry, None, step_scale=0.3, dtype=dtype), rotary)
+        for dtype in (torch.float32, torch.float16)
+    )
+    assert fused.fused and not plain.fused
+    keys, values = computed()
+    chunks = [KVChunk(at, keys[:, :, at : at + 160], values[:, :, at : at + 160]) for at in (0, 320, 160)]
+    packets = fused.encode(chunks)
+    assert sum(map(len, packets)) == pytest.approx(sum(map(len, plain.encode(chunks))), rel=0.02)
+    for dtype in (torch.float32, torch.bfloat16):
+        for a, b, c in zip(fused.decode(packets, dtype), plain.decode(packets, dtype), chunks, strict=True):
+            assert a.start == b.start == c.start
+            assert error(a.keys, b.keys) < 2e-2 and error(a.values, b.values) < 2e-2
+            assert error(a.keys, c.keys) < 0.3
 
 
 def test_strides_and_many_tokens():

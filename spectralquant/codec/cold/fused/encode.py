@@ -20,7 +20,7 @@ from spectralquant.codec.cold import coded_block, rans_block
 from spectralquant.codec.cold.features import TokenRows
 from spectralquant.codec.cold.fused.bases import bases_of
 from spectralquant.codec.cold.fused.layer_slots import LayerSlots, Predictions, padded
-from spectralquant.codec.cold.importance import FLOOR
+from spectralquant.codec.cold.importance import FLOOR, own_features
 from spectralquant.codec.cold.rans_block import RansParts
 from spectralquant.codec.cold.spectral import SpectralCodec
 from sqkernels.spectral_rows import gather_rows, quantize, row_energy
@@ -139,9 +139,15 @@ class FusedEncoder:
 
     def _classes(self, y: Tensor, received: Tensor | None) -> Tensor:
         """Uint8 `[2, N]`."""
-        if received is None:
+        leading = self.codec.leading
+        if received is None and leading is None:
             return torch.full((2, y.shape[1]), self.codec.coder.unseen, dtype=torch.uint8, device=y.device)
         parts = (y[: self.split], self.gain[: self.split]), (y[self.split :], self.gain[self.split :])
-        energies = [torch.log(row_energy(*p, backend=self.backend) / len(p[0]) + 1e-9) for p in parts]
-        features = torch.cat([torch.log(received.flatten(1) + FLOOR), torch.stack(energies, dim=1)], dim=1)
+        energies = [row_energy(*p, backend=self.backend) / len(p[0]) for p in parts]
+        if leading is not None:
+            some = [(p[0][index] * p[1][index, None]).T for p, index in zip(parts, leading, strict=True)]
+            features = own_features(*some, *energies)
+        else:
+            logs = torch.log(torch.stack(energies, dim=1) + 1e-9)
+            features = torch.cat([torch.log(received.flatten(1) + FLOOR), logs], dim=1)
         return self.codec.importance.classes(features).T.to(torch.uint8).contiguous()
