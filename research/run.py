@@ -247,11 +247,14 @@ def _shapes(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
 
 
 def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
-    """Parts that an earlier run left in the results file are kept, unless they are asked for."""
+    """Parts that an earlier run left in the results file are kept, unless they are asked for; those that runs beside it left
+    in OUT-part-….json are taken over.
+    """
     from research.scale.quality import QualityStudy
-    from research.scale.study import PARTS, scale_study
+    from research.scale.study import PARTS, joined, scale_study
     from spectralquant.errors import did_you_mean
     from spectralquant.models.load import load_model
+    from spectralquant.results.files import read_results
 
     for part in request.parts:
         if part not in PARTS:
@@ -263,10 +266,12 @@ def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
         sources = open_sources(request.data, offline=request.offline, report=desk.report)
         return loaded, _read(loaded.tokenizer, sources, request.window, desk)[0]
 
-    steps = (max(1, request.steps // 4), max(1, request.steps // 2), request.steps)
-    quality = QualityStudy(steps=steps, window=request.window, windows=request.windows)
+    steps = tuple(max(1, int(request.steps * share)) for share in (0.5, 1, 3, 10))
+    quality = QualityStudy(steps=steps, usual=request.steps, window=request.window, windows=request.windows)
     earlier = _earlier(desk.out)
     rows = [] if earlier is None else earlier.as_json()["rows"]
+    beside = () if desk.out is None else sorted(desk.out.parent.glob(f"{desk.out.stem}-part-*.json"))
+    rows = joined(rows, [read_results(file).as_json()["rows"] for file in beside])
     return scale_study(
         request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality, bool(request.parts)
     ), []

@@ -1,4 +1,4 @@
-"""What steps, metric and form of the bases are worth in KL at equal bytes, on a real model."""
+"""What steps, metric, form of the bases, shrinkage and the profile's size are worth in KL at equal bytes, on a real model."""
 
 from __future__ import annotations
 
@@ -8,82 +8,174 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
-from research.windows import scored_windows
-from spectralquant.calibration.cold.budget import tier_bytes
+from research.windows import ALL as EVERY
+from research.windows import CALIBRATION, scored_windows
+from spectralquant.calibration.basis.two_level import TwoLevelForm
+from spectralquant.calibration.capture.samples import sample_bytes, sample_indices
+from spectralquant.calibration.cold.budget import keep_within, tier_bytes
+from spectralquant.calibration.cold.fit import ColdFitter
+from spectralquant.calibration.first_pass import FirstPass
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
+from spectralquant.calibration.split import SplitColdFitter, parts_of
+from spectralquant.calibration.sums import CalibrationSums
 from spectralquant.evaluation.measure import measure
 from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.models.load import LoadedModel
+from spectralquant.processes import Processes
 from spectralquant.provenance import device_facts
 from spectralquant.surroundings import own_run
 from spectralquant.text.tokens import TokenText
 
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
+Fitter = ColdFitter | SplitColdFitter
+KEYS = ("varied", "variant", "model", "metric", "basis", "steps", "window")
+FORMS = {
+    "no energy dropped": TwoLevelForm(dropped=1e-7),
+    "outer rows of 16 bits": TwoLevelForm(fine=1 << 20),
+    "both": TwoLevelForm(dropped=1e-7, fine=1 << 20),
+}
 
 
 @dataclass(frozen=True)
 class QualityStudy:
-    """steps: of the curve; the largest is used for bases and metrics. windows: scored, `scored` tokens
-    each, of the text's report part. ratios: payload ratios that tiers are fitted for."""
+    """steps: of the curve, as far as the text reaches. usual: steps of all that is not the curve (or the most, where those
+    are fewer). windows: scored, of `scored` tokens each. middle: payload ratio whose step is searched, factors: of that
+    step, one point of a case each. budgets: bytes of profiles.
+    """
 
-    steps: tuple[int, ...] = (50, 100, 300)
+    steps: tuple[int, ...] = (50, 100, 300, 1000)
+    usual: int = 100
     window: int = 2048
-    windows: int = 8
+    windows: int = 6
     scored: int = 1024
-    ratios: tuple[float, ...] = (20, 40, 80)
-    metrics: tuple[str, ...] = ("fisher", "attention", "energy")
-    bases: tuple[str, ...] = ("two-level", "dense")
+    middle: float = 35
+    factors: tuple[float, ...] = (0.25, 0.5, 1, 2)
+    metrics: tuple[str, ...] = ("attention", "energy")
+    shrinkage: tuple[float, ...] = (0.1, 0.3, 0.6)
+    budgets: tuple[int, ...] = (48_000_000, 24_000_000, 12_000_000)
+    forms: tuple[str, ...] = tuple(FORMS)
 
 
-def quality_rows(
-    loaded: LoadedModel, text: TokenText, study: QualityStudy, progress: Progress, done: Sequence[Row] = ()
-) -> Iterator[list[Row]]:
-    """Rows of one calibration after the other: each form of bases, each metric, each number of steps, but for those `done`."""
-    names = ("varied", "model", "metric", "basis", "steps", "window")
-    known = {tuple(row.get(name) for name in names) for row in done}
-    base = CalibrationSettings(steps=max(study.steps), window=study.window, held_out_windows=1)
-    held_out = scored_windows(text, max(study.steps), study.window, study.windows, scored=study.scored)
-    cases = [("bases", base, study.bases)]
-    cases += [
-        ("metric", replace(base, metric=metric), ("two-level",)) for metric in study.metrics if metric != "fisher"
-    ]
-    cases += [("steps", replace(base, steps=steps), ("two-level",)) for steps in study.steps if steps != base.steps]
-    for what, settings, all_bases in cases:
-        key = lambda basis: (what, loaded.name, settings.metric, basis, settings.steps, settings.window)  # noqa: B023, E731
-        bases = [basis for basis in all_bases if key(basis) not in known]
-        if not bases:
-            continue
-        with own_run(loaded.model):
-            run = CalibrationRun(loaded, text, settings, "text", None, False, text, progress)
-            sums, samples = run.first_pass()
-            for basis in bases:
-                run.settings = replace(settings, basis=basis)
-                fitter = run.cold_fitter(sums, samples)
-                yield [_row(loaded, run.settings, what, fitter, ratio, held_out) for ratio in study.ratios]
+@dataclass(frozen=True)
+class Case:
+    """One fitted calibration: what is varied, and by what."""
+
+    varied: str
+    variant: str
+    settings: CalibrationSettings
+
+    def key(self, model: str) -> tuple[Any, ...]:
+        """What tells its rows from others."""
+        s = self.settings
+        return self.varied, self.variant, model, s.metric, s.basis, s.steps, s.window
 
 
-def _row(
-    loaded: LoadedModel, settings: CalibrationSettings, what: str, fitter: Any, ratio: float, held_out: Tensor
-) -> Row:
-    tier, _ = fitter.fit(fitter.step_for_ratio(ratio))
-    row = measure(loaded.model, loaded.geometry, held_out, [tier_method(tier, loaded)])[0].row(
-        loaded.geometry, loaded.name, held_out.shape[1]
-    )
+class QualityRun:
+    """The cases of one model, one calibration after the other, but for those `done`."""
+
+    def __init__(
+        self, loaded: LoadedModel, text: TokenText, study: QualityStudy, progress: Progress, done: Sequence[Row] = ()
+    ) -> None:
+        self.loaded, self.text, self.study, self.progress = loaded, text, study, progress
+        self.known = {tuple(row.get(name) for name in KEYS) for row in done}
+        fits = len(text.windows(study.window)) * CALIBRATION // EVERY
+        self.steps = sorted({min(n, fits) for n in study.steps})
+        self.usual = max((n for n in self.steps if n <= study.usual), default=self.steps[0])
+        self.scored = scored_windows(text, self.steps[-1], study.window, study.windows, scored=study.scored)
+        self.base = CalibrationSettings(steps=self.steps[-1], window=study.window, held_out_windows=1)
+
+    def rows(self) -> Iterator[list[Row]]:
+        """Rows of one case after the other."""
+        with own_run(self.loaded.model):
+            yield from self._fisher()
+            for metric in self.study.metrics:
+                settings = replace(self.base, metric=metric, steps=self.usual)
+                case = Case("metric", "", settings)
+                if case.key(self.loaded.name) in self.known:
+                    continue
+                run = self._run(settings)
+                yield self._case(run, *run.first_pass(), case)
+
+    def _fisher(self) -> Iterator[list[Row]]:
+        """One pass over all steps; what is known after some of them is fitted on the way."""
+        cases = {steps: self._cases(steps) for steps in self.steps}
+        last = max((steps for steps, some in cases.items() if some), default=0)
+        if not last:
+            return
+        run = self._run(self.base)
+        sums = CalibrationSums(run.loaded.model, run.geometry, run.span, run.features, self.base)
+        alone = Processes()
+        work = FirstPass(run.loaded, run.windows, self.base, sums, run.far, run._offset, None, alone, self.progress)
+        wanted = {steps: self._sampled(steps) for steps in self.steps if steps <= last}
+        samples: dict[int, Any] = {}
+        at = 0
+        for steps in wanted:
+            at = work.share(at, steps, sorted({i for some in wanted.values() for i in some}), samples)
+            sums.finish()
+            for case in cases[steps]:
+                self.progress(f"{case.varied} {case.variant}", steps, last)
+                yield self._case(run, sums, [samples[i] for i in wanted[steps]], case)
+
+    def _sampled(self, steps: int) -> list[int]:
+        size = sample_bytes(self.loaded.geometry, self.study.window, self.loaded.model.dtype.itemsize, backward=True)
+        return sample_indices(steps, size, self.base.sample_bytes, self.base.sample_windows)
+
+    def _cases(self, steps: int) -> list[Case]:
+        """What is not done yet after so many steps."""
+        settings = replace(self.base, steps=steps, basis="dense")
+        two = replace(settings, basis="two-level")
+        out = [Case("steps", "", settings)]
+        if steps == self.steps[0] or steps == self.usual:
+            out += [Case("shrinkage", f"{s:g}", replace(settings, shrinkage=s)) for s in self.study.shrinkage]
+        if steps == self.usual:
+            out += [Case("bases", "", two)] + [Case("form", name, two) for name in self.study.forms]
+            out += [Case("size", f"{b / 1e6:g} MB", s) for s in (settings, two) for b in self.study.budgets]
+        return [case for case in out if case.key(self.loaded.name) not in self.known]
+
+    def _run(self, settings: CalibrationSettings) -> CalibrationRun:
+        return CalibrationRun(self.loaded, self.text, settings, "text", None, False, self.text, self.progress)
+
+    def _case(self, run: CalibrationRun, sums: CalibrationSums, samples: list[Any], case: Case) -> list[Row]:
+        run.settings = case.settings
+        run.form = FORMS.get(case.variant, TwoLevelForm())
+        fitter = run.cold_fitter(sums, samples)
+        step = fitter.step_for_ratio(self.study.middle)
+        if case.varied == "size":
+            _cut(fitter, int(float(case.variant.split()[0]) * 1e6), step, self.study.middle)
+            step = fitter.step_for_ratio(self.study.middle)
+        tiers = [fitter.fit(step * factor)[0] for factor in self.study.factors]
+        return [_row(self.loaded, case, *pair) for pair in zip(tiers, self._measured(tiers), strict=True)]
+
+    def _measured(self, tiers: Sequence[Any]) -> list[Any]:
+        methods = [tier_method(tier, self.loaded) for tier in tiers]
+        found = measure(self.loaded.model, self.loaded.geometry, self.scored, methods)
+        return [m.row(self.loaded.geometry, self.loaded.name, self.scored.shape[1]) for m in found]
+
+
+def _cut(fitter: Fitter, size: int, step: float, ratio: float) -> None:
+    """Keep as many components as fit a profile of `size` bytes."""
+    parts = fitter.fitters if isinstance(fitter, SplitColdFitter) else [fitter]
+    if any(part.two_level for part in parts):
+        keep_within(fitter, size, ratio)
+        return
+    tier, _ = fitter.fit(step, stride=8)
+    rank = sum(len(part.key_centroid) + len(part.value_centroid) for part in parts_of(tier))
+    if size < tier_bytes(tier):
+        fitter.limit_rank(step, int(rank * size / tier_bytes(tier)))
+
+
+def _row(loaded: LoadedModel, case: Case, tier: Any, measured: Any) -> Row:
+    settings = case.settings
     return {
-        "varied": what,
-        "model": loaded.name,
-        "metric": settings.metric,
-        "basis": settings.basis,
-        "steps": settings.steps,
-        "window": settings.window,
-        "n_tokens": row["n_tokens"],
-        "payload_ratio": row["payload_ratio"],
-        "kl_nats": row["kl_nats"],
-        "delta_ppl": row["delta_ppl"],
+        **dict(zip(KEYS, case.key(loaded.name), strict=True)),
+        "shrinkage": settings.shrinkage,
+        "n_tokens": measured["n_tokens"],
+        "payload_ratio": measured["payload_ratio"],
+        "kl_nats": measured["kl_nats"],
+        "delta_ppl": measured["delta_ppl"],
+        "base_ppl": measured["base_ppl"],
         "tier_bytes": tier_bytes(tier),
         "measured": True,
         **device_facts(loaded.device),

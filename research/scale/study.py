@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from research.scale.predicted import predicted_rows
-from research.scale.quality import QualityStudy, kl_at, quality_rows
+from research.scale.quality import KEYS, QualityRun, QualityStudy, kl_at
 from research.scale.runs import Row, calibration, seconds_per_step, together
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
@@ -68,12 +69,21 @@ def scale_study(
     return _result(rows, facts)
 
 
+def joined(rows: list[Row], beside: Sequence[list[Row]]) -> list[Row]:
+    """Rows of several files in one: a part, and a model of the quality part, is what the last file has of it."""
+    whole = lambda row: (row["part"], row["model"] if row["part"] == "quality" else None)  # noqa: E731
+    for some in beside:
+        new = {whole(row) for row in some}
+        rows = [row for row in rows if whole(row) not in new] + some
+    return rows
+
+
 def _part(
     part: str, rows: list[Row], gpus: int, load: Callable[[], Any], quality: QualityStudy, progress: Progress
 ) -> Iterator[Row]:
     if part == "quality":
         loaded, text = load()
-        for some in quality_rows(loaded, text, quality, progress, [r for r in rows if r["part"] == part]):
+        for some in QualityRun(loaded, text, quality, progress, [r for r in rows if r["part"] == part]).rows():
             yield from some
     elif part == "predicted":
         full = _row(rows, "8b")
@@ -142,26 +152,6 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
         row = _row(rows, "scaling", gpus=count)
         return row and row["efficiency"]
 
-    quality = [row for row in rows if row["part"] == "quality"]
-    cases = {(r["varied"], r["metric"], r["basis"], r["steps"], r["model"]) for r in quality}
-    at_ratio = []
-    for varied, metric, basis, steps, model in sorted(cases):
-        some = [
-            r
-            for r in quality
-            if (r["varied"], r["metric"], r["basis"], r["steps"], r["model"]) == (varied, metric, basis, steps, model)
-        ]
-        at_ratio.append(
-            {
-                "varied": varied,
-                "metric": metric,
-                "basis": basis,
-                "steps": steps,
-                "model": model,
-                "kl_nats": kl_at(some, EQUAL_RATIO),
-                "tier_bytes": min(r["tier_bytes"] for r in some),
-            }
-        )
     return {
         "seconds_8b_100_steps": full and full["seconds"],
         "peak_gb_8b": full and round(full["peak_bytes"] / 1e9, 2),
@@ -174,5 +164,18 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
         "scaling_efficiency_4": efficiency(4),
         "seconds_70b_100_steps": seventy and round(_of_all_steps(seventy), 1),
         "seconds_70b_100_steps_is": _how_known(rows, seventy),
-        f"kl_at_ratio_{EQUAL_RATIO:g}": at_ratio,
+        f"kl_at_ratio_{EQUAL_RATIO:g}": _at_ratio([row for row in rows if row["part"] == "quality"]),
     }
+
+
+def _at_ratio(rows: list[Row]) -> list[Row]:
+    """KL of each case at one payload ratio, and the tier's bytes at the measured point nearest to it."""
+    cases: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row.get(name) for name in KEYS), []).append(row)
+    nearest = lambda row: abs(math.log(row["payload_ratio"] / EQUAL_RATIO))  # noqa: E731
+    return [
+        dict(zip(KEYS, case, strict=True))
+        | {"kl_nats": kl_at(some, EQUAL_RATIO), "tier_bytes": min(some, key=nearest)["tier_bytes"]}
+        for case, some in cases.items()
+    ]

@@ -28,7 +28,8 @@ class CalibrationSettings:
     bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen. recompute:
     run layers again in the backward pass instead of keeping what they computed. sample_windows, sample_bytes: windows
     of the second pass and host memory for them, at most. purpose: caches (of transformers) or serving (the tier of an engine,
-    which restores whole prefixes and knows neither token ids nor attention; all layers are coded as one).
+    which restores whole prefixes and knows neither token ids nor attention; all layers are coded as one). shrinkage: share by
+    which what the text says of layers together is lowered against what it says of each (see `basis.spectrum.shrunk`).
     """
 
     steps: int = 100
@@ -48,6 +49,7 @@ class CalibrationSettings:
     sample_windows: int = 16
     sample_bytes: int = SAMPLE_BYTES
     purpose: str = "caches"
+    shrinkage: float = 0.0
 
     def __post_init__(self) -> None:
         if self.purpose not in PURPOSES:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spectralquant.calibration.basis.heads import head_spectra
 from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer
+from spectralquant.calibration.basis.two_level import TwoLevelForm
 from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.checkpoint import Checkpoint
 from spectralquant.calibration.cold.budget import default_budget, fit_to_budget, keep_within
@@ -105,6 +106,7 @@ class CalibrationRun:
         if resume and self.checkpoint is None:
             raise InputError("Resuming needs the profile's path (--out).")
         self.resume = resume
+        self.form = TwoLevelForm()
         self.times: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
         self.peaks_by_device: dict[str, list[int]] = {}
@@ -250,6 +252,8 @@ class CalibrationRun:
             "importance": "own" if self.settings.serving else "received",
             "features": self.features,
             "two_level": self.settings.two_levels(self.geometry),
+            "form": self.form,
+            "shrinkage": self.settings.shrinkage,
             "progress": lambda text: self.progress(text, 0, 1),
         }
         features, block, width = sums.features if predict else None, self.settings.block, self.geometry.layer_width

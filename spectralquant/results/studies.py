@@ -47,6 +47,7 @@ class ScaleRow(Row):
     capture_s: dict[str, float] | None = None
     peak_bytes: int | None = None
     stages_peak_bytes: dict[str, int] | None = None
+    stages_peak_bytes_by_device: dict[str, list[int]] | None = None
     plan: dict[str, Any] | None = None
     plan_error: Figure = None
     plan_error_by_stage: dict[str, Figure] | None = None
@@ -59,6 +60,9 @@ class ScaleRow(Row):
     reduced_bytes: int | None = None
     reduce_s: Figure = None
     # several GPUs against one
+    alone_steps: int | None = None
+    compared_steps: int | None = None
+    deterministic: bool | None = None
     seconds_alone: Figure = None
     seconds_shared: Figure = None
     step_s_alone: Figure = None
@@ -72,6 +76,9 @@ class ScaleRow(Row):
     largest_difference_of_ranks: int | None = None
     # quality
     varied: str | None = None
+    variant: str | None = None
+    shrinkage: Figure = None
+    base_ppl: Figure = None
     metric: str | None = None
     basis: str | None = None
     n_tokens: int | None = None

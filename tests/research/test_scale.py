@@ -7,7 +7,7 @@ import pytest
 from research.scale.predicted import predicted_rows
 from research.scale.quality import QualityStudy, kl_at
 from research.scale.runs import calibration, seconds_per_step, together
-from research.scale.study import scale_study
+from research.scale.study import joined, scale_study
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -16,29 +16,41 @@ SMALL = "random:custom:layers=2,heads=4,kv_heads=2,head_dim=16,vocab=400"
 
 def test_quality_rows_are_measured_and_kept_beside_others(small):
     text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 12_000)
-    study = QualityStudy(steps=(2, 4), window=384, windows=1, scored=512, ratios=(10, 14), metrics=("fisher", "energy"))
-    older = [
-        {
-            "part": "quality",
-            "model": "another",
-            "varied": "steps",
-            "metric": "fisher",
-            "basis": "dense",
-            "steps": 1,
-            "payload_ratio": 9.0,
-            "kl_nats": 0.1,
-            "tier_bytes": 1,
-        },
-        {"part": "quality", "model": small.name, "steps": 99},
-    ]
+    study = QualityStudy(
+        steps=(2, 4, 99),
+        usual=4,
+        window=384,
+        windows=1,
+        scored=512,
+        middle=12,
+        factors=(0.7, 1.4),
+        metrics=("energy",),
+        shrinkage=(0.3,),
+        budgets=(60_000,),
+        forms=("both",),
+    )
+    other = {"part": "quality", "model": "another", "payload_ratio": 9.0, "kl_nats": 0.1, "tier_bytes": 1}
+    older = [other, {"part": "quality", "model": small.name, "steps": 99}]
     saved = []
     result = scale_study(["quality"], older, lambda: (small, text), saved.append, model=small.name, quality=study)
     rows = [r for r in result["rows"] if r["model"] == small.name]
     assert len(result["rows"]) == len(rows) + 1 == len(saved) + 1
-    assert {(r["metric"], r["basis"], r["steps"]) for r in rows} == {
-        ("fisher", "two-level", 4), ("fisher", "dense", 4), ("energy", "two-level", 4), ("fisher", "two-level", 2)
+    most = len(text.windows(384)) * 80 // 147  # 99 steps are more than the text has
+    both = {"dense", "two-level"}
+    assert {(r["varied"], r["variant"], r["metric"], r["basis"], r["steps"]) for r in rows} == {
+        *(("steps", "", "fisher", "dense", steps) for steps in (2, 4, most)),
+        *(("shrinkage", "0.3", "fisher", "dense", steps) for steps in (2, 4)),
+        *(("size", "0.06 MB", "fisher", basis, 4) for basis in both),
+        ("bases", "", "fisher", "two-level", 4), ("form", "both", "fisher", "two-level", 4),
+        ("metric", "", "energy", "auto", 4),
     }  # fmt: skip
     assert all(r["kl_nats"] > 0 and r["measured"] for r in rows)
+    size = {
+        (r["varied"], r["basis"]): r["tier_bytes"]
+        for r in rows
+        if r["steps"] == 4 and r["varied"] in ("size", "bases", "steps")
+    }
+    assert size["size", "two-level"] < size["bases", "two-level"] and size["size", "dense"] < size["steps", "dense"]
     assert result["summary"]["seconds_8b_100_steps"] is None
     cut = [r for r in result["rows"] if r.get("metric") != "energy"]  # as a run that was stopped leaves it
     again = scale_study(
@@ -48,6 +60,16 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
     assert len(measured_anew) == 2 and {r["metric"] for r in measured_anew} == {"energy"}
 
 
+def test_rows_of_files_beside_each_other_are_joined():
+    first = [
+        {"part": "8b", "a": 1},
+        {"part": "quality", "model": "x", "a": 2},
+        {"part": "quality", "model": "y", "a": 3},
+    ]
+    second = [{"part": "quality", "model": "y", "a": 4}, {"part": "scaling", "a": 5}]
+    assert [r["a"] for r in joined(first, [second])] == [1, 2, 4, 5]
+
+
 def test_several_processes_against_one(tmp_path):
     rows = together(tmp_path / "rows.json", 4, SMALL, 8, 384)
     assert all(row["ok"] for row in rows), rows[0]["error"]
@@ -55,14 +77,6 @@ def test_several_processes_against_one(tmp_path):
     for row in rows:
         assert row["added_bytes"] > 0 and row["efficiency"] > 0 and row["deterministic"]
         assert row["largest_difference_of_sums"] < 1e-5 and row["largest_difference_of_ranks"] == 0
-
-
-def test_a_calibration_is_measured_beside_its_plan(tmp_path):
-    options = ("--model", SMALL, "--window", "384", "--steps", "4", "--held-out", "1", "--held-out-window", "512")
-    row = calibration((*options, "--device", "cpu", "--offline"), tmp_path / "p")
-    assert row["ok"], row["error"]
-    assert row["plan"]["stages"]["capture"] > 0 and row["peak_bytes"] is row["plan_error"] is None
-    assert seconds_per_step(row) > 0 and row["profile_bytes"] > 0 and row["steps"] == 4
 
 
 def test_runs_on_gpus_that_are_not_here_are_said(small):
@@ -87,3 +101,18 @@ def test_kl_between_points():
     rows = [{"payload_ratio": 20.0, "kl_nats": 0.001}, {"payload_ratio": 80.0, "kl_nats": 0.004}]
     assert kl_at(rows, 40) == pytest.approx(0.002)
     assert kl_at(rows, 100) is None
+
+
+def test_every_field_of_a_row_is_declared(tmp_path):
+    """What a run on GPUs would find out only at its end; a calibration stands beside its plan."""
+    options = ("--model", SMALL, "--window", "384", "--steps", "4", "--held-out", "1", "--held-out-window", "512")
+    calibrated = calibration((*options, "--device", "cpu", "--offline"), tmp_path / "p", 4)
+    assert calibrated["ok"], calibrated["error"]
+    assert calibrated["plan"]["stages"]["capture"] > 0 and seconds_per_step(calibrated) > 0
+    shared = together(tmp_path / "rows.json", 2, SMALL, 4, 384)
+    rows = [{"part": "70b", **calibrated}, *({"part": "scaling", **row} for row in shared)]
+    older = [{**row, "peak_bytes": 1, "plan_error": 0.0} for row in rows]
+    result = scale_study(["predicted"], older, lambda: None, lambda result: None)
+    assert len(result["rows"]) == 7
+    assert result["summary"]["scaling_efficiency_2"] > 0
+    assert "predicted from 4 steps" in result["summary"]["seconds_70b_100_steps_is"]

@@ -6,6 +6,7 @@ R Σ Rᵀ = U Λ Uᵀ, analysis A = Uᵀ R, synthesis S = R⁻¹ U. With the ide
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,18 @@ class FrequencyAnalyzer:
         signs = torch.sign(analysis.gather(1, top)).squeeze(1)
         synthesis = torch.linalg.solve_triangular(factor, vectors * signs, upper=True)
         return WeightedBasis(analysis * signs[:, None], synthesis, mean, eigenvalues.flip(0).clamp_min(0))
+
+
+def shrunk(matrix: Tensor, blocks: Sequence[int], shrinkage: float) -> Tensor:
+    """(1 − s)·X + s·(the diagonal blocks of X): what stands between blocks of these sizes is lowered by a share s.
+
+    Few tokens tell less of how layers go together than of each layer. Positive matrices stay positive.
+    """
+    if not shrinkage:
+        return matrix
+    owner = torch.repeat_interleave(torch.arange(len(blocks)), torch.tensor(blocks)).to(matrix.device)
+    same = owner[:, None] == owner
+    return torch.where(same, matrix, matrix * (1 - shrinkage))
 
 
 def metric_factor(metric: Tensor | None, p: int, epsilon: float, like: Tensor, damping: float | None = None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.calibration.basis.predictor import residual_covariance
-from spectralquant.calibration.basis.spectrum import EPSILON, FrequencyAnalyzer, WeightedBasis
+from spectralquant.calibration.basis.spectrum import EPSILON, FrequencyAnalyzer, WeightedBasis, shrunk
 from spectralquant.calibration.capture.statistics import SpanMoments
 from spectralquant.calibration.capture.symmetric import SymmetricSum
 from spectralquant.profile.factors import BasisFactors, IntegerRows
@@ -23,6 +23,17 @@ from spectralquant.profile.factors import BasisFactors, IntegerRows
 MAX_INNER = 8192
 DROPPED = 1e-4
 FINE_OUTER = 256
+
+
+@dataclass(frozen=True)
+class TwoLevelForm:
+    """most: inner components over all layers. dropped: share of the weighted energy that the first level may leave out. fine:
+    outer rows that are kept in 16 bits, the others in 8.
+    """
+
+    most: int = MAX_INNER
+    dropped: float = DROPPED
+    fine: int = FINE_OUTER
 
 
 @dataclass(frozen=True)
@@ -112,9 +123,12 @@ def two_level_problems(
 
 
 def solve_two_levels(
-    problem: TwoLevelProblem, offset: Tensor, *, most: int = MAX_INNER, dropped: float = DROPPED, fine: int = FINE_OUTER
+    problem: TwoLevelProblem,
+    offset: Tensor,
+    form: TwoLevelForm = TwoLevelForm(),
+    shrinkage: float = 0.0,
 ) -> WeightedBasis:
-    """The basis of one group, rounded as the profile will hold it; its mean is `offset: [P]`."""
+    """The basis of one group, rounded as the profile will hold it; its mean is `offset: [P]`. shrinkage: see `shrunk`."""
     analyzer = FrequencyAnalyzer()
     damping = None if problem.metric is None else EPSILON * problem.mean_metric
     inner = []
@@ -123,17 +137,19 @@ def solve_two_levels(
         inner.append(
             WeightedBasis(*(t.float() for t in (solved.analysis, solved.synthesis, solved.mean, solved.variance)))
         )
-    inner, lost = _leading(inner, most, dropped)
+    inner, lost = _leading(inner, form.most, form.dropped)
     counts = [len(b.variance) for b in inner]
     rows = (torch.cat([b.analysis for b in inner]), torch.cat([b.synthesis.T for b in inner]))
     first = [IntegerRows.of(part, sum(counts)) for part in rows]
     analysis = list(first[0].dense().split(counts))
     synthesis = [rows.T for rows in first[1].dense().split(counts)]
     dtype = analyzer.solver_dtype(sum(counts), offset.device)
-    covariance = problem.projected_covariance([a.to(dtype) for a in analysis])
-    metric = None if damping is None else problem.projected_metric([s.to(dtype) for s in synthesis], damping)
+    covariance = shrunk(problem.projected_covariance([a.to(dtype) for a in analysis]), counts, shrinkage)
+    metric = None
+    if damping is not None:
+        metric = shrunk(problem.projected_metric([s.to(dtype) for s in synthesis], damping), counts, shrinkage)
     outer = analyzer.solve(covariance, metric, offset.new_zeros(sum(counts)), damping=0.0)
-    second = [IntegerRows.of(part.float(), fine) for part in (outer.analysis, outer.synthesis.T)]
+    second = [IntegerRows.of(part.float(), form.fine) for part in (outer.analysis, outer.synthesis.T)]
     factors = BasisFactors(*first, torch.tensor(counts), *second)
     return WeightedBasis(
         factors.rows("analysis"),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spectralquant.calibration.basis.predictor import Predictor, residual_covariance, solve_predictor
 from spectralquant.calibration.basis.rank import RankAllocator
-from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer, WeightedBasis
-from spectralquant.calibration.basis.two_level import MAX_INNER, solve_two_levels, two_level_problems
+from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer, WeightedBasis, shrunk
+from spectralquant.calibration.basis.two_level import TwoLevelForm, solve_two_levels, two_level_problems
 from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.capture.statistics import FeatureMoments, SpanMoments
 from spectralquant.calibration.cold.importance import fit_importance, log_importance
@@ -70,6 +70,8 @@ class ColdFitter:
         importance: str = "received",
         span: int | None = None,
         two_level: bool = False,
+        form: TwoLevelForm = TwoLevelForm(),  # noqa: B008 (frozen)
+        shrinkage: float = 0.0,
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.geometry = geometry
@@ -77,6 +79,7 @@ class ColdFitter:
         self.features = features if feature_moments is not None else None
         self.span = moments[0].span if span is None else span
         self.two_level = two_level and self.span > geometry.layer_width and self.span == moments[0].span
+        self.form, self.shrinkage = form, shrinkage
         self.allowed: list[Tensor | None] = [None, None]
         self.device = moments[0].sum.device
         self.samples = samples
@@ -103,8 +106,10 @@ class ColdFitter:
             predicted = None if predictor is None else (predictor.weight, gram, cross)
             offset = moment.mean if predictor is None else predictor.offset
             problems = two_level_problems(moment, self.geometry.layer_width, predicted, metric=use_metric)
-            most = MAX_INNER * self.span // moment.width
-            solved = [solve_two_levels(problem, offset[part].float(), most=most) for part, problem in problems]
+            form = replace(self.form, most=self.form.most * self.span // moment.width)
+            solved = [
+                solve_two_levels(problem, offset[part].float(), form, self.shrinkage) for part, problem in problems
+            ]
             self.bases.append(solved)
             self.predictors.append(predictor)
             return
@@ -115,6 +120,9 @@ class ColdFitter:
             if predictor is not None:
                 covariance = residual_covariance(covariance, predictor.weight[:, part], gram, cross[:, part])
                 mean = predictor.offset[part]
+            layers = [min(self.span, self.geometry.layer_width)] * max(1, self.span // self.geometry.layer_width)
+            covariance = shrunk(covariance, layers, self.shrinkage)
+            metric = None if metric is None else shrunk(metric, layers, self.shrinkage)
             basis = analyzer.solve(covariance, metric, mean)
             bases.append(
                 WeightedBasis(*(t.float() for t in (basis.analysis, basis.synthesis, basis.mean, basis.variance)))

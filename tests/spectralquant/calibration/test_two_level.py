@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spectralquant.calibration.basis.spectrum import FrequencyAnalyzer
-from spectralquant.calibration.basis.two_level import solve_two_levels, two_level_problems
+from spectralquant.calibration.basis.two_level import TwoLevelForm, solve_two_levels, two_level_problems
 from spectralquant.calibration.capture.statistics import SpanMoments
 from spectralquant.errors import ProfileError
 from spectralquant.profile.factors import IntegerRows, SmallForm, small_form_in, small_tensors
@@ -31,7 +31,7 @@ def problem():
 
 def solved(moments, **options):
     ((_, problem),) = two_level_problems(moments, WIDTH, None, metric=True)
-    return solve_two_levels(problem, moments.mean.float(), **options)
+    return solve_two_levels(problem, moments.mean.float(), TwoLevelForm(**options))
 
 
 def weighted_error(x, metric, basis, rank):
