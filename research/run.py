@@ -73,7 +73,7 @@ def run_study(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
         InputError: the study cannot run with these options or on this machine; and whatever models and texts raise.
     """
     alone = {"shapes": _shapes, "architectures": _architectures, "kernels": _kernels, "gate": _gate}
-    alone |= {"calibrate-scale": _scale, "quality": _quality}
+    alone |= {"calibrate-scale": _scale, "quality": _quality, "headline": _headline}
     if request.name in alone:
         return alone[request.name](request, desk)
     sources = open_sources(request.data, offline=request.offline, report=desk.report)
@@ -197,6 +197,19 @@ def _quality(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     study = QualityStudy(request.steps, request.steps, request.window, request.windows, part=request.part_of_text)
     texts = QualityTexts(request.data, request.in_mix, request.other_data, request.more)
     return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress), []
+
+
+def _headline(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
+    from research.headline.parts import HeadlineStudy
+    from research.headline.study import HeadlineParts, joined
+
+    if desk.out is None:
+        raise InputError("The headline study keeps its parts beside its results: name a file with --out.")
+    loaded = load_for(None, request.model, request.device, request.dtype, request.offline, desk.report)
+    study = HeadlineStudy(request.steps, request.window, request.windows, part=request.part_of_text)
+    run = HeadlineParts(desk.out, loaded, study, request.data, request.offline, desk.report, desk.progress)
+    run.run(request.parts)
+    return joined(desk.out, study), []
 
 
 def _second_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> Results:

@@ -30,6 +30,8 @@ from spectralquant.results.studies import (
     CoderRow,
     DomainRow,
     DurationRow,
+    HeadlineRow,
+    MethodSpeedRow,
     PlanRow,
     PredictionRow,
     ScaleRow,
@@ -173,6 +175,14 @@ class QualityResults(Results):
     later: dict[str, Any] | None = None
 
 
+class HeadlineResults(Results):
+    rows: list[HeadlineRow]
+    points: list[MethodRow] = []
+    speed: list[MethodSpeedRow] = []
+    profiles: list[dict[str, Any]] = []
+    study: dict[str, Any] = {}
+
+
 class IndexResults(Results):
     rows: list[MethodRow]
 
@@ -272,6 +282,7 @@ KINDS: dict[str, type[Results]] = {
     "domains": DomainResults,
     "tiers": TierResults,
     "quality": QualityResults,
+    "headline": HeadlineResults,
     "index": IndexResults,
     "packet": PacketStudyResults,
     "cache": CacheResults,

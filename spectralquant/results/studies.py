@@ -193,6 +193,40 @@ class DomainRow(Row):
     payload_ratio: Figure
 
 
+class HeadlineRow(Row):
+    """One method on one text at one KL: its payload ratio (bound: see `MatchedRow`), with which profile, and that profile's bytes."""
+
+    model: str
+    text: str
+    method: str
+    profile: str | None = None
+    kl_nats: float
+    payload_ratio: Figure
+    bound: str
+    profile_bytes: int | None = None
+    context: int
+    n_tokens: int
+    n_windows: int
+
+
+class MethodSpeedRow(Row):
+    """Coding a window's blocks one by one, and the time to its next token when they are all decoded first; medians in seconds.
+
+    gb_s: gigabytes of float16 keys and values a second. prefill_s: computing the window instead.
+    """
+
+    model: str
+    method: str
+    options: dict[str, Any]
+    device: str
+    context: int
+    blocks: int
+    encode_gb_s: Figure
+    decode_gb_s: Figure
+    first_token_s: Figure
+    prefill_s: Figure
+
+
 class ShapeRow(Row):
     """One step of one model of real size: its time, memory, and what the step measured."""
 

@@ -18,6 +18,7 @@ STUDIES = (
     "tiers",
     "cache",
     "quality",
+    "headline",
     "index",
     "kernels",
     "gate",
@@ -68,7 +69,7 @@ def study(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts of `quality` (home, general, texts, texts:2/6), or of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
+            help="Parts of `quality` (home, general, texts, texts:2/6), of `headline` (fit, score, speed, score:bible), or of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
         ),
     ] = None,
     resume: Resume = False,
@@ -88,7 +89,9 @@ def study(
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
     bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. quality:
     own profiles of the first --data; a general one of all --data with a bound on the error, on --in-mix, --other-data and --more
-    text. Its parts are files beside --out, and those that are there are not made again. index: quality when a part of the hot codes is read, by the share selected.
+    text. Its parts are files beside --out, and those that are there are not made again. headline: every method on four kinds of text at
+    KL 0.01, spectral with own, general and foreign profiles; --data is WikiText, the others are fetched as packages; run it once a
+    --model, with one --out. index: quality when a part of the hot codes is read, by the share selected.
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
     models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
     exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder

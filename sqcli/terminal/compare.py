@@ -13,6 +13,7 @@ from rich.text import Text
 from spectralquant.evaluation.match import curve_name, matched, mode_of_row, pareto
 from spectralquant.results.quality import MatchedRow, MethodRow, TaskScore
 from spectralquant.results.schema import CompareResults
+from spectralquant.results.studies import HeadlineRow
 from sqcli.figures import shown
 from sqcli.quotable import quotable_note
 from sqcli.terminal.plot import log_plot
@@ -153,7 +154,7 @@ def _same_test(a: MatchedRow, b: MatchedRow) -> bool:
     return (a.context, a.mode) == (b.context, b.mode)
 
 
-def bound_text(row: MatchedRow) -> str:
+def bound_text(row: MatchedRow | HeadlineRow) -> str:
     """`12.3`, `≥ 12.3`, or that no budget was good enough."""
     if row.payload_ratio is None:
         return "no budget is that good"

@@ -11,6 +11,7 @@ from spectralquant.results.quality import MethodRow
 from spectralquant.results.schema import CoderResults, Results, SimulationResults
 from spectralquant.results.speed import KernelRow
 from spectralquant.results.studies import ArchitectureRow, ScaleRow, ShapeRow
+from sqcli.terminal.headline import headline_tables
 from sqcli.terminal.times.cold_speed import cold_speed_table
 
 
@@ -28,6 +29,8 @@ def study_view(result: Results) -> list[RenderableType]:
         return [architecture_outcomes(result.rows)]
     if result.kind == "spectralquant.index":
         return [index_quality(result.rows)]
+    if result.kind == "spectralquant.headline":
+        return headline_tables(result)
     if result.kind == "spectralquant.cold-speed":
         return [cold_speed_table(result)]
     if result.kind == "spectralquant.calibrate-scale":

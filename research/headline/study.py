@@ -1,0 +1,173 @@
+"""The headline study, resumable: every part is a file in a folder beside the results, and what is there is not done again.
+
+Parts (`fit`, `score`, `speed`; `fit:bible` is one text's) may run in processes side by side, a process a model; whoever comes last
+puts all together. A part of another commit is made anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from research.headline.parts import GENERAL, HeadlineStudy, Progress, fit, profile_path, score
+from research.headline.speed import speed_rows
+from research.headline.texts import KINDS, text_file
+from spectralquant.errors import InputError, did_you_mean
+from spectralquant.files import write_text
+from spectralquant.methods.coding.spectral import tier_method
+from spectralquant.methods.context import MethodContext
+from spectralquant.methods.registry import parse
+from spectralquant.models.identity import weights_sha256
+from spectralquant.models.load import LoadedModel
+from spectralquant.profile.model import CalibrationProfile
+from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.files import results_file
+from spectralquant.results.schema import Results
+from spectralquant.text.mix import MixedText, tokenize_sources
+from spectralquant.text.read import open_sources
+from spectralquant.text.recipes import MIX
+
+STAGES = ("fit", "score", "speed")
+FOREIGN = {"wikitext": "python"}
+READ_TOKENS = 1_000_000
+
+
+def foreign_of(name: str) -> str:
+    """Which text's profile is the foreign one of a text."""
+    return FOREIGN.get(name, "wikitext")
+
+
+@dataclass
+class HeadlineParts:
+    """The parts of one model. wikitext: `--data` of WikiText, which comes in no package."""
+
+    out: Path
+    loaded: LoadedModel
+    study: HeadlineStudy
+    wikitext: tuple[str, ...]
+    offline: bool
+    report: Callable[[str], None]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.folder = self.out.with_suffix(".parts")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = self.loaded.name.removeprefix("builtin:").strip("/")
+        self.model = "".join(c if c.isalnum() or c in "-." else "-" for c in name)
+
+    def run(self, parts: tuple[str, ...]) -> None:
+        """Make what is asked for (nothing named: everything) and is not there.
+
+        Raises:
+            InputError: an unknown part, or profiles that `score` needs and `fit` has not made.
+        """
+        for part in parts or STAGES:
+            stage, _, name = part.partition(":")
+            known = (*KINDS, *((GENERAL,) if stage == "fit" else ()))
+            if stage not in STAGES:
+                raise InputError(f"--part {part!r} is not one of {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}")
+            if name and name not in known:
+                raise InputError(f"--part {part!r}: texts are {', '.join(known)}.{did_you_mean(name, known)}")
+            if stage == "speed":
+                self._once("speed", self._speed)
+                continue
+            for each in (name,) if name else known:
+                self._once(f"{stage}-{each}", lambda stage=stage, each=each: getattr(self, f"_{stage}")(each))
+
+    def text(self, name: str) -> MixedText:
+        """A text by name; `general` is the mix."""
+        if name == GENERAL:
+            specs: tuple[str, ...] = (MIX,)
+            read = (self.study.steps + 8) * self.study.window
+        else:
+            specs = self.wikitext if name == "wikitext" else (f"file:{text_file(name, offline=self.offline)}",)
+            read = READ_TOKENS
+        sources = open_sources(specs, offline=self.offline, report=self.report)
+        window = self.study.window
+        return tokenize_sources(
+            self.loaded.tokenizer, sources, 4 * window, window=window, read=read, report=self.report
+        )
+
+    def _stems(self, name: str, kind: str) -> list[Path]:
+        ratios = self.study.ratios if kind == "own" else self.study.other_ratios
+        return [profile_path(self.folder, self.model, name, ratio) for ratio in ratios]
+
+    def _fit(self, name: str) -> dict[str, Any]:
+        ratios = sorted({*self.study.ratios, *self.study.other_ratios})
+        if name == GENERAL:
+            ratios = sorted(self.study.other_ratios)
+        stems = {ratio: profile_path(self.folder, self.model, name, ratio) for ratio in ratios}
+        return fit(self.loaded, self.text(name), name, stems, self.study, self.progress)
+
+    def _score(self, name: str) -> dict[str, Any]:
+        foreign = foreign_of(name)
+        profiles = {
+            "own": self._stems(name, "own"),
+            GENERAL: self._stems(GENERAL, "other"),
+            f"foreign {foreign}": self._stems(foreign, "other"),
+        }
+        for stems in profiles.values():
+            for stem in stems:
+                if not stem.with_name(stem.name + ".json").is_file():
+                    raise InputError(f"--part score:{name} needs {stem}, which --part fit makes.")
+        return score(self.loaded, self.text(name), name, profiles, self.study, self.progress)
+
+    def _speed(self) -> dict[str, Any]:
+        text = self.text("wikitext")
+        methods: list[Any] = []
+        for stem in self._stems("wikitext", "own"):
+            tier = CalibrationProfile.load(stem).tier("cold")
+            methods.append(
+                tier_method(tier, self.loaded, variant="own", target_ratio=float(stem.name.rpartition("-")[2]))
+            )
+        windows = text.windows(self.study.window)
+        context = MethodContext(self.loaded, None, windows[: self.study.steps_of(text)], 0)
+        methods += [spec.build(context) for rival in self.study.rivals for spec in parse(rival)]
+        rows = speed_rows(self.loaded, self.study.scored(text)[-1], methods)
+        return {"speed": [row.as_json() for row in rows]}
+
+    def _once(self, part: str, make: Callable[[], dict[str, Any]]) -> None:
+        file = self.folder / f"{self.model}.{part}.json"
+        facts = provenance(
+            **device_facts(self.loaded.device),
+            model=self.loaded.name,
+            weights_sha256=weights_sha256(self.loaded.model),
+            dtype=str(self.loaded.model.dtype),
+            study=json.loads(json.dumps(asdict(self.study))),
+        )
+        same = ("git_commit", "git_dirty", "weights_sha256", "study")
+        if file.is_file():
+            earlier = json.loads(file.read_text())["provenance"]
+            if all(earlier.get(name) == facts.get(name) for name in same):
+                return
+        result = make()
+        code = result.pop("code", None)
+        write_text(file, json.dumps({**result, "provenance": facts | ({} if code is None else {"code": code})}))
+
+
+def joined(out: Path, study: HeadlineStudy) -> Results:
+    """One results file of all parts of all models that are there."""
+    parts = {
+        p.name.removesuffix(".json"): json.loads(p.read_text())
+        for p in sorted(out.with_suffix(".parts").glob("*.*-*.json"))
+    }
+    parts = {name: part for name, part in parts.items() if "provenance" in part}
+    parts |= {p.stem: json.loads(p.read_text()) for p in sorted(out.with_suffix(".parts").glob("*.speed.json"))}
+    facts = {name: part.pop("provenance") for name, part in parts.items()}
+    whole = provenance(parts=facts)
+    if facts:
+        first = next(iter(facts.values()))
+        whole |= {name: first[name] for name in ("device", "driver", "cuda", "threads") if name in first}
+    whole["code"] = {k: v for part in facts.values() for k, v in part["code"].items()} | whole["code"]
+    return results_file(
+        "headline",
+        [row for part in parts.values() for row in part.get("rows", ())],
+        whole,
+        points=[row for part in parts.values() for row in part.get("points", ())],
+        speed=[row for part in parts.values() for row in part.get("speed", ())],
+        profiles=[{"part": name, **part} for name, part in parts.items() if "profile_bytes" in part],
+        study=asdict(study),
+    )
