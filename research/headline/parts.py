@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from research.windows import HELD_OUT, scored_windows, split_windows
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.solve import Trials, choose_centroids
+from spectralquant.evaluation.compare import prompt_tokens
 from spectralquant.evaluation.match import matched
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.methods.context import MethodContext
+from spectralquant.methods.eviction.evictor import PROMPT, STREAMING
 from spectralquant.methods.registry import parse
 from spectralquant.models.load import LoadedModel
 from spectralquant.origin.used_code import used_code
@@ -96,22 +99,26 @@ def score(
     study: HeadlineStudy,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Spectral with every profile (`own`, `general`, `foreign …`: one path a ratio) and the rivals, on the same windows."""
+    """Spectral with every profile (`own`, `general`, `foreign …`: one path a ratio) and the rivals, on the same windows.
+
+    Methods that choose tokens once a prompt are measured in that protocol too, and spectral with its own profile beside them.
+    """
     windows = study.scored(text)
     points: list[MethodRow] = []
     sizes: dict[str, dict[float, int]] = {}
     for kind, stems in profiles.items():
-        methods = []
-        for stem in stems:
-            profile = CalibrationProfile.load(stem)
-            ratio = float(stem.name.rpartition("-")[2])
-            sizes.setdefault(kind, {})[ratio] = profile.sidecar.tensor_bytes
-            methods.append(tier_method(profile.tier("cold"), loaded, variant=kind, target_ratio=ratio))
-        points += _rows(loaded, windows, methods, name, progress)
+        sizes[kind] = {ratio_of(stem): CalibrationProfile.load(stem).sidecar.tensor_bytes for stem in stems}
+        points += _rows(loaded, windows, spectral_methods(loaded, stems, kind), name, progress)
     calibration = split_windows(text, study.window).calibration[: study.steps_of(text)]
     context = MethodContext(loaded, None, calibration, 0)
-    for rival in study.rivals:
-        points += _rows(loaded, windows, [spec.build(context) for spec in parse(rival)], name, progress)
+    specs = [parse(rival) for rival in study.rivals]
+    for group in specs:
+        if methods := [spec.build(context) for spec in group if spec.mode in (None, STREAMING)]:
+            points += _rows(loaded, windows, methods, name, progress)
+    if once := [spec.build(context) for group in specs for spec in group if spec.mode == PROMPT]:
+        points += _rows(
+            loaded, windows, [*spectral_methods(loaded, profiles["own"], "own"), *once], name, progress, PROMPT
+        )
     return {
         "text": name,
         "rows": [row.as_json() for row in at_equal_kl(points, study.kl, sizes)],
@@ -136,6 +143,7 @@ def at_equal_kl(points: Sequence[MethodRow], kl: float, sizes: dict[str, dict[fl
                 model=first.model,
                 text=first.text,
                 method=words[0] if profile else match.method,
+                mode=match.mode,
                 profile=profile,
                 kl_nats=kl,
                 payload_ratio=ratio,
@@ -149,6 +157,26 @@ def at_equal_kl(points: Sequence[MethodRow], kl: float, sizes: dict[str, dict[fl
     return rows
 
 
-def _rows(loaded: LoadedModel, windows: Tensor, methods: list[Any], name: str, progress: Progress) -> list[MethodRow]:
-    found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress(f"{name}: scoring", d, t))
+def ratio_of(stem: Path) -> float:
+    """The ratio that a profile of `profile_path` was fitted for."""
+    return float(stem.name.rpartition("-")[2])
+
+
+def spectral_methods(loaded: LoadedModel, stems: Sequence[Path], kind: str) -> list[Any]:
+    """Methods of kept profiles, one a ratio."""
+    tiers = {ratio_of(stem): CalibrationProfile.load(stem).tier("cold") for stem in stems}
+    return [tier_method(tier, loaded, variant=kind, target_ratio=ratio) for ratio, tier in tiers.items()]
+
+
+def _rows(
+    loaded: LoadedModel,
+    windows: Tensor,
+    methods: list[Any],
+    name: str,
+    progress: Progress,
+    mode: str = STREAMING,
+) -> list[MethodRow]:
+    prompt = prompt_tokens(windows.shape[1]) if mode == PROMPT else 0
+    tell = functools.partial(progress, f"{name}: scoring, {mode}")
+    found = measure(loaded.model, loaded.geometry, windows, methods, tell, prompt=prompt)
     return [m.row(loaded.geometry, loaded.name, windows.shape[1]).updated(text=name) for m in found]

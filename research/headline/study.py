@@ -12,17 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from research.headline.parts import GENERAL, HeadlineStudy, Progress, fit, profile_path, score
+from research.headline.parts import GENERAL, HeadlineStudy, Progress, fit, profile_path, score, spectral_methods
 from research.headline.speed import speed_rows
 from research.headline.texts import KINDS, text_file
 from spectralquant.errors import InputError, did_you_mean
 from spectralquant.files import write_text
-from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import parse
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
-from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
@@ -117,12 +115,7 @@ class HeadlineParts:
 
     def _speed(self) -> dict[str, Any]:
         text = self.text("wikitext")
-        methods: list[Any] = []
-        for stem in self._stems("wikitext", "own"):
-            tier = CalibrationProfile.load(stem).tier("cold")
-            methods.append(
-                tier_method(tier, self.loaded, variant="own", target_ratio=float(stem.name.rpartition("-")[2]))
-            )
+        methods = spectral_methods(self.loaded, self._stems("wikitext", "own"), "own")
         windows = text.windows(self.study.window)
         context = MethodContext(self.loaded, None, windows[: self.study.steps_of(text)], 0)
         methods += [spec.build(context) for rival in self.study.rivals for spec in parse(rival)]

@@ -194,11 +194,12 @@ class DomainRow(Row):
 
 
 class HeadlineRow(Row):
-    """One method on one text at one KL: its payload ratio (bound: see `MatchedRow`), with which profile, and that profile's bytes."""
+    """One method on one text at one KL: its payload ratio (bound, mode: see `MatchedRow`), with which profile, and that profile's bytes."""
 
     model: str
     text: str
     method: str
+    mode: str | None = None
     profile: str | None = None
     kl_nats: float
     payload_ratio: Figure

@@ -18,11 +18,11 @@ def headline_tables(result: HeadlineResults) -> list[RenderableType]:
             f"\n{model}, {text}: {rows[0].n_tokens:,} tokens in {rows[0].n_windows} windows, at KL {rows[0].kl_nats:g}"
         )
         table = Table(title=title, title_justify="left", box=None, padding=(0, 1))
-        for name in ("method", "profile", "payload ratio", "profile, MB"):
-            table.add_column(name, justify="left" if name in ("method", "profile") else "right")
+        for name in ("method", "protocol", "profile", "payload ratio", "profile, MB"):
+            table.add_column(name, justify="left" if name in ("method", "protocol", "profile") else "right")
         for row in sorted(rows, key=lambda r: -(r.payload_ratio or 0)):
             size = "" if row.profile_bytes is None else f"{row.profile_bytes / 1e6:.0f}"
-            table.add_row(row.method, row.profile or "", bound_text(row), size)
+            table.add_row(row.method, row.mode or "", row.profile or "", bound_text(row), size)
         parts.append(table)
     if result.speed:
         first = result.speed[0]

@@ -13,7 +13,7 @@ from spectralquant.errors import InputError, SourceError
 from spectralquant.text.read import load_text
 
 STUDY = HeadlineStudy(
-    steps=3, window=384, windows=2, ratios=(6, 10), other_ratios=(3, 6), rivals=("turboquant", "h2o"), kl=0.001
+    steps=3, window=384, windows=2, ratios=(6, 10), other_ratios=(3, 6), rivals=("fp8", "h2o"), kl=0.001
 )
 
 
@@ -46,18 +46,20 @@ def test_every_model_text_and_method_has_a_row(cache, tmp_path, monkeypatch):
     result = joined(out, STUDY)
     assert {row.text for row in result.rows} == set(KINDS)
     for name in KINDS:
-        rows = {(r.method, r.profile): r for r in result.rows if r.text == name}
-        kinds = {("spectral", p) for p in ("own", "general", f"foreign {foreign_of(name)}")}
-        assert rows.keys() == kinds | {("turboquant", None), ("h2o", None)}
+        rows = {(r.method, r.profile, r.mode): r for r in result.rows if r.text == name}
+        kinds = {("spectral", p, "streaming") for p in ("own", "general", f"foreign {foreign_of(name)}")}
+        assert rows.keys() == kinds | {
+            ("spectral", "own", "prompt"),
+            ("h2o", None, "prompt"),
+            *((m, None, "streaming") for m in ("fp8", "h2o")),
+        }
         for row in rows.values():
             assert row.bound in ("interpolated", "at least", "never") and (row.payload_ratio is None) == (
                 row.bound == "never"
             )
     points = [p for p in result.points if p.method == "spectral"]
-    assert len(points) == 4 * 6 and all(p.payload_ratio > 1 for p in points)
-    assert {r.method for r in result.speed} == {"spectral", "turboquant"} and all(
-        r.decode_gb_s > 0 for r in result.speed
-    )
+    assert len(points) == 4 * 8 and all(p.payload_ratio > 1 for p in points)
+    assert {r.method for r in result.speed} == {"spectral", "fp8"} and all(r.decode_gb_s > 0 for r in result.speed)
     assert len(result.profiles) == 5 and all(p["profile_bytes"] for p in result.profiles)
     parts = result.provenance["parts"]
     assert len(parts) == 10 and "research/headline" in parts[f"{run.model}.score-bible"]["code"]
