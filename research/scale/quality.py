@@ -30,6 +30,7 @@ from spectralquant.text.tokens import TokenText
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 Fitter = ColdFitter | SplitColdFitter
+CURVE = 1.3  # points of the curve are at least this far apart
 KEYS = ("varied", "variant", "model", "metric", "basis", "steps", "window")
 FORMS = {
     "no energy dropped": TwoLevelForm(dropped=1e-7),
@@ -53,8 +54,8 @@ class QualityStudy:
     middle: float = 35
     factors: tuple[float, ...] = (0.25, 0.5, 1, 2)
     metrics: tuple[str, ...] = ("attention", "energy")
-    shrinkage: tuple[float, ...] = (0.1, 0.3, 0.6)
-    budgets: tuple[int, ...] = (48_000_000, 24_000_000, 12_000_000)
+    shrinkage: tuple[float, ...] = (0.15, 0.4)
+    budgets: tuple[int, ...] = (40_000_000, 20_000_000, 10_000_000)
     forms: tuple[str, ...] = tuple(FORMS)
 
 
@@ -71,6 +72,15 @@ class Case:
         s = self.settings
         return self.varied, self.variant, model, s.metric, s.basis, s.steps, s.window
 
+    @property
+    def form(self) -> TwoLevelForm:
+        return FORMS.get(self.variant, TwoLevelForm())
+
+    @property
+    def solves(self) -> tuple[Any, ...]:
+        """What its bases depend on."""
+        return self.settings, self.form
+
 
 class QualityRun:
     """The cases of one model, one calibration after the other, but for those `done`."""
@@ -81,7 +91,10 @@ class QualityRun:
         self.loaded, self.text, self.study, self.progress = loaded, text, study, progress
         self.known = {tuple(row.get(name) for name in KEYS) for row in done}
         fits = len(text.windows(study.window)) * CALIBRATION // EVERY
-        self.steps = sorted({min(n, fits) for n in study.steps})
+        self.steps: list[int] = []
+        for steps in sorted(min(n, fits) for n in study.steps):
+            if not self.steps or steps >= CURVE * self.steps[-1]:
+                self.steps.append(steps)
         self.usual = max((n for n in self.steps if n <= study.usual), default=self.steps[0])
         self.scored = scored_windows(text, self.steps[-1], study.window, study.windows, scored=study.scored)
         self.base = CalibrationSettings(steps=self.steps[-1], window=study.window, held_out_windows=1)
@@ -89,14 +102,14 @@ class QualityRun:
     def rows(self) -> Iterator[list[Row]]:
         """Rows of one case after the other."""
         with own_run(self.loaded.model):
-            yield from self._fisher()
             for metric in self.study.metrics:
-                settings = replace(self.base, metric=metric, steps=self.usual)
+                settings = replace(self.base, metric=metric, basis="dense", steps=self.usual)
                 case = Case("metric", "", settings)
                 if case.key(self.loaded.name) in self.known:
                     continue
                 run = self._run(settings)
-                yield self._case(run, *run.first_pass(), case)
+                yield self._case(self._fitter(run, *run.first_pass(), case), case)
+            yield from self._fisher()
 
     def _fisher(self) -> Iterator[list[Row]]:
         """One pass over all steps; what is known after some of them is fitted on the way."""
@@ -114,9 +127,13 @@ class QualityRun:
         for steps in wanted:
             at = work.share(at, steps, sorted({i for some in wanted.values() for i in some}), samples)
             sums.finish()
+            solved: tuple[Any, Fitter] | None = None
             for case in cases[steps]:
                 self.progress(f"{case.varied} {case.variant}", steps, last)
-                yield self._case(run, sums, [samples[i] for i in wanted[steps]], case)
+                if solved is None or solved[0] != case.solves:
+                    solved = None  # one at a time on the device
+                    solved = case.solves, self._fitter(run, sums, [samples[i] for i in wanted[steps]], case)
+                yield self._case(solved[1], case)
 
     def _sampled(self, steps: int) -> list[int]:
         size = sample_bytes(self.loaded.geometry, self.study.window, self.loaded.model.dtype.itemsize, backward=True)
@@ -127,20 +144,23 @@ class QualityRun:
         settings = replace(self.base, steps=steps, basis="dense")
         two = replace(settings, basis="two-level")
         out = [Case("steps", "", settings)]
+        sizes = [f"{size / 1e6:g} MB" for size in sorted(self.study.budgets, reverse=True)]  # ranks only ever fall
+        if steps == self.usual:
+            out += [Case("size", size, settings) for size in sizes]
+            out += [Case("bases", "", two), *(Case("size", size, two) for size in sizes)]
+            out += [Case("form", name, two) for name in self.study.forms]
         if steps == self.steps[0] or steps == self.usual:
             out += [Case("shrinkage", f"{s:g}", replace(settings, shrinkage=s)) for s in self.study.shrinkage]
-        if steps == self.usual:
-            out += [Case("bases", "", two)] + [Case("form", name, two) for name in self.study.forms]
-            out += [Case("size", f"{b / 1e6:g} MB", s) for s in (settings, two) for b in self.study.budgets]
         return [case for case in out if case.key(self.loaded.name) not in self.known]
 
     def _run(self, settings: CalibrationSettings) -> CalibrationRun:
         return CalibrationRun(self.loaded, self.text, settings, "text", None, False, self.text, self.progress)
 
-    def _case(self, run: CalibrationRun, sums: CalibrationSums, samples: list[Any], case: Case) -> list[Row]:
-        run.settings = case.settings
-        run.form = FORMS.get(case.variant, TwoLevelForm())
-        fitter = run.cold_fitter(sums, samples)
+    def _fitter(self, run: CalibrationRun, sums: CalibrationSums, samples: list[Any], case: Case) -> Fitter:
+        run.settings, run.form = case.settings, case.form
+        return run.cold_fitter(sums, samples)
+
+    def _case(self, fitter: Fitter, case: Case) -> list[Row]:
         step = fitter.step_for_ratio(self.study.middle)
         if case.varied == "size":
             _cut(fitter, int(float(case.variant.split()[0]) * 1e6), step, self.study.middle)

@@ -42,7 +42,7 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
         *(("shrinkage", "0.3", "fisher", "dense", steps) for steps in (2, 4)),
         *(("size", "0.06 MB", "fisher", basis, 4) for basis in both),
         ("bases", "", "fisher", "two-level", 4), ("form", "both", "fisher", "two-level", 4),
-        ("metric", "", "energy", "auto", 4),
+        ("metric", "", "energy", "dense", 4),
     }  # fmt: skip
     assert all(r["kl_nats"] > 0 and r["measured"] for r in rows)
     size = {
