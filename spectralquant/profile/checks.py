@@ -11,7 +11,7 @@ from spectralquant.profile.shapes import head_shapes
 from spectralquant.profile.tensors import ColdTier, FixedTier, HeadSpectra, SplitTier, StoredBasis, flatten
 
 CLASSES, SYMBOLS, MOST_TABLES = 9, 32, 256
-HOT_BITS = (2, 4, 8)
+HOT_BITS = (2, 4, 6, 8)
 
 
 def check_tensors(

@@ -13,7 +13,7 @@ from spectralquant.codec.fixed.mask import FrequencyMask
 from spectralquant.errors import InputError
 
 CHOICES = (0, 1, 2, 3, 4, 5, 6, 8)
-IN_PLACE_CHOICES = (0, 2, 4, 8)
+IN_PLACE_CHOICES = (0, 2, 4, 6, 8)
 CHUNK = 512
 
 
@@ -23,7 +23,7 @@ class MaskGenerator:
     def __init__(self, samples: Tensor, weight: Tensor | None = None, *, in_place: bool = False) -> None:
         """`samples`: float32 `[T, N]` coefficients in units in which all errors cost the same (times `weight: [N]`).
 
-        `in_place` allows only evenly spaced points and the widths 0, 2, 4 and 8, which a kernel unpacks by shifts.
+        `in_place` allows only evenly spaced points and the widths 0, 2, 4, 6 and 8, sums of what a kernel unpacks by shifts.
         """
         self.choices = IN_PLACE_CHOICES if in_place else CHOICES
         fit = fit_uniform_codebooks if in_place else fit_codebooks

@@ -1,4 +1,4 @@
-"""`BandLayout`: codes of 8, 4 and 2 bits ordered so that a reader needs only whole bytes and shifts.
+"""`BandLayout`: codes, or parts of codes, of 8, 4 and 2 bits ordered so that a reader needs only whole bytes and shifts.
 
 The hot tier is read in place, layer by layer. A layer's components are sorted by width; each width forms a band that
 starts on a byte: first one byte a component, then two components a byte, then four (the first in the lowest bits).

@@ -25,14 +25,53 @@ from spectralquant.rotary import Rotation
 
 
 @dataclass(frozen=True)
+class CodeParts:
+    """Codes as parts of 8, 4 and 2 bits: one of 6 bits is four high ones and two low ones. component, shift and width
+    int64 `[parts]`; attention is linear in codes, so that a part times 2^shift stands for itself."""
+
+    component: Tensor
+    shift: Tensor
+    width: Tensor
+
+    @classmethod
+    def of(cls, bits: Tensor) -> CodeParts:
+        """Of components of `bits: [R]` bits each."""
+        table = [
+            (i, shift, width)
+            for i, b in enumerate(bits.tolist())
+            for shift, width in (((2, 4), (0, 2)) if b == 6 else ((0, b),))
+        ]
+        return cls(*torch.tensor(table, dtype=torch.int64).reshape(-1, 3).unbind(1))
+
+    def in_order(self, order: Tensor) -> CodeParts:
+        """The same parts in another order."""
+        return CodeParts(self.component[order], self.shift[order], self.width[order])
+
+    def to(self, device: torch.device | str) -> CodeParts:
+        return CodeParts(self.component.to(device), self.shift.to(device), self.width.to(device))
+
+    def split(self, codes: Tensor) -> Tensor:
+        """Parts uint8 `[T, parts]` of codes uint8 `[T, R]`."""
+        out = codes[:, self.component]
+        return (out >> self.shift.to(torch.uint8)) & (2**self.width - 1).to(torch.uint8)
+
+    def join(self, parts: Tensor) -> Tensor:
+        """Codes uint8 `[T, R]` of parts uint8 `[T, parts]`."""
+        count = int(self.component.max()) + 1 if len(self.component) else 0
+        out = torch.zeros(len(parts), count, dtype=torch.uint8, device=parts.device)
+        return out.index_add_(1, self.component, parts << self.shift.to(torch.uint8))
+
+
+@dataclass(frozen=True)
 class HotMatrices:
     """One layer's keys or values.
 
-    encode: float32 `[C, R]`, offset, top: `[R]` in band order. decode: `[Hk, D, padded]` for what `layout.shifted` gives
-    (zero where a byte has room to spare), constant: `[C]`.
+    encode: float32 `[C, R]`, offset, top: `[R]`, component after component. parts: of the codes, in band order. decode:
+    `[Hk, D, padded]` for what `layout.shifted` gives (zero where a byte has room to spare), constant: `[C]`.
     """
 
     layout: BandLayout
+    parts: CodeParts
     encode: Tensor
     offset: Tensor
     decode: Tensor
@@ -42,7 +81,18 @@ class HotMatrices:
     def page(self, x: Tensor) -> Tensor:
         """Packed bytes uint8 `[row_bytes, T]` of `x: [T, C]`."""
         codes = torch.addmm(self.offset, x, self.encode).round_().clamp_(min=0)
-        return self.layout.pack(torch.minimum(codes, self.top).to(torch.uint8)).T
+        return self.pack(torch.minimum(codes, self.top).to(torch.uint8))
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Packed bytes uint8 `[row_bytes, T]` of codes uint8 `[T, R]`, component after component."""
+        return self.layout.pack(self.parts.split(codes)).T
+
+    def unpack(self, page: Tensor) -> Tensor:
+        """Codes uint8 `[T, R]`, component after component, of packed bytes uint8 `[row_bytes, T]`."""
+        padded, order = self.layout.unpack(page), self.layout.padded_order()
+        parts = torch.empty(page.shape[1], len(self.layout.order), dtype=torch.uint8, device=page.device)
+        parts[:, order[order >= 0].to(page.device)] = padded[order >= 0].T
+        return self.parts.join(parts)
 
     def dense(self, pages: Tensor) -> Tensor:
         """Float32 `[n·S, C]` of packed bytes `[n, row_bytes, S]`."""
@@ -100,20 +150,23 @@ def _matrices(
     tier: FixedTier, geometry: CacheGeometry, layer: int, kind: str, device: torch.device | str
 ) -> HotMatrices:
     codes = head_codes(tier, geometry, layer, kind)
-    layout = BandLayout(torch.cat([c.bits for c in codes]))
+    parts = CodeParts.of(torch.cat([c.bits for c in codes]))
+    layout = BandLayout(parts.width)
+    parts = parts.in_order(layout.order)
     encode, decode = (torch.block_diag(*(getattr(c, name) for c in codes)) for name in ("encode", "decode"))
     offset, constant = (torch.cat([getattr(c, name) for c in codes]) for name in ("offset", "constant"))
     top = torch.cat([2.0 ** c.bits.float() - 1 for c in codes])
-    o = layout.order
-    padded = torch.cat([decode[o], torch.zeros(1, geometry.layer_width, dtype=torch.float32)])
+    rows = decode[parts.component] * (2.0 ** parts.shift.float())[:, None]
+    padded = torch.cat([rows, torch.zeros(1, geometry.layer_width, dtype=torch.float32)])
     return HotMatrices(
         layout,
-        encode[o].T.contiguous().to(device),
-        offset[o].to(device),
+        parts.to(device),
+        encode.T.contiguous().to(device),
+        offset.to(device),
         layout.shifted_rows(padded[layout.padded_order()])
         .T.reshape(geometry.kv_heads, geometry.head_dim, -1)
         .contiguous()
         .to(device),
         constant.to(device),
-        top[o].to(device),
+        top.to(device),
     )

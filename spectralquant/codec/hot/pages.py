@@ -23,7 +23,7 @@ def rows_to_bands(page: Tensor, matrices: RowMatrices, codec: HotCodec) -> Tenso
     for layer, pair in enumerate(codec.layers):
         for m, codes in zip(pair, (keys, values), strict=True):
             of_layer = torch.cat(codes[layer * kv : (layer + 1) * kv], dim=1)
-            out.append(m.layout.pack(of_layer[:, m.layout.order]).T.reshape(-1))
+            out.append(m.pack(of_layer).reshape(-1))
     return torch.cat(out)
 
 
@@ -34,11 +34,8 @@ def bands_to_rows(page: Tensor, matrices: RowMatrices, codec: HotCodec) -> Tenso
     for layer, pair in enumerate(codec.layers):
         for kind, m in enumerate(pair):
             size = m.layout.row_bytes * BLOCK
-            padded = m.layout.unpack(page[at : at + size].view(m.layout.row_bytes, BLOCK))
+            codes = m.unpack(page[at : at + size].view(m.layout.row_bytes, BLOCK))
             at += size
-            order, real = m.layout.padded_order(), m.layout.padded_order() >= 0
-            codes = torch.empty(BLOCK, len(m.layout.order), dtype=torch.uint8)
-            codes[:, m.layout.order[order[real]]] = padded[real].T
             both[kind].extend(codes.split(_ranks(matrices, codec, layer, kind), dim=1))
     return page_of_codes(*both, matrices)
 

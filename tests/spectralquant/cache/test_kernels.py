@@ -97,7 +97,7 @@ def test_pages_change_layout_without_loss():
     for pair in codec.layers:
         for m in pair:
             codes = torch.stack([torch.randint(0, int(t) + 1, (128,)) for t in m.top], dim=1).to(torch.uint8)
-            page.append(m.layout.pack(codes).T.reshape(-1))
+            page.append(m.pack(codes).reshape(-1))
     bands = torch.cat(page)
     assert len(bands) == size
     assert torch.equal(rows_to_bands(bands_to_rows(bands, matrices, codec), matrices, codec), bands)

@@ -5,7 +5,7 @@ from conftest import profile_of
 
 from spectralquant import SpectralCache
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.hot.codec import HotCodec
+from spectralquant.codec.hot.codec import CodeParts, HotCodec
 from spectralquant.codec.hot.linear import row_matrices
 from spectralquant.codec.hot.pages import rows_to_bands
 from spectralquant.geometry import BLOCK
@@ -65,3 +65,21 @@ def test_keys_are_coded_after_rope_and_turned_back():
     again = codec.encode(KVBlock(keys, values, 0, rotations=block.rotations))
     for pages, more in zip(turned.pages, again.pages, strict=True):
         assert all((a != b).float().mean() <= 1e-3 for a, b in zip(pages, more, strict=True))
+
+
+def test_codes_of_six_bits_are_two_parts():
+    bits = torch.tensor([6, 8, 2, 6, 4])
+    parts = CodeParts.of(bits)
+    assert parts.width.tolist() == [4, 2, 8, 2, 4, 2, 4]
+    codes = torch.stack([torch.arange(256) % 2**b for b in bits.tolist()], dim=1).to(torch.uint8)
+    shuffled = parts.in_order(torch.randperm(7, generator=torch.Generator().manual_seed(0)))
+    split = shuffled.split(codes)
+    assert bool((split < 2**shuffled.width).all()) and torch.equal(shuffled.join(split), codes)
+    again = (split.long() << shuffled.shift).float() @ torch.nn.functional.one_hot(shuffled.component).float()
+    assert torch.equal(again, codes.float())
+
+
+def test_a_profile_has_components_of_six_bits():
+    _, profile = profile_of("llama")
+    tier = profile.tier("hot")
+    assert {4, 6} <= set(torch.cat([tier.key_bits, tier.value_bits]).tolist()) <= {2, 4, 6, 8}
