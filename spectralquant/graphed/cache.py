@@ -72,7 +72,7 @@ class StaticSpectralCache(Cache):
         max_tokens: int,
         window: int,
         backend: str,
-        select: float | int | None,
+        select: Sequence[float | int | None],
     ) -> None:
         self.lengths = Lengths(batch, max_tokens, window, matrices.device)
         self.parts: list[CodedLayers | SlidingLayers] = []
@@ -110,9 +110,9 @@ class StaticSpectralCache(Cache):
 
 
 def static_matrices(
-    profile: CalibrationProfile, geometry: CacheGeometry, device: torch.device, select: float | int | None
+    profile: CalibrationProfile, geometry: CacheGeometry, device: torch.device, indexed: bool
 ) -> RowMatrices:
-    """The kernels' matrices of the layers that read everything.
+    """The kernels' matrices of the layers that read everything, with an index where steps select by one.
 
     Raises:
         InputError: there is no such layer, or the profile has no hot tier for them.
@@ -130,7 +130,7 @@ def static_matrices(
             f"{', '.join(profile.tiers)}). Calibrate one: sq calibrate --tier hot."
         )
     part = geometry.part(everything)
-    return row_matrices(tensors, part, range(part.layers), device, 0 if select is None else INDEX_RANK)
+    return row_matrices(tensors, part, range(part.layers), device, INDEX_RANK if indexed else 0)
 
 
 def static_attention(

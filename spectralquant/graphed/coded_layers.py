@@ -23,7 +23,7 @@ class CodedLayers:
 
     Args:
         geometry: of these layers alone, numbered from 0. matrices: of all of them, layer after layer.
-        backend: of the kernels. select: what part of the coded tokens a step reads (None: all).
+        backend: of the kernels. select: a layer: what part of the coded tokens a step reads (None: all).
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class CodedLayers:
         lengths: Lengths,
         dtype: torch.dtype,
         backend: str,
-        select: float | int | None,
+        select: Sequence[float | int | None],
     ) -> None:
         self.geometry, self.matrices, self.lengths = geometry, matrices, lengths
         self.backend, self.select = backend, select
@@ -77,9 +77,10 @@ class CodedLayers:
         keys, values = self.keys[layer], self.values[layer]
         exact = ExactTokens(keys[:, :, :0], values[:, :, :0], keys, values, self.lengths.exact)
         pages = RowPages(self.storage.view(-1), self.table, self.first, self.lengths.coded, self.layers[layer])
-        if self.select is None:
+        part = self.select[layer]
+        if part is None:
             return spectral_decode(query, pages, exact, scaling, backend=self.backend)
-        return spectral_index_decode(query, pages, exact, self.select, scaling, backend=self.backend)
+        return spectral_index_decode(query, pages, exact, part, scaling, backend=self.backend)
 
     def compress(self) -> None:
         """Code the oldest block of every sequence whose room is full; `lengths.compressed` comes after."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from spectralquant.geometry import BLOCK
 from spectralquant.graphed.cache import IMPLEMENTATION, StaticSpectralCache, static_matrices
 from spectralquant.graphed.fusion import fused
 from spectralquant.graphed.greedy import Greedy
+from spectralquant.graphed.select import Select, by_layer
 from spectralquant.graphed.steps import GraphedSteps
 from spectralquant.hooks.decoder import attention_modules, position_limit
 from spectralquant.hooks.implementation import Switch, decoder_configs
@@ -41,7 +42,8 @@ class GraphedModel:
         max_tokens: tokens that a sequence can have, prompt and answer.
         batch: sequences of the first capture; another number is captured when it first comes.
         window: recent tokens that stay exact at least, a multiple of 128.
-        select: a share (0.08) or number of the coded tokens that a step reads, by the index (None: all).
+        select: a share (0.08) or number of the coded tokens that a step reads, by the index (None: all); or one for each
+            layer that reads everything, such as `solve_shares` finds.
 
     Raises:
         InputError: what the steps cannot do, and what does it instead. ProfileError: the profile is for another model.
@@ -55,17 +57,12 @@ class GraphedModel:
         max_tokens: int,
         batch: int = 1,
         window: int = BLOCK,
-        select: float | int | None = None,
+        select: Select | Sequence[Select] = None,
     ) -> None:
         if window < BLOCK or window % BLOCK:
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
         if batch < 1 or max_tokens < 1:
             raise InputError(f"batch={batch} and max_tokens={max_tokens} must be positive.")
-        share = isinstance(select, float)
-        if select is not None and not (0 < select <= 1 if share else select > 0):
-            raise InputError(
-                f"select={select} must be a share of the coded tokens (0.08) or a positive number of them."
-            )
         self.model = usable_model(model)
         limit = position_limit(self.model)
         if limit is not None and max_tokens > limit:
@@ -78,9 +75,10 @@ class GraphedModel:
         why = shape_refusal(self.geometry.heads, self.geometry.kv_heads, self.geometry.head_dim)
         if why is not None:
             raise InputError(f"Kernels cannot read this model's cache: {why}. Use SpectralCache(kernels='torch').")
-        self.max_tokens, self.window, self.select = max_tokens, window, select
+        self.max_tokens, self.window = max_tokens, window
         self.device = model_device(self.model)
-        self._matrices = static_matrices(profile, self.geometry, self.device, select)
+        self.select = by_layer(select, self.geometry)
+        self._matrices = static_matrices(profile, self.geometry, self.device, any(s is not None for s in self.select))
         self._configs = decoder_configs(self.model, attention_modules(self.model))
         self._forward: Callable[..., Any] = self.model.forward
         self.cache: StaticSpectralCache | None = None

@@ -137,7 +137,7 @@ def _write_row(
         _write_band(x_at, valid, rows + n4 + n2, n1, matrices, start, B1, 1, tl.uint8, B1, COUNT, D, STEP, T, UPCAST)
 
 
-@triton.jit(launch_metadata=_metadata, do_not_specialize=["tokens", "token_bytes"])
+@triton.jit(launch_metadata=_metadata, do_not_specialize=["tokens", "token_bytes", "HK"])
 def compress_kernel(
     K,
     V,
@@ -158,7 +158,7 @@ def compress_kernel(
     INDEX_SHIFT,
     tokens,
     token_bytes,
-    HK: tl.constexpr,
+    HK,
     D: tl.constexpr,
     KEY_COUNT: tl.constexpr,
     VALUE_COUNT: tl.constexpr,

@@ -125,9 +125,12 @@ def test_a_selection_of_everything_is_everything():
     model, profile = setting()
     ids = tokens(1, 420)
     whole = stepped(sq.GraphedModel(model, profile, max_tokens=420), ids, 400)
-    all_selected = stepped(sq.GraphedModel(model, profile, max_tokens=420, select=1.0), ids, 400)
+    all_selected = stepped(sq.GraphedModel(model, profile, max_tokens=420, select=0.9999), ids, 400)
     few = stepped(sq.GraphedModel(model, profile, max_tokens=420, select=0.1), ids, 400)
     assert apart(all_selected, whole) < 1e-3 < apart(few, whole)
+    layers = len(model.model.layers)
+    some = stepped(sq.GraphedModel(model, profile, max_tokens=420, select=[None] * (layers - 1) + [0.1]), ids, 400)
+    assert 1e-3 < apart(some, whole) < apart(few, whole)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +140,7 @@ def test_a_selection_of_everything_is_everything():
         ({"max_tokens": 10**9}, "positions"),
         ({"max_tokens": 256, "window": 100}, "multiple of the block size"),
         ({"max_tokens": 256, "select": 1.5}, "must be a share"),
+        ({"max_tokens": 256, "select": [0.1] * 9}, "select has 9 parts"),
         ({"max_tokens": 256, "batch": 0}, "must be positive"),
     ],
 )
