@@ -2,7 +2,7 @@
 
 `python -m research.cold_speed.study SAMPLE.npz OUT.json` runs it on a GPU machine that has neither model nor profile; SAMPLE is
 what `sq study cold-speed --keep-sample SAMPLE.npz` wrote elsewhere. With `--profile P --data D` it measures quality too. A run goes on
-where OUT stands: parts that are there are kept, unless `--part` names them.
+where OUT stands: parts that are there are kept, unless `--part` names them. `--join FILE` puts parts that were measured apart into OUT.
 """
 
 from __future__ import annotations
@@ -58,16 +58,10 @@ def cold_speed_study(
         raise InputError("The part quality needs a profile and a text (--profile P --data D).")
     named = {"sample": at.sample.symbols.source, "sample_shape": at.own.name, "made": MADE, "seed": 0}
     facts = provenance(**device_facts(at.device), **named)
-    done = _kept(earlier, facts, parts)
+    done = {} if earlier is None else _kept(earlier, facts, parts)
     wanted = [
         p for p in PARTS if p in parts or (not parts and p not in done and (p != "quality" or at.quality is not None))
     ]
-
-    def result() -> Results:
-        rows = [row for part in done.values() for row in part["rows"]]
-        made = {name: {"created": part["created"], "whole": part["whole"]} for name, part in done.items()}
-        checks = {name: part["checks"] for name, part in done.items()}
-        return results_file("cold-speed", rows, facts, checks=checks, summary=summary_of(rows), parts=made)
 
     for number, part in enumerate(wanted):
         at.progress(part, number, len(wanted))
@@ -75,11 +69,34 @@ def cold_speed_study(
         for rows, checks in PARTS[part](at):
             own["rows"] += [row | {"part": part} for row in rows]
             own["checks"] |= checks
-            save(result())
+            save(_result(done, facts))
             gc.collect()
             torch.cuda.empty_cache()
         own["whole"] = True
-    return result()
+    return _result(done, facts)
+
+
+def joined(results: Sequence[Results]) -> Results:
+    """Parts that were measured apart, by one commit on one kind of device, as one file.
+
+    Raises:
+        InputError: they are of several commits, devices or samples, or one part is in two of them.
+    """
+    facts = results[0].provenance
+    done: dict[str, dict[str, Any]] = {}
+    for one in results:
+        more = _kept(one, facts, ())
+        if twice := set(more) & set(done):
+            raise InputError(f"The part {min(twice)} is in two of the files. Name one of them.")
+        done |= more
+    return _result({name: done[name] for name in PARTS if name in done}, facts)
+
+
+def _result(done: dict[str, dict[str, Any]], facts: dict[str, Any]) -> Results:
+    rows = [row for part in done.values() for row in part["rows"]]
+    made = {name: {"created": part["created"], "whole": part["whole"]} for name, part in done.items()}
+    checks = {name: part["checks"] for name, part in done.items()}
+    return results_file("cold-speed", rows, facts, checks=checks, summary=summary_of(rows), parts=made)
 
 
 def require_gpu(device: torch.device) -> None:
@@ -92,10 +109,8 @@ def require_gpu(device: torch.device) -> None:
         raise InputError("cold-speed times kernels: it needs a CUDA GPU (--device cuda).")
 
 
-def _kept(earlier: Results | None, facts: dict[str, Any], parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _kept(earlier: Results, facts: dict[str, Any], parts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Whole parts of `earlier` results that are not to be measured anew."""
-    if earlier is None:
-        return {}
     if earlier.name != "cold-speed":
         raise InputError(f"The results file holds a {earlier.name} study. Name another file.")
     for name in SAME:
@@ -127,7 +142,11 @@ def main() -> None:
     parser.add_argument("--profile")
     parser.add_argument("--data", default="builtin:pydoc")
     parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--join", type=Path, help="Only put the parts of this file into OUT, which lacks them.")
     arguments = parser.parse_args()
+    if arguments.join is not None:
+        write_json(arguments.out, joined([read_results(arguments.out), read_results(arguments.join)]).as_json())
+        return
     require_gpu(torch.device("cuda"))
     quality = None
     if arguments.profile is not None:

@@ -13,7 +13,7 @@ from research.cold_speed import parts
 from research.cold_speed.costs import QualityOf
 from research.cold_speed.cpu import cpu_rows
 from research.cold_speed.parts import PARTS, Bearings
-from research.cold_speed.study import cold_speed_study, require_gpu
+from research.cold_speed.study import cold_speed_study, joined, require_gpu
 from research.cold_speed.summary import summary_of
 from spectralquant.errors import InputError
 from spectralquant.files import json_text
@@ -76,7 +76,9 @@ def test_one_command_measures_every_part_and_goes_on_where_it_stands(bearings, m
     assert "first token" in page
 
 
-def test_parts_are_refused_that_are_not_there_or_lack_something(bearings, tmp_path):
+def test_parts_are_refused_that_are_not_there_or_lack_something(bearings, monkeypatch):
+    monkeypatch.setattr(parts, "CONTEXTS", (256,))
+    monkeypatch.setattr(parts, "LARGE", "smollm2-135m")
     with pytest.raises(InputError, match="codec"):
         cold_speed_study(bearings, ["codecs"])
     with pytest.raises(InputError, match="--profile"):
@@ -84,6 +86,10 @@ def test_parts_are_refused_that_are_not_there_or_lack_something(bearings, tmp_pa
     with pytest.raises(InputError, match="GPU"):
         require_gpu(torch.device("cpu"))
     first = cold_speed_study(bearings, ["blocks"])
+    with pytest.raises(InputError, match="two of the files"):
+        joined([first, first])
+    both = joined([first, cold_speed_study(bearings, ["coders"])])
+    assert list(both["parts"]) == ["coders", "blocks"] and both["checks"]["blocks"] == first["checks"]["blocks"]
     other = replace(bearings, own=replace(bearings.own, name="another"))
     with pytest.raises(InputError, match="sample_shape"):
         cold_speed_study(other, ["blocks"], earlier=first)
