@@ -23,8 +23,8 @@ Row = dict[str, Any]
 BITS = 4
 WIDEST = 2.6  # of the outermost of 16 points, in standard deviations
 FIT_TOKENS = 1024
-UNTIL_KEPT = 12
-TOKENS = 24
+UNTIL_KEPT = 10
+TOKENS = 12
 
 
 def working_set_rows(loaded: LoadedModel, profile: CalibrationProfile, ids: Tensor, shape: ModelShape) -> list[Row]:

@@ -62,7 +62,7 @@ def _tokens(rows: list[Row]) -> str:
         ]
         for r in rows
     ]
-    return table(["", "ms a token", "tokens/s", "first ms", "slowest of the next 11", "working set MB"], body)
+    return table(["", "ms a token", "tokens/s", "first ms", "slowest of the next 9", "working set MB"], body)
 
 
 def _words(device: str, s: Row, checks: Mapping[str, Any], rows: list[Row]) -> str:

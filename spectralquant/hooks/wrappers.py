@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -35,9 +35,9 @@ def usable_model(model: nn.Module, *, spread: bool = False) -> nn.Module:
             _refuse_learnt_prompt(model)
             inner = model.get_base_model()
         else:
-            modules = getattr(model, "_modules", {})
+            children = getattr(model, "_modules", {})
             names = (COMPILED,) if hasattr(model, "set_attn_implementation") else (COMPILED, *INNER)
-            inner = next((modules[name] for name in names if isinstance(modules.get(name), nn.Module)), None)
+            inner = next((children[name] for name in names if isinstance(children.get(name), nn.Module)), None)
             if inner is None:
                 break
         model = inner
@@ -46,15 +46,15 @@ def usable_model(model: nn.Module, *, spread: bool = False) -> nn.Module:
             f"{type(model).__name__} is not a transformers model (it has no config and attention implementation). "
             "Pass the PreTrainedModel that is inside it."
         )
-    modules = list(model.modules())
-    _refuse_sharded(modules)
-    absent = [name for name, p in model.named_parameters() if p.is_meta and not _offloaded_holder(model, name)]
+    every = modules(model)
+    _refuse_sharded(every)
+    absent = [name for name, p in named_parameters(model) if p.is_meta and not _offloaded_holder(model, name)]
     if absent:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no weights ({absent[0]} is on the meta device and nothing was offloaded). "
             "Load the model with from_pretrained first."
         )
-    devices = sorted({str(d) for d in _attention_devices(modules)})
+    devices = sorted({str(d) for d in _attention_devices(every)})
     if len(devices) > 1 and not spread:
         raise UnsupportedModelError(
             f"{type(model).__name__} is spread over {', '.join(devices)}: its keys and values lie on several devices, and a "
@@ -133,8 +133,8 @@ def _execution_device(module: nn.Module) -> torch.device | None:
     return None if weight is None or weight.is_meta else weight.device
 
 
-def _attention_devices(modules: Sequence[nn.Module]) -> list[torch.device]:
-    layers = [m for m in modules if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
+def _attention_devices(every: Sequence[nn.Module]) -> list[torch.device]:
+    layers = [m for m in every if type(m).__name__.endswith("Attention") and hasattr(m, "layer_idx")]
     projections = [
         next((p for p in m.modules() if next(p.parameters(recurse=False), None) is not None), m) for m in layers
     ]
@@ -148,8 +148,8 @@ def _offloaded_holder(model: nn.Module, name: str) -> bool:
     return any(getattr(h, "offload", False) for path in paths for h in offload_hooks(model.get_submodule(path)))
 
 
-def _refuse_sharded(modules: Sequence[nn.Module]) -> None:
-    if any(type(m).__name__ == "FullyShardedDataParallel" for m in modules):
+def _refuse_sharded(every: Sequence[nn.Module]) -> None:
+    if any(type(m).__name__ == "FullyShardedDataParallel" for m in every):
         raise UnsupportedModelError(
             "The model's weights are sharded by FullyShardedDataParallel, which only runs it as a whole. Load the model "
             "without it for calibration and caches, or shard with fully_shard (FSDP2)."
@@ -163,3 +163,42 @@ def _refuse_learnt_prompt(model: nn.Module) -> None:
                 f"The adapter {name!r} ({type(config).__name__}) puts a learnt prompt in front of every input, which fills "
                 "a cache of its own. Use the base model, or an adapter that changes weights (LoRA)."
             )
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """As `list(model.named_modules())`, without recursion: a cache walks its model's hundreds of modules several times before the
+    first token."""
+    out: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    waiting: list[tuple[str, nn.Module]] = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        out.append((name, module))
+        before = name + "." if name else ""
+        inner = [(before + key, child) for key, child in module._modules.items() if child is not None]
+        waiting.extend(reversed(inner))
+    return out
+
+
+def modules(model: nn.Module) -> list[nn.Module]:
+    """As `list(model.modules())`."""
+    return [module for _, module in named_modules(model)]
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """As `model.named_parameters()`."""
+    seen: set[int] = set()
+    for name, module in named_modules(model):
+        before = name + "." if name else ""
+        for key, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield before + key, parameter
+
+
+def has(module: nn.Module, name: str) -> bool:
+    """`hasattr` for what a module holds as attribute or submodule, without the price of an attribute that is not there."""
+    return name in module.__dict__ or name in module._modules or hasattr(type(module), name)

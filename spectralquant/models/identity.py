@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralquant.geometry import CacheGeometry
-from spectralquant.hooks.wrappers import usable_model
+from spectralquant.hooks.wrappers import named_parameters, usable_model
 from spectralquant.models.schema import ModelIdentity
 from spectralquant.models.weights import Weight, embedding_weight, named_weights, state_of_adapters
 from spectralquant.surroundings import own_arithmetic
@@ -137,7 +137,7 @@ def _state(model: nn.Module) -> object:
 
     Values are looked at, because a write through `parameter.data` leaves no trace in version counters.
     """
-    named = list(model.named_parameters())
+    named = list(named_parameters(model))
     facts = tuple((name, tuple(p.shape), p.dtype) for name, p in named)
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for _, parameter in named:

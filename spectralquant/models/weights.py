@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from spectralquant.errors import UnsupportedModelError
-from spectralquant.hooks.wrappers import offload_hooks
+from spectralquant.hooks.wrappers import has, modules, offload_hooks
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def state_of_adapters(model: nn.Module) -> tuple[Any, ...]:
             tuple(getattr(m, "merged_adapters", ()) or ()),
             bool(getattr(m, "disable_adapters", False)),
         )
-        for m in model.modules()
-        if hasattr(m, "base_layer") or hasattr(m, "modules_to_save")
+        for m in modules(model)
+        if has(m, "base_layer") or has(m, "modules_to_save")
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 import spectralquant as sq
 from spectralquant.errors import ProfileError
+from spectralquant.hooks.wrappers import has, named_modules, named_parameters
 from spectralquant.models import identity
 from spectralquant.models.identity import difference, model_identity, same_rounded, weights_sha256
 from spectralquant.models.probe import probe_geometry
@@ -159,3 +160,12 @@ def test_a_packet_of_one_dtype_opens_in_another(packed, opened):
     with torch.no_grad():
         logits = [other(input_ids=ids[:, :1], past_key_values=held).logits.float() for held in (cache, dense)]
     assert (logits[0] - logits[1]).norm() < 0.05 * logits[1].norm()
+
+
+def test_modules_and_parameters_are_walked_as_torch_walks_them():
+    model = random_model()
+    model.twice = model.lm_head  # one module by two names
+    model.nothing = None
+    assert [n for n, _ in named_modules(model)] == [n for n, _ in model.named_modules()]
+    assert [n for n, _ in named_parameters(model)] == [n for n, _ in model.named_parameters()]
+    assert has(model, "lm_head") and has(model, "config") and has(model, "device") and not has(model, "base_layer")
