@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test gate setup clean readme docs lint release provenance sanitize results-check
+.PHONY: demo test gate setup clean readme docs lint release provenance sanitize results results-gpu results-check
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -46,6 +46,15 @@ release: setup
 
 readme: setup
 	$(VENV)/bin/python -m research.readme.write
+
+# The files under profiles/results, each by the one command that research/results/table.py names; WIKI is WikiText-2 raw test.
+# MORE="--only NAME", "--again", "--check" (compare with the stored files), "--list".
+WIKI ?= wiki.test.raw
+results: setup
+	$(VENV)/bin/python -m research.results.run --needs cpu --text $(WIKI) $(MORE)
+
+results-gpu: setup
+	$(VENV)/bin/python -m research.results.run --needs gpu --text $(WIKI) $(MORE)
 
 # Which files under profiles/results this checkout's code did not make; 1 where profiles/results/stale.toml says otherwise.
 results-check: setup

@@ -1,0 +1,130 @@
+"""Every results file: the one command that writes it, what it needs, and how far a second run may be from the stored one.
+
+Placeholders: {out} the file, {demo} and {wiki} profiles that other commands of this table make, {text} WikiText-2 raw test,
+{manual} Python's own manual as one file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """name: of the file, without `.json`. needs: cpu or gpu. minutes: about, on two cores or one H100. after: files whose
+    command makes a profile that this one reads. before: commands that add to the same file first.
+    """
+
+    name: str
+    command: str
+    needs: str
+    minutes: int
+    after: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+
+GEMMA = "--model builtin:gemma3-270m"
+TEXT = "--data file:{text}"
+PROFILE = "sq profile --context 32768 --batch 1,8"
+OTHERS = (
+    "h2o+spectral:keep=0.5 h2o+spectral:keep=0.2 h2o+spectral:keep=0.5,step_scale=2.0 hf_quantized "
+    "hf_quantized:backend=hqq,bits=4 hf_quantized:backend=hqq,bits=3 hf_quantized:backend=hqq,bits=2"
+)
+COMPARE = "--profile {wiki} --data file:{text} --dtype float32 --json {out}"
+DEMO, WIKI = ("calibrate-smollm2-cpu",), ("calibrate-smollm2-h100",)
+TABLE = (
+    Entry("architectures", "sq study architectures --out {out}", "cpu", 4),
+    Entry("gate-simulation", "sq study gate --out {out}", "cpu", 1),
+    Entry("calibrate-smollm2-cpu", "sq calibrate --tier all --out {demo} --json {out}", "cpu", 9),
+    Entry("cache-smollm2-cpu", f"sq study cache --profile {{demo}} {TEXT} --out {{out}}", "cpu", 8, DEMO),
+    Entry("packet-smollm2-cpu", "sq study packet --profile {demo} --out {out}", "cpu", 2, DEMO),
+    Entry(
+        "generate-smollm2-cpu",
+        "sq generate --profile {demo} --tier hot --budget 64MB --file {manual} --json {out}",
+        "cpu",
+        4,
+        DEMO,
+    ),
+    Entry(
+        "cold-costs-smollm2",
+        "python -m research.cold_speed.costs {demo} file:{text} {out} --windows 2",
+        "cpu",
+        8,
+        DEMO,
+    ),
+    Entry("durations", "python -m research.durations --out {out}", "cpu", 25),
+    Entry("prediction-h100", "python -m research.prediction --out {out}", "cpu", 1),
+    Entry(
+        "calibrate-smollm2-h100",
+        f"sq calibrate --tier all --steps 80 --window 2048 {TEXT} --out {{wiki}} --json {{out}}",
+        "gpu",
+        2,
+    ),
+    Entry("cold-smollm2-wikitext2", f"sq study cold {TEXT} --out {{out}}", "gpu", 8),
+    Entry("tiers-smollm2-wikitext2", f"sq study tiers {TEXT} --out {{out}}", "gpu", 4),
+    Entry("domains-smollm2", f"sq study domains {TEXT} --steps 36 --window 768 --windows 24 --out {{out}}", "gpu", 4),
+    Entry("cold-second-model", "sq study second-model --data builtin:stdlib --out {out}", "gpu", 4),
+    Entry(
+        "headline",
+        f"sq study headline {TEXT} --windows 12 --out {{out}}",
+        "gpu",
+        25,
+        before=(f"sq study headline {GEMMA} {TEXT} --windows 12 --out {{out}}",),
+    ),
+    Entry("quality", f"sq study quality {TEXT} --data builtin:prose --data builtin:pydoc --out {{out}}", "gpu", 20),
+    Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
+    Entry(
+        "compare-smollm2-8192",
+        "sq compare turboquant h2o snapkv scissorhands streaming_llm --context 8192 --windows 2 --needle 0 --match kl=0.01 "
+        + COMPARE,
+        "gpu",
+        8,
+        WIKI,
+    ),
+    Entry("compare-smollm2-wikitext2-others", f"sq compare {OTHERS} --needle 10 {COMPARE}", "gpu", 10, WIKI),
+    Entry(
+        "index-smollm2-wikitext2", f"sq study index --profile {{wiki}} {TEXT} --windows 6 --out {{out}}", "gpu", 3, WIKI
+    ),
+    Entry("cache-smollm2-h100", f"sq study cache --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
+    Entry("coder-h100", f"sq study coder --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
+    Entry("cold-speed-h100", f"sq study cold-speed --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 6, WIKI),
+    Entry(
+        "profile-h100",
+        "sq profile --context 32768,2048,8192,131072,262144 --batch 1,2,4,8,16 --json {out}",
+        "gpu",
+        5,
+    ),
+    Entry("profile-h100-8percent", f"{PROFILE} --share 0.08 --json {{out}}", "gpu", 1),
+    Entry("profile-h100-steps", f"{PROFILE} --end-to-end --json {{out}}", "gpu", 1),
+    Entry("tuning-h100", "sq study kernels --out {out}", "gpu", 2),
+    Entry(
+        "real-shapes-h100",
+        "sq study shapes --device cuda --dtype bfloat16 --steps 2 --window 384 --out {out}",
+        "gpu",
+        10,
+    ),
+    Entry("calibrate-scale", "sq study calibrate-scale --out {out}", "gpu", 15),
+)
+
+TOLERANCES: tuple[tuple[str, float, float], ...] = (
+    # field names (whole, a regular expression), relative, absolute
+    (r".*(_s|_us|seconds|seconds_low|seconds_high|speedup|tb_per_s|gb_s|gsymbols_s|peak_share|spread)", 0.35, 0.0),
+    (r".*(_s_range|_quartiles|cpu_s|wall_s|token_ratio|prefill_ratio|share_of_prefill)", 0.5, 0.05),
+    (r".*(peak|memory).*", 0.15, 0.0),
+    (r".*(kl|kl_nats|kl_nats_ci95|kl_bounded)", 0.1, 2e-4),
+    (r".*(ppl|ppl_ci95)", 0.05, 0.05),
+    (r".*(top1|needle)", 0.0, 0.1),
+    (r".*", 0.05, 1e-3),
+)
+"""How far a figure may be from the stored one: other machines of the same kind, other versions of libraries, other noise."""
+
+
+def tolerance(field: str) -> tuple[float, float]:
+    """Relative and absolute difference that a field is allowed."""
+    return next((rel, absolute) for pattern, rel, absolute in TOLERANCES if re.fullmatch(pattern, field))
+
+
+def entry(name: str) -> Entry | None:
+    """The entry of a file."""
+    return next((e for e in TABLE if e.name == name), None)

@@ -1,0 +1,120 @@
+"""Every results file has one command that writes it; running one writes, resumes, and compares within tolerances."""
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+import typer
+
+from research.results import run as runner
+from research.results.compare import differences
+from research.results.run import chosen, command_of
+from research.results.stale import RESULTS
+from research.results.table import TABLE, entry, tolerance
+from spectralquant.errors import InputError
+
+
+def test_every_stored_file_has_one_command():
+    names = [e.name for e in TABLE]
+    assert len(names) == len(set(names))
+    assert {file.stem for file in RESULTS.glob("*.json")} <= set(names)
+
+
+@pytest.mark.parametrize("name", [e.name for e in TABLE])
+def test_commands_have_options_that_exist(name, tmp_path):
+    from sqcli.root import app
+
+    commands = typer.main.get_command(app).commands
+    text = tmp_path / "t"
+    text.write_text("x")
+    each = entry(name)
+    assert all("{out}" in command for command in (*each.before, each.command)), "the command names the file it writes"
+    for command in (*each.before, each.command):
+        words = command_of(each, command, text)
+        assert not any("{" in word for word in words)
+        if words[2] != "sqcli":
+            done = subprocess.run([sys.executable, *words[1:3], "--help"], capture_output=True, text=True, check=True)
+            assert all(word in done.stdout for word in words if word.startswith("--"))
+            continue
+        known = {o for p in commands[words[3]].params for o in (*p.opts, *p.secondary_opts)}
+        assert {word for word in words[3:] if word.startswith("--")} <= known
+    for other in each.after:
+        assert any("{" + p + "}" in entry(other).command and "{" + p + "}" in each.command for p in ("demo", "wiki"))
+
+
+def test_what_cannot_run_is_refused_first(tmp_path):
+    with pytest.raises(InputError, match="no such results file"):
+        chosen("cpu", ["colder"], False, [])
+    with pytest.raises(InputError, match="needs gpu: run make results-gpu"):
+        chosen("cpu", ["tuning-h100"], False, [])
+    each = entry("cache-smollm2-cpu")
+    with pytest.raises(InputError, match="reads WikiText-2 raw test"):
+        command_of(each, each.command, tmp_path / "none")
+
+
+def test_only_what_is_stale_is_made_unless_all_is_asked_for():
+    assert [e.name for e in chosen("cpu", [], False, ["gate-simulation", "tuning-h100"])] == ["gate-simulation"]
+    assert len(chosen("cpu", [], True, [])) == sum(e.needs == "cpu" for e in TABLE)
+
+
+def test_figures_are_compared_by_their_tolerance():
+    stored = {"rows": [{"kl_nats": 0.01, "encode_s": 1.0, "bytes": 1000, "ok": True}], "provenance": {"n": 1}}
+    near = {"rows": [{"kl_nats": 0.0105, "encode_s": 1.3, "bytes": 1040, "ok": True}], "provenance": {"n": 2}}
+    far = {"rows": [{"kl_nats": 0.02, "encode_s": 3.0, "bytes": 2000, "ok": True}], "provenance": {"n": 1}}
+    assert differences(stored, near) == []
+    assert [line.partition(":")[0] for line in differences(stored, far)] == [
+        f"rows[0].{n}" for n in ("bytes", "encode_s", "kl_nats")
+    ]
+    assert differences(stored, {"rows": []})[0].endswith("only in the stored file")
+    assert differences({"rows": [{"kl_nats_ci95": [0.01, 0.02]}]}, {"rows": [{"kl_nats_ci95": [0.01, 0.5]}]})
+
+
+@pytest.mark.parametrize(
+    "field, relative", [("encode_s", 0.35), ("peak_memory_bytes", 0.15), ("kl_nats", 0.1), ("payload_ratio", 0.05)]
+)
+def test_times_may_differ_more_than_rates(field, relative):
+    assert tolerance(field)[0] == relative
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A build folder and stored results of their own, of a source that is clean."""
+    monkeypatch.setattr(runner, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runner, "LIST", tmp_path / "stale.toml")
+    (tmp_path / "results").mkdir()
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=runner.ROOT)
+    if head.returncode:
+        pytest.skip("this tree is no checkout")
+    monkeypatch.setenv("SQ_GIT_COMMIT", head.stdout.strip())
+    monkeypatch.setenv("SQ_GIT_DIRTY", "0")
+    return tmp_path
+
+
+@pytest.mark.slow  # a command in a process of its own, thousands of simulated runs
+def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
+    """The simulation of the gate, as the table has it."""
+    short = entry("gate-simulation")
+    assert runner.main(["--only", short.name]) == 0
+    stored = place / "results" / "gate-simulation.json"
+    facts = json.loads(stored.read_text())["provenance"]
+    assert facts["quotable"] and facts["command"] == shlex.join(
+        ["sq", "study", "gate", "--out", "gate-simulation.json", "--quotable"]
+    )
+    capfd.readouterr()
+    monkeypatch.setattr(runner, "run", None)  # the second time nothing runs
+    assert runner.main(["--only", short.name, "--check"]) == 0
+    assert "gate-simulation: within tolerances" in capfd.readouterr().out
+    changed = json.loads(stored.read_text())
+    changed["runs"] *= 2
+    stored.write_text(json.dumps(changed))
+    assert runner.main(["--only", short.name, "--check"]) == 1
+    assert "runs: 2000 stored, 1000 now" in capfd.readouterr().out
+
+
+def test_a_changed_tree_is_refused(place, monkeypatch, capsys):
+    monkeypatch.setenv("SQ_GIT_DIRTY", "1")
+    assert runner.main(["--only", "gate-simulation"]) == 2
+    assert "Commit your changes" in capsys.readouterr().err
