@@ -87,6 +87,7 @@ def serve_check(
         batch=batch,
         own_tiers=gpu,
         cpu_bytes=(8 << 30) if gpu else 0,
+        memory_bytes=(16 << 30) if gpu else 0,
         kl_limit=max_kl,
         engine=engine,
     )

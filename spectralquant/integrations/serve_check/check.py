@@ -52,7 +52,9 @@ class ServeCheck:
     codec: a profile for serving, or `lossless` alone. prompts: with one shared prefix of `prefix` tokens and `own` tokens each
     of their own; `new` tokens are generated. long: lengths of long prompts that are restored, `long_prompts` of each.
     trace: requests over `trace_prefixes` prefixes of `prefix` tokens; the disk budget holds `trace_share` of the prefixes as
-    the engine holds them. batch: sequences decoded together, with and without the tier (0: not measured).
+    the engine holds them. own_tiers: measure vLLM's own too, which need a GPU. cpu_bytes: of vLLM's tier in CPU memory before
+    ours; memory_bytes: of it alone. one_process: store and restore in one, which tells something only where cpu_bytes are fewer
+    than what is stored. batch: sequences decoded together, with and without the tier (0: not measured).
     """
 
     model: str
@@ -72,6 +74,8 @@ class ServeCheck:
     texts: bool = True
     own_tiers: bool = False
     cpu_bytes: int = 0
+    memory_bytes: int = 0
+    one_process: bool = False
     kl_limit: float = KL_LIMIT
     engine: dict[str, Any] = field(default_factory=dict)
     text: str = "builtin:pydoc"
@@ -159,9 +163,15 @@ class _Runs:
         check, store = self.check, self.folder / f"store-{way}"
         codec = codec_of(way, check.codec)
         transfer = ours(store, ROOMY, codec, check.device if way == SPECTRAL else "cpu", check.cpu_bytes)
-        filled = self._run(f"{way}-fill", transfer, self._fills())
-        restored = self._run(f"{way}-restore", transfer, [*self._measured(), *self._batch()])
-        stored, tally = filled["tally"], restored["tally"]
+        measured = [*self._measured(), *self._batch()]
+        if check.one_process:
+            filled = restored = self._run(f"{way}-restore", transfer, [*self._fills(), *measured])
+            stored = filled["steps"]["settle"]["tally"]
+            tally = {name: restored["tally"][name] - stored[name] for name in stored}
+        else:
+            filled = self._run(f"{way}-fill", transfer, self._fills())
+            restored = self._run(f"{way}-restore", transfer, measured)
+            stored, tally = filled["tally"], restored["tally"]
         row = ServingRow(
             way=way,
             codec=codec,
@@ -176,13 +186,13 @@ class _Runs:
             decode_s=tally["decode_s"],
         )
         row = row.updated(**self._times(restored), **self._against(way, restored), **self._rates(restored))
-        row = row.updated(**self._ours_traced(way, codec, filled))
+        row = row.updated(**self._ours_traced(way, codec, stored))
         self._judge(row)
         return row
 
     def _vllm(self, way: str) -> ServingRow:
         check = self.check
-        transfer = vllm_own(way, self.folder / way, check.cpu_bytes)
+        transfer = vllm_own(way, self.folder / way, check.memory_bytes if way == MEMORY else check.cpu_bytes)
         restored = self._run(way, transfer, [*self._fills(), *self._measured(), *self._batch()])
         row = ServingRow(way=way, prompts=check.prompts, prefix_tokens=check.prefix)
         row = row.updated(cached_tokens_share=_cached_share(restored["steps"]["times"]), **self._times(restored))
@@ -222,10 +232,10 @@ class _Runs:
         rates = report["steps"].get("batch", {}).get("tokens_per_s")
         return {"decode_tokens_per_s": {str(self.check.batch): statistics.median(rates)}} if rates else {}
 
-    def _ours_traced(self, way: str, codec: str, filled: dict[str, Any]) -> dict[str, Any]:
+    def _ours_traced(self, way: str, codec: str, stored: dict[str, Any]) -> dict[str, Any]:
         if not self.check.trace:
             return {}
-        chunk_bytes = filled["tally"]["raw_bytes"] / filled["tally"]["saves"]
+        chunk_bytes = stored["raw_bytes"] / stored["saves"]
         chunks = self.check.trace_prefixes * (self.check.prefix // VLLM_CHUNK)
         budget = int(self.check.trace_share * chunks * chunk_bytes)
         device = self.check.device if way == SPECTRAL else "cpu"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spectralquant.integrations.chunks import LOSSLESS
+from spectralquant.integrations.vllm.plugin import CONNECTOR, PACKAGE
 
 RECOMPUTE = "recompute"
 SPECTRAL = "spectral"
@@ -19,7 +20,12 @@ def ours(store: Path, budget: int, codec: str, device: str, cpu_bytes: int | Non
     extra: dict[str, Any] = {"spectral": {"store": str(store), "budget": budget, "codec": codec, "device": device}}
     if cpu_bytes:
         extra["cpu_bytes_to_use"] = cpu_bytes
-    return {"kv_connector": "SpectralConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
+    return {
+        "kv_connector": CONNECTOR,
+        "kv_connector_module_path": f"{PACKAGE}.connector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": extra,
+    }
 
 
 def vllm_own(way: str, folder: Path, cpu_bytes: int) -> dict[str, Any]:

@@ -61,7 +61,6 @@ class SpectralTier(SecondaryTierManager):
             )
         self._device = settings.device
         self._archive = open_archive(settings, facts, self._tokens)
-        self._waiting_most = settings.waiting // self._layout.bytes
         self._storing = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-store")
         self._loading = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-load")
         self._lock = threading.Lock()
@@ -71,8 +70,6 @@ class SpectralTier(SecondaryTierManager):
         self._asked: dict[str, set[bytes]] = {}
         self._positions: dict[str, dict[bytes, int]] = {}
         self._avoided: dict[bytes, float] = {}
-        self._waiting = 0
-        self.dropped = 0
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         if self._avoided and self._avoided.get(key, 0.0) > time.monotonic():
@@ -96,23 +93,12 @@ class SpectralTier(SecondaryTierManager):
             for i, (key, start) in enumerate(zip(keys, starts, strict=True))
             if start is not None and key not in self._archive
         ]
-        with self._lock:
-            if self._waiting + len(chosen) > self._waiting_most:
-                self.dropped += len(chosen)
-                chosen = []
-            self._waiting += len(chosen)
 
         def work() -> bool:
-            try:
-                for at in range(0, len(chosen), TOGETHER):
-                    some = chosen[at : at + TOGETHER]
-                    content = self._rows[torch.from_numpy(rows[some]).long()].to(self._device)
-                    self._archive.put(
-                        [keys[i] for i in some], self._layout.read(content, [starts[i] or 0 for i in some])
-                    )
-            finally:
-                with self._lock:
-                    self._waiting -= len(chosen)
+            for at in range(0, len(chosen), TOGETHER):
+                some = chosen[at : at + TOGETHER]
+                content = self._rows[torch.from_numpy(rows[some]).long()].to(self._device)
+                self._archive.put([keys[i] for i in some], self._layout.read(content, [starts[i] or 0 for i in some]))
             return True
 
         self._run(self._storing, job_metadata.job_id, work)
