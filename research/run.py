@@ -73,7 +73,7 @@ def run_study(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
         InputError: the study cannot run with these options or on this machine; and whatever models and texts raise.
     """
     alone = {"shapes": _shapes, "architectures": _architectures, "kernels": _kernels, "gate": _gate}
-    alone |= {"calibrate-scale": _scale, "quality": _quality, "headline": _headline}
+    alone |= {"calibrate-scale": _scale, "quality": _quality, "headline": _headline, "serving": _serving}
     if request.name in alone:
         return alone[request.name](request, desk)
     sources = open_sources(request.data, offline=request.offline, report=desk.report)
@@ -298,3 +298,11 @@ def _architectures(request: StudyRequest, desk: Desk) -> tuple[Results, list[str
     with desk.unfinished(request, transformers=transformers.__version__) as kept:
         result = architecture_study(progress=desk.progress, kept=kept)
     return result, [f"{row.name}: {row.reason}" for row in result.rows if row.outcome == WRONG]
+
+
+def _serving(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
+    from research.serving.study import serving_study
+
+    assert request.profile is not None
+    result = serving_study(request.model, request.profile, request.parts, offline=request.offline, report=desk.report)
+    return result, []

@@ -28,8 +28,9 @@ STUDIES = (
     "architectures",
     "calibrate-scale",
     "serving-codec",
+    "serving",
 )
-WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed")
+WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed", "serving")
 DEFAULT_OTHER = ("builtin:stdlib",)
 
 
@@ -100,7 +101,8 @@ def study(
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
     three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
     several; and what metric, form of the bases and --steps are worth on --model. serving-codec: bytes and quality of prefixes that
-    a serving engine's tier restores, with and without token ids and attention.
+    a serving engine's tier restores, with and without token ids and attention. serving: vLLM with and without the tier, on --model
+    with a --profile for serving; on a GPU also times at an 8B shape.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """

@@ -13,6 +13,7 @@ from spectralquant.results.speed import KernelRow
 from spectralquant.results.studies import ArchitectureRow, ScaleRow, ShapeRow
 from sqcli.terminal.headline import headline_tables
 from sqcli.terminal.times.cold_speed import cold_speed_table
+from sqcli.terminal.times.serving import serving_view
 
 
 def study_view(result: Results) -> list[RenderableType]:
@@ -35,6 +36,8 @@ def study_view(result: Results) -> list[RenderableType]:
         return [cold_speed_table(result)]
     if result.kind == "spectralquant.calibrate-scale":
         return [scale_runs(result.rows)]
+    if result.kind == "spectralquant.serving":
+        return serving_view(result)
     if result.kind == "spectralquant.coder":
         return [coder_speed(result)]
     if result.kind == "spectralquant.shapes":

@@ -167,11 +167,12 @@ class _Runs:
         if check.one_process:
             filled = restored = self._run(f"{way}-restore", transfer, [*self._fills(), *measured])
             stored = filled["steps"]["settle"]["tally"]
-            tally = {name: restored["tally"][name] - stored[name] for name in stored}
+            end = restored["steps"][self._measured()[-1].name]["tally"]
+            tally = {name: end[name] - stored[name] for name in stored}
         else:
             filled = self._run(f"{way}-fill", transfer, self._fills())
             restored = self._run(f"{way}-restore", transfer, measured)
-            stored, tally = filled["tally"], restored["tally"]
+            stored, tally = filled["tally"], restored["steps"][self._measured()[-1].name]["tally"]
         row = ServingRow(
             way=way,
             codec=codec,

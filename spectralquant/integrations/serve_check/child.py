@@ -18,6 +18,7 @@ from spectralquant.integrations.serve_check.orders import Order, Prompts, Report
 
 SETTLE_SECONDS = 600.0
 STILL_SECONDS = 0.5
+LAST_PART = 0.8
 
 
 class Engine:
@@ -42,9 +43,9 @@ class Engine:
         from spectralquant.text.read import load_text
 
         tokenizer = self.llm.get_tokenizer()
-        return [
-            i for document in load_text(order.text) for i in tokenizer(document, add_special_tokens=False)["input_ids"]
-        ]
+        tokens = [i for text in load_text(order.text) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        first = int(LAST_PART * len(tokens))  # what a profile was calibrated on stands at the beginning
+        return tokens[first:] + tokens[:first]
 
     def prompts(self, wanted: Prompts) -> list[list[int]]:
         """Token ids of each prompt."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from spectralquant.integrations.archive import ChunkArchive
 from spectralquant.integrations.chunks import Chunk
 
 log = logging.getLogger(__name__)
+TOGETHER = 32
 
 
 class Storing:
@@ -23,6 +26,7 @@ class Storing:
         self._most = most_bytes
         self._bytes = 0
         self._keys: set[bytes] = set()
+        self._queue: deque[tuple[bytes, Chunk]] = deque()
         self._lock = threading.Lock()
         self.dropped = 0
 
@@ -43,18 +47,24 @@ class Storing:
                 return
             self._bytes += size
             self._keys.update(keys)
-        for key, chunk in zip(keys, chunks, strict=True):
-            self._pool.submit(self._store, key, chunk, size / len(keys))
+            self._queue.extend(zip(keys, chunks, strict=True))
+        self._pool.submit(self._store)
 
-    def _store(self, key: bytes, chunk: Chunk, size: float) -> None:
-        try:
-            self.archive.put([key], [chunk])
-        except Exception:
-            log.exception("a chunk was not stored")
-        finally:
-            with self._lock:
-                self._bytes -= int(size)
-                self._keys.discard(key)
+    def _store(self) -> None:
+        """Code what waits, some chunks at once; another thread may take the rest."""
+        while taken := self._take():
+            try:
+                self.archive.put(*map(list, zip(*taken, strict=True)))
+            except Exception:
+                log.exception("%d chunks were not stored", len(taken))
+            finally:
+                with self._lock:
+                    self._bytes -= sum(chunk.tokens for _, chunk in taken) * self.archive.shape.bytes_per_token
+                    self._keys.difference_update(key for key, _ in taken)
+
+    def _take(self) -> list[tuple[bytes, Chunk]]:
+        with self._lock:
+            return [self._queue.popleft() for _ in range(min(TOGETHER, len(self._queue)))]
 
     def finish(self) -> None:
         """Wait until everything is written, and take no more."""
@@ -63,8 +73,9 @@ class Storing:
 
 @dataclass
 class Fetch:
-    """A chunk on its way out of the archive, and the requests that wait for it."""
+    """A chunk on its way out of the archive, the position of its first token, and the requests that wait for it."""
 
+    start: int
     future: Future[Chunk | None]
     requests: set[str]
 
@@ -81,6 +92,7 @@ class Fetching:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sq-fetch")
         self._most = most_bytes // max(1, archive.tokens * archive.shape.bytes_per_token)
         self._fetches: dict[bytes, Fetch] = {}
+        self._wanted: deque[tuple[bytes, Fetch]] = deque()
 
     def look(self, key: bytes, request: str, start: int) -> bool | None:
         """True: the chunk is ready. False: it cannot be had. None: ask again.
@@ -94,24 +106,37 @@ class Fetching:
                 return self._archive.lookup(key)  # counts the miss
             if len(self._fetches) >= self._most:
                 return False
-            fetch = self._fetches[key] = Fetch(self._pool.submit(self._fetch, key, start), set())
+            fetch = self._fetches[key] = Fetch(start, Future(), set())
+            self._wanted.append((key, fetch))
+            self._pool.submit(self._fetch)
         fetch.requests.add(request)
         if not fetch.future.done():
             return None
         return fetch.future.result() is not None
 
-    def _fetch(self, key: bytes, start: int) -> Chunk | None:
-        try:
-            if not self._archive.lookup(key):
-                return None
-            chunk = self._archive.get([key])[0]
-        except Exception:
-            log.exception("a chunk was not restored")
-            return None
-        if chunk is not None and chunk.start != start:
-            self._archive.store.discard(key)
-            return None
-        return chunk
+    def _fetch(self) -> None:
+        """Read, verify and decode what is wanted, some chunks at once; another thread may take the rest."""
+        while taken := self._take():
+            chunks: list[Chunk | None] = [None] * len(taken)
+            try:
+                whole = [i for i, (key, _) in enumerate(taken) if self._archive.lookup(key)]
+                for i, chunk in zip(whole, self._archive.get([taken[i][0] for i in whole]), strict=True):
+                    key, fetch = taken[i]
+                    if chunk is not None and chunk.start != fetch.start:
+                        self._archive.store.discard(key)
+                    else:
+                        chunks[i] = chunk
+            except Exception:
+                log.exception("%d chunks were not restored", len(taken))
+            for (_, fetch), chunk in zip(taken, chunks, strict=True):
+                fetch.future.set_result(chunk)
+
+    def _take(self) -> list[tuple[bytes, Fetch]]:
+        taken = []
+        with contextlib.suppress(IndexError):  # other threads take from the same end
+            while len(taken) < TOGETHER:
+                taken.append(self._wanted.popleft())
+        return taken
 
     def chunk(self, key: bytes) -> Chunk:
         """A chunk that `look` found ready for a request that is not done yet."""
@@ -133,5 +158,6 @@ class Fetching:
 
     def finish(self) -> None:
         """Let go of everything."""
+        self._wanted.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._fetches.clear()

@@ -1,0 +1,41 @@
+"""`python -m research.serving.large FOLDER PROFILE SPEC RATIO`: a random model's folder, and a profile for serving it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from spectralquant.calibrating.api import calibrate_model
+from spectralquant.calibration.options import CalibrationSettings
+from spectralquant.calibration.targets import Ratio
+from spectralquant.models.load import load_model
+from spectralquant.text.mix import tokenize_sources
+from spectralquant.text.read import open_sources
+
+STEPS = 2
+WINDOW = 384
+
+
+def make(folder: Path, profile: Path, spec: str, ratio: float) -> None:
+    """Random weights in bfloat16 (the engine reads the very same), and statistics of two short windows."""
+    loaded = load_model(spec, device="auto", dtype="bfloat16", offline=True)
+    loaded.model.save_pretrained(folder)
+    sources = open_sources(["builtin:pydoc"], offline=True)
+    text = tokenize_sources(loaded.tokenizer, sources, (STEPS + 8) * WINDOW + 4096, window=WINDOW)
+    settings = CalibrationSettings(
+        steps=STEPS,
+        window=WINDOW,
+        targets={"cold": Ratio(ratio)},
+        span="layer",
+        purpose="serving",
+        predict="none",
+        held_out_windows=1,
+        held_out_window=WINDOW,
+    )
+    made = calibrate_model(loaded, text, settings, text_name="builtin:pydoc")
+    assert made is not None
+    made.save(profile)
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
