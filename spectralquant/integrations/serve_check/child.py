@@ -19,6 +19,7 @@ from spectralquant.integrations.serve_check.orders import Order, Prompts, Report
 SETTLE_SECONDS = 600.0
 STILL_SECONDS = 0.5
 LAST_PART = 0.8
+RESET_TRIES = 50
 
 
 class Engine:
@@ -83,8 +84,12 @@ class Engine:
         return connector is not None and bool(connector.has_pending_push_work())
 
     def forget(self) -> None:
-        """Empty the engine's own prefix cache; what tiers hold stays."""
-        self.llm.reset_prefix_cache()
+        """Empty the engine's own prefix cache; what tiers hold stays. It can only when no page is in use any more."""
+        for _ in range(RESET_TRIES):
+            if self.llm.reset_prefix_cache():
+                return
+            self.run([[1, 2, 3]], max_tokens=2)
+        raise RuntimeError("vLLM does not empty its prefix cache: pages stay in use")
 
 
 def archives() -> list[Any]:
