@@ -22,9 +22,9 @@ from research.readme.quality import bounded, promise, quality
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted, scale_quality
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
-from research.readme.stale import dagger, stale
 from research.readme.tiers import costs, tiers
 from research.readme.tools import OPENED, load, table
+from research.results.marks import dagger, stale
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

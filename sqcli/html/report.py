@@ -12,6 +12,7 @@ from sqcli.html.cold_page import cold_sections
 from sqcli.html.page import Page, flat
 from sqcli.html.speed_page import speed_sections
 from sqcli.terminal.compare import against, bound_text, row_name, task_text
+from sqcli.terminal.headline import quality_grid, speed_grid
 
 COLUMNS = (
     ("payload_ratio", "Payload"),
@@ -40,6 +41,11 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
         rows = [r for r in result["rows"] if "failed" not in r]
         if kind in ("compare", "cold", "tiers", "quality"):
             _quality(page, name, result, rows)
+        elif kind == "headline":
+            points = result["points"]
+            for model, text in dict.fromkeys((r["model"], r["text"]) for r in points):
+                rows = [r for r in points if (r["model"], r["text"]) == (model, text)]
+                _quality(page, f"{model.removeprefix('builtin:')}, {text}", result, rows)
         elif kind == "calibrate":
             _calibration(page, name, result)
         elif kind == "profile":
@@ -55,7 +61,14 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
 
 
 def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
-    """What a comparison says in one line a method, at equal quality."""
+    """What a file says before all curves: every method at equal quality."""
+    if result["kind"].endswith("headline"):
+        kl = result["rows"][0]["kl_nats"] if result["rows"] else 0
+        page.table(f"{name}: payload ratio at KL {kl:g} nats/token; MB: the own profile's", quality_grid(result))
+        if result["speed"]:
+            first = result["speed"][0]
+            title = f"{name}: {first['device']}, one window of {first['context']:,} tokens, block by block"
+            page.table(title, speed_grid(result["speed"]))
     if not result["kind"].endswith("compare"):
         return
     rows = result.get("matched") or matched([r for r in result["rows"] if "failed" not in r], 0.01)

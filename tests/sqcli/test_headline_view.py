@@ -1,0 +1,96 @@
+"""The table that opens the results: in the terminal, on a page, and in the docs, with the same cells."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from research.readme import headline
+from spectralquant.results.files import results_file
+from sqcli.html.report import report_page
+from sqcli.terminal.headline import headline_tables, quality_grid, speed_grid
+
+ROW = {"model": "builtin:m", "kl_nats": 0.01, "context": 2048, "n_tokens": 4096, "n_windows": 2}
+RATIOS = (
+    ("spectral", "own", "streaming", 80.0, "interpolated", 90_000_000),
+    ("spectral", "own", "prompt", 99.0, "interpolated", 90_000_000),
+    ("spectral", "general", "streaming", 41.26, "at least", 50_000_000),
+    ("spectral", "foreign python", "streaming", 9.0, "interpolated", 50_000_000),
+    ("turboquant", None, "streaming", 4.5, "interpolated", None),
+    ("turboquant outliers", None, "streaming", 5.5, "interpolated", None),
+    ("h2o", None, "streaming", None, "never", None),
+    ("h2o", None, "prompt", None, "never", None),
+)
+
+
+def results():
+    rows = [
+        ROW
+        | {
+            "text": text,
+            "method": m,
+            "profile": p,
+            "mode": mode,
+            "payload_ratio": ratio,
+            "bound": bound,
+            "profile_bytes": size,
+        }
+        for text in ("wikitext", "bible")
+        for m, p, mode, ratio, bound, size in RATIOS
+    ]
+    times = {"encode_gb_s": 1.5, "decode_gb_s": 2.5, "first_token_s": 0.0123, "prefill_s": 0.02}
+    speed = [
+        {
+            "model": "builtin:m",
+            "method": "spectral",
+            "options": {"tier": "cold", "target_ratio": 65.0},
+            "device": "GPU X",
+        }
+        | {"context": 2048, "blocks": 14, **times}
+    ]
+    point = {"method": "spectral", "options": {"tier": "cold", "variant": "own"}, "model": "builtin:m", "text": "bible"}
+    figures = {
+        "context": 2048,
+        "n_tokens": 9,
+        "payload_ratio": 70.0,
+        "whole_cache_ratio": 12.0,
+        "kl_nats": 0.01,
+        "delta_ppl": 0.1,
+    }
+    return results_file("headline", rows, {}, speed=speed, points=[point | figures])
+
+
+def test_a_row_a_model_and_text_and_a_column_a_method():
+    head, *rows = quality_grid(results())
+    assert head[3:] == ("spectral, own profile", "MB", "general profile", "foreign profile", "turboquant", "h2o")
+    assert rows[0] == ("m", "wikitext", "2", "80.0", "90", "≥ 41.3", "9.0", "5.5", "–") and rows[1][1] == "bible"
+
+
+def test_speeds_are_named():
+    assert speed_grid(results().speed)[1] == ("m", "spectral for 65", "1.50", "2.50", "12 ms", "20 ms")
+
+
+def test_the_terminal_shows_it_within_80_columns():
+    console = Console(width=80, record=True, file=io.StringIO())
+    for part in headline_tables(results()):
+        console.print(part)
+    text = console.export_text()
+    assert "80.0" in text and "GPU X" in text and "≥ 41.3" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_the_page_opens_with_it():
+    text = report_page([("headline", results())]).render()
+    assert text.index("payload ratio at KL 0.01") < text.index("<svg") and "≥ 41.3" in text and "GPU X" in text
+
+
+def test_the_docs_block_has_the_same_cells(monkeypatch):
+    monkeypatch.setattr(headline, "load", lambda name: results())
+    text = headline.sceptic()
+    assert "| m | wikitext | 2 | **80.0** | 90 | ≥ 41.3 | 9.0 | 5.5 | – |" in text and "GPU X" in text
+
+
+@pytest.mark.parametrize("part", ["rows", "speed"])
+def test_a_file_with_missing_parts_is_shown(part):
+    result = results()
+    setattr(result, part, [])
+    assert report_page([("headline", result)]).render() and headline_tables(result) is not None
