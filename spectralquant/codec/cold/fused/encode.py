@@ -148,6 +148,7 @@ class FusedEncoder:
             some = [(p[0][index] * p[1][index, None]).T for p, index in zip(parts, leading, strict=True)]
             features = own_features(*some, *energies)
         else:
+            assert received is not None
             logs = torch.log(torch.stack(energies, dim=1) + 1e-9)
             features = torch.cat([torch.log(received.flatten(1) + FLOOR), logs], dim=1)
         return self.codec.importance.classes(features).T.to(torch.uint8).contiguous()
