@@ -12,6 +12,7 @@ from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.serving.codec import ServingCodec
 from spectralquant.evaluation.measure import Measurement
 from spectralquant.evaluation.restored import measure_restored
+from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.hooks.rotary_frequencies import RotaryFrequencies, model_frequencies
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier
@@ -39,6 +40,8 @@ def measure_serving_tiers(
     hot: bool = False,
 ) -> list[Measurement]:
     """See `MeasureTiers`."""
+    if hot:  # read in place, as by caches
+        return measure_tiers(loaded, tiers, windows, progress, hot=True)
     rotary = model_frequencies(loaded.model, loaded.geometry)
     return measure_restored(
         loaded.model, windows, [serving_codec(tier, loaded, rotary) for tier in tiers], progress=progress

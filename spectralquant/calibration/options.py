@@ -28,8 +28,9 @@ class CalibrationSettings:
     bytes of the cold tier's tensors and head spectra, at most; then `span` is the largest that may be chosen. recompute:
     run layers again in the backward pass instead of keeping what they computed. sample_windows, sample_bytes: windows
     of the second pass and host memory for them, at most. purpose: caches (of transformers) or serving (the tier of an engine,
-    which restores whole prefixes and knows neither token ids nor attention; all layers are coded as one). shrinkage: share by
-    which what the text says of layers together is lowered against what it says of each (see `basis.spectrum.shrunk`).
+    which restores whole prefixes and knows neither token ids nor attention; all layers are coded as one, and the hot tier's take
+    equally many bits each, as an engine's pages are equally long). shrinkage: share by which what the text says of layers together
+    is lowered against what it says of each (see `basis.spectrum.shrunk`).
     """
 
     steps: int = 100
@@ -56,10 +57,11 @@ class CalibrationSettings:
             raise InputError(
                 f"--for {self.purpose!r} is not one of {', '.join(PURPOSES)}.{did_you_mean(self.purpose, PURPOSES)}"
             )
-        if self.serving and (self.predict != "none" or self.tiers != ("cold",)):
+        if self.serving and (self.predict != "none" or "warm" in self.tiers):
             raise InputError(
-                "--for serving makes the cold tier alone, without prediction from token ids, which an engine's tier does not "
-                "know: use --tier cold and --predict none (or leave both out)."
+                "--for serving makes the cold tier (for an engine's offloading) and the hot one (for its own pages), without "
+                "prediction from token ids, which an engine's tier does not know: use --tier cold, hot or cold,hot, and "
+                "--predict none (or leave it out)."
             )
         if self.steps < 1:
             raise InputError(f"--steps {self.steps}: at least one step is needed; 100 is the default.")

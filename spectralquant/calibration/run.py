@@ -23,6 +23,7 @@ from spectralquant.calibration.cold.budget import default_budget, fit_to_budget,
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
 from spectralquant.calibration.first_pass import FirstPass, window_offset
 from spectralquant.calibration.fixed.fit import FixedFitter
+from spectralquant.calibration.fixed.layerwise import LayerwiseFixedFitter
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.quality import MeasureTiers
 from spectralquant.calibration.solve import Trials, solve_cold, solve_fixed
@@ -206,15 +207,17 @@ class CalibrationRun:
         moments = [sums.rotated, sums.moments[1]] if hot else sums.moments
         width = self.geometry.head_dim if hot else layer_width
         use_metric = self.settings.metric != "energy"
+        options = {"use_metric": use_metric, "rotated": hot}
+        if self.settings.serving:
+            return LayerwiseFixedFitter(moments, (width, width), samples, layers=self.geometry.layers, **options)
         if not self.split:
-            return FixedFitter(moments, (width, width), samples, use_metric=use_metric, rotated=hot)
+            return FixedFitter(moments, (width, width), samples, **options)
         fitters = [
             FixedFitter(
                 [m.part(layers, layer_width) for m in moments],
                 (width, width),
                 [sample.part(layers) for sample in samples],
-                use_metric=use_metric,
-                rotated=hot,
+                **options,
             )
             for layers in self.split
         ]

@@ -5,6 +5,8 @@ Source: Shoham & Gersho 1988, "Efficient bit allocation for an arbitrary set of 
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,12 @@ class MaskGenerator:
         if weight is not None:
             self.distortion = self.distortion * weight
         self.count = samples.shape[1]
+
+    def part(self, index: Tensor) -> MaskGenerator:
+        """For some of the components."""
+        part = copy.copy(self)
+        part.distortion, part.count = self.distortion[:, index.to(self.distortion.device)], len(index)
+        return part
 
     def generate(self, bits_per_component: float) -> FrequencyMask:
         """The mask of least total distortion with at most this many bits per component on average.

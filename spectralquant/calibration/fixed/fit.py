@@ -62,14 +62,18 @@ class FixedFitter:
 
     def fit(self, bits_per_scalar: float) -> FixedTier:
         """The tier whose codes take at most `bits_per_scalar` on average over keys and values."""
-        mask = self.generator.generate(bits_per_scalar)
+        mask = self.bits(bits_per_scalar)
         split = self.samples[0].shape[1]
         parts = []
-        for kind, bits in enumerate((mask.bits[:split], mask.bits[split:])):
+        for kind, bits in enumerate((mask[:split], mask[split:])):
             kept = torch.nonzero(FrequencyMask(bits).binary).squeeze(1)
             parts.append((self._stored(kind, kept), bits[kept], self._codebooks(kind, kept, bits[kept])))
         (key, key_bits, key_books), (value, value_bits, value_books) = parts
         return on_cpu(FixedTier(key, value, key_bits, value_bits, key_books, value_books))
+
+    def bits(self, bits_per_scalar: float) -> Tensor:
+        """Bits uint8 of every component, keys' first."""
+        return self.generator.generate(bits_per_scalar).bits
 
     def _codebooks(self, kind: int, kept: Tensor, bits: Tensor) -> Tensor:
         """Points of all kept components, one after the other, float32 `[Σ 2^bits]`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from spectralquant.integrations.vllm.hot.select import select_hot_backend
+
 CONNECTOR = "SpectralConnector"
 SPEC = "SpectralOffloadingSpec"
 TIER = "spectral"
@@ -14,6 +16,7 @@ def register() -> None:
     from vllm.v1.kv_offload.factory import OffloadingSpecFactory
     from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 
+    select_hot_backend()
     if CONNECTOR not in KVConnectorFactory._registry:
         KVConnectorFactory.register_connector(CONNECTOR, f"{PACKAGE}.connector", CONNECTOR)
     if SPEC not in OffloadingSpecFactory._registry:
