@@ -41,7 +41,7 @@ WORDS = tuple(
         "shadow",
     ]
 )
-PASSAGE, SHOWN = 24, 12
+PASSAGE, SHOWN = 24, 18
 
 
 def make(tokenizer: Any, context: int, chooser: Random, turn: int) -> Trial:
