@@ -67,10 +67,10 @@ TABLE = (
     Entry("cold-second-model", "sq study second-model --data builtin:stdlib --out {out}", "gpu", 4),
     Entry(
         "headline",
-        f"sq study headline {TEXT} --windows 12 --out {{out}}",
+        f"sq study headline {TEXT} --steps 32 --windows 8 --out {{out}}",
         "gpu",
         25,
-        before=(f"sq study headline {GEMMA} {TEXT} --windows 12 --out {{out}}",),
+        before=(f"sq study headline {GEMMA} {TEXT} --steps 32 --windows 8 --out {{out}}",),
     ),
     Entry("quality", f"sq study quality {TEXT} --data builtin:prose --data builtin:pydoc --out {{out}}", "gpu", 20),
     Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
