@@ -12,6 +12,7 @@ METRICS = ("fisher", "attention", "energy")
 TIERS = ("cold", "warm", "hot")
 PURPOSES = ("caches", "serving")
 DEFAULT_TARGETS = {"cold": "ratio=33", "warm": "ratio=8", "hot": "ratio=4"}
+HOT_BITS = ("free", "even")
 BASES = ("auto", "dense", "two-level")
 MAX_SPAN_WIDTH = {"dense": 8192, "two-level": 32768}
 SAMPLE_BYTES = 10 << 30
@@ -30,7 +31,8 @@ class CalibrationSettings:
     of the second pass and host memory for them, at most. purpose: caches (of transformers) or serving (the tier of an engine,
     which restores whole prefixes and knows neither token ids nor attention; all layers are coded as one, and the hot tier's take
     equally many bits each, as an engine's pages are equally long). shrinkage: share by which what the text says of layers together
-    is lowered against what it says of each (see `basis.spectrum.shrunk`).
+    is lowered against what it says of each (see `basis.spectrum.shrunk`). hot_bits: of the hot
+    tier, free (least loss for its bytes) or even (what kernels read fastest; see `fixed.even`).
     """
 
     steps: int = 100
@@ -50,6 +52,7 @@ class CalibrationSettings:
     sample_windows: int = 16
     sample_bytes: int = SAMPLE_BYTES
     purpose: str = "caches"
+    hot_bits: str = "free"
     shrinkage: float = 0.0
 
     def __post_init__(self) -> None:
@@ -71,6 +74,10 @@ class CalibrationSettings:
             )
         if self.predict not in ("tokens", "none"):
             raise InputError(f"--predict {self.predict!r} is not one of tokens, none.")
+        if self.hot_bits not in HOT_BITS:
+            raise InputError(
+                f"--hot-bits {self.hot_bits!r} is not one of {', '.join(HOT_BITS)}.{did_you_mean(self.hot_bits, HOT_BITS)}"
+            )
         if self.basis not in BASES:
             raise InputError(
                 f"--basis {self.basis!r} is not one of {', '.join(BASES)}.{did_you_mean(self.basis, BASES)}"

@@ -22,6 +22,7 @@ from spectralquant.calibration.checkpoint import Checkpoint
 from spectralquant.calibration.cold.budget import default_budget, fit_to_budget, keep_within
 from spectralquant.calibration.cold.fit import ColdFitter, ColdReport
 from spectralquant.calibration.first_pass import FirstPass, window_offset
+from spectralquant.calibration.fixed.even import Even
 from spectralquant.calibration.fixed.fit import FixedFitter
 from spectralquant.calibration.fixed.layerwise import LayerwiseFixedFitter
 from spectralquant.calibration.options import CalibrationSettings
@@ -207,7 +208,8 @@ class CalibrationRun:
         moments = [sums.rotated, sums.moments[1]] if hot else sums.moments
         width = self.geometry.head_dim if hot else layer_width
         use_metric = self.settings.metric != "energy"
-        options = {"use_metric": use_metric, "rotated": hot}
+        even = Even(width, self.geometry.kv_heads) if hot and self.settings.hot_bits == "even" else None
+        options = {"use_metric": use_metric, "rotated": hot, "even": even}
         if self.settings.serving:
             return LayerwiseFixedFitter(moments, (width, width), samples, layers=self.geometry.layers, **options)
         if not self.split:

@@ -45,6 +45,13 @@ def calibrate(
             help="dense, two-level (small and over more layers) or auto (two-level beyond 8,192 coordinates)."
         ),
     ] = "auto",
+    hot_bits: Annotated[
+        str,
+        typer.Option(
+            help="Hot tier: free (least loss for its bytes) or even (all heads of a layer alike, which kernels read fastest).",
+            callback=one_of("--hot-bits", ("free", "even")),
+        ),
+    ] = "free",
     purpose: Annotated[
         str,
         typer.Option(
@@ -110,6 +117,7 @@ def calibrate(
         metric=metric,
         span=span,
         basis=basis,
+        hot_bits=hot_bits,
         tiers=tiers,
         predict=predict or ("none" if purpose == "serving" else "tokens"),
         purpose=purpose,

@@ -176,13 +176,15 @@ def _generate(
 
     loaded = load_model(f"random:{shape}", device=str(device))
     request.check(loaded.model.config.max_position_embeddings)
-    settings = CalibrationSettings(window=384, tiers=("hot", "warm"), held_out_windows=1, held_out_window=512)
+    settings = CalibrationSettings(
+        window=384, tiers=("hot", "warm"), held_out_windows=1, held_out_window=512, hot_bits="even"
+    )
     inputs = {"kind": "generate", "shape": shape, **asdict(request), **device_facts(device)}
     with output.progress() as bar, UnfinishedRun("profile", inputs, resume=resume, report=output.note) as kept:
         profile = calibrate(
             loaded.model, loaded.tokenizer, load_text("builtin:pydoc"), steps=2, settings=settings, progress=bar
         )
-        facts = {"calibration_steps": 2, "calibration_window": settings.window}
+        facts = {"calibration_steps": 2, "calibration_window": settings.window, "hot_bits": settings.hot_bits}
         result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, output.keep, kept)
     output.show(*generate_view(result))
     output.finish(result, title="sq profile --generate")

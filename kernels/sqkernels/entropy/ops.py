@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sqkernels.common.operators import operator
 from sqkernels.entropy.contexts import Contexts
 from sqkernels.entropy.layout import STREAM_LANES, StreamTable
 from sqkernels.entropy.tables import PRECISION, RansTables
@@ -116,7 +117,7 @@ def _repeated(table: StreamTable) -> bool:
     return bool((table.fields[:, 3] > table.fields[:, 6]).any())
 
 
-@torch.library.custom_op("sqkernels::rans_decode", mutates_args=())
+@operator("sqkernels::rans_decode")
 def _rans_decode(
     words: Tensor,
     head: Tensor,
@@ -179,7 +180,7 @@ def _(words: Tensor, head: Tensor, states: Tensor, fields: Tensor, *args):
     )
 
 
-@torch.library.custom_op("sqkernels::rans_encode", mutates_args=())
+@operator("sqkernels::rans_encode")
 def _rans_encode(
     symbols: Tensor,
     initial: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sqkernels.common.launch import LayoutArguments, next_power
 from sqkernels.common.matrices import KindMatrices, RowMatrices
+from sqkernels.common.operators import operator
 from sqkernels.common.runtime import interpreting
 
 TOKENS = ((128, 128), (256, 64), (1 << 30, 32))  # tokens a program for up to so many planes
@@ -91,7 +92,7 @@ def compress(keys: Tensor, values: Tensor, matrices: RowMatrices, storage: Tenso
     torch.ops.sqkernels.spectral_compress(storage, tensors, LayoutArguments.of(matrices).numbers)
 
 
-@torch.library.custom_op("sqkernels::spectral_compress", mutates_args=("storage",))
+@operator("sqkernels::spectral_compress", mutates_args=("storage",))
 def _spectral_compress(storage: Tensor, tensors: Sequence[Tensor], layout: Sequence[int]) -> None:
     from sqkernels.spectral_compress.triton import compress_kernel
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sqkernels.common.attention import AttentionCall, AttentionTensors, Partials, Preparation, reduce
 from sqkernels.common.launch import LayoutArguments
+from sqkernels.common.operators import operator
 from sqkernels.common.pages import ExactTokens, RowPages
 from sqkernels.common.runtime import assembly, multiprocessors, overlap
 from sqkernels.spectral_decode.settings import choose_splits, settings
@@ -22,7 +23,7 @@ def decode(query: Tensor, pages: RowPages, exact: ExactTokens, scaling: float) -
     return torch.ops.sqkernels.spectral_decode(tensors, layout.numbers, scaling, splits)
 
 
-@torch.library.custom_op("sqkernels::spectral_decode", mutates_args=())
+@operator("sqkernels::spectral_decode")
 def _spectral_decode(tensors: Sequence[Tensor], layout: Sequence[int], scaling: float, splits: int) -> Tensor:
     from sqkernels.spectral_decode.triton import decode_kernel
 

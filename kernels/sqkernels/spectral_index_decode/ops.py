@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sqkernels.common.attention import AttentionCall, AttentionTensors, Partials, Preparation, reduce
 from sqkernels.common.launch import LayoutArguments, bucket
+from sqkernels.common.operators import operator
 from sqkernels.common.pages import ExactTokens, RowPages
 from sqkernels.common.runtime import assembly, multiprocessors, overlap
 from sqkernels.spectral_index_decode.budget import CELL, Budget, BudgetArguments
@@ -42,7 +43,7 @@ def selected_tokens(selected: Tensor, counts: Tensor, pages: RowPages) -> list[l
     return out
 
 
-@torch.library.custom_op("sqkernels::spectral_index_decode", mutates_args=())
+@operator("sqkernels::spectral_index_decode")
 def _spectral_index_decode(
     tensors: Sequence[Tensor],
     index: Sequence[Tensor],

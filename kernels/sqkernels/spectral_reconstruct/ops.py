@@ -12,6 +12,7 @@ from torch import Tensor
 from sqkernels.common.launch import LayoutArguments, next_power
 from sqkernels.common.layout import PAGE
 from sqkernels.common.matrices import RowMatrices
+from sqkernels.common.operators import operator
 from sqkernels.common.runtime import assembly
 
 PAGES_PER_PROGRAM = 8
@@ -70,7 +71,7 @@ def reconstruct(
     return torch.ops.sqkernels.spectral_reconstruct(tensors, LayoutArguments.of(matrices).numbers, dtype)
 
 
-@torch.library.custom_op("sqkernels::spectral_reconstruct", mutates_args=())
+@operator("sqkernels::spectral_reconstruct")
 def _spectral_reconstruct(
     tensors: Sequence[Tensor], layout: Sequence[int], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.calibration.fixed.codebooks import fit_codebooks, fit_uniform_codebooks
+from spectralquant.calibration.fixed.even import Even, even_mask
 from spectralquant.codec.fixed.mask import FrequencyMask
 from spectralquant.errors import InputError
 
@@ -22,11 +23,15 @@ CHUNK = 512
 class MaskGenerator:
     """Measure D_i(b) for every component and bit width once, then allocate for any budget."""
 
-    def __init__(self, samples: Tensor, weight: Tensor | None = None, *, in_place: bool = False) -> None:
+    def __init__(
+        self, samples: Tensor, weight: Tensor | None = None, *, in_place: bool = False, even: Even | None = None
+    ) -> None:
         """`samples`: float32 `[T, N]` coefficients in units in which all errors cost the same (times `weight: [N]`).
 
         `in_place` allows only evenly spaced points and the widths 0, 2, 4, 6 and 8, sums of what a kernel unpacks by shifts.
+        even: bits are to be even among heads (see `fixed.even`).
         """
+        self.even = even
         self.choices = IN_PLACE_CHOICES if in_place else CHOICES
         fit = fit_uniform_codebooks if in_place else fit_codebooks
         errors = [[] for _ in self.choices]
@@ -54,6 +59,9 @@ class MaskGenerator:
             raise InputError(
                 f"{bits_per_component:g} bits per scalar is outside what fixed-rate tiers offer (above 0 to {self.choices[-1]})."
             )
+        if self.even is not None:
+            none, one, two = (self.distortion[self.choices.index(b)].view(-1, self.even.dim) for b in (0, 4, 8))
+            return even_mask(torch.cat([none - one, one - two], dim=1), self.even.heads, bits_per_component)
         cost = torch.tensor(self.choices, device=self.distortion.device, dtype=self.distortion.dtype)[:, None]
         budget = bits_per_component * self.count
         low, high = -60.0, 60.0

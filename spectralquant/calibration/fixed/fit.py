@@ -12,6 +12,7 @@ from spectralquant.calibration.capture.samples import SampleWindow
 from spectralquant.calibration.capture.statistics import SpanMoments
 from spectralquant.calibration.fixed.bits import MaskGenerator
 from spectralquant.calibration.fixed.codebooks import fit_codebooks, fit_uniform_codebooks
+from spectralquant.calibration.fixed.even import Even
 from spectralquant.codec.fixed.mask import FrequencyMask
 from spectralquant.profile.tensors import FixedTier, StoredBasis, on_cpu
 
@@ -33,6 +34,7 @@ class FixedFitter:
         *,
         use_metric: bool,
         rotated: bool,
+        even: Even | None = None,
     ) -> None:
         self.bases = [_sub_bases(m, span, use_metric) for m, span in zip(moments, spans, strict=True)]
         self.samples: list[Tensor] = []
@@ -40,7 +42,9 @@ class FixedFitter:
             self.samples.append(self._normalized(self._rows(samples, kind, moments[0].sum.device, rotated), kind))
         self.weights = [torch.cat([b.variance for b in bases]).clamp_min(1e-30) for bases in self.bases]
         self.fit_points = fit_uniform_codebooks if rotated else fit_codebooks
-        self.generator = MaskGenerator(torch.cat(self.samples, dim=1), torch.cat(self.weights), in_place=rotated)
+        self.generator = MaskGenerator(
+            torch.cat(self.samples, dim=1), torch.cat(self.weights), in_place=rotated, even=even
+        )
 
     @staticmethod
     def _rows(samples: Sequence[SampleWindow], kind: int, device: torch.device, rotated: bool) -> Tensor:
