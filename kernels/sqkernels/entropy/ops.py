@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sqkernels.common.operators import operator
 from sqkernels.entropy.contexts import Contexts
 from sqkernels.entropy.layout import STREAM_LANES, StreamTable
 from sqkernels.entropy.tables import PRECISION, RansTables
+from sqkernels.operators import operator
 
 WARPS: int | None = None  # of a stream; None: by the number of streams
 MANY_STREAMS = 1500  # from which they keep a GPU busy with fewer warps each

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sqkernels.common.launch import LayoutArguments, next_power
 from sqkernels.common.matrices import KindMatrices, RowMatrices
-from sqkernels.common.operators import operator
 from sqkernels.common.runtime import interpreting
+from sqkernels.operators import operator
 
 TOKENS = ((128, 128), (256, 64), (1 << 30, 32))  # tokens a program for up to so many planes
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sqkernels.common.attention import AttentionCall, AttentionTensors, Partials, Preparation, reduce
 from sqkernels.common.launch import LayoutArguments
-from sqkernels.common.operators import operator
 from sqkernels.common.pages import ExactTokens, RowPages
 from sqkernels.common.runtime import assembly, multiprocessors, overlap
+from sqkernels.operators import operator
 from sqkernels.spectral_decode.settings import choose_splits, settings
 
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sqkernels.common.attention import AttentionCall, AttentionTensors, Partials, Preparation, reduce
 from sqkernels.common.launch import LayoutArguments, bucket
-from sqkernels.common.operators import operator
 from sqkernels.common.pages import ExactTokens, RowPages
 from sqkernels.common.runtime import assembly, multiprocessors, overlap
+from sqkernels.operators import operator
 from sqkernels.spectral_index_decode.budget import CELL, Budget, BudgetArguments
 from sqkernels.spectral_index_decode.selection import Selection
 from sqkernels.spectral_index_decode.settings import cells_per_program, settings

@@ -12,8 +12,8 @@ from torch import Tensor
 from sqkernels.common.launch import LayoutArguments, next_power
 from sqkernels.common.layout import PAGE
 from sqkernels.common.matrices import RowMatrices
-from sqkernels.common.operators import operator
 from sqkernels.common.runtime import assembly
+from sqkernels.operators import operator
 
 PAGES_PER_PROGRAM = 8
 
