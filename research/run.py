@@ -74,6 +74,7 @@ def run_study(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     """
     alone = {"shapes": _shapes, "architectures": _architectures, "kernels": _kernels, "gate": _gate}
     alone |= {"calibrate-scale": _scale, "quality": _quality, "headline": _headline, "serving": _serving}
+    alone |= {"serving-hot": _serving_hot}
     if request.name in alone:
         return alone[request.name](request, desk)
     sources = open_sources(request.data, offline=request.offline, report=desk.report)
@@ -298,6 +299,14 @@ def _architectures(request: StudyRequest, desk: Desk) -> tuple[Results, list[str
     with desk.unfinished(request, transformers=transformers.__version__) as kept:
         result = architecture_study(progress=desk.progress, kept=kept)
     return result, [f"{row.name}: {row.reason}" for row in result.rows if row.outcome == WRONG]
+
+
+def _serving_hot(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
+    from research.serving.hot import HotStudy, serving_hot_study
+
+    study = HotStudy(text=request.data[0])
+    offline = request.offline
+    return serving_hot_study(request.model, request.profile, study, offline=offline, report=desk.report), []
 
 
 def _serving(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:

@@ -87,6 +87,7 @@ TABLE = (
         "index-smollm2-wikitext2", f"sq study index --profile {{wiki}} {TEXT} --windows 6 --out {{out}}", "gpu", 3, WIKI
     ),
     Entry("cache-smollm2-h100", f"sq study cache --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
+    Entry("serving-codec", f"sq study serving-codec {TEXT} --out {{out}}", "gpu", 5),
     Entry("coder-h100", f"sq study coder --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
     Entry("cold-speed-h100", f"sq study cold-speed --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 6, WIKI),
     Entry(

@@ -11,7 +11,7 @@ class ServingRow(Row):
     way: `recompute`, `lossless`, `spectral`, or a tier of vLLM's own (`vllm-cpu-memory`, `vllm-files`). hit_share: of lookups
     in the store. kl_nats: mean KL of log-probabilities from recomputing. over_recompute: its time over that of recomputing.
     bytes_ratio: bytes of stored chunks as the engine holds them by their bytes on disk. trace_*: a trace of requests over
-    shared prefixes, with `trace_budget` bytes of disk.
+    shared prefixes, with `trace_budget` bytes of disk. pages: how many the engine has in its memory.
     """
 
     way: str
@@ -36,6 +36,7 @@ class ServingRow(Row):
     encode_s: Figure = None
     decode_s: Figure = None
     decode_tokens_per_s: dict[str, float] = {}
+    pages: int | None = None
     trace_requests: int | None = None
     trace_prefixes: int | None = None
     trace_budget: int | None = None

@@ -29,8 +29,9 @@ STUDIES = (
     "calibrate-scale",
     "serving-codec",
     "serving",
+    "serving-hot",
 )
-WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed", "serving")
+WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed", "serving", "serving-hot")
 DEFAULT_OTHER = ("builtin:stdlib",)
 
 
@@ -102,7 +103,8 @@ def study(
     three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
     several; and what metric, form of the bases and --steps are worth on --model. serving-codec: bytes and quality of prefixes that
     a serving engine's tier restores, with and without token ids and attention. serving: vLLM with and without the tier, on --model
-    with a --profile for serving; on a GPU also times at an 8B shape.
+    with a --profile for serving; on a GPU also times at an 8B shape. serving-hot: vLLM's CPU engine with a --profile's hot tier in its
+    pages, beside bfloat16 and fp8 pages.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """

@@ -116,7 +116,7 @@ class _Runs:
         return results_file(
             "serving",
             rows,
-            provenance(**{k: v for k, v in self.base["facts"].items() if k != "start_s"}),
+            provenance(**{k: v for k, v in self.base["facts"].items() if k not in ("start_s", "pages")}),
             summary=summary,
             settings=settings,
             engine=self.base["facts"],

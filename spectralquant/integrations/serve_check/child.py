@@ -31,6 +31,9 @@ class Engine:
         from vllm import LLM, SamplingParams
         from vllm.config import KVTransferConfig
 
+        from spectralquant.integrations.vllm.plugin import register
+
+        register()  # an installed package has done so; a checkout has no entry points
         transfer = {} if order.transfer is None else {"kv_transfer_config": KVTransferConfig(**order.transfer)}
         self.sampling = SamplingParams
         self.llm = LLM(model=order.model, max_logprobs=-1, **order.engine, **transfer)
@@ -193,7 +196,8 @@ def main(order_file: str, report_file: str) -> None:
     order, report = order_of(read_json(order_file, "The order")), Report()
     start = time.perf_counter()
     engine = Engine(order)
-    report.facts = {**facts(), "start_s": time.perf_counter() - start}
+    pages = engine.llm.llm_engine.vllm_config.cache_config.num_gpu_blocks
+    report.facts = {**facts(), "start_s": time.perf_counter() - start, "pages": pages}
     for step in order.steps:
         report.steps[step.name] = do(engine, step, Path(report_file))
         for archive in archives():
