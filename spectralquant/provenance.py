@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spectralquant.origin.checkout import source_commit
+from spectralquant.origin.checkout import used_source
 from spectralquant.origin.quotable import marked
 from spectralquant.origin.used_code import used_code
 
@@ -19,7 +19,7 @@ PACKAGES = ("spectralquant-toolkit", "torch", "transformers", "triton", "constri
 
 def provenance(**extra: Any) -> dict[str, Any]:
     """The `provenance` object of a results file; `extra` adds model and text hashes, seed and the like."""
-    source = source_commit()
+    source = used_source()
     facts = {
         "command": _command(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

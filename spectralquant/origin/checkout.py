@@ -46,6 +46,22 @@ def source_commit(root: Path = ROOT, environment: Mapping[str, str] = os.environ
     return _from_file(root) if found.commit is None and (root / FILE).is_file() else found
 
 
+_begun: list[SourceCommit] = []
+
+
+def note_begin() -> None:
+    """Remember the source as it is now: a long command calls this before it works, so that a change meanwhile is seen."""
+    _begun[:] = [source_commit()]
+
+
+def used_source() -> SourceCommit:
+    """The commit of this process's code: that of `note_begin` where it was called, and dirty where the tree is another by now."""
+    now = source_commit()
+    if not _begun or _begun[0] == now:
+        return now
+    return SourceCommit(_begun[0].commit, True)
+
+
 def write_provenance(root: Path = ROOT) -> Path:
     """Write `.provenance.json` of a git checkout; returns its path.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spectralquant.errors import InputError
-from spectralquant.origin.checkout import SourceCommit, source_commit
+from spectralquant.origin.checkout import SourceCommit, note_begin, source_commit
 
 
 def faults(facts: Mapping[str, Any]) -> list[str]:
@@ -21,6 +21,17 @@ def marked(facts: Mapping[str, Any], *more: str) -> dict[str, Any]:
     """A provenance with `quotable` and, where that is false, the reasons; `more` are reasons of the caller's."""
     reasons = [*faults(facts), *more]
     return {**facts, "quotable": not reasons} | ({"not_quotable": reasons} if reasons else {})
+
+
+def begin(quotable: bool) -> None:
+    """Called by a long command before it works: its code is that of now, which with `quotable` must be a clean commit.
+
+    Raises:
+        InputError: it is not.
+    """
+    note_begin()
+    if quotable:
+        require_quotable_source()
 
 
 def require_quotable_source() -> None:

@@ -84,14 +84,12 @@ def compare(
     from spectralquant.evaluation.match import parse_match
     from spectralquant.evaluation.tasks.run import parse_tasks
     from spectralquant.methods.registry import REGISTRY, check, parse
+    from spectralquant.origin.quotable import begin
     from sqcli.collisions import profile_files, text_files
     from sqcli.loading import load_for
     from sqcli.output import Output
 
-    if quotable:
-        from spectralquant.origin.quotable import require_quotable_source
-
-        require_quotable_source()
+    begin(quotable)
     level = None if match is None else parse_match(match)
     lengths = _lengths(context)
     more = parse_tasks(tasks)

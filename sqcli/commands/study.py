@@ -119,15 +119,13 @@ def study(
     if name in WITH_PROFILE and profile is None:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from research.run import Desk, StudyRequest, run_study
+    from spectralquant.origin.quotable import begin
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
     from sqcli.quotable import quotable_note
     from sqcli.terminal.study import study_view
 
-    if quotable:
-        from spectralquant.origin.quotable import require_quotable_source
-
-        require_quotable_source()
+    begin(quotable)
 
     reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(other_data)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads, json_option="--out")

@@ -3,7 +3,7 @@
 import pytest
 
 from spectralquant.errors import InputError
-from spectralquant.origin.quotable import marked, require_quotable_source
+from spectralquant.origin.quotable import begin, marked, require_quotable_source
 from spectralquant.provenance import provenance
 from sqcli.quotable import quotable_note
 
@@ -46,3 +46,14 @@ def test_the_commands_say_it():
     result = results_file("doctor", [], marked({**CLEAN, "git_dirty": True}))
     assert quotable_note(result) == "Not quotable: its code was changed after commit aaaaaaaaa."
     assert quotable_note(results_file("doctor", [], marked(CLEAN))) is None
+
+
+def test_a_tree_that_changes_while_a_command_runs_is_not_quotable(monkeypatch):
+    monkeypatch.setattr("spectralquant.origin.checkout._begun", [])
+    monkeypatch.setenv("SQ_GIT_COMMIT", "d" * 40)
+    monkeypatch.setenv("SQ_GIT_DIRTY", "0")
+    begin(True)
+    assert provenance()["git_dirty"] is False
+    monkeypatch.setenv("SQ_GIT_COMMIT", "e" * 40)
+    facts = provenance()
+    assert (facts["git_commit"], facts["git_dirty"], facts["quotable"]) == ("d" * 40, True, False)
