@@ -31,6 +31,8 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 
@@ -47,26 +49,28 @@ CLASSES = 9
 DIGITS = 5
 WIDE = 255
 POWERS = CLASSES ** np.arange(DIGITS)
+DIGITS_OF = (np.arange(CLASSES**DIGITS)[:, None] // POWERS % CLASSES).astype(np.uint8)
+U8, U16, U32 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4")
 
 
 @dataclass(frozen=True)
 class RansParts:
-    """A block taken apart. streams: int64 `[S, 2]`, words and escapes of each. classes: uint8 `[2, T]`, or None where all
-    are alike: neutral, or `unseen`. shifts: uint8 indices `[groups of keys + groups of values]`, or None. states: uint32 `[N]`. words: uint16
+    """A block taken apart. streams: int64 `[S, 2]`, words and escapes of each. packed: uint16, the classes (see `unpack_classes`), or None
+    where all are alike: neutral, or `unseen`. shifts: uint8 indices `[groups of keys + groups of values]`, or None. states: uint32 `[N]`. words: uint16
     `[n]`. tail: the side bytes beyond 2N."""
 
     shape: BlockShape
     id_width: int
     streams: np.ndarray
     wide: int
-    classes: np.ndarray | None
+    packed: np.ndarray | None
     shifts: np.ndarray | None
     states: np.ndarray
     words: np.ndarray
     tail: np.ndarray
     unseen: bool = False
 
-    @property
+    @cached_property
     def escapes(self) -> int:
         return int(self.streams[:, 1].sum())
 
@@ -83,7 +87,7 @@ class RansParts:
 def join(p: RansParts) -> bytes:
     """Serialize a block."""
     long = bool(len(p.streams) and p.streams.max() > 0xFFFF)
-    flags = LONG_STREAMS * long + WITH_CLASSES * (p.classes is not None) + ALL_UNSEEN * p.unseen
+    flags = LONG_STREAMS * long + WITH_CLASSES * (p.packed is not None) + ALL_UNSEEN * p.unseen
     head = HEADER.pack(
         RANS if p.shifts is None else RANS_SHIFTED,
         p.id_width,
@@ -97,8 +101,8 @@ def join(p: RansParts) -> bytes:
         0,
     )
     parts = [head, p.streams.astype("<u4" if long else "<u2").tobytes()]
-    if p.classes is not None:
-        parts.append(pack_classes(p.classes))
+    if p.packed is not None:
+        parts.append(p.packed.astype("<u2").tobytes())
     if p.shifts is not None:
         padded = np.pad(p.shifts.astype(np.uint8), (0, -len(p.shifts) % 4))
         parts.append((padded[0::2] | padded[1::2] << 4).tobytes())
@@ -115,7 +119,7 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
     if len(data) < HEADER.size:
         raise PacketError(f"A block of {len(data)} bytes is shorter than its header of {HEADER.size}.")
     mode, width, tokens, words, escapes, wide, lanes, runs, flags, _ = HEADER.unpack_from(data)
-    rows = sum(ranks)
+    rows = ranks[0] + ranks[1]
     if mode not in MODES or width not in (0, 2, 4) or flags > 7 or flags & 6 == 6:
         raise PacketError(f"A block has the unknown mode {mode}, token id width {width} or flags {flags}.")
     if tokens > MAX_TOKENS:
@@ -129,7 +133,7 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
     sizes = [
         2 * entry * shape.streams,
         2 * -(-2 * tokens // DIGITS) if flags & WITH_CLASSES else 0,
-        2 * -(-sum(groups(r) for r in ranks) // 4) if mode == RANS_SHIFTED else 0,
+        2 * -(-(groups(ranks[0]) + groups(ranks[1])) // 4) if mode == RANS_SHIFTED else 0,
         4 * shape.total_lanes,
         2 * words,
     ]
@@ -137,13 +141,13 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
     sizes.append(max(0, side - 2 * shape.total_lanes))
     if HEADER.size + sum(sizes) != len(data):
         raise PacketError(f"A block announces {HEADER.size + sum(sizes)} bytes but has {len(data)}.")
-    cuts = (HEADER.size + np.cumsum([0, *sizes])).tolist()
+    cuts = list(accumulate(sizes, initial=HEADER.size))
 
-    def part(i: int, kind: str) -> np.ndarray:
-        return np.frombuffer(data, np.dtype(kind), sizes[i] // np.dtype(kind).itemsize, cuts[i])
+    def part(i: int, kind: np.dtype) -> np.ndarray:
+        return np.frombuffer(data, kind, sizes[i] // kind.itemsize, cuts[i])
 
-    streams = part(0, f"<u{entry}").astype(np.int64).reshape(-1, 2)
-    if streams[:, 0].sum() != words or streams[:, 1].sum() != escapes or wide > escapes:
+    streams = part(0, U32 if entry == 4 else U16).astype(np.int64).reshape(-1, 2)
+    if streams.sum(0).tolist() != [words, escapes] or wide > escapes:
         raise PacketError("A block's streams do not add up to its words and escapes.")
     if escapes > rows * tokens:
         raise PacketError(f"A block announces {escapes} escaped values but has {rows * tokens} symbols.")
@@ -152,32 +156,32 @@ def split(data: bytes | memoryview, ranks: tuple[int, int], shifts: int) -> Rans
         width,
         streams,
         wide,
-        unpack_classes(part(1, "<u2"), tokens) if flags & WITH_CLASSES else None,
-        _nibbles(part(2, "u1"), sum(groups(r) for r in ranks), shifts) if mode == RANS_SHIFTED else None,
-        part(3, "<u4"),
-        part(4, "<u2"),
-        part(5, "u1"),
+        part(1, U16) if flags & WITH_CLASSES else None,
+        _nibbles(part(2, U8), sum(groups(r) for r in ranks), shifts) if mode == RANS_SHIFTED else None,
+        part(3, U32),
+        part(4, U16),
+        part(5, U8),
         bool(flags & ALL_UNSEEN),
     )
 
 
-def pack_classes(classes: np.ndarray) -> bytes:
-    """Five classes of `[2, T]` a word."""
+def pack_classes(classes: np.ndarray) -> np.ndarray:
+    """Five classes a word, uint16 `[W]`, of `[2, T]`."""
     flat = classes.reshape(-1)
     digits = np.pad(flat.astype(np.int64), (0, -len(flat) % DIGITS)).reshape(-1, DIGITS)
-    return (digits @ POWERS).astype("<u2").tobytes()
+    return (digits @ POWERS).astype(np.uint16)
 
 
 def unpack_classes(words: np.ndarray, tokens: int) -> np.ndarray:
-    """Inverse of `pack_classes`.
+    """Classes uint8 `[B, 2, T]` of words `[B, W]` of blocks of T tokens; inverse of `pack_classes`.
 
     Raises:
         PacketError: a word that five digits cannot make.
     """
-    if len(words) and int(words.max()) >= CLASSES**DIGITS:
+    if int(words.max(initial=0)) >= CLASSES**DIGITS:
         raise PacketError("A block names an importance class that does not exist.")
-    digits = words.astype(np.int64)[:, None] // POWERS % CLASSES
-    return digits.reshape(-1)[: 2 * tokens].astype(np.uint8).reshape(2, tokens)
+    digits: np.ndarray = DIGITS_OF[words].reshape(len(words), -1)
+    return digits[:, : 2 * tokens].reshape(-1, 2, tokens)
 
 
 def _nibbles(data: np.ndarray, count: int, limit: int) -> np.ndarray:

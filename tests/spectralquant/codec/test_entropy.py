@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.entropy import EntropyCoder
 from spectralquant.codec.cold.importance import NEUTRAL
-from spectralquant.codec.cold.rans_block import RansParts
+from spectralquant.codec.cold.rans_block import RansParts, pack_classes, unpack_classes
 from spectralquant.codec.cold.symbols import NO_SHIFT, SHIFTS, SPAN
 from spectralquant.errors import PacketError, ProfileError
 from sqkernels.entropy.tables import TOTAL
@@ -97,7 +97,7 @@ def test_neutral_classes_take_no_bytes():
     coder = make_coder()
     symbols, classes = draw(coder, 128, 1)
     block = coder.encode(symbols, torch.full_like(classes, NEUTRAL), [128], [None])[0]
-    assert block.classes is None
+    assert block.packed is None
     assert torch.equal(coder.decode(through_bytes(coder, [block])).classes, torch.full_like(classes, NEUTRAL))
 
 
@@ -210,7 +210,7 @@ def test_contradictions_are_refused():
         replace(block, wide=block.wide + 1, tail=np.concatenate([block.tail, np.zeros(4, np.uint8)])),
         replace(block, states=block.states[::-1].copy()),
         replace(block, words=block.words ^ np.uint16(1)),
-        replace(block, classes=(block.classes + 1) % 9),
+        replace(block, packed=pack_classes((unpack_classes(block.packed[None], block.shape.tokens)[0] + 1) % 9)),
     ]
     for parts in wrong:
         assert isinstance(parts, RansParts)

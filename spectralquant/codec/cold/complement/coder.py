@@ -135,7 +135,7 @@ class ComplementCoder:
         chosen = torch.from_numpy(rungs.reshape(-1)).to(self.device)
         rows = self._rows(chosen)
         parts = rans_block.split(data[size + count :], (len(rows), 0), 1)
-        if parts.shape.tokens != tokens or parts.id_width or parts.classes is not None:
+        if parts.shape.tokens != tokens or parts.id_width or parts.packed is not None:
             raise PacketError("A block's second stage does not fit its first.")
         decoded = self._coder(chosen, rows).decode([parts]).symbols
         out = torch.zeros(self.heads * self.dim, tokens, dtype=decoded.dtype, device=self.device)

@@ -28,7 +28,7 @@ from sqkernels.spectral_rows import dequantize, store_rows
 
 RUN_BYTES = 1 << 30
 STEP_TOKENS = 8192
-CHUNK_BLOCKS = 32
+CHUNK_BLOCKS, CHUNK_STREAMS = 32, 384
 Steps = Sequence[tuple[LayerSlots, int, int]]
 
 
@@ -69,16 +69,20 @@ class FusedDecoder:
         return max(1, RUN_BYTES // (2 * max(1, self.rows)))
 
     def decode(self, blocks: Sequence[bytes | memoryview]) -> DecodedRun:
-        """Coefficients of blocks; the host waits for the device once every 32 blocks, which then has the next ones in hand.
+        """Coefficients of blocks; the host waits for the device once every 32 blocks (or more, of few streams each), which then has the
+        next ones in hand.
 
         Raises:
             PacketError: damaged bytes.
         """
         coder = self.codec.coder
-        pending = []
-        for first in range(0, len(blocks), CHUNK_BLOCKS):
-            some = blocks[first : first + CHUNK_BLOCKS]
-            pending.append(coder.start([rans_block.split(b, coder.ranks, len(SHIFTS)) for b in some]))
+        pending, chunk, streams = [], [], 0
+        for at, block in enumerate(blocks):
+            chunk.append(rans_block.split(block, coder.ranks, len(SHIFTS)))
+            streams += chunk[-1].shape.streams
+            if at + 1 == len(blocks) or (len(chunk) >= CHUNK_BLOCKS and streams >= CHUNK_STREAMS):
+                pending.append(coder.start(chunk))
+                chunk, streams = [], 0
         sparse = [p.finish() for p in pending]
         largest = max(f.largest for f in sparse) * self.largest_scale
         factor = 2.0 ** max(0, math.ceil(math.log2(largest / HALF_LARGEST))) if largest > 0 else 1.0

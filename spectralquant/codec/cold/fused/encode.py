@@ -25,7 +25,7 @@ from spectralquant.codec.cold.rans_block import RansParts
 from spectralquant.codec.cold.spectral import SpectralCodec
 from sqkernels.spectral_rows import gather_rows, quantize, row_energy
 
-RUN_TOKENS = 8192
+RUN_TOKENS, MOST_TOKENS, RUN_SCALARS = 8192, 32768, 1 << 27
 Ids = tuple[int, np.ndarray]
 
 
@@ -59,7 +59,7 @@ class FusedEncoder:
         self.gain = torch.cat([p.gain for p in codec.projectors]).float().contiguous()
 
     def encode(self, run: BlockRun) -> list[bytes | None]:
-        """Bytes of every block, None for those that have to be stored raw. Waits for the device a few times a run of 8,192 tokens.
+        """Bytes of every block, None for those that have to be stored raw. Waits for the device a few times a run of 8,192 tokens or more.
 
         Raises:
             PacketError: no ids though the profile predicts from them, or ids that the model does not have.
@@ -68,12 +68,17 @@ class FusedEncoder:
         first = 0
         while first < len(run.lengths):
             last, tokens = first, 0
-            while last < len(run.lengths) and (last == first or tokens + run.lengths[last] <= RUN_TOKENS):
+            while last < len(run.lengths) and (last == first or tokens + run.lengths[last] <= self.run_tokens):
                 tokens += run.lengths[last]
                 last += 1
             out += self._encode(run.part(first, last))
             first = last
         return out
+
+    @property
+    def run_tokens(self) -> int:
+        """Tokens that are coded at once: as many as have half a gibibyte of coefficients."""
+        return min(MOST_TOKENS, max(RUN_TOKENS, RUN_SCALARS // max(1, self.rows)))
 
     def symbols(self, run: BlockRun) -> tuple[Tensor, Tensor, Tensor]:
         """Symbols int16 `[R, N]`, classes uint8 `[2, N]` and bool `[N]`, tokens that cannot be coded; without waiting."""

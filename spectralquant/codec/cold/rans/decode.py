@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from spectralquant.codec.cold.importance import NEUTRAL, UNSEEN
 from spectralquant.codec.cold.rans.setting import CoderSetting
-from spectralquant.codec.cold.rans_block import WIDE, RansParts
+from spectralquant.codec.cold.rans_block import WIDE, RansParts, unpack_classes
 from spectralquant.codec.cold.symbols import NO_SHIFT, groups
 from spectralquant.errors import PacketError
 from spectralquant.streams import to_device, to_host
@@ -55,7 +56,7 @@ class PendingSymbols:
             if b.unseen and coder.unseen != UNSEEN:
                 raise PacketError("A block was coded with tables for tokens unseen, which this profile does not have.")
         device = coder.device
-        self.classes = to_device([_classes(b) for b in blocks], device, axis=1)
+        self.classes = to_device(_classes(blocks), device, axis=1)
         shifts = None
         if any(b.shifts is not None for b in blocks):
             none = np.full(groups(coder.ranks[0]) + groups(coder.ranks[1]), NO_SHIFT, np.uint8)
@@ -98,11 +99,16 @@ class PendingSymbols:
         )
 
 
-def _classes(block: RansParts) -> np.ndarray:
-    """Uint8 `[2, T]`."""
-    if block.classes is not None:
-        return block.classes
-    return np.full((2, block.shape.tokens), UNSEEN if block.unseen else NEUTRAL, np.uint8)
+def _classes(blocks: Sequence[RansParts]) -> list[np.ndarray]:
+    """Uint8 `[2, N]` of consecutive blocks, in as few pieces as their lengths allow."""
+    out = []
+    for (tokens, stated), some in groupby(blocks, lambda b: (b.shape.tokens, b.packed is not None)):
+        if stated:
+            classes = unpack_classes(np.stack([b.packed for b in some if b.packed is not None]), tokens)
+            out.append(classes.transpose(1, 0, 2).reshape(2, -1))
+        else:
+            out += [np.full((2, tokens), UNSEEN if b.unseen else NEUTRAL, np.uint8) for b in some]
+    return out
 
 
 def split_sides(blocks: Sequence[RansParts], held: np.ndarray) -> tuple[tuple[BlockIds, ...], np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectralquant.codec.cold.importance import NEUTRAL, UNSEEN
 from spectralquant.codec.cold.rans.setting import CoderSetting
-from spectralquant.codec.cold.rans_block import WIDE, RansParts
+from spectralquant.codec.cold.rans_block import WIDE, RansParts, pack_classes
 from spectralquant.codec.cold.symbols import NO_SHIFT
 from spectralquant.streams import to_device, to_host
 from sqkernels.entropy import BlockShape, StreamTable, encode, escape_positions
@@ -49,7 +49,7 @@ def encode_blocks(
             widths[i],
             streams[i],
             (len(sides[i]) - len(written[i]) - int(streams[i][:, 1].sum())) // 4,
-            _stated(columns[i]),
+            _packed(columns[i]),
             None if shifts is None or (shifts[i] == NO_SHIFT).all() else shifts[i],
             states[i],
             words[i],
@@ -60,10 +60,10 @@ def encode_blocks(
     ]
 
 
-def _stated(classes: np.ndarray) -> np.ndarray | None:
-    """Classes uint8 `[T, 2]` as a block states them, or None where all are neutral or unseen."""
+def _packed(classes: np.ndarray) -> np.ndarray | None:
+    """Classes uint8 `[T, 2]` as a block holds them, or None where all are neutral or unseen."""
     alike = (classes == NEUTRAL).all() or (classes == UNSEEN).all()
-    return None if alike else classes.T
+    return None if alike else pack_classes(classes.T)
 
 
 def _folded(symbols: Tensor, positions: Tensor, escapes: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
