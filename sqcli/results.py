@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
-from spectralquant.results.quality import HeadRow, LayerRow, MethodRow
+from spectralquant.results.quality import HeadRow, LayerRow, MethodRow, TextCostRow
 from spectralquant.results.schema import Results
 
 if TYPE_CHECKING:
@@ -15,7 +16,14 @@ if TYPE_CHECKING:
     from spectralquant.profile.view import ProfileView
 
 
-def calibration_result(profile: CalibrationProfile) -> Results:
+def check_result(profile: CalibrationProfile, checks: Sequence[TextCostRow]) -> Results:
+    """A row a text of what a profile takes on it."""
+    side = profile.sidecar
+    facts = {"path": str(profile.path), "tensors_sha256": side.tensors_sha256}
+    return results_file("text-cost", checks, provenance(model=side.model.name), profile=facts)
+
+
+def calibration_result(profile: CalibrationProfile, checks: Sequence[TextCostRow] = ()) -> Results:
     """Held-out rows, one a tier; then what the calibration found and how long each stage took."""
     side = profile.sidecar
     rows = [MethodRow(tier=name, **(tier.measured or {})) for name, tier in side.tiers.items()]
@@ -29,6 +37,7 @@ def calibration_result(profile: CalibrationProfile) -> Results:
         calibration=side.calibration.model_dump(),
         tiers={name: tier.model_dump(exclude={"measured"}) for name, tier in side.tiers.items()},
         layers=layer_rows(profile.heads.rank.numpy(), profile.heads.bits.numpy()),
+        checks=[row.as_json() for row in checks],
     )
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from research.windows import scored_windows
+from research.windows import ALL, CALIBRATION, HELD_OUT, scored_windows
 from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
@@ -22,46 +21,57 @@ from spectralquant.codec.cold.complement.bounded_block import way_of
 from spectralquant.evaluation.curve import ratio_at_kl
 from spectralquant.evaluation.measure import Measurement, measure
 from spectralquant.evaluation.tiers import measure_tiers
-from spectralquant.methods.coding.spectral import BoundedSpec, tier_method
+from spectralquant.methods.coding.spectral import BoundedSpec, cold_parts, mean_error, tier_method
 from spectralquant.methods.coding.turboquant import TurboQuant
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.profile.promises import error_limit
+from spectralquant.profile.promises import FREE, ErrorLimits, error_limits
 from spectralquant.results.quality import MethodRow
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
-HOME_KL = 0.01
+HOME_KLS = (0.01, 0.004)
 SLACK = 1.5
+SAMPLE_BYTES = 1 << 36
 
 
 @dataclass(frozen=True)
 class QualityStudy:
-    """steps windows of `window` tokens calibrate an own profile, `general_steps` the general one; the last `windows` of the
-    home text's report part, and `per_text` of every other text, are scored. bound: KL that the general profile promises.
+    """`steps` windows of `window` tokens (or all that may calibrate, see `research.windows`), and those that begin half a
+    window later, calibrate an own profile, `general_steps` the general one; the last `windows` of the home text's report
+    part, `per_text` of every other text, and one of texts that are for the bound alone, are scored. bound: KL that the
+    general profile promises.
     """
 
     steps: int = 80
-    general_steps: int = 100
+    general_steps: int = 200
     window: int = 2048
     windows: int = 24
     per_text: int = 2
     bound: float = 0.0125
-    ratios: tuple[float, ...] = (45, 70, 95)
+    ratios: tuple[float, ...] = (26, 40, 60, 80, 100)
     turbo_bits: tuple[int, ...] = (2, 3, 4)
     cost_windows: int = 4
     text_tokens: int = 60_000
     held_out: int = 8
+    sample_windows: int = 48
     part: str = "report"
 
 
 def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, progress: Progress) -> dict[str, Any]:
     """A profile of its own text: the rate–distortion curve, and what a bound costs where every block keeps it."""
-    windows = scored_windows(text, study.steps, study.window, study.windows, study.part)
+    count = min(study.steps, len(text.windows(study.window)) * CALIBRATION // ALL)
+    windows = scored_windows(text, count, study.window, study.windows, study.part)
+    own = shifted_twice(text, count, study.window)
     settings = CalibrationSettings(
-        steps=study.steps, window=study.window, held_out_windows=1, held_out_window=study.window
+        steps=2 * count - 1,
+        window=study.window,
+        held_out_windows=1,
+        held_out_window=study.window,
+        sample_windows=study.sample_windows,
+        sample_bytes=SAMPLE_BYTES,
     )
-    run = CalibrationRun(loaded, text, settings, name, None, False, None, progress)
+    run = CalibrationRun(loaded, own, settings, name, None, False, None, progress)
     sums, samples = run.first_pass()
     fitter = run.cold_fitter(sums, samples)
     methods, tiers = [], {}
@@ -76,20 +86,30 @@ def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, p
     return {
         "model": loaded.name,
         "text": name,
-        "ratio_at_kl": ratio_at_kl(rows, HOME_KL),
+        "ratio_at_kl": {f"{kl:g}": ratio_at_kl(rows, kl) for kl in HOME_KLS},
+        "calibration_windows": count,
         "rows": [row.as_json() for row in rows],
         "evaluation_sha256": tokens_sha256(windows),
         "bound_at_home": _bound_cost(loaded, tier, heads, report.step, windows[: study.cost_windows], progress),
     }
 
 
+def shifted_twice(text: TokenText, count: int, window: int) -> TokenText:
+    """`count` windows, then those between their middles, then the two windows after the first: keys and values of a token
+    differ by what stands before it, so the same text says a little more the second time.
+    """
+    body = text.body(window)
+    first, middle, held_out = count * body, body // 2, HELD_OUT * body
+    between = text.ids[middle : middle + (count - 1) * body]
+    return TokenText(torch.cat([text.ids[:first], between, text.ids[first : first + held_out]]), text.bos)
+
+
 def _bound_cost(loaded: LoadedModel, tier: Any, heads: Any, step: float, windows: Tensor, progress: Progress) -> dict:
     """Bytes with a bound a little over the errors of blocks as calibrated, against those without one."""
-    free = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, math.inf))
+    free = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, FREE))
     plain = measure(loaded.model, loaded.geometry, windows, [free], lambda d, t: progress("cost of a bound", d, t))[0]
-    parts = free.parts.values() if hasattr(free, "parts") else [free]
-    error = SLACK * sum(sum(p.codec.errors) / len(p.codec.errors) for p in parts)
-    kept = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, error))
+    error = SLACK * mean_error(free)
+    kept = tier_method(tier, loaded, bounded=BoundedSpec(heads, step, ErrorLimits(error, error)))
     ways: Counter[str] = Counter()
     bounded = _watched(loaded, windows, kept, ways, progress)
     return {
@@ -111,6 +131,8 @@ def general(loaded: LoadedModel, mix: TokenText, name: str, study: QualityStudy,
         window=study.window,
         held_out_windows=study.held_out,
         held_out_window=1024,
+        sample_windows=study.sample_windows,
+        sample_bytes=SAMPLE_BYTES,
         targets={"cold": parse_target(f"error={study.bound}")},
     )
     profile = calibrate_model(loaded, mix, settings, text_name=name, out=out, progress=progress)
@@ -120,7 +142,7 @@ def general(loaded: LoadedModel, mix: TokenText, name: str, study: QualityStudy,
         "sources": [s.model_dump() for s in profile.sidecar.text.sources],
         "steps": study.general_steps,
         "errors": [p.model_dump() for p in summary.errors],
-        "error_limit": error_limit(summary, study.bound),
+        "error_limits": asdict(error_limits(summary, study.bound)),
         "step": summary.step,
         "measured": summary.measured,
         "profile_bytes": profile.sidecar.tensor_bytes,
@@ -137,9 +159,9 @@ def foreign(
     progress: Progress,
 ) -> dict[str, Any]:
     """One text under the general profile: bounded, as calibrated, and TurboQuant on the same tokens."""
-    windows = scored_windows(text, 0, study.window, study.per_text, study.part)
+    windows = scored_windows(text, 0, study.window, 1 if kind == "more" else study.per_text, study.part)
     summary = profile.sidecar.tiers["cold"]
-    spec = BoundedSpec(profile.heads, summary.step, error_limit(summary, study.bound))
+    spec = BoundedSpec(profile.heads, summary.step, error_limits(summary, study.bound))
     bounded = tier_method(profile.tier("cold"), loaded, bounded=spec, bound=study.bound)
     ways: Counter[str] = Counter()
     kept = _watched(loaded, windows, bounded, ways, progress)
@@ -154,12 +176,26 @@ def foreign(
         "kind": kind,
         "kl": kept.kl,
         "payload_ratio": rows[0].payload_ratio,
+        "as_calibrated": {"kl": found[1].kl, "payload_ratio": rows[1].payload_ratio},
         "exceeded": kept.kl / study.bound - 1,
         "turboquant_at_equal_kl": turbo_ratio(turbo, kept.kl),
         "ways": dict(ways),
+        "errors": _errors(bounded),
         "evaluation_sha256": tokens_sha256(windows),
         "rows": [row.as_json() for row in rows],
     }
+
+
+def _errors(method: Any) -> dict[str, float | None]:
+    """Mean errors of a bounded method's blocks, over all layers: see `BlockError`."""
+    parts = [list(p.codec.errors) for p in cold_parts(method)]
+    mean = lambda some: sum(some) / len(some) if some else None  # noqa: E731
+    each = {"first": [], "outside": [], "left": []}
+    for errors in parts:
+        each["first"].append(mean([e.first for e in errors]))
+        each["outside"].append(mean([e.outside for e in errors]))
+        each["left"].append(mean([e.left for e in errors if e.left is not None]))
+    return {name: sum(v for v in values if v is not None) for name, values in each.items()}
 
 
 def turbo_ratio(rows: list[MethodRow], kl: float) -> float:
@@ -174,8 +210,7 @@ def turbo_ratio(rows: list[MethodRow], kl: float) -> float:
 
 def _watched(loaded: LoadedModel, windows: Tensor, method: Any, ways: Counter[str], progress: Progress) -> Measurement:
     """`measure` of one method that counts the ways its blocks took."""
-    parts = list(method.parts.values()) if hasattr(method, "parts") else [method]
-    for part in parts:
+    for part in cold_parts(method):
         part.encode = _counting(part.encode, ways)
     with torch.no_grad():
         return measure(loaded.model, loaded.geometry, windows, [method], lambda d, t: progress("bounded", d, t))[0]

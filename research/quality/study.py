@@ -104,7 +104,8 @@ def summary(homes: dict[str, Any], texts: list[dict[str, Any]]) -> dict[str, flo
     least = lambda some: min((t["payload_ratio"] for t in some), default=None)  # noqa: E731
     costs = [h["bound_at_home"]["cost_share"] for h in homes.values()]
     out: dict[str, float | None] = {
-        f"ratio_at_kl_0.01_{name}": homes[model]["ratio_at_kl"] if model in homes else None
+        f"ratio_at_kl_{kl}_{name}": homes[model]["ratio_at_kl"][kl] if model in homes else None
+        for kl in ("0.01", "0.004")
         for name, model in (("smollm2", "smollm2-135m"), ("gemma3", "gemma3-270m"))
     }
     out |= {
@@ -114,7 +115,7 @@ def summary(homes: dict[str, Any], texts: list[dict[str, Any]]) -> dict[str, flo
         "bound_exceeded_max_share": max((max(0.0, t["exceeded"]) for t in texts), default=None),
         "complement_cost_share_at_home": max(costs, default=None),
         "smaller_than_turboquant_min": min(
-            (t["payload_ratio"] / t["turboquant_at_equal_kl"] for t in scored), default=None
+            (t["payload_ratio"] / t["turboquant_at_equal_kl"] for t in texts), default=None
         ),
     }
     return out

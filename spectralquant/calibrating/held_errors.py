@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,8 +14,9 @@ from spectralquant.codec.serving.codec import ServingCodec
 from spectralquant.evaluation.measure import Measurement, measure
 from spectralquant.evaluation.restored import measure_restored
 from spectralquant.hooks.rotary_frequencies import model_frequencies
-from spectralquant.methods.coding.spectral import BoundedSpec, tier_method
+from spectralquant.methods.coding.spectral import BoundedSpec, mean_error, tier_method
 from spectralquant.models.load import LoadedModel
+from spectralquant.profile.promises import FREE, ErrorLimits
 from spectralquant.profile.tensors import ColdTier, HeadSpectra, SplitTier
 
 Told = Callable[[int, int], None]
@@ -27,15 +27,15 @@ def _untold(done: int, total: int) -> None:
 
 
 class HeldErrors(Protocol):
-    """Measures a cold tier on windows `[N, T]` with blocks held to each of some errors (squared base steps a token).
+    """Measures a cold tier on windows `[N, T]` with blocks held to each of some limits.
 
-    `as_calibrated` is the mean error of blocks that nothing holds; `options` are shown in result rows.
+    `as_calibrated` is what blocks cost that nothing holds, and their mean error; `options` are shown in result rows.
     """
 
-    def as_calibrated(self, windows: Tensor, told: Told = _untold) -> float: ...
+    def as_calibrated(self, windows: Tensor, told: Told = _untold) -> tuple[Measurement, float]: ...
 
     def measure(
-        self, windows: Tensor, errors: Sequence[float], told: Told = _untold, **options: float
+        self, windows: Tensor, limits: Sequence[ErrorLimits], told: Told = _untold, **options: float
     ) -> list[Measurement]: ...
 
 
@@ -48,20 +48,20 @@ class StreamedErrors:
     step: float
     loaded: LoadedModel
 
-    def as_calibrated(self, windows: Tensor, told: Told = _untold) -> float:
+    def as_calibrated(self, windows: Tensor, told: Told = _untold) -> tuple[Measurement, float]:
         """See `HeldErrors`."""
-        free = tier_method(self.tier, self.loaded, bounded=BoundedSpec(self.heads, self.step, math.inf))
-        measure(self.loaded.model, self.loaded.geometry, windows, [free], told)
-        parts = free.parts.values() if hasattr(free, "parts") else [free]
-        return sum(sum(part.codec.errors) / len(part.codec.errors) for part in parts)
+        free = tier_method(self.tier, self.loaded, bounded=BoundedSpec(self.heads, self.step, FREE))
+        measured = measure(self.loaded.model, self.loaded.geometry, windows, [free], told)[0]
+        return measured, mean_error(free)
 
     def measure(
-        self, windows: Tensor, errors: Sequence[float], told: Told = _untold, **options: float
+        self, windows: Tensor, limits: Sequence[ErrorLimits], told: Told = _untold, **options: float
     ) -> list[Measurement]:
         """See `HeldErrors`."""
-        specs = [BoundedSpec(self.heads, self.step, e) for e in errors]
+        specs = [BoundedSpec(self.heads, self.step, each) for each in limits]
         methods = [
-            tier_method(self.tier, self.loaded, bounded=spec, **(options or {"error": spec.error})) for spec in specs
+            tier_method(self.tier, self.loaded, bounded=spec, **(options or {"error": spec.limits.second}))
+            for spec in specs
         ]
         return measure(self.loaded.model, self.loaded.geometry, windows, methods, told)
 
@@ -75,19 +75,19 @@ class RestoredErrors:
     step: float
     loaded: LoadedModel
 
-    def as_calibrated(self, windows: Tensor, told: Told = _untold) -> float:
+    def as_calibrated(self, windows: Tensor, told: Told = _untold) -> tuple[Measurement, float]:
         """See `HeldErrors`."""
-        codec = self._codec(math.inf)
-        measure_restored(self.loaded.model, windows, [codec], progress=told)
-        return sum(codec.codec.errors) / len(codec.codec.errors)
+        codec = self._codec(FREE)
+        measured = measure_restored(self.loaded.model, windows, [codec], progress=told)[0]
+        return measured, sum(e.first for e in codec.codec.errors) / len(codec.codec.errors)
 
     def measure(
-        self, windows: Tensor, errors: Sequence[float], told: Told = _untold, **options: float
+        self, windows: Tensor, limits: Sequence[ErrorLimits], told: Told = _untold, **options: float
     ) -> list[Measurement]:
         """See `HeldErrors`."""
-        return measure_restored(self.loaded.model, windows, [self._codec(e) for e in errors], progress=told)
+        return measure_restored(self.loaded.model, windows, [self._codec(each) for each in limits], progress=told)
 
-    def _codec(self, error: float) -> ServingCodec:
+    def _codec(self, limits: ErrorLimits) -> ServingCodec:
         heads = WeightedHeads(self.heads, self.step, self.loaded.geometry, self.loaded.device)
         rotary = model_frequencies(self.loaded.model, self.loaded.geometry)
-        return serving_codec(self.tier, self.loaded, rotary, heads, error)
+        return serving_codec(self.tier, self.loaded, rotary, heads, limits)

@@ -2,50 +2,70 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from spectralquant.calibrating.check import text_cost
 from spectralquant.calibrating.held_errors import HeldErrors, RestoredErrors, StreamedErrors
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.errors import SourceError
 from spectralquant.geometry import BLOCK
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.profile.promises import error_limit
+from spectralquant.profile.promises import MEASURE, ErrorLimits, error_limits
 from spectralquant.profile.schema import ErrorPoint
 from spectralquant.text.read import load_text
 from spectralquant.text.recipes import mix_parts
+from spectralquant.text.standins import STAND_INS
 from spectralquant.text.tokens import tokenize
 
-LEVELS = (0.3, 0.6, 1.15)
+LEVELS = (0.1, 0.3, 0.9)
 WINDOW = 8 * BLOCK
 SKIPPED = 6
+SAMPLED, CHARACTERS = 20, 24_000
 
 
 def promise(profile: CalibrationProfile, run: CalibrationRun) -> None:
-    """Note in a profile whose cold tier has an error target what errors cost, and what the target does on held-out text."""
+    """Note in a profile with a cold tier the error on held-out text; and where its target is an error, what errors cost, and
+    what the target does on held-out text.
+    """
     loaded, settings = run.loaded, run.settings
-    if "cold" not in profile.tiers or settings.target("cold").quantity != "error":
+    if "cold" not in profile.tiers:
         return
     search, report = run.held_out.chunk(2)
-    summary, kl = profile.sidecar.tiers["cold"], settings.target("cold").value
+    summary, target = profile.sidecar.tiers["cold"], settings.target("cold")
+    summary.error_measure = MEASURE
+    if not settings.serving:
+        note_home(profile, loaded, report)
+    if target.quantity != "error":
+        return
     part = (profile.tier("cold"), profile.heads, summary.step, loaded)
     held = RestoredErrors(*part) if settings.serving else StreamedErrors(*part)
     summary.errors = error_table(held, promise_texts(loaded, search), run.progress)
     told = lambda done, total: run.progress("held-out measurement", done, total)  # noqa: E731
-    row = held.measure(report, [error_limit(summary, kl)], told, bound=kl)[0].row(
+    row = held.measure(report, [error_limits(summary, target.value)], told, bound=target.value)[0].row(
         loaded.geometry, loaded.name, report.shape[1]
     )
     summary.measured = {k: v for k, v in row.items() if k not in ("encode_s", "decode_s", "time_unit")}
 
 
+def note_home(profile: CalibrationProfile, loaded: LoadedModel, windows: Tensor) -> None:
+    """Note error and KL of held-out text as calibrated: what other text is compared with."""
+    summary = profile.sidecar.tiers["cold"]
+    kl = (summary.measured or {}).get("kl_nats")
+    if kl and summary.step is not None:
+        row = text_cost(loaded, profile, windows, "held-out text", None)
+        summary.as_calibrated = ErrorPoint(text=row.text, error=row.error, kl=kl)
+
+
 def promise_texts(
     loaded: LoadedModel, held_out: Tensor, report: Callable[[str], None] = lambda _: None
 ) -> dict[str, Tensor]:
-    """Windows int64 `[n, T]` by kind of text: those held out, one by one (of a mix each is from one text), and one of each
-    kind that `builtin:mix` knows.
+    """Windows int64 `[n, T]` by kind of text: those held out, one by one (of a mix each is from one text), one of each
+    kind that `builtin:mix` knows, and stand-ins for other languages and scripts.
     """
     windows = {f"held-out window {i + 1}": window[None] for i, window in enumerate(held_out)}
     for name in mix_parts(report):
@@ -54,20 +74,27 @@ def promise_texts(
         except SourceError:
             continue
         windows[name] = every[-1:]
+    sample = "\n\n".join(itertools.islice(load_text("builtin:pydoc"), SAMPLED))[:CHARACTERS]
+    for name, change in STAND_INS.items():
+        windows[name] = tokenize(loaded.tokenizer, [change(sample)], None, report).windows(WINDOW)[:1]
     return windows
 
 
 def error_table(
     held: HeldErrors, texts: Mapping[str, Tensor], progress: Callable[[str, int, int], None]
 ) -> list[ErrorPoint]:
-    """Points around the error of the first text as calibrated."""
-    first = next(iter(texts.values()))
-    middle = held.as_calibrated(first, lambda d, t: progress("errors as calibrated", d, t))
-    limits = [middle * level for level in LEVELS]
-    points = []
+    """Points as calibrated, and with second stages around the error of the first text."""
+    points: list[ErrorPoint] = []
+    limits: list[ErrorLimits] = []
     for done, (name, windows) in enumerate(texts.items()):
         progress("errors and their KL", done, len(texts))
         with torch.no_grad():
-            found = held.measure(windows, limits)
-        points += [ErrorPoint(text=name, error=e, kl=max(m.kl, 1e-9)) for e, m in zip(limits, found, strict=True)]
+            plain, error = held.as_calibrated(windows)
+            limits = limits or [ErrorLimits(-1.0, error * level) for level in LEVELS]
+            second = held.measure(windows, limits)
+        points.append(ErrorPoint(text=name, error=error, kl=max(plain.kl, 1e-9)))
+        points += [
+            ErrorPoint(text=name, error=each.second, kl=max(m.kl, 1e-9), second=True)
+            for each, m in zip(limits, second, strict=True)
+        ]
     return points

@@ -15,6 +15,7 @@ from spectralquant.evaluation.restored import measure_restored
 from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.hooks.rotary_frequencies import RotaryFrequencies, model_frequencies
 from spectralquant.models.load import LoadedModel
+from spectralquant.profile.promises import ErrorLimits
 from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier
 
 
@@ -23,11 +24,11 @@ def serving_codec(
     loaded: LoadedModel,
     rotary: RotaryFrequencies,
     heads: WeightedHeads | None = None,
-    error: float | None = None,
+    limits: ErrorLimits | None = None,
 ) -> ServingCodec:
-    """The codec of a tier, on the model's device; error: bound of its blocks, which needs the profile's heads."""
+    """The codec of a tier, on the model's device; limits: of its blocks' errors, which needs the profile's heads."""
     assert isinstance(tier, ColdTier)  # a calibration for serving makes nothing else
-    bound = None if error is None else ErrorBound(error)
+    bound = None if limits is None else ErrorBound(limits.plain, limits.second)
     return ServingCodec(SpectralCodec(tier, loaded.geometry, None, loaded.device, heads=heads, bound=bound), rotary)
 
 

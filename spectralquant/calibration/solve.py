@@ -31,6 +31,7 @@ AnyTier = ColdTier | FixedTier | SplitTier
 MAX_TRIALS = 7
 TOLERANCE = 0.04
 CENTROID_TOKENS = 640
+UNDER_BOUND = 0.65
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def solve_cold(
         tier = fitter.fit(fitter.step_for_ratio(ratio))[0]
         return trials.quality(tier, trials.search, f"solving for {target}")
 
-    # a bound makes most text take finer steps than the calibrated ones; tables should be right for those
-    solved = replace(target, value=target.value / 2) if target.quantity == "error" else target
+    # other text costs more than what is held out; what is like it should need no second stage
+    solved = replace(target, value=UNDER_BOUND * target.value) if target.quantity == "error" else target
     ratio, searched = (16 / target.bits, None) if target.bits else _ratio_for_quality(quality_at, solved, 30.0)
     trials.progress("step for the target", 0, 1)
     tier, report = fitter.fit(fitter.step_for_ratio(ratio))

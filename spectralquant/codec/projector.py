@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,14 @@ from spectralquant.profile.tensors import StoredBasis
 
 EXACT_VARIANCE = 64.0
 SLICE_SCALARS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Rows `[S, P]` that are multiplied with centred coordinates, and what token features predict of that, `[2·d, S]`."""
+
+    rows: Tensor
+    predicted: Tensor | None
 
 
 class SpectralProjector:
@@ -59,18 +68,30 @@ class SpectralProjector:
 
         Each component's coefficients lie together in memory.
         """
+        return self.project_with(x, features, None)[0]
+
+    def project_with(
+        self, x: Tensor | Sequence[Tensor], features: TokenRows | None, sketch: Sketch | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`project`, and the products `[T, S]` of a sketch's rows with the same centred coordinates."""
         parts = [x] if isinstance(x, Tensor) else x
-        out = torch.empty(self.rank, sum(map(len, parts)), dtype=torch.float32, device=self.mean.device)
+        tokens = sum(map(len, parts))
+        out = torch.empty(self.rank, tokens, dtype=torch.float32, device=self.mean.device)
+        beside = None if sketch is None else torch.empty(tokens, len(sketch.rows), dtype=out.dtype, device=out.device)
         at = 0
         for part in parts:
             for first, last in self._slices(len(part)):
                 some = part[first:last].to(out) - self.mean
                 self._project(some, out[:, at : at + len(some)])
+                if beside is not None and sketch is not None:
+                    torch.mm(some, sketch.rows.T, out=beside[at : at + len(some)])
                 at += len(some)
         if self.predictor is not None:
             known = _known(features)
             out -= known.times(self.predicted_coefficients).sum(0, len(known.own)).T
-        return out.mul_(self.gain[:, None]).T
+            if beside is not None and sketch is not None and sketch.predicted is not None:
+                beside -= known.times(sketch.predicted).sum(0, len(known.own))
+        return out.mul_(self.gain[:, None]).T, beside
 
     @functools.cached_property
     def predicted_coefficients(self) -> Tensor:
@@ -105,6 +126,17 @@ class SpectralProjector:
                 torch.add(product(weighted, self.synthesis[at : at + rank]), more[:, own], out=some[:, own])
                 at += rank
         return out
+
+    def outside(self, rows: Tensor) -> Sketch:
+        """What float32 `rows: [S, P]` see of coordinates after what the basis keeps of them is taken away."""
+        out, at = rows.clone(), 0
+        for i, rank in enumerate(self.ranks):
+            part, own = slice(i * self.span, (i + 1) * self.span), slice(at, at + rank)
+            back = self.gain[own] if self.back is None else self.gain[own] * self.back[own]
+            seen = (rows[:, part] @ self.synthesis[own].float().T) * back
+            out[:, part] -= seen @ self.analysis[own].float()
+            at += rank
+        return Sketch(out, None if self.predictor is None else self.predictor.float() @ out.T)
 
     def _slices(self, tokens: int) -> Iterator[tuple[int, int]]:
         """Tokens at a time, so few on a CPU that what is made for them stays in its cache."""

@@ -50,18 +50,23 @@ class CalibrationOptions(_Part):
 
 
 class ErrorPoint(_Part):
-    """What text of one kind cost, in KL nats a token, with every block held to an error (squared base steps a token)."""
+    """What text of one kind cost, in KL nats a token, at an error (squared base steps a token): as calibrated, or second:
+    with every block held to it by a second stage.
+    """
 
     text: str
     error: float
     kl: float
+    second: bool = False
 
 
 class TierSummary(_Part):
     """What a tier should cost (predicted from its tables or bits) and what it cost on held-out text (measured).
 
     without_bits: layers or heads of a fixed-rate tier whose keys or values are dropped, and read as their mean. searched: the
-    loss on the held-out windows that a target in KL or ΔPPL was searched on, which are not those of `measured`.
+    loss on the held-out windows that a target in KL or ΔPPL was searched on, which are not those of `measured`. errors: KL of text of several kinds with every block held to an error (see
+    `profile.promises`). as_calibrated: error and KL of the cold tier on held-out text where no block is held to anything.
+    error_measure: the version of the measure that errors are in (see `profile.promises`).
     """
 
     target: str
@@ -78,6 +83,8 @@ class TierSummary(_Part):
     searched: float | None = None
     measured: dict[str, Any] | None = None
     errors: list[ErrorPoint] = []
+    as_calibrated: ErrorPoint | None = None
+    error_measure: int = 1
 
 
 class ServingInfo(_Part):

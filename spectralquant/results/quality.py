@@ -92,6 +92,29 @@ class MatchedRow(Row):
     bound: str
 
 
+class TextCostRow(Row):
+    """What a profile's cold tier takes on a text: real bytes of exact keys and values; the KL is predicted from the error.
+
+    error: of a token, in squared base steps, weighted by importance. outside: the share of the error before any second stage
+    that lies outside of the profile's basis. error_at_home: on held-out text of the calibration's kind. promised_kl: what the profile
+    was calibrated to keep, and kept whether `predicted_kl` is at most a quarter above it; None where it promises nothing.
+    ways: how many blocks took which way.
+    """
+
+    text: str
+    n_tokens: int
+    coded_tokens: int
+    coded_bytes: int
+    payload_ratio: Figure
+    error: Figure
+    outside: Figure = None
+    error_at_home: Figure = None
+    predicted_kl: Figure = None
+    promised_kl: Figure = None
+    kept: bool | None = None
+    ways: dict[str, int] = {}
+
+
 class ProtocolFacts(Row):
     """What a comparison measured; quotable: may somebody else cite it? Where not, the provenance says why."""
 

@@ -22,6 +22,7 @@ from spectralquant.results.quality import (
     MethodRow,
     NeedleRow,
     ProtocolFacts,
+    TextCostRow,
 )
 from spectralquant.results.serving import ServingRow
 from spectralquant.results.speed import CrossoverRow, GenerateTimeRow, KernelRow, MemoryRow, StepRow, Telemetry
@@ -74,6 +75,12 @@ class CalibrateResults(Results):
     calibration: dict[str, Any] = {}
     tiers: dict[str, dict[str, Any]] = {}
     layers: list[LayerRow] = []
+    checks: list[TextCostRow] = []
+
+
+class TextCostResults(Results):
+    rows: list[TextCostRow]
+    profile: dict[str, Any] = {}
 
 
 class ShowResults(Results):
@@ -266,6 +273,7 @@ class ServingResults(Results):
 KINDS: dict[str, type[Results]] = {
     "compare": CompareResults,
     "calibrate": CalibrateResults,
+    "text-cost": TextCostResults,
     "show": ShowResults,
     "profile": BenchResults,
     "gate": GateResults,

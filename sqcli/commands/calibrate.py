@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,9 @@ from sqcli.typos import check_data, check_target, checked, metric_names, one_of,
 
 if TYPE_CHECKING:
     from spectralquant.calibration.options import CalibrationSettings
+    from spectralquant.models.load import LoadedModel
+    from spectralquant.profile.model import CalibrationProfile
+    from spectralquant.results.quality import TextCostRow
     from sqcli.output import Output
 
 
@@ -24,7 +27,7 @@ def calibrate(
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="ratio=33 (default), bits=2, dppl=0.18 or kl=0.01; for one of several tiers warm:ratio=8.",
+            help="ratio=33 (default), bits=2, dppl=0.18, kl=0.01, or error=0.01: a KL that no text is to exceed; for one of several tiers warm:ratio=8.",
             callback=checked(check_target),
         ),
     ] = None,
@@ -78,6 +81,17 @@ def calibrate(
     held_out_data: Annotated[
         list[str] | None,
         typer.Option(help="Other text for the held-out windows, as --data.", callback=checked(check_data)),
+    ] = None,
+    check: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Say what the profile will cost on other text, as --data; repeat it. Exit code 1 where its promise would break.",
+            callback=checked(check_data),
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option("--profile", "-p", help="With --check: check this profile; nothing is calibrated."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -138,9 +152,25 @@ def calibrate(
             svg_file=svg,
             quiet=quiet,
             writes={"--out": profile_files(stem)},
-            reads={"--data": text_files(data), "--held-out-data": text_files(held_out_data or ())},
+            reads={
+                "--data": text_files(data),
+                "--held-out-data": text_files(held_out_data or ()),
+                "--check": text_files(check or ()),
+                "--profile": profile_files(profile),
+            },
         )
 
+    if check and settings.serving:
+        raise InputError(
+            "--check measures caches of transformers; a profile for serving engines codes otherwise. Leave it out."
+        )
+    if profile is not None:
+        if not check:
+            raise InputError(
+                "--profile is for --check, as in sq calibrate --profile profiles/demo --check file:LOG.txt."
+            )
+        _check_profile(profile, check, model, device, dtype, offline, open_output)
+        return
     if dry_run:
         _dry_run(model, settings, device, dtype, memory, offline, open_output())
         return
@@ -153,7 +183,7 @@ def calibrate(
     from spectralquant.text.read import open_sources, text_name
     from sqcli.progress.plans import calibration_plan
     from sqcli.results import calibration_result
-    from sqcli.terminal.calibration import calibration_view
+    from sqcli.terminal.calibration import calibration_view, check_view
     from sqcli.terminal.plan import plan_lines
 
     with processes(device) as (own, device):
@@ -180,11 +210,57 @@ def calibrate(
         searched = [t for t in tiers if settings.target(t).bits is None]
         plan = calibration_plan(steps, window, [t for t in TIERS if t in tiers], searched)
         with output.progress(plan) as bar:
-            profile = calibrate_model(loaded, text, settings, **names, progress=bar)
-    if profile is None:
+            made = calibrate_model(loaded, text, settings, **names, progress=bar)
+    if made is None:
         return
-    output.show(*calibration_view(profile, stem))
-    output.finish(calibration_result(profile), title=f"sq calibrate --steps {steps}")
+    checks = _checked(made, loaded, check or (), offline, output)
+    output.show(*calibration_view(made, stem), *([check_view(checks)] if checks else []))
+    output.finish(calibration_result(made, checks), title=f"sq calibrate --steps {steps}")
+    _end(checks)
+
+
+def _check_profile(
+    path: Path,
+    texts: Sequence[str],
+    model: str,
+    device: str,
+    dtype: str,
+    offline: bool,
+    open_output: Callable[[], Output],
+) -> None:
+    """What an existing profile takes on other text."""
+    from spectralquant.models.load import load_model
+    from spectralquant.profile.model import CalibrationProfile
+    from sqcli.results import check_result
+    from sqcli.terminal.calibration import check_view
+
+    output = open_output()
+    profile = CalibrationProfile.load(path)
+    loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+    profile.require_model(loaded.model, loaded.name)
+    checks = _checked(profile, loaded, texts, offline, output)
+    output.show(check_view(checks))
+    output.finish(check_result(profile, checks), title=f"sq calibrate --profile {path.name} --check")
+    _end(checks)
+
+
+def _checked(
+    profile: CalibrationProfile, loaded: LoadedModel, texts: Sequence[str], offline: bool, output: Output
+) -> list[TextCostRow]:
+    from spectralquant.calibrating.check import check_texts
+    from spectralquant.text.read import open_sources
+
+    if not texts:
+        return []
+    sources = [source for text in texts for source in open_sources([text], offline=offline, report=output.note)]
+    with output.progress() as bar:
+        return check_texts(loaded, profile, sources, bar, output.note)
+
+
+def _end(checks: Sequence[TextCostRow]) -> None:
+    """Exit code 1 where a promise would break."""
+    if any(row.kept is False for row in checks):
+        raise typer.Exit(1)
 
 
 def _dry_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from sqcli.terminal.outcome import next_text, outcome_text
 if TYPE_CHECKING:
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.profile.schema import ProfileSidecar
+    from spectralquant.results.quality import TextCostRow
 
 
 def calibration_view(profile: CalibrationProfile, stem: Path) -> list[RenderableType]:
@@ -134,3 +136,27 @@ def footer(profile: CalibrationProfile, stem: Path) -> Text:
         f" + .safetensors, {side.tensor_bytes / 1e6:.1f} MB, shared by all requests\n",
         (f"{side.calibration.steps} steps of {side.text.window} tokens of {side.text.source}; {stages}", "dim"),
     )
+
+
+def check_view(rows: Sequence[TextCostRow]) -> Table:
+    """One row a text: real bytes, error against that at home, predicted KL, and the ways that blocks took."""
+    table = Table(title="\nOn other text (real bytes; KL predicted from the error)", title_justify="left", box=None)
+    for name in ("text", "ratio", "error,\nhome = 1", "outside\nthe basis", "predicted\nKL", "blocks"):
+        table.add_column(name, justify="left" if name in ("text", "blocks") else "right", overflow="fold")
+    for row in rows:
+        home = "–" if row.error_at_home is None else f"{row.error / row.error_at_home:.1f}"
+        kl = "–" if row.predicted_kl is None else shown("kl_nats", row.predicted_kl)
+        ways = ", ".join(f"{count} {way}" for way, count in row.ways.items())
+        outside = "–" if row.outside is None else f"{100 * row.outside:.0f} %"
+        ratio = Text(shown("payload_ratio", row.payload_ratio), style="bold")
+        table.add_row(row.text, ratio, home, outside, Text(kl, style="red" if row.kept is False else ""), ways)
+    promised = next((row.promised_kl for row in rows if row.promised_kl is not None), None)
+    broken = sum(row.kept is False for row in rows)
+    lines = [] if promised is None else [f"promised: KL {promised:g}"]
+    if broken:
+        lines.append(
+            f"{broken} of {len(rows)} texts would cost over 25 % more: calibrate on text like them, or with --target error="
+        )
+    table.caption = "; ".join(lines) or None
+    table.caption_justify = "left"
+    return table

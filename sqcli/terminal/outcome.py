@@ -45,6 +45,8 @@ def aim(tier: TierSummary) -> str:
     """Of one tier. Targets in ratio or bits are solved on calibration text, those in KL or ΔPPL on held-out windows."""
     quantity, _, number = tier.target.partition("=")
     value, m = float(number), _figures(tier)
+    if quantity == "error":
+        return _promise_aim(tier, value)
     if quantity in QUANTITIES:
         return _loss_aim(tier, *QUANTITIES[quantity], value)
     wanted = value if quantity == "ratio" else 16 / value
@@ -58,6 +60,14 @@ def aim(tier: TierSummary) -> str:
         return said + ": ranks and bits are whole numbers, and no allocation comes closer."
     more = "more" if m["payload_ratio"] < wanted else "fewer"
     return said + f": the rate is set on the calibration text, and the held-out text takes {more} bytes."
+
+
+def _promise_aim(tier: TierSummary, value: float) -> str:
+    """Of a tier whose target no text is to exceed."""
+    kinds = len({p.text for p in tier.errors})
+    reached = _figures(tier).get("kl_nats")
+    said = f"no text is to cost more than KL {value:g}; the error that keeps it was measured on {kinds} kinds of text"
+    return said + ("." if reached is None else f". Held-out text: KL {shown('kl_nats', reached)}.")
 
 
 def _loss_aim(tier: TierSummary, name: str, field: str, value: float) -> str:

@@ -11,7 +11,7 @@ from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.errors import InputError
 from spectralquant.geometry import CacheGeometry
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.profile.promises import error_limit
+from spectralquant.profile.promises import error_limits
 from spectralquant.profile.tensors import ColdTier, FixedTier, SplitTier
 
 
@@ -29,7 +29,7 @@ def cold_codec(
 ) -> SpectralCodec:
     """The codec of a cold tier's tensors for some layers (`geometry` is theirs).
 
-    bound: KL in nats a token that no text is to cost more than; see `error_limit`.
+    bound: KL in nats a token that no text is to cost more than; see `error_limits`.
 
     Raises:
         InputError: a bound, of a profile that was not calibrated for one or beyond what it knows.
@@ -42,10 +42,11 @@ def cold_codec(
 
 def error_bound(profile: CalibrationProfile, layers: tuple[int, ...], bound: float) -> ErrorBound:
     """What a KL in nats a token allows some layers as error: their share, by number, of all that are coded."""
-    limit = error_limit(profile.sidecar.tiers["cold"], bound)
+    limits = error_limits(profile.sidecar.tiers["cold"], bound)
     whole = profile.tier("cold")
     assert not isinstance(whole, FixedTier)
-    return ErrorBound(limit * len(layers) / coded_layers(whole, profile.geometry))
+    share = len(layers) / coded_layers(whole, profile.geometry)
+    return ErrorBound(limits.plain * share, limits.second * share, share)
 
 
 def coded_layers(tier: ColdTier | SplitTier, geometry: CacheGeometry) -> int:
@@ -67,5 +68,5 @@ def chosen_bound(profile: CalibrationProfile | None, bound: float | str | None) 
         raise InputError(f"bound={bound!r} must be a KL in nats a token above 0, auto or None.")
     if summary is None:
         raise InputError(f"bound={bound:g} needs a profile with a cold tier.")
-    error_limit(summary, bound)
+    error_limits(summary, bound)
     return float(bound)

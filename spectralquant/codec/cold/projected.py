@@ -19,15 +19,23 @@ class QuantizedRun:
     classes: Tensor
     good: Tensor
 
+    def part(self, which: Tensor) -> QuantizedRun:
+        """Some tokens alone: bool `[N]`."""
+        if bool(which.all()):
+            return self
+        return QuantizedRun(self.symbols[:, which].contiguous(), self.classes[which], self.good[which])
+
 
 @dataclass(frozen=True)
 class Projected:
     """Consecutive blocks in the basis: coefficients `[N, R]` of keys and values, the tokens' classes int64 `[N, 2]` as
-    calibrated, and the token predictor's rows."""
+    calibrated, and the token predictor's rows. outside: float32 `[N, 2]`, the squared length of what the basis drops of a
+    token's keys and values (see `complement.outside`), or None where nobody asked."""
 
     y: tuple[Tensor, Tensor]
     classes: Tensor
     features: TokenRows | None
+    outside: Tensor | None = None
 
     @property
     def finite(self) -> Tensor:

@@ -14,9 +14,10 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.codec.cold import coded_block, rans_block
 from spectralquant.codec.cold.coefficients import BlockCoefficients, joined
 from spectralquant.codec.cold.complement import bounded_block
-from spectralquant.codec.cold.complement.bounded import BoundedEncoder, ErrorBound
+from spectralquant.codec.cold.complement.bounded import BlockError, BoundedEncoder, ErrorBound
 from spectralquant.codec.cold.complement.coder import ComplementCoder
 from spectralquant.codec.cold.complement.heads import WeightedHeads
+from spectralquant.codec.cold.complement.outside import OutsideSketch
 from spectralquant.codec.cold.complement.reading import read_bounded
 from spectralquant.codec.cold.entropy import CodedSymbols, EntropyCoder
 from spectralquant.codec.cold.entropy_v1 import EntropyReaderV1
@@ -60,7 +61,7 @@ class SpectralCodec:
         if bound is not None and heads is None:
             raise ValueError("a bound on the error needs the profile's heads, in whose bases it is measured")
         self.heads, self.bound = heads, bound
-        self.errors: deque[float] = deque(maxlen=MOST_ERRORS)  # of the latest blocks coded to a bound
+        self.errors: deque[BlockError] = deque(maxlen=MOST_ERRORS)  # of the latest blocks coded to a bound
         self.geometry = geometry
         self.device = torch.device(device)
         self.step_scale = step_scale
@@ -100,6 +101,11 @@ class SpectralCodec:
         return ComplementCoder(self.complement_heads.count, self.geometry.head_dim, self.device)
 
     @functools.cached_property
+    def outside(self) -> OutsideSketch:
+        """What tells how much of a block the basis drops."""
+        return OutsideSketch(self.projectors, self.complement_heads)
+
+    @functools.cached_property
     def reader_v1(self) -> EntropyReaderV1:
         """For blocks of packets of format version 1."""
         choice = (self.tier.key_choice[:CLASSES].numpy(), self.tier.value_choice[:CLASSES].numpy())
@@ -113,8 +119,8 @@ class SpectralCodec:
         """Compress blocks of one or more sequences, many at once."""
         if self.bound is not None:
             encoder = BoundedEncoder(self, self.complement_heads, self.complement, self.bound)
-            return [encoder.encode(block) for block in blocks]
-        return [data for some in self._runs(blocks) for data in self._encode_some(some)]
+            return [data for some in self._runs(blocks) for data in encoder.encode_run(some)]
+        return [data for some in self._runs(blocks) for data in self.coded(some, self.quantized(some))]
 
     def _runs(self, blocks: Sequence[KVBlock]) -> Iterator[list[KVBlock]]:
         """The blocks, as many at once as keep temporary tensors small."""
@@ -127,20 +133,18 @@ class SpectralCodec:
         if run:
             yield run
 
-    def _encode_some(self, blocks: Sequence[KVBlock]) -> list[bytes]:
-        run = self.quantized(blocks)
+    def coded(self, blocks: Sequence[KVBlock], run: QuantizedRun) -> list[bytes]:
+        """Bytes of quantized blocks; raw where a token cannot be coded or nothing shrinks."""
         good = [bool(g.all()) for g in run.good.split([b.tokens for b in blocks])]
         coded = [b for b, g in zip(blocks, good, strict=True) if g]
-        symbols, classes = run.symbols, run.classes
-        if not all(good):
-            keep = torch.cat([torch.full((b.tokens,), g) for b, g in zip(blocks, good, strict=True)]).to(self.device)
-            symbols, classes = symbols[:, keep].contiguous(), classes[keep]
+        keep = torch.cat([torch.full((b.tokens,), g) for b, g in zip(blocks, good, strict=True)])
+        run = run if all(good) else run.part(keep.to(self.device))
         parts: Iterator[rans_block.RansParts] = iter([])
         if coded:
             lengths = [b.tokens for b in coded]
             parts = iter(
                 self.coder.encode(
-                    symbols, classes, lengths, [*map(self.ids, coded)], adaptive_tables=self.adaptive_tables
+                    run.symbols, run.classes, lengths, [*map(self.ids, coded)], adaptive_tables=self.adaptive_tables
                 )
             )
         out = []
@@ -158,10 +162,17 @@ class SpectralCodec:
     def projected(self, blocks: Sequence[KVBlock]) -> Projected:
         """Some blocks, side by side, in the basis."""
         features = self._rows([(b.previous_id, b.token_ids) for b in blocks])
-        y = []
-        for projector, kind in zip(self.projectors, ("keys", "values"), strict=True):
-            y.append(projector.project([getattr(b, kind).reshape(b.tokens, -1) for b in blocks], features))
-        return Projected((y[0], y[1]), self._classes(blocks, y), features)
+        y, outside = [], []
+        for i, (projector, kind) in enumerate(zip(self.projectors, ("keys", "values"), strict=True)):
+            rows = None if self.bound is None else self.outside.sketches[i]
+            own, beside = projector.project_with(
+                [getattr(b, kind).reshape(b.tokens, -1) for b in blocks], features, rows
+            )
+            y.append(own)
+            if beside is not None:
+                outside.append(beside.square_().sum(1))
+        dropped = torch.stack(outside, dim=1) if outside else None
+        return Projected((y[0], y[1]), self._classes(blocks, y), features, dropped)
 
     def symbols(self, projected: Projected, classes: Tensor, steps: Tensor) -> QuantizedRun:
         """Symbols of what `projected` gave, of tokens of `classes: [N, 2]`, at `steps: [N, 2]`."""
@@ -171,10 +182,11 @@ class SpectralCodec:
 
     def reconstructed(self, symbols: Tensor, steps: Tensor, features: TokenRows | None) -> tuple[Tensor, Tensor]:
         """Keys (before RoPE) and values `[N, L, Hk, D]` of symbols `[R, N]` at `steps: [N, 2]`."""
-        values = self._values(symbols, steps)
+        values = self.dequantize(symbols, steps)
         return self.decode_coefficients(BlockCoefficients(len(steps), values, None, None, features))
 
-    def _values(self, symbols: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    def dequantize(self, symbols: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients `[N, R]` of keys and values that symbols `[R, N]` stand for at `steps: [N, 2]`."""
         split = self.coder.ranks[0]
         parts = symbols[:split].T, symbols[split:].T
         both = enumerate(zip(self.quantizers, parts, strict=True))
@@ -273,7 +285,7 @@ class SpectralCodec:
         features = self.token_rows(coded.ids)
         pairs = [(before, torch.from_numpy(ids)) for before, ids in (pair for pair in coded.ids if pair is not None)]
         ids = tuple(pairs) if len(pairs) == len(coded.ids) else None
-        y = self._values(coded.symbols, class_step(coded.classes) * (self.step_scale * scale))
+        y = self.dequantize(coded.symbols, class_step(coded.classes) * (self.step_scale * scale))
         return BlockCoefficients(coded.symbols.shape[1], y, None, ids, features)
 
     def layer(self, coded: BlockCoefficients, layer: int) -> tuple[Tensor, Tensor]:

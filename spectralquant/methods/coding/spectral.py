@@ -22,7 +22,7 @@ from spectralquant.methods.entry import MethodEntry
 from spectralquant.methods.grouped import GroupedMethod, grouped
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.weights import embedding_weight
-from spectralquant.profile.promises import error_limit
+from spectralquant.profile.promises import ErrorLimits, error_limits
 from spectralquant.profile.tensors import ColdTier, FixedTier, HeadSpectra, SplitTier, tier_part
 
 SUM_BYTES = 4
@@ -57,6 +57,17 @@ class SpectralCold:
 
     def decode(self, encoded: _Bytes) -> tuple[Tensor, Tensor]:
         return self.codec.decode(encoded.data)
+
+
+def cold_parts(method: SpectralCold | GroupedMethod) -> list[SpectralCold]:
+    """The cold codecs of a method, one a group of layers."""
+    parts = list(method.parts.values()) if isinstance(method, GroupedMethod) else [method]
+    return [part for part in parts if isinstance(part, SpectralCold)]
+
+
+def mean_error(method: SpectralCold | GroupedMethod) -> float:
+    """The mean error of the latest blocks that a bounded method coded, before any second stage, over all layers."""
+    return sum(sum(e.first for e in p.codec.errors) / max(1, len(p.codec.errors)) for p in cold_parts(method))
 
 
 class SpectralFixed:
@@ -109,8 +120,8 @@ def spectral_from_profile(
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
     if bound is not None:
         options |= {"bound": bound}
-        limit = error_limit(profile.sidecar.tiers["cold"], bound)
-        spec = BoundedSpec(profile.heads, profile.sidecar.tiers["cold"].step, limit)
+        limits = error_limits(profile.sidecar.tiers["cold"], bound)
+        spec = BoundedSpec(profile.heads, profile.sidecar.tiers["cold"].step, limits)
         return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, bounded=spec, **options)
     return tier_method(
         profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive_tables=adaptive_tables, **options
@@ -119,11 +130,11 @@ def spectral_from_profile(
 
 @dataclass(frozen=True)
 class BoundedSpec:
-    """What a cold tier needs to keep a bound: the profile's heads, its base step, and the error of all layers together."""
+    """What a cold tier needs to keep a bound: the profile's heads, its base step, and the errors of all layers together."""
 
     heads: HeadSpectra
     step: float
-    error: float
+    limits: ErrorLimits
 
 
 def tier_method(
@@ -160,7 +171,8 @@ def tier_method(
         heads = limit = None
         if bounded is not None:
             heads = WeightedHeads(bounded.heads.part(layers), bounded.step, geometry, loaded.device)
-            limit = ErrorBound(bounded.error * len(layers) / coded_layers(tier, loaded.geometry))
+            share = len(layers) / coded_layers(tier, loaded.geometry)
+            limit = ErrorBound(bounded.limits.plain * share, bounded.limits.second * share, share)
         codec = SpectralCodec(
             tensors, geometry, embedding, loaded.device, step, adaptive_tables, heads=heads, bound=limit
         )

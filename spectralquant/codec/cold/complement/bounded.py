@@ -1,169 +1,174 @@
 """`BoundedEncoder`: each block in the fewest bytes that keep a bound on its error.
 
-The encoder has the exact keys and values, so it knows a block's error, dropped components included: measured head by
-head in the metric of the loss (`WeightedHeads.error`). Tried are the block as
-calibrated, with finer steps, with the residual coded by the heads' own bases (at the first stage's steps, which are searched
-together), with TurboQuant of the residual, and raw; never with coarser steps than were calibrated.
+A block's error is what its dropped and rounded parts cost a token in the metric of the loss, each token weighted as its
+importance says. Inside the basis it is the first stage's own rounding; outside of it a sketch tells it (`OutsideSketch`), so
+that a block that keeps its bound as it was calibrated costs little more than without one. Others get their residual coded by
+the heads' own bases, as coarsely as the bound allows, or by TurboQuant, or are raw. Steps are never coarser than calibrated.
 
-Errors of the first stage cancel across layers, those of a second do not: for the same error in the heads' metric they cost
-1.2 (a foreign language) to 3.5 times (the profile's own text) the KL. So they count `INDEPENDENT` times.
+Errors inside the basis cancel across layers as on the calibration's text; those of a second stage do not. So the two have
+limits of their own, which calibration measures (`profile.promises`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
-from spectralquant.codec.cold import rans_block
 from spectralquant.codec.cold.complement import bounded_block, turbo
 from spectralquant.codec.cold.complement.coder import ComplementCoder, ComplementSymbols
 from spectralquant.codec.cold.complement.first_stage import FirstStage
 from spectralquant.codec.cold.complement.heads import WeightedHeads
-from spectralquant.codec.cold.importance import CLASSES, NEUTRAL, class_step
-from spectralquant.codec.cold.projected import Projected
+from spectralquant.codec.cold.importance import class_step
+from spectralquant.codec.cold.projected import Projected, QuantizedRun
 
-FINEST, COARSEST = -48, 0
-TRIALS = 5
-INDEPENDENT = 3.0
+FINEST, COARSEST = -64, 24
+TRIALS = 4
 
 
 @dataclass(frozen=True)
 class ErrorBound:
-    """The largest error of a block: squared base steps a token (`WeightedHeads.error`)."""
+    """The largest error of a block as calibrated, and with a second stage: squared base steps a token. share: of a model's
+    coded layers, those that a codec has.
+    """
 
-    error: float
+    plain: float
+    second: float
+    share: float = 1.0
 
 
-@dataclass
-class _Trial:
-    """The first stage at one scale. symbols int32 `[R, T]`; residual keys and values `[T, L, Hk, D]`; left: in the
-    heads' bases; steps `[T, 2]` of the first stage; bits: of the first stage."""
+@dataclass(frozen=True)
+class BlockError:
+    """first: error before any second stage; outside: the part of it that lies outside of the basis; left: what a second
+    stage left, or None where there is none.
+    """
+
+    first: float
+    outside: float
+    left: float | None = None
+
+
+@dataclass(frozen=True)
+class _Second:
+    """A second stage at `scale` (eighths of an octave from the first stage's steps), and the error that it leaves."""
 
     scale: int
-    symbols: Tensor
-    classes: Tensor
-    residual: tuple[Tensor, Tensor]
-    left: Tensor
-    steps: Tensor
-    bits: float
+    coded: ComplementSymbols
     error: float
-    second: ComplementSymbols | None = None
-    second_error: float = math.inf
-    second_bits: float = math.inf
-
-    @property
-    def both_bits(self) -> float:
-        return self.bits + self.second_bits
 
 
 class BoundedEncoder:
-    """Encodes single blocks for a codec with a bound."""
+    """Encodes blocks for a codec with a bound."""
 
     def __init__(self, codec: FirstStage, heads: WeightedHeads, coder: ComplementCoder, bound: ErrorBound) -> None:
         self.codec, self.heads, self.coder, self.bound = codec, heads, coder, bound
 
-    def encode(self, block: KVBlock) -> bytes:
-        """Bytes of a block whose error is at most the codec's bound; raw where nothing else keeps it."""
-        bound, data, error = self.bound, None, math.nan
-        projected = self.codec.projected([block])
-        trials: dict[int, _Trial] = {}
+    def encode_run(self, blocks: Sequence[KVBlock]) -> list[bytes]:
+        """Bytes of blocks whose errors are at most the codec's bound; raw where nothing else keeps it."""
+        projected = self.codec.projected(blocks)
+        steps = class_step(projected.classes) * self.codec.step_scale
+        run = self.codec.symbols(projected, projected.classes, steps)
+        lengths = [b.tokens for b in blocks]
+        good = [bool(g.all()) for g in run.good.split(lengths)]
+        each = torch.stack(self._alone(projected, run, steps), dim=1)
+        means = torch.stack([e.mean(0) for e in each.split(lengths)]).tolist()
+        errors = [BlockError(inside + outside, outside) for inside, outside in means]
+        kept = [g and e.first <= self.bound.plain for g, e in zip(good, errors, strict=True)]
+        coded = iter(self._plain(blocks, kept, run))
+        out, first = [], 0
+        for block, fits, fine, error in zip(blocks, kept, good, errors, strict=True):
+            here = slice(first, first + block.tokens)
+            first += block.tokens
+            if fits:
+                out.append(next(coded))
+                self.codec.errors.append(error)
+            elif not fine:
+                out.append(self.codec.raw(block))
+                self.codec.errors.append(BlockError(0.0, 0.0, 0.0))
+            else:
+                part = QuantizedRun(run.symbols[:, here].contiguous(), run.classes[here], run.good[here])
+                data, left = self._finer(block, part, steps[here], projected, here)
+                out.append(data)
+                self.codec.errors.append(replace(error, left=left))
+        return out
 
-        def trial(scale: int) -> _Trial:
-            if scale not in trials:
-                trials[scale] = self._trial(block, projected, scale)
-            return trials[scale]
+    def _alone(self, projected: Projected, run: QuantizedRun, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Error of the first stage alone inside and outside of its basis, `[N]` each."""
+        assert projected.outside is not None
+        values = self.codec.dequantize(run.symbols, steps)
+        inside = torch.stack([(y - v).square().sum(1) for y, v in zip(projected.y, values, strict=True)], dim=1)
+        weight = weights(run.classes)
+        return (inside * weight).sum(1), (projected.outside * weight).sum(1)
 
-        if not bool(projected.finite):
-            return self.codec.raw(block)
-        alone = self._alone(trial, bound)
-        if alone is None or alone.scale < 0:
-            both = self._both(trial, bound)
-            if both is not None and both.second is not None and (alone is None or both.both_bits < alone.bits):
-                data = self._joined(block, both, self.coder.encode(both.second), bounded_block.COMPLEMENT, 0)
-                error = both.second_error
-        if data is None and alone is not None:
-            data, error = self._joined(block, alone), alone.error
+    def _plain(self, blocks: Sequence[KVBlock], kept: Sequence[bool], run: QuantizedRun) -> list[bytes]:
+        some = [b for b, k in zip(blocks, kept, strict=True) if k]
+        if not some:
+            return []
+        which = torch.cat([torch.full((b.tokens,), k) for b, k in zip(blocks, kept, strict=True)])
+        return self.codec.coded(some, run.part(which.to(run.symbols.device)))
+
+    def _finer(
+        self, block: KVBlock, run: QuantizedRun, steps: Tensor, projected: Projected, here: slice
+    ) -> tuple[bytes, float]:
+        """A block with a second stage, or raw; and the error that it leaves."""
+        features = None if projected.features is None else projected.features.part(here.start, here.stop)
+        data: bytes | None
+        keys, values = self.codec.reconstructed(run.symbols, steps, features)
+        residual = torch.stack([block.keys.to(keys) - keys, block.values.to(values) - values])
+        first, error, data = self.codec.coded([block], run)[0], math.nan, None
+        second = self._second(self.heads.project(residual[0], residual[1]), steps, run.classes)
+        if second is not None:
+            data = bounded_block.join(
+                bounded_block.COMPLEMENT, block.tokens, 0, second.scale, first, self.coder.encode(second.coded)
+            )
+            error = second.error
         if data is None or 4 * len(data) > block.fp16_bytes:
-            data = self._turbo(block, trial(0), bound, data)
-        self.codec.errors.append(error)
-        return self.codec.raw(block) if data is None or len(data) >= block.fp16_bytes else data
+            data, error = self._turbo(block, first, residual, run.classes, (data, error))
+        if data is None or len(data) >= block.fp16_bytes:
+            return self.codec.raw(block), 0.0
+        return data, error
 
-    def _alone(self, trial: Callable[[int], _Trial], bound: ErrorBound) -> _Trial | None:
-        """The first stage alone: as calibrated, or else up to half an octave finer."""
-        start = trial(0)
-        if start.error <= bound.error:
-            return start
-        for scale in (-2, -4):
-            if start.error * 2 ** (scale / 4) <= bound.error * 1.2 and trial(scale).error <= bound.error:
-                return trial(scale)
-        return None
-
-    def _both(self, trial: Callable[[int], _Trial], bound: ErrorBound) -> _Trial | None:
-        """Both stages at the coarsest common step that keeps the bound."""
-        good, low, high, scale = None, FINEST - 1, COARSEST + 1, 0
+    def _second(self, left: Tensor, steps: Tensor, classes: Tensor) -> _Second | None:
+        """The coarsest second stage that keeps the bound; left: the residual `[H, D, T]` in the heads' bases."""
+        weight = self.heads.kind_steps(weights(classes))
+        best, low, high, scale = None, FINEST - 1, COARSEST + 1, 0
         for _ in range(TRIALS):
-            tried = trial(scale)
-            self._complement(tried)
-            if tried.second_error <= bound.error:
-                good, low = tried, scale
+            at = self.heads.kind_steps(steps * 2 ** (scale / bounded_block.EIGHTHS))
+            coded = self.coder.symbols(left, at)
+            error = self.heads.error((left - self.coder.values(coded.symbols, at)) * weight.sqrt())
+            if error <= self.bound.second:
+                best, low = _Second(scale, coded, error), scale
+                if error >= 0.85 * self.bound.second:
+                    break
             else:
                 high = scale
-            # the error of both stages grows about as the square of the step
-            guess = scale + round(4 * math.log2(bound.error / max(tried.second_error, 1e-9)) * 0.9)
-            scale = min(max(guess, low + 1, FINEST), high - 1, COARSEST)
-            if high - low <= 1 or scale in (low, high):
+            # the error grows about as the step to the power of 1.5
+            guess = scale + round(5 * math.log2(0.93 * self.bound.second / max(error, 1e-9)))
+            scale = min(max(guess, low + 1), high - 1)
+            if high - low <= 1:
                 break
-        return good
+        return best
 
-    def _trial(self, block: KVBlock, projected: Projected, scale: int) -> _Trial:
-        moved, rest = bounded_block.octaves(scale)
-        classes = projected.classes
-        if moved:  # tokens whose attention nobody saw join the others
-            classes = (torch.where(classes >= CLASSES, NEUTRAL, classes) + moved).clamp(0, CLASSES - 1)
-        steps = class_step(classes) * (self.codec.step_scale * rest)
-        run = self.codec.symbols(projected, classes, steps)
-        keys, values = self.codec.reconstructed(run.symbols, steps, projected.features)
-        residual = block.keys.to(keys) - keys, block.values.to(values) - values
-        left = self.heads.project(*residual)
-        error = self.heads.error(left)
-        bits = self.codec.coder.ideal_bits(run.symbols, classes)
-        return _Trial(
-            scale, run.symbols, classes, residual, left, steps, bits, error if bool(run.good.all()) else math.inf
-        )
-
-    def _complement(self, tried: _Trial) -> None:
-        if tried.second is None and math.isfinite(tried.error):
-            steps = self.heads.kind_steps(tried.steps)
-            tried.second = self.coder.symbols(tried.left, steps)
-            tried.second_bits = self.coder.total_bits(tried.second)
-            tried.second_error = INDEPENDENT * self.heads.error(
-                tried.left - self.coder.values(tried.second.symbols, steps)
-            )
-
-    def _joined(self, block: KVBlock, t: _Trial, rest: bytes = b"", stage: int = 0, second: int = 0) -> bytes:
-        parts = self.codec.coder.encode(
-            t.symbols, t.classes, [block.tokens], [self.codec.ids(block)], adaptive_tables=self.codec.adaptive_tables
-        )
-        first = rans_block.join(parts[0])
-        if not stage and not t.scale:
-            return first
-        return bounded_block.join(stage, block.tokens, t.scale, second, first, rest)
-
-    def _turbo(self, block: KVBlock, first: _Trial, bound: ErrorBound, data: bytes | None) -> bytes | None:
-        """TurboQuant of the residual at the fewest bits that keep the bound, where that is shorter than `data`."""
-        if not math.isfinite(first.error):
-            return data
-        residual = torch.stack(first.residual)
+    def _turbo(
+        self, block: KVBlock, first: bytes, residual: Tensor, classes: Tensor, best: tuple[bytes | None, float]
+    ) -> tuple[bytes | None, float]:
+        """TurboQuant of the residual at the fewest bits that keep the bound, where that is shorter than `best` (bytes, error)."""
+        weight = self.heads.kind_steps(weights(classes)).sqrt()
         for bits in turbo.BITS:
             rest = turbo.encode(residual, bits)
-            if data is not None and len(rest) + first.bits / 8 >= len(data):
-                return data
+            if best[0] is not None and len(rest) + len(first) >= len(best[0]):
+                return best
             left = residual - turbo.decode(rest, bits, block.tokens, self.codec.geometry).to(residual)
-            if self.heads.error(self.heads.project(left[0], left[1])) <= bound.error:
-                return self._joined(block, first, rest, bounded_block.TURBO, bits)
-        return data
+            error = self.heads.error(self.heads.project(left[0], left[1]) * weight)
+            if error <= self.bound.second:
+                return bounded_block.join(bounded_block.TURBO, block.tokens, 0, bits, first, rest), error
+        return best
+
+
+def weights(classes: Tensor) -> Tensor:
+    """What errors of tokens of importance classes `[N, 2]` cost, relative to a token of the base step."""
+    return class_step(classes).square().reciprocal()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class FirstStage(Protocol):
     adaptive_tables: bool
     coder: EntropyCoder
     heads: WeightedHeads | None
-    errors: deque[float]
+    errors: deque[Any]
 
     @property
     def complement(self) -> ComplementCoder: ...
@@ -40,6 +40,10 @@ class FirstStage(Protocol):
     def projected(self, blocks: Sequence[KVBlock]) -> Projected: ...
 
     def symbols(self, projected: Projected, classes: Tensor, steps: Tensor) -> QuantizedRun: ...
+
+    def coded(self, blocks: Sequence[KVBlock], run: QuantizedRun) -> list[bytes]: ...
+
+    def dequantize(self, symbols: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def reconstructed(self, symbols: Tensor, steps: Tensor, features: TokenRows | None) -> tuple[Tensor, Tensor]: ...
 
