@@ -1,0 +1,1 @@
+"""A vLLM server with the tier in a container, for SageMaker, Vertex AI and by itself."""
