@@ -1,4 +1,4 @@
-"""Bytes that kernels say they move beside a hardware counter's: `python -m research.counters --out FILE` on a GPU with Nsight Compute.
+"""Bytes that kernels say they move beside a hardware counter's: `python -m research.generate.counters --out FILE` on a GPU with Nsight Compute.
 
 A second process runs every kernel once at a shape, under `ncu`, which counts what goes between the level-2 cache and memory.
 Codes are larger than that cache and random; what one kernel writes and the next reads may stay in it, so that a counter may lie
@@ -84,7 +84,7 @@ def read_counters(operator: str, batch: int) -> list[dict[str, Any]]:
         ",".join(COUNTERS),
         sys.executable,
         "-m",
-        "research.counters",
+        "research.generate.counters",
         "--once",
         operator,
         str(batch),

@@ -1,0 +1,1 @@
+"""Beside `sq profile --generate`: hardware counters, and what an index costs."""
