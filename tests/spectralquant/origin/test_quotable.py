@@ -49,7 +49,6 @@ def test_the_commands_say_it():
 
 
 def test_a_tree_that_changes_while_a_command_runs_is_not_quotable(monkeypatch):
-    monkeypatch.setattr("spectralquant.origin.checkout._begun", [])
     monkeypatch.setenv("SQ_GIT_COMMIT", "d" * 40)
     monkeypatch.setenv("SQ_GIT_DIRTY", "0")
     begin(True)

@@ -1,0 +1,8 @@
+"""Each test is a process that no command has begun in."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def nothing_begun(monkeypatch):
+    monkeypatch.setattr("spectralquant.origin.checkout._begun", [])
