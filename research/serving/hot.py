@@ -72,7 +72,7 @@ def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bo
     }
     facts = runs[PLAIN]["facts"]
     known = {k: v for k, v in facts.items() if k not in ("start_s", "pages")}
-    settings = asdict(study) | {"profile": profile.name}
+    settings = asdict(study) | {"profile": profile.name, "space": f"{os.environ['VLLM_CPU_KVCACHE_SPACE']} GiB"}
     return results_file("serving", rows, provenance(**known), summary=summary, settings=settings, engine=facts)
 
 

@@ -47,7 +47,10 @@ def show(
         output.show(*diff_view(one, other))
     elif layer is None:
         output.show(*profile_view(one, output.console.width))
-        output.show(outcome_text(one.sidecar), next_text(profile_stem(profile), shown=True))
+        output.show(
+            outcome_text(one.sidecar),
+            next_text(profile_stem(profile), shown=True, serving=one.sidecar.serving is not None),
+        )
     elif head is None:
         output.show(*layer_view(one, layer))
     else:

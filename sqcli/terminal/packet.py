@@ -62,11 +62,14 @@ def packet_view(packet: SpectralPacket, title: str) -> RenderableType:
 
 def profile_contents(profile: CalibrationProfile) -> tuple[list[TensorRow], RenderableType]:
     """Tensors of a profile with shapes and bytes."""
+    from spectralquant.profile.serving import rotary_tensors
     from spectralquant.profile.tensors import flatten
 
     tensors = flatten("heads", profile.heads)
     for name, tier in profile.tiers.items():
         tensors |= flatten(name, tier)
+    if profile.rotary is not None:
+        tensors |= rotary_tensors(profile.rotary)
     rows = [
         TensorRow(
             tensor=k,
@@ -78,7 +81,8 @@ def profile_contents(profile: CalibrationProfile) -> tuple[list[TensorRow], Rend
     ]
     side = profile.sidecar
     table = Table(
-        title=f"{profile.path}: SHA-256 and shapes are right; {side.model.name} on {side.text.source}",
+        title=f"{profile.path}: SHA-256 and shapes are right; {side.model.name} on {side.text.source}"
+        + (", for serving engines" if side.serving is not None else ""),
         title_justify="left",
         box=None,
         padding=(0, 2, 0, 0),
