@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from research.readme.tools import load, table
+from research.scale.quality import kl_at
 
 PARTS = {"8b": "all tiers, one card", "8b-small": "cold tier, planned for a card of 24 GB"}
 
@@ -35,22 +38,39 @@ def scale() -> str:
     notes = [f"{runs[0]['device']}, bfloat16, random weights; measured but for the plan."]
     for r in (r for r in result["rows"] if r["part"] == "scaling"):
         notes.append(_scaling(r) if r["ok"] else f"{r['gpus']} GPUs: {r['error']}.")
-    seventy = result["summary"]["seconds_70b_100_steps"]
-    notes.append("70B shape: not run." if seventy is None else f"70B shape, 100 steps: {seventy:.0f} s.")
+    notes.append(_seventy(result))
     return table(head, body) + "\n\n" + " ".join(notes)
+
+
+def _seventy(result: Any) -> str:
+    """What is known of the 70B shape: steps, peaks of each card, and 100 steps from them."""
+    run = next((r for r in result["rows"] if r["part"] == "70b" and r["ok"]), None)
+    summary = result["summary"]
+    if run is None:
+        return f"70B shape: {summary.get('seconds_70b_100_steps_is', 'not run')}."
+    cards = run["stages_peak_bytes_by_device"]["capture"]
+    beside = run["capture_s"]["samples"] + run["capture_s"]["checkpoints"]
+    step = (run["stages_s"]["capture"] - beside) / run["steps"]
+    return (
+        f"70B shape over {run['gpus']} cards ({run['device']}): {step:.1f} s a step, all other stages "
+        f"{run['seconds'] - run['stages_s']['capture']:.0f} s, peaks of {', '.join(f'{c / 1e9:.1f}' for c in cards)} GB "
+        f"({run['plan']['peak_bytes'] / 1e9:.1f} planned); 100 steps {summary['seconds_70b_100_steps'] / 60:.0f} minutes, "
+        f"{summary['seconds_70b_100_steps_is']}."
+    )
 
 
 def _scaling(r: dict[str, Any]) -> str:
     return (
-        f"{r['gpus']} GPUs ({r['device']}, NCCL): {r['step_s_shared']:.2f} s a step, {r['step_s_alone']:.2f} s on one, efficiency "
-        f"{r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s; spectra of heads differ by at "
-        f"most {r['largest_difference_of_head_spectra']:.1e} of the largest, ranks by {r['largest_difference_of_ranks']}."
+        f"{r['gpus']} GPUs ({r['device']}, NCCL), {r['steps']} steps: {r['step_s_shared']:.2f} s a step, {r['step_s_alone']:.2f} s on "
+        f"one, efficiency {r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s; spectra of heads "
+        f"differ by at most {r['largest_difference_of_head_spectra']:.1e} of the largest, ranks by {r['largest_difference_of_ranks']}."
     )
 
 
 def scale_predicted() -> str:
     """The table from 7B to 405B."""
-    rows = [r for r in load("calibrate-scale")["rows"] if r["part"] == "predicted"]
+    every = load("calibrate-scale")["rows"]
+    rows = [r for r in every if r["part"] == "predicted"]
     gb = lambda size: f"{size / 1e9:.1f}"  # noqa: E731
     body = [
         [
@@ -62,6 +82,7 @@ def scale_predicted() -> str:
             f"{r['span_width']:,} of {r['width']:,}",
             f"{r['profile_bytes_at_most'] / 1e6:.0f}",
             f"{r['seconds_100_steps_one_card'] / 60:.0f}",
+            _measured(r["name"], every),
         ]
         for r in rows
     ]
@@ -74,32 +95,67 @@ def scale_predicted() -> str:
         "span",
         "profile, MB at most",
         "100 steps, minutes",
+        "measured",
     ]
     return (
         table(head, body)
-        + "\n\nAll predicted: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one H100 held the model: at least that."
+        + "\n\nAll predicted but for the last column: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one H100 held the model: at least that."
     )
+
+
+def _measured(name: str, rows: Sequence[Any]) -> str:
+    """What was run of a size: steps, seconds, the fullest card's peak."""
+    part = {"8B (Llama 3.1)": "8b", "70B (Llama 3.1)": "70b"}.get(name)
+    run = next((r for r in rows if r["part"] == part and r["ok"]), None)
+    if run is None:
+        return "not run"
+    cards = "one card" if run["gpus"] == 1 else f"{run['gpus']} cards, the fullest"
+    return f"{run['steps']} steps and all stages {run['seconds']:.0f} s, {run['peak_bytes'] / 1e9:.1f} GB on {cards}"
+
+
+RATIOS = (20, 40)
+VARIED = {
+    "steps": "steps",
+    "metric": "metric",
+    "bases": "two levels",
+    "form": "two levels,",
+    "size": "profile cut to",
+    "shrinkage": "shrinkage",
+}
 
 
 def scale_quality() -> str:
-    """Metric, form of the bases and steps at equal bytes."""
+    """Steps, metric, form of the bases, size and shrinkage at equal bytes: a row a case, models beside each other."""
     rows = [r for r in load("calibrate-scale")["rows"] if r["part"] == "quality"]
     if not rows:
         return "Not run yet."
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    cases: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
+    for r in rows:
+        case = (list(VARIED).index(r["varied"]), getattr(r, "variant", None) or "", r["metric"], r["basis"], r["steps"])
+        cases.setdefault(case, {}).setdefault(r["model"], []).append(r)
     body = []
-    for case in dict.fromkeys((r["model"], r["steps"], r["metric"], r["basis"], r["varied"]) for r in rows):
-        model, steps, metric, basis, _ = case
-        some = [r for r in rows if (r["model"], r["steps"], r["metric"], r["basis"], r["varied"]) == case]
-        cells = [f"{r['payload_ratio']:.1f}:1 KL {r['kl_nats']:.4f}, {r['tier_bytes'] / 1e6:.0f} MB" for r in some]
-        body.append([model.removeprefix("builtin:"), str(steps), metric, basis, *cells])
+    for (varied, variant, metric, basis, steps), some in sorted(
+        cases.items(), key=lambda item: (item[0][0], item[0][4])
+    ):
+        what = " ".join(filter(None, (list(VARIED.values())[varied], variant)))
+        cells = [cell for model in models for cell in _kl_cells(some.get(model, []))]
+        body.append([what, str(steps), metric, basis, *cells])
+    head = ["varied", "steps", "metric", "bases"]
+    for model in models:
+        name = model.removeprefix("builtin:")
+        head += [f"{name}: KL at {RATIOS[0]}:1", f"at {RATIOS[1]}:1", "profile, MB"]
     first = rows[0]
-    head = [
-        "model",
-        "steps",
-        "metric",
-        "bases",
-        *(["payload ratio, KL in nats a token, size of the tier"] + [""] * (len(cells) - 1)),
-    ]
     return table(head, body) + (
-        f"\n\nSteps of {first['window']} tokens of the built-in prose, {first['n_tokens']:,} scored tokens, {first['device']}; measured."
+        f"\n\nKL in 1e-3 nats a token at equal bytes, between measured points; a cold tier's size at {RATIOS[1]}:1. Steps of "
+        f"{first['window']:,} tokens of prose and code in English and German; {first['n_tokens']:,} scored tokens of the same mix; "
+        f"{first['device']}; measured."
     )
+
+
+def _kl_cells(rows: list[Any]) -> list[str]:
+    if not rows:
+        return ["", "", ""]
+    known = [kl_at(rows, ratio) for ratio in RATIOS]
+    nearest = min(rows, key=lambda r: abs(math.log(r["payload_ratio"] / RATIOS[1])))
+    return [*("–" if kl is None else f"{1000 * kl:.2f}" for kl in known), f"{nearest['tier_bytes'] / 1e6:.0f}"]
