@@ -89,7 +89,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Predicted bytes of a calibration with `settings`. host: sample windows in (pinned) host memory. profile: at most."""
+    """Predicted bytes of a calibration with `settings`. host: sample windows in (pinned) host memory. profile: at most.
+
+    inner: components that the first of two levels keeps at most, of keys or of values; None where bases are dense.
+    """
 
     settings: CalibrationSettings
     span: int
@@ -97,6 +100,7 @@ class MemoryPlan:
     host: int
     profile: int
     samples: int
+    inner: int | None = None
 
     @property
     def peak(self) -> int:
@@ -125,7 +129,8 @@ class Planner:
         for tier in ("warm", "hot"):
             if tier in settings.tiers:
                 stages.append(self._fixed(settings, span, samples, tier))
-        return MemoryPlan(settings, span, tuple(stages), samples * size, self._profile(settings, span), samples)
+        inner = self._rank(settings, span) if "cold" in settings.tiers and self._two_levels(settings, span) else None
+        return MemoryPlan(settings, span, tuple(stages), samples * size, self._profile(settings, span), samples, inner)
 
     def fitted(self, settings: CalibrationSettings, memory: int) -> MemoryPlan:
         """The first plan that fits `memory` bytes: layers run again, then fewer sample windows, then shorter spans.
@@ -216,9 +221,12 @@ class Planner:
 
     def _rank(self, settings: CalibrationSettings, span: int) -> int:
         """Components that are solved for, of keys or of values."""
-        two = settings.two_levels(self.geometry) and span > self.geometry.layer_width
         groups = self.geometry.width // span
-        return groups * min(span, MAX_INNER * span // self.geometry.width) if two else self.geometry.width
+        most = min(span, MAX_INNER * span // self.geometry.width)
+        return groups * most if self._two_levels(settings, span) else self.geometry.width
+
+    def _two_levels(self, settings: CalibrationSettings, span: int) -> bool:
+        return settings.two_levels(self.geometry) and span > self.geometry.layer_width
 
     def _cold(self, settings: CalibrationSettings, span: int, samples: int) -> list[Stage]:
         g, rank, features = self.geometry, self._rank(settings, span), self._features(settings)
@@ -253,7 +261,7 @@ class Planner:
         total = 2 * g.layers * g.kv_heads * (4 * g.head_dim**2 + 8 * g.head_dim)
         if "cold" in settings.tiers:
             rank = self._rank(settings, span)
-            if settings.two_levels(g) and span > g.layer_width:
+            if self._two_levels(settings, span):
                 own = min(span, rank * span // g.width)
                 total += 2 * (2 * 2 * rank * g.layer_width + 2 * rank * own + features * g.width)
                 total = min(total, default_budget(self.model.whole))

@@ -31,13 +31,20 @@ def plan_table(plan: MemoryPlan) -> Table:
 
 
 def plan_lines(plan: MemoryPlan) -> list[str]:
-    """The plan in two lines."""
+    """The plan in two lines, and what bases in two levels leave out."""
     largest = max(plan.stages, key=lambda stage: stage.peak)
     weights, sums = largest.parts["weights"] / 1e9, largest.parts["statistics"] / 1e9
     s = plan.settings
     again = "layers run again in the backward pass" if s.recompute else "activations kept"
-    return [
+    lines = [
         f"Memory plan (predicted): peak {plan.peak / 1e9:.2f} GB in stage {largest.name!r} (weights {weights:.2f}, statistics "
         f"{sums:.2f}); host {plan.host / 1e9:.2f} GB; profile at most {plan.profile / 1e6:.0f} MB.",
         f"Span of {plan.span:,} coordinates, {again}, {plan.samples} sample windows.",
     ]
+    if plan.inner is not None:
+        lines.append(
+            f"Bases in two levels: the first keeps at most {plan.inner:,} components and leaves out 0.01 % of the weighted energy "
+            "or more. Errors of 0.1 % cost 4 % more than with one dense basis, errors of 0.01 % twice as much (measured on the "
+            "built-in model): for targets that fine compare it with --basis dense, whose spans are shorter."
+        )
+    return lines

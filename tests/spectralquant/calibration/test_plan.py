@@ -18,6 +18,7 @@ from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
 from spectralquant.models.random_model import random_config
 from spectralquant.models.shapes import parse_shape
+from sqcli.terminal.plan import plan_lines
 
 GB = 10**9
 SETTINGS = CalibrationSettings(steps=100, window=2048)
@@ -82,3 +83,9 @@ def test_without_a_gpu_nothing_limits(eight):
 def test_running_layers_again_takes_less(eight):
     kept, again = (Planner(eight, cuda=True).plan(replace(SETTINGS, recompute=r)) for r in (False, True))
     assert again.stages[0].peak < 0.7 * kept.stages[0].peak
+
+
+def test_a_plan_says_what_two_levels_leave_out(eight):
+    two, dense = (Planner(eight, cuda=True).plan(replace(SETTINGS, basis=basis)) for basis in ("two-level", "dense"))
+    assert two.inner == 8192 and dense.inner is None
+    assert "two levels" in " ".join(plan_lines(two)) and "two levels" not in " ".join(plan_lines(dense))
