@@ -22,6 +22,7 @@ _EXPORTS = {
     "SpectralPacket": "spectralquant.codec.packet",
     "SpectralCache": "spectralquant.cache.spectral_cache",
     "GraphedModel": "spectralquant.graphed.model",
+    "solve_shares": "spectralquant.evaluation.selection",
     "SpectralBufferPool": "spectralquant.cache.pool",
     "svd_reconstruct_attention": "spectralquant.cache.read.reconstruct_attention",
     "NotCompressedWarning": "spectralquant.errors",

@@ -147,7 +147,7 @@ def index_quality(rows: list[MethodRow]) -> Table:
     for r in rows:
         read = r.index_share_of_fp16 + r.options["share"] * r.codes_share_of_fp16
         table.add_row(
-            f"{100 * r.options['share']:g} %",
+            f"{100 * r.options['share']:g} %{' by layer' if 'shares' in r.options else ''}",
             f"{r.delta_ppl:+.3f}",
             f"{r.kl_nats:.4f}",
             f"{100 * r.top1:.1f} %",

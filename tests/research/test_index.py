@@ -12,10 +12,13 @@ from spectralquant.text.tokens import tokenize
 def test_reading_less_costs_more():
     loaded, profile = profile_of("llama")
     text = tokenize(loaded.tokenizer, load_text("builtin:stdlib"), 4000)
-    study = IndexStudy(context=768, scored=384, windows=2, shares=(1.0, 0.5, 0.05))
+    study = IndexStudy(context=768, scored=384, windows=2, shares=(1.0, 0.5, 0.05), solved=(0.05,))
     result = index_study(loaded, profile, text, "builtin:stdlib", study)
     rows = result["rows"]
-    assert [r["options"]["share"] for r in rows] == [1.0, 0.5, 0.05]
+    assert [r["options"]["share"] for r in rows] == [1.0, 0.5, 0.05, 0.05]
+    shares = rows[3]["options"]["shares"]
+    assert len(shares) == len(loaded.model.model.layers) and sum(shares) / len(shares) <= 0.0501
+    assert rows[3]["kl_nats"] < 1.3 * rows[2]["kl_nats"]
     assert rows[0]["kl_nats"] < rows[1]["kl_nats"] < rows[2]["kl_nats"]
     assert all(r["n_tokens"] == 768 and 0 < r["index_share_of_fp16"] < 1 for r in rows)
 
