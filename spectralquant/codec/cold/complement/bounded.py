@@ -28,6 +28,8 @@ from spectralquant.codec.cold.projected import Projected, QuantizedRun
 
 FINEST, COARSEST = -64, 24
 TRIALS = 4
+CLOSE, AIM = 0.8, 0.92
+SAMPLED, ROUNDED = 16, 0.16
 
 
 @dataclass(frozen=True)
@@ -135,23 +137,37 @@ class BoundedEncoder:
     def _second(self, left: Tensor, steps: Tensor, classes: Tensor) -> _Second | None:
         """The coarsest second stage that keeps the bound; left: the residual `[H, D, T]` in the heads' bases."""
         weight = self.heads.kind_steps(weights(classes))
-        best, low, high, scale = None, FINEST - 1, COARSEST + 1, 0
+        best, low, high = None, FINEST - 1, COARSEST + 1
+        scale = self._guess(left, self.heads.kind_steps(steps), weight)
         for _ in range(TRIALS):
             at = self.heads.kind_steps(steps * 2 ** (scale / bounded_block.EIGHTHS))
             coded = self.coder.symbols(left, at)
             error = self.heads.error((left - self.coder.values(coded.symbols, at)) * weight.sqrt())
             if error <= self.bound.second:
                 best, low = _Second(scale, coded, error), scale
-                if error >= 0.85 * self.bound.second:
+                if error >= CLOSE * self.bound.second:
                     break
             else:
                 high = scale
             # the error grows about as the step to the power of 1.5
-            guess = scale + round(5 * math.log2(0.93 * self.bound.second / max(error, 1e-9)))
+            guess = scale + round(5 * math.log2(AIM * self.bound.second / max(error, 1e-9)))
             scale = min(max(guess, low + 1), high - 1)
             if high - low <= 1:
                 break
         return best
+
+    def _guess(self, left: Tensor, steps: Tensor, weight: Tensor) -> int:
+        """The scale at which uniform quantization with a dead zone would meet the bound, on a sample of the tokens."""
+        some = slice(None, None, max(1, left.shape[2] // SAMPLED))
+        square, step2 = left[..., some].square(), steps[..., some].square().expand(-1, 1, -1)
+        weight = weight[..., some] / square.shape[2]
+        low, high = FINEST, COARSEST
+        while high - low > 2:
+            middle = (low + high) // 2
+            at = step2 * 4 ** (middle / bounded_block.EIGHTHS)
+            error = (torch.minimum(square, at * ROUNDED).mul_(weight)).sum()
+            low, high = (middle, high) if float(error) <= AIM * self.bound.second else (low, middle)
+        return low
 
     def _turbo(
         self, block: KVBlock, first: bytes, residual: Tensor, classes: Tensor, best: tuple[bytes | None, float]

@@ -31,6 +31,7 @@ from sqkernels.entropy.tables import VALUES
 
 BAND = 16
 LIMIT = 2.0**24
+DEAD_ZONE = 0.6
 
 
 @dataclass(frozen=True)
@@ -53,37 +54,41 @@ class ComplementCoder:
         self.bands = -(-dim // BAND)
         band = torch.arange(dim) // BAND
         self.band_of_row = (torch.arange(heads)[:, None] * self.bands + band).flatten().to(self.device)
+        self.rows_of_band = torch.bincount(self.band_of_row, minlength=heads * self.bands).float()
 
     def symbols(self, y: Tensor, steps: Tensor) -> ComplementSymbols:
         """Symbols of coefficients `y: [H, D, T]` at steps `[H, 1, T]`."""
-        scaled = (y / steps).flatten(0, 1).clamp_(-LIMIT, LIMIT)
-        q = scaled.round().int()
-        q[scaled.abs() < 0.6] = 0
+        scaled = (y / steps).flatten().clamp_(-LIMIT, LIMIT)
+        place = (scaled.abs() >= DEAD_ZONE).nonzero().squeeze(1)  # all that is not 0, a small part
+        tokens, scaled = y.shape[2], scaled[place]
+        value, band = scaled.round().int(), self.band_of_row[place // tokens]
         one = torch.ones(1, dtype=torch.float32, device=self.device)
-        rungs, bits = self._rungs(q)
+        rungs, bits = self._rungs(value, band, tokens)
         for _ in range(PASSES):
-            q[rungs[self.band_of_row] < 0] = 0
-            row, column = q.nonzero(as_tuple=True)
-            if not len(row):
-                break
-            table = rungs[self.band_of_row[row]]
-            q[row, column] = cheaper_symbols(q[row, column], scaled[row, column], table, one, self.bits, self.price)
-            rungs, bits = self._rungs(q, scaled)
-        q[rungs[self.band_of_row] < 0] = 0
-        return ComplementSymbols(q, rungs, bits)
+            value *= rungs[band] >= 0
+            lower = cheaper_symbols(value, scaled, rungs[band].clamp_min(0), one, self.bits, self.price)
+            value = torch.where(value != 0, lower, value)
+            rungs, bits = self._rungs(value, band, tokens, scaled)
+        q = torch.zeros(y.numel(), dtype=torch.int32, device=self.device)
+        q[place] = value * (rungs[band] >= 0)
+        return ComplementSymbols(q.view(-1, tokens), rungs, bits)
 
-    def _rungs(self, q: Tensor, scaled: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The cheapest rung of each band, and their bits; with `scaled`, none where the band is not worth its bits."""
+    def _rungs(self, value: Tensor, band: Tensor, tokens: int, scaled: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The cheapest rung of each band, and their bits; with `scaled`, none where the band is not worth its bits.
+
+        value: symbols `[M]` of some places in `band: [M]`; all others are 0.
+        """
         count = self.heads * self.bands
-        place = q.clamp(-HALF, HALF - 1) + HALF
-        flat = self.band_of_row[:, None] * VALUES + place
-        histogram = torch.bincount(flat.flatten(), minlength=count * VALUES).view(count, VALUES).float()
+        flat = band * VALUES + value.clamp(-HALF, HALF - 1) + HALF
+        histogram = torch.bincount(flat, minlength=count * VALUES).view(count, VALUES).float()
+        histogram[:, HALF] = 0
+        coded = histogram.sum(1)
+        histogram[:, HALF] = self.rows_of_band * tokens - coded
         cost, rung = (histogram @ self.bits.T).min(1)
-        empty = histogram.sum(1) == histogram[:, HALF]
+        empty = coded == 0
         if scaled is not None:
-            value = q.float()
-            gain = (scaled.square() - (scaled - value).square()).sum(1)
-            by_band = torch.zeros(count, dtype=torch.float32, device=self.device).index_add_(0, self.band_of_row, gain)
+            gain = scaled.square() - (scaled - value).square()
+            by_band = torch.zeros(count, dtype=torch.float32, device=self.device).index_add_(0, band, gain)
             empty |= by_band <= self.price * cost
         return torch.where(empty, -1, rung), torch.where(empty, 0.0, cost)
 
