@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,3 +99,10 @@ def test_parts_are_refused_that_are_not_there_or_lack_something(bearings, monkey
 def test_the_summary_has_its_figures_even_where_rows_are_missing():
     summary = summary_of([])
     assert set(KEYS) <= set(summary) and all(summary[key] is None for key in KEYS)
+
+
+def test_the_measured_results_have_every_figure_of_the_summary_and_every_part():
+    result = read_results(Path(__file__).parents[2] / "profiles" / "results" / "cold-speed-h100.json")
+    assert all(isinstance(result["summary"][key], float) for key in KEYS)
+    assert set(result["parts"]) == set(PARTS) and all(part["whole"] for part in result["parts"].values())
+    assert result["summary"] == summary_of([r.as_json() if hasattr(r, "as_json") else dict(r) for r in result["rows"]])

@@ -35,8 +35,8 @@ def test_each_token_receives_what_softmax_gives_it(shape, backend, block):
     dtype = torch.float32 if backend == "triton" else torch.float64
     query, key, lse = (t.to(device) for t in (query.to(dtype), key.to(dtype), scores.logsumexp(-1).float()))
     found = attention_received(query, key, lse, 0.3, block, backend=backend)
-    tolerance = 2e-3 if device == "cuda" else 1e-5  # products of float32 are TF32 on a GPU
-    assert torch.allclose(found.cpu().double(), wanted, atol=tolerance)
+    tolerance = 5e-3 if device == "cuda" else 1e-5  # products of float32 are TF32 on a GPU
+    assert torch.allclose(found.cpu().double(), wanted, atol=tolerance, rtol=tolerance)
 
 
 def test_what_does_not_fit_is_refused():

@@ -20,7 +20,7 @@ from spectralquant.rotary import apply_rope
 class LeavingBlock:
     """A block that leaves the window: keys (after RoPE) and values `[L, Hk, T, D]` of one sequence.
 
-    received: float32 `[T, L, H]`, or None where it was not observed. rotations: per layer, None without RoPE.
+    received: float32 `[T, L, H]`, NaN where it is not known, or None where it was not observed. rotations: per layer, None without RoPE.
     """
 
     keys: Tensor
@@ -52,11 +52,12 @@ class LeavingBlock:
     def plain(self) -> KVBlock:
         """The block as codecs take it, keys before RoPE."""
         keys = self.keys.float().permute(2, 0, 1, 3)
+        known = self.received is not None and not bool(self.received.isnan().any())
         return KVBlock(
             keys=unrotate_block_keys(self, keys),
             values=self.values.float().permute(2, 0, 1, 3),
             start=self.start,
-            received=self.received,
+            received=self.received if known else None,
             token_ids=self.token_ids,
             previous_id=self.previous_id,
             rotations=self.rotations,

@@ -76,14 +76,14 @@ class GroupTokens:
 
     def recent(self, row: int, start: int, stop: int) -> list[Tensor]:
         """Keys and values `[L, Hk, T, D]` of recent tokens start … stop of one sequence, and what attention they received
-        `[T, L, H]`, where that is known.
+        `[T, L, H]` (NaN where that is not known). Nothing here waits for the device.
         """
         part = slice(start - self.recent_from, stop - self.recent_from)
         both = [torch.stack([getattr(x, name)[row, :, part] for x in self.layers]) for name in ("keys", "values")]
         if any(layer.received is None for layer in self.layers):
             return [*both, None]
         received = torch.stack([x.received[row, :, part] for x in self.layers]).permute(2, 0, 1).contiguous()
-        return [*both, None if bool(received.isnan().any()) else received]
+        return [*both, received]
 
     def append_blocks(self, coded: Sequence[Sequence[StoredBlock]]) -> None:
         """Replace the oldest recent tokens by their blocks (`coded[i][row]`)."""

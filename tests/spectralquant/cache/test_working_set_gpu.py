@@ -38,8 +38,8 @@ def test_a_slow_worker_changes_no_number(tier, dtype, monkeypatch):
     assert torch.equal(slow, calm)
 
 
-def test_kept_hot_codes_are_read_in_place_by_kernels():
+def test_kept_hot_codes_read_as_cold_blocks_do_within_their_error():
     logits, cache = run(torch.bfloat16, working_set=EVERYTHING, working_tier="hot")
-    assert cache.stats().spent.kernel_reads > 0
+    assert {kind for kind, _, _ in cache.reader.runs()} == {"hot"}
     plain, _ = run(torch.bfloat16)
-    assert distance(logits, plain) < 0.3
+    assert 0 < distance(logits, plain) < 0.3

@@ -13,6 +13,7 @@ from spectralquant.codec.cold.fused.bases import FactoredBasis, bases_of
 from spectralquant.codec.cold.fused.decode import FusedDecoder
 from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
 from spectralquant.codec.cold.fused.layer_slots import LayerSlots, groups_of, turns_of
+from spectralquant.codec.cold.importance import ImportanceModel
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.errors import PacketError
 from spectralquant.profile.factors import BasisFactors, IntegerRows, SmallForm
@@ -226,3 +227,17 @@ def test_bases_in_product_form_code_as_dense_ones_do():
     for found, wanted in ((places.keys, keys), (places.values, values)):
         for layer in range(2):
             assert torch.allclose(found.tensors[layer].cpu()[rows, :, tokens], wanted[:, layer], atol=0.02)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_that_is_not_known_makes_a_run_unseen(backend):
+    half, _ = codecs(1, False)
+    blocks = some_blocks((128, 50), False)
+    received = torch.cat([b.received for b in blocks]).to(DEVICE)
+    weight = torch.randn(received[0].numel() + 2, 2, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    half.importance = ImportanceModel(weight, torch.zeros(2, device=DEVICE))
+    classes = []
+    for given in (received, received.index_fill(0, torch.tensor([3], device=DEVICE), torch.nan)):
+        run = BlockRun(in_a_cache(blocks)[0], [b.tokens for b in blocks], pairs_of(blocks), given)
+        classes.append(FusedEncoder(half, backend).symbols(run)[1])
+    assert (classes[0] != half.coder.unseen).any() and (classes[1] == half.coder.unseen).all()

@@ -32,7 +32,8 @@ Ids = tuple[int, np.ndarray]
 @dataclass(frozen=True)
 class BlockRun:
     """Blocks of `lengths` tokens that lie side by side in `places`. ids: of each block, where the profile predicts from them.
-    received: float32 `[N, L, H]`, or None where attention was not observed (all tokens are then of the class `UNSEEN`).
+    received: float32 `[N, L, H]`, or None where attention was not observed (all tokens are then of the class `UNSEEN`, and so they are where
+    some of it is NaN).
     """
 
     places: LayerSlots
@@ -151,9 +152,12 @@ class FusedEncoder:
         energies = [row_energy(*p, backend=self.backend) / len(p[0]) for p in parts]
         if leading is not None:
             some = [(p[0][index] * p[1][index, None]).T for p, index in zip(parts, leading, strict=True)]
-            features = own_features(*some, *energies)
-        else:
-            assert received is not None
-            logs = torch.log(torch.stack(energies, dim=1) + 1e-9)
-            features = torch.cat([torch.log(received.flatten(1) + FLOOR), logs], dim=1)
+            return self._class_of(own_features(*some, *energies))
+        assert received is not None
+        logs = torch.log(torch.stack(energies, dim=1) + 1e-9)
+        classes = self._class_of(torch.cat([torch.log(received.flatten(1).nan_to_num() + FLOOR), logs], dim=1))
+        unseen = torch.full_like(classes, self.codec.coder.unseen)
+        return torch.where(received.isnan().any(), unseen, classes)  # chosen on the device, so that nothing waits
+
+    def _class_of(self, features: Tensor) -> Tensor:
         return self.codec.importance.classes(features).T.to(torch.uint8).contiguous()
