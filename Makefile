@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test test-serving gate setup clean readme docs lint release provenance sanitize results results-gpu results-check
+.PHONY: demo test test-serving test-rivals gate setup clean readme docs lint release provenance sanitize results results-gpu results-check
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -12,6 +12,20 @@ demo: setup
 # Two workers with one thread each: two teams of threads on two cores would wait for each other.
 test: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# Our rivals against public implementations of them, which need an environment of their own (some hundred MB, once). Not part
+# of `make test`.
+RIVALS := .venv-rivals
+test-rivals: setup $(RIVALS)/.installed
+	$(RIVALS)/bin/python tests/rivals/kvpress_reference.py $(RIVALS)/reference.pt
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[harness]'
+	SQ_RIVALS=$(RIVALS)/reference.pt $(VENV)/bin/python -m pytest tests/rivals/test_kvpress.py tests/rivals/test_harness.py
+	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 $(RIVALS)/bin/python -m pytest --confcutdir=tests/rivals tests/rivals/test_quantizers.py
+
+$(RIVALS)/.installed: tests/rivals/requirements.txt
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --disable-pip-version-check -r tests/rivals/requirements.txt
+	@touch $@
 
 gate: setup
 	$(SQ) gate --run smoke --baseline profiles/baselines/smoke.json
@@ -87,4 +101,4 @@ provenance:
 	$(PYTHON) -m spectralquant.origin.checkout
 
 clean:
-	rm -rf $(VENV) profiles/demo.*
+	rm -rf $(VENV) $(RIVALS) profiles/demo.*

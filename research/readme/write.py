@@ -25,6 +25,7 @@ from research.readme.speed import cuda_costs, gate, growth, headline_rows, index
 from research.readme.tiers import costs, tiers
 from research.readme.tools import OPENED, load, table
 from research.results.marks import dagger, stale
+from research.serving.figures import serving_codec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -247,6 +248,7 @@ BLOCKS = {
     "gate": gate,
     "architectures": architectures,
     "coder": coder,
+    "serving-codec": serving_codec,
     "cold-speed": cold_speed,
     "durations": durations,
     "generated": generated,

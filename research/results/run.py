@@ -95,7 +95,7 @@ def done_before(entry: Entry, history: History) -> bool:
     commit = result["provenance"].get("git_commit")
     made = [name for name in ("demo", "wiki") if "{" + name + "}" in entry.command and not entry.after]
     there = all((BUILD / f"{name}.json").is_file() for name in made)
-    return there and commit == source_commit(history.root).commit and not why_stale(result, history)
+    return there and commit == source_commit(history.root).commit and not why_stale(result, history, entry.only)
 
 
 def run(entry: Entry, text: Path, history: History) -> float:

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from research.results.table import entry
 from spectralquant.files import write_text
 from spectralquant.origin.used_code import changed_code
 
@@ -56,10 +57,11 @@ class History:
         return done.stdout.strip()
 
 
-def why_stale(result: Mapping[str, Any], history: History) -> list[str]:
+def why_stale(result: Mapping[str, Any], history: History, only: tuple[str, ...] = ()) -> list[str]:
     """Everything that speaks against a results file; nothing where it is fresh.
 
     Parts that were made apart (a provenance of their own inside the file) must be as fresh as the whole, and of its commit.
+    only: beginnings of paths whose code matters (none: all).
     """
     whole = result["provenance"]
     out = [] if whole.get("command") else ["it names no command"]
@@ -80,7 +82,8 @@ def why_stale(result: Mapping[str, Any], history: History) -> list[str]:
         if not part.get("code"):
             out.append("it does not tell which code it used")
         else:
-            changed |= dict.fromkeys(changed_code(part["code"], history.root))
+            paths = changed_code(part["code"], history.root)
+            changed |= dict.fromkeys(path for path in paths if not only or path.startswith(only))
     if changed:
         names = [path.removeprefix("spectralquant/").removeprefix("kernels/") for path in changed]
         more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
@@ -105,7 +108,8 @@ def stale_files(results: Path = RESULTS, history: History | None = None) -> dict
     history = history or History()
     out = {}
     for file in sorted(results.glob("*.json")):
-        if reasons := why_stale(json.loads(file.read_text(encoding="utf-8")), history):
+        known = entry(file.stem)
+        if reasons := why_stale(json.loads(file.read_text(encoding="utf-8")), history, known.only if known else ()):
             out[file.stem] = "; ".join(reasons)
     return out
 

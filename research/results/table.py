@@ -14,6 +14,7 @@ from dataclasses import dataclass
 class Entry:
     """name: of the file, without `.json`. needs: cpu or gpu. minutes: about, on two cores or one H100. after: files whose
     command makes a profile that this one reads. before: commands that add to the same file first.
+    only: where code that matters for the figures lies, if not everywhere that the command imports from.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Entry:
     minutes: int
     after: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 GEMMA = "--model builtin:gemma3-270m"
@@ -32,10 +34,17 @@ OTHERS = (
     "hf_quantized:backend=hqq,bits=4 hf_quantized:backend=hqq,bits=3 hf_quantized:backend=hqq,bits=2"
 )
 COMPARE = "--profile {wiki} --data file:{text} --dtype float32 --json {out}"
+KERNELS = (
+    "kernels/sqkernels/",
+    "spectralquant/bench/",
+    "spectralquant/codec/hot/",
+    "research/kernels.py",
+    "research/prediction.py",
+)
 DEMO, WIKI = ("calibrate-smollm2-cpu",), ("calibrate-smollm2-h100",)
 TABLE = (
     Entry("architectures", "sq study architectures --out {out}", "cpu", 4),
-    Entry("gate-simulation", "sq study gate --out {out}", "cpu", 1),
+    Entry("gate-simulation", "sq study gate --out {out}", "cpu", 1, only=("spectralquant/gate/",)),
     Entry("calibrate-smollm2-cpu", "sq calibrate --tier all --out {demo} --json {out}", "cpu", 9),
     Entry("cache-smollm2-cpu", f"sq study cache --profile {{demo}} {TEXT} --out {{out}}", "cpu", 8, DEMO),
     Entry("packet-smollm2-cpu", "sq study packet --profile {demo} --out {out}", "cpu", 2, DEMO),
@@ -54,7 +63,7 @@ TABLE = (
         DEMO,
     ),
     Entry("durations", "python -m research.durations --out {out}", "cpu", 25),
-    Entry("prediction-h100", "python -m research.prediction --out {out}", "cpu", 1),
+    Entry("prediction-h100", "python -m research.prediction --out {out}", "cpu", 1, only=KERNELS),
     Entry(
         "calibrate-smollm2-h100",
         f"sq calibrate --tier all --steps 80 --window 2048 {TEXT} --out {{wiki}} --json {{out}}",
@@ -95,10 +104,11 @@ TABLE = (
         "sq profile --context 32768,2048,8192,131072,262144 --batch 1,2,4,8,16 --json {out}",
         "gpu",
         5,
+        only=KERNELS,
     ),
-    Entry("profile-h100-8percent", f"{PROFILE} --share 0.08 --json {{out}}", "gpu", 1),
-    Entry("profile-h100-steps", f"{PROFILE} --end-to-end --json {{out}}", "gpu", 1),
-    Entry("tuning-h100", "sq study kernels --out {out}", "gpu", 2),
+    Entry("profile-h100-8percent", f"{PROFILE} --share 0.08 --json {{out}}", "gpu", 1, only=KERNELS),
+    Entry("profile-h100-steps", f"{PROFILE} --end-to-end --json {{out}}", "gpu", 1, only=KERNELS),
+    Entry("tuning-h100", "sq study kernels --out {out}", "gpu", 2, only=KERNELS),
     Entry(
         "real-shapes-h100",
         "sq study shapes --device cuda --dtype bfloat16 --steps 2 --window 384 --out {out}",

@@ -31,7 +31,7 @@ def serving_codec() -> str:
     first = rows[0]["options"]["chunk"]
     same = [r for r in rows if r["options"]["knows"] == "serving" and r["options"]["aim"] == 40]
     chunks = [
-        [str(r["options"]["chunk"]), str(r["prompt_tokens"]), f"{r['payload_ratio']:.1f}", f"{r['kl_nats']:.4f}"]
+        [str(r["options"]["chunk"]), str(r["prompt_tokens"]), f"{r['payload_ratio']:.2f}", f"{r['kl_nats']:.4f}"]
         for r in sorted(same, key=lambda r: r["options"]["chunk"])
     ]
     r = rows[0]
@@ -42,7 +42,7 @@ def serving_codec() -> str:
             "included:",
             table(head, body),
             _words(s),
-            "The serving mode at one rate, by the length of a chunk:",
+            "The serving mode at one rate, by the length of a chunk (tokens are coded one by one, so quality is the same):",
             table(["tokens a chunk", "restored", "ratio", "KL, nats/token"], chunks),
         ]
     )

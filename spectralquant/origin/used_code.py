@@ -21,6 +21,7 @@ NO_MATTER = (
     "research/readme/",
     "research/results/",
     "research/run.py",
+    "spectralquant/__init__.py",
     "spectralquant/claims.py",
     "spectralquant/errors.py",
     "spectralquant/files.py",

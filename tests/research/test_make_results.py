@@ -44,6 +44,11 @@ def test_commands_have_options_that_exist(name, tmp_path):
         assert any("{" + p + "}" in entry(other).command and "{" + p + "}" in each.command for p in ("demo", "wiki"))
 
 
+def test_code_that_matters_alone_is_there():
+    for each in TABLE:
+        assert all((runner.ROOT / path).exists() for path in each.only)
+
+
 def test_what_cannot_run_is_refused_first(tmp_path):
     with pytest.raises(InputError, match="no such results file"):
         chosen("cpu", ["colder"], False, [])

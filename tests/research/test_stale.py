@@ -83,6 +83,9 @@ def test_changed_code_makes_it_stale(tree):
     root, facts = tree
     (root / "spectralquant" / "codec" / "block.py").write_text("x = 2\n")
     assert why(root, facts) == ["its code has changed since: codec/block.py"]
+    result = {"provenance": facts, "rows": []}
+    assert why_stale(result, History(root), ("spectralquant/codec/",)) == why(root, facts)
+    assert why_stale(result, History(root), ("spectralquant/gate/",)) == []
 
 
 def test_parts_are_judged_too(tree):

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
+from spectralquant.errors import InputError
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
 from spectralquant.text.read import load_text
@@ -62,6 +63,35 @@ def test_more_pages_and_nearly_the_same_log_probabilities(tmp_path, tokenizer):
     later = (a - b)[260:].abs()
     assert first < 0.05
     assert 0 < later.mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sliding_window": 64}, "sliding windows"),
+        ({"logits_soft_cap": 30.0}, "soft-capped"),
+        ({"kv_cache_dtype": "fp8"}, "fp8"),
+        ({"alibi_slopes": [0.5]}, "ALiBi"),
+    ],
+)
+def test_attention_that_is_not_read_is_refused(options, reason):
+    from vllm.config import VllmConfig, set_current_vllm_config
+
+    from spectralquant.integrations.vllm.hot.backend import HotAttention
+
+    with set_current_vllm_config(VllmConfig()), pytest.raises(InputError, match=reason):
+        HotAttention(4, 32, 0.1, 2, **options)
+
+
+def test_a_connector_beside_hot_pages_is_refused():
+    from vllm.config import KVTransferConfig, VllmConfig, set_current_vllm_config
+
+    from spectralquant.integrations.vllm.hot.backend import HotAttention
+
+    config = VllmConfig()
+    config.kv_transfer_config = KVTransferConfig(kv_connector="SpectralConnector", kv_role="kv_both")
+    with set_current_vllm_config(config), pytest.raises(InputError, match="not both"):
+        HotAttention(4, 32, 0.1, 2)
 
 
 def test_another_models_profile_is_refused(tmp_path, small_profile):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from spectralquant.errors import InputError
 from spectralquant.integrations.chunks import LOSSLESS
 from spectralquant.integrations.serve_check.child import numbers_file
 from spectralquant.integrations.serve_check.compare import compare
@@ -104,8 +105,8 @@ class _Runs:
     def results(self) -> Results:
         check = self.check
         ways = [LOSSLESS] if check.codec == LOSSLESS else [LOSSLESS, SPECTRAL]
-        rows = [self._recomputed(), *(self._ours(way) for way in ways)]
-        rows += [self._vllm(way) for way in (MEMORY, FILES) if check.own_tiers]
+        rows = [self._recomputed(), *(self._or_failed(way, self._ours) for way in ways)]
+        rows += [self._or_failed(way, self._vllm) for way in (MEMORY, FILES) if check.own_tiers]
         last = rows[len(ways)]
         summary: dict[str, float | None] = dict.fromkeys(SUMMARY)
         summary |= {"hit_share": last.hit_share, "kl_nats": last.kl_nats, "bytes_ratio": last.bytes_ratio}
@@ -122,6 +123,14 @@ class _Runs:
             engine=self.base["facts"],
             faults=self.faults,
         )
+
+    def _or_failed(self, way: str, measure: Callable[[str], ServingRow]) -> ServingRow:
+        """A way whose engine ended early is a fault of its own, and the others are measured."""
+        try:
+            return measure(way)
+        except InputError as error:
+            self.faults.append(f"{way}: {error}")
+            return ServingRow(way=way, note=str(error))
 
     def _run(self, name: str, transfer: dict[str, Any] | None, steps: list[Step]) -> dict[str, Any]:
         self.report(f"{name}: starting vLLM")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def engine_arguments(max_model_len: int, eager: bool) -> tuple[dict[str, Any], b
     import torch
 
     gpu = torch.cuda.is_available()
+    if find_spec("flashinfer") is None:
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     arguments: dict[str, Any] = {"max_model_len": max_model_len, "enforce_eager": eager, "dtype": "bfloat16"}
     if not gpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)

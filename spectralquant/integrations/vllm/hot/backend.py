@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -71,6 +72,11 @@ class HotBackend(AttentionBackend):
     def get_builder_cls() -> type[HotMetadataBuilder]:
         """What tells it about a step."""
         return HotMetadataBuilder
+
+    @classmethod
+    def supports_kv_connector(cls) -> bool:
+        """Connectors would take codes for keys and values."""
+        return False
 
     @classmethod
     def customize_spec(cls, spec: Any) -> Any:
@@ -147,6 +153,11 @@ class HotAttention(AttentionImpl[HotMetadata]):
             f"--kv-cache-dtype {kv_cache_dtype}": kv_cache_dtype != "auto",
             f"{attn_type} attention": attn_type != AttentionType.DECODER,
         }
+        if get_current_vllm_config().kv_transfer_config is not None:
+            raise InputError(
+                "The hot backend's pages hold codes, which a KV connector (--kv-transfer-config) would take for keys and values. Use "
+                "the tier or hot pages, not both: unset SPECTRALQUANT_HOT_PROFILE, or leave the connector out."
+            )
         unread = [name for name, there in wrong.items() if there]
         if unread:
             raise InputError(
