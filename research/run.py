@@ -48,6 +48,7 @@ class StudyRequest:
     in_mix: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
     part_of_text: str = "report"
+    bound: float | None = None
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,10 @@ def _quality(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
 
     loaded = load_for(None, request.model, request.device, request.dtype, request.offline, desk.report)
     study = QualityStudy(request.steps, request.steps, request.window, request.windows, part=request.part_of_text)
+    if request.bound is not None:
+        study = replace(study, bound=request.bound)
     texts = QualityTexts(request.data, request.in_mix, request.other_data, request.more)
-    return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress), []
+    return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress, request.profile), []
 
 
 def _headline(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
