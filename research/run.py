@@ -289,8 +289,9 @@ def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     rows = [] if earlier is None else earlier.as_json()["rows"]
     beside = () if desk.out is None else sorted(desk.out.parent.glob(f"{desk.out.stem}-part-*.json"))
     rows = joined(rows, [read_results(file).as_json()["rows"] for file in beside])
+    anew = bool(request.parts) and not desk.resume
     return scale_study(
-        request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality, bool(request.parts)
+        request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality, anew
     ), []
 
 
