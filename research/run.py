@@ -48,6 +48,7 @@ class StudyRequest:
     in_mix: tuple[str, ...] = ()
     more: tuple[str, ...] = ()
     part_of_text: str = "report"
+    bound: float | None = None
 
 
 @dataclass(frozen=True)
@@ -196,8 +197,10 @@ def _quality(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
 
     loaded = load_for(None, request.model, request.device, request.dtype, request.offline, desk.report)
     study = QualityStudy(request.steps, request.steps, request.window, request.windows, part=request.part_of_text)
+    if request.bound is not None:
+        study = replace(study, bound=request.bound)
     texts = QualityTexts(request.data, request.in_mix, request.other_data, request.more)
-    return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress), []
+    return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress, request.profile), []
 
 
 def _headline(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
@@ -286,8 +289,9 @@ def _scale(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     rows = [] if earlier is None else earlier.as_json()["rows"]
     beside = () if desk.out is None else sorted(desk.out.parent.glob(f"{desk.out.stem}-part-*.json"))
     rows = joined(rows, [read_results(file).as_json()["rows"] for file in beside])
+    anew = bool(request.parts) and not desk.resume
     return scale_study(
-        request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality, bool(request.parts)
+        request.parts or list(PARTS), rows, load, desk.save, desk.progress, request.model, quality, anew
     ), []
 
 

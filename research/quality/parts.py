@@ -25,7 +25,8 @@ from spectralquant.methods.coding.spectral import BoundedSpec, cold_parts, mean_
 from spectralquant.methods.coding.turboquant import TurboQuant
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.profile.promises import FREE, ErrorLimits, error_limits
+from spectralquant.profile.promises import FREE, MEASURE, ErrorLimits, error_limits
+from spectralquant.profile.schema import ErrorPoint
 from spectralquant.results.quality import MethodRow
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
@@ -145,6 +146,24 @@ def general(loaded: LoadedModel, mix: TokenText, name: str, study: QualityStudy,
         "error_limits": asdict(error_limits(summary, study.bound)),
         "step": summary.step,
         "measured": summary.measured,
+        "profile_bytes": profile.sidecar.tensor_bytes,
+    }
+
+
+def promised(
+    loaded: LoadedModel, profile: CalibrationProfile, points: list[ErrorPoint], study: QualityStudy, out: Path
+) -> dict[str, Any]:
+    """A profile that is there already, with what errors cost as measured here; kept beside the parts."""
+    summary = profile.sidecar.tiers["cold"]
+    summary.errors, summary.error_measure, summary.target = points, MEASURE, f"error={study.bound}"
+    profile.save(out)
+    return {
+        "model": loaded.name,
+        "sources": [s.model_dump() for s in profile.sidecar.text.sources],
+        "steps": profile.sidecar.calibration.steps,
+        "errors": [p.model_dump() for p in points],
+        "error_limits": asdict(error_limits(summary, study.bound)),
+        "step": summary.step,
         "profile_bytes": profile.sidecar.tensor_bytes,
     }
 

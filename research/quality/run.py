@@ -35,8 +35,9 @@ def run_quality(
     out: Path | None,
     report: Callable[[str], None],
     progress: Progress,
+    profile: Path | None = None,
 ) -> Results:
-    """Run parts (none named: all); what is there so far, in one file.
+    """Run parts (none named: all); what is there so far, in one file. profile: in the place of a general one made here.
 
     Raises:
         InputError: no file to write, or an unknown part.
@@ -56,6 +57,8 @@ def run_quality(
         name, _, share = part.partition(":")
         if name == "home":
             run.home(text([texts.mix[0]], READ_TOKENS), texts.mix[0])
+        elif name == "general" and profile is not None:
+            run.promised(profile, text([texts.mix[0]], READ_TOKENS))
         elif name == "general":
             need = study.general_steps * study.window + 2 * study.held_out * 1024
             sources = open_sources(texts.mix, report=report)

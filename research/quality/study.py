@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from research.quality.parts import Progress, QualityStudy, foreign, general, home
+from research.quality.parts import Progress, QualityStudy, foreign, general, home, promised
+from research.windows import split_windows
+from spectralquant.calibrating.held_errors import StreamedErrors
+from spectralquant.calibrating.promise import kind_points, promise_texts
 from spectralquant.files import write_text
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
+from spectralquant.profile.schema import ErrorPoint
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
@@ -50,6 +54,24 @@ class QualityParts:
     def general(self, mix: TokenText, name: str) -> None:
         """See `parts.general`."""
         self._once("of-the-mix", lambda: general(self.loaded, mix, name, self.study, self.profile_stem, self.progress))
+
+    def promised(self, path: Path, text: TokenText) -> None:
+        """See `parts.promised`."""
+        profile = CalibrationProfile.load(path)
+        profile.require_model(self.loaded.model, self.loaded.name)
+        held_out = split_windows(text, self.study.window).development[:1]
+        summary, points = profile.sidecar.tiers["cold"], []
+        assert summary.step is not None
+        held = StreamedErrors(profile.tier("cold"), profile.heads, summary.step, self.loaded)
+        for name, windows in promise_texts(self.loaded, held_out, window=self.study.window).items():
+            first = points[0].error if points else None
+            part = f"kind-{zlib.crc32(name.encode()):08x}"
+            self._once(
+                part,
+                lambda n=name, w=windows, e=first: {"points": [p.model_dump() for p in kind_points(held, n, w, e)]},
+            )
+            points += [ErrorPoint(**p) for p in json.loads((self.folder / f"{part}.json").read_text())["points"]]
+        self._once("of-the-mix", lambda: promised(self.loaded, profile, points, self.study, self.profile_stem))
 
     def texts(self, texts: list[Text], share: tuple[int, int]) -> None:
         """Score every n-th of some texts (kind, name, reader) under the general profile; share: which, of how many."""

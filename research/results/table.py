@@ -42,6 +42,25 @@ KERNELS = (
     "research/prediction.py",
 )
 DEMO, WIKI = ("calibrate-smollm2-cpu",), ("calibrate-smollm2-h100",)
+HOT = "sq calibrate {model} {text} --steps 60 --window 2048 --tier hot,warm --target hot:ratio={ratio} --hot-bits {bits} --dtype float32"
+RIVALS = "kivi:bits=4 kivi:bits=3 kivi:bits=4,group=64 --needle 0 --context 2048 --windows 6"
+
+
+def hot_entry(name: str, model: str, bits: str, ratio: str) -> Entry:
+    """The hot tier at a ratio beside KIVI, by a profile of its own."""
+    made = HOT.format(model=model, text=TEXT, ratio=ratio, bits=bits) + " --out {out}.hot/profile"
+    command = f"sq compare {RIVALS} {model} --profile {{out}}.hot/profile {TEXT} --dtype float32 --json {{out}}"
+    return Entry(f"hot-{name}-{bits}-{ratio}", command, "gpu", 2, before=(made,))
+
+
+def index_entry(name: str, model: str) -> Entry:
+    """What an index costs, by a profile of its own."""
+    made = HOT.format(model=model, text=TEXT, ratio=4, bits="free") + " --out {out}.hot/profile"
+    command = f"sq study index {model} --profile {{out}}.hot/profile {TEXT} --window 2048 --windows 3 --dtype float32 --out {{out}}"
+    return Entry(f"index-{name}-wikitext2", command, "gpu", 4, before=(made,))
+
+
+BUILTIN = {"smollm2": "--model builtin:smollm2-135m", "gemma3": GEMMA}
 TABLE = (
     Entry("architectures", "sq study architectures --out {out}", "cpu", 4),
     Entry("gate-simulation", "sq study gate --out {out}", "cpu", 1, only=("spectralquant/gate/",)),
@@ -92,9 +111,20 @@ TABLE = (
         WIKI,
     ),
     Entry("compare-smollm2-wikitext2-others", f"sq compare {OTHERS} --needle 10 {COMPARE}", "gpu", 10, WIKI),
-    Entry(
-        "index-smollm2-wikitext2", f"sq study index --profile {{wiki}} {TEXT} --windows 6 --out {{out}}", "gpu", 3, WIKI
+    *(index_entry(name, model) for name, model in BUILTIN.items()),
+    *(
+        hot_entry(name, model, bits, ratio)
+        for name, model in BUILTIN.items()
+        for bits, ratio in (("free", "4"), ("free", "3.14"), ("even", "4"))
     ),
+    Entry(
+        "generate-h100",
+        "python -m research.generate.with_index {out} profiles/results/index-smollm2-wikitext2.json",
+        "gpu",
+        9,
+        before=("sq profile --generate --share 0.05 --json {out}",),
+    ),
+    Entry("counters-h100", "python -m research.generate.counters --out {out}", "gpu", 1),
     Entry("cache-smollm2-h100", f"sq study cache --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
     Entry("serving-codec", f"sq study serving-codec {TEXT} --out {{out}}", "gpu", 5),
     Entry("coder-h100", f"sq study coder --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from spectralquant.text.tokens import tokenize
 
 REPEATED = 2
 ALONE_SHARE = 4  # one process does a quarter of the steps: a step takes it equally long
-COMPARED_SHARE = 8
+COMPARED_SHARE = 6
 Row = dict[str, Any]
 
 
@@ -50,8 +50,8 @@ def groups(own: Processes) -> dict[int, Processes | None]:
     return out
 
 
-def compare(run: CalibrationRun, own: Processes) -> list[Row]:
-    """Steps alone, then shared by 2, 4, … processes; rows in the first process."""
+def compare(run: CalibrationRun, own: Processes, keep: Callable[[list[Row]], None]) -> None:
+    """Steps alone, then shared by 2, 4, … processes; `keep` gets the rows in the first process, first times, then more."""
     steps = run.settings.steps
     shares = groups(own)
     _pass(run, Processes(), 2)  # what a first step compiles and allocates is no part of any
@@ -67,6 +67,8 @@ def compare(run: CalibrationRun, own: Processes) -> list[Row]:
             del shared
             rows.append(_timed(run, part, alone_s, seconds))
         own.agree(size)
+    if own.first:
+        keep(rows)
     with deterministic() as exact:
         count = max(own.size, steps // COMPARED_SHARE)
         alone = None
@@ -82,8 +84,8 @@ def compare(run: CalibrationRun, own: Processes) -> list[Row]:
                     rows[number] |= _apart(run, alone, shared)
                     rows[number] |= {"compared_steps": count, "deterministic": exact}
                     rows[number] |= {"largest_difference_of_sums_of_two_equal_runs": repeated}
+                    keep(rows)
             own.agree(number)
-    return rows if own.first else []
 
 
 @contextlib.contextmanager
@@ -172,6 +174,7 @@ def _wait(run: CalibrationRun) -> None:
 
 def main(out: str, model: str, steps: str, window: str) -> None:
     """Load, compare, write rows and their provenance."""
+    facts = {"model": model, "provenance": provenance()}
     with processes() as (own, device):
         loaded = load_model(model, device=device, dtype="auto", offline=True)
         settings = CalibrationSettings(steps=int(steps), window=int(window), held_out_windows=1)
@@ -179,9 +182,7 @@ def main(out: str, model: str, steps: str, window: str) -> None:
         text = tokenize(loaded.tokenizer, load_text("builtin:pydoc", offline=True), need)
         with own_run(loaded.model):
             run = CalibrationRun(loaded, text, settings, "text", None, False, text, lambda stage, done, total: None)
-            rows = compare(run, own)
-    if own.first:
-        write_json(out, [row | {"model": model, "provenance": provenance()} for row in rows])
+            compare(run, own, lambda rows: write_json(out, [row | facts for row in rows]))
 
 
 if __name__ == "__main__":

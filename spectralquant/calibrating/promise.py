@@ -62,7 +62,7 @@ def note_home(profile: CalibrationProfile, loaded: LoadedModel, windows: Tensor)
 
 
 def promise_texts(
-    loaded: LoadedModel, held_out: Tensor, report: Callable[[str], None] = lambda _: None
+    loaded: LoadedModel, held_out: Tensor, report: Callable[[str], None] = lambda _: None, window: int = WINDOW
 ) -> dict[str, Tensor]:
     """Windows int64 `[n, T]` by kind of text: those held out, one by one (of a mix each is from one text), one of each
     kind that `builtin:mix` knows, and stand-ins for other languages and scripts.
@@ -70,31 +70,35 @@ def promise_texts(
     windows = {f"held-out window {i + 1}": window[None] for i, window in enumerate(held_out)}
     for name in mix_parts(report):
         try:
-            every = tokenize(loaded.tokenizer, load_text(name), (SKIPPED + 2) * WINDOW, report).windows(WINDOW)
+            every = tokenize(loaded.tokenizer, load_text(name), (SKIPPED + 2) * window, report).windows(window)
         except SourceError:
             continue
         windows[name] = every[-1:]
     sample = "\n\n".join(itertools.islice(load_text("builtin:pydoc"), SAMPLED))[:CHARACTERS]
     for name, change in STAND_INS.items():
-        windows[name] = tokenize(loaded.tokenizer, [change(sample)], None, report).windows(WINDOW)[:1]
+        windows[name] = tokenize(loaded.tokenizer, [change(sample)], None, report).windows(window)[:1]
     return windows
 
 
 def error_table(
     held: HeldErrors, texts: Mapping[str, Tensor], progress: Callable[[str, int, int], None]
 ) -> list[ErrorPoint]:
-    """Points as calibrated, and with second stages around the error of the first text."""
+    """Points of every kind of text; second stages around the error of the first as calibrated."""
     points: list[ErrorPoint] = []
-    limits: list[ErrorLimits] = []
     for done, (name, windows) in enumerate(texts.items()):
         progress("errors and their KL", done, len(texts))
-        with torch.no_grad():
-            plain, error = held.as_calibrated(windows)
-            limits = limits or [ErrorLimits(-1.0, error * level) for level in LEVELS]
-            second = held.measure(windows, limits)
-        points.append(ErrorPoint(text=name, error=error, kl=max(plain.kl, 1e-9)))
-        points += [
-            ErrorPoint(text=name, error=each.second, kl=max(m.kl, 1e-9), second=True)
-            for each, m in zip(limits, second, strict=True)
-        ]
+        points += kind_points(held, name, windows, points[0].error if points else None)
     return points
+
+
+@torch.no_grad()
+def kind_points(held: HeldErrors, name: str, windows: Tensor, home: float | None) -> list[ErrorPoint]:
+    """Points of one kind: as calibrated, and with second stages around the error `home` (None: its own)."""
+    plain, error = held.as_calibrated(windows)
+    limits = [ErrorLimits(-1.0, (error if home is None else home) * level) for level in LEVELS]
+    found = held.measure(windows, limits)
+    second = [(each.second, m.kl) for each, m in zip(limits, found, strict=True)]
+    return [
+        ErrorPoint(text=name, error=error, kl=max(plain.kl, 1e-9)),
+        *(ErrorPoint(text=name, error=e, kl=max(kl, 1e-9), second=True) for e, kl in second),
+    ]

@@ -264,7 +264,7 @@ class Planner:
             if self._two_levels(settings, span):
                 own = min(span, rank * span // g.width)
                 total += 2 * (2 * 2 * rank * g.layer_width + 2 * rank * own + features * g.width)
-                total = min(total, default_budget(self.model.whole))
+                total = min(total, default_budget(self.model.whole, g.width))
             else:
                 total += 2 * 2 * (2 * rank * span + features * g.width)
         for tier, width in (("warm", g.layer_width), ("hot", g.head_dim)):

@@ -238,7 +238,7 @@ class CalibrationRun:
         if self.settings.profile_budget is None:
             fitter = self._fitter(sums, samples, self.span, predict)
             weights = sum(p.numel() * p.element_size() for p in self.loaded.model.parameters())
-            keep_within(fitter, default_budget(weights) - heads - FILE_OVERHEAD, ratio)
+            keep_within(fitter, default_budget(weights, self.geometry.width) - heads - FILE_OVERHEAD, ratio)
             return fitter
         layers = math.gcd(*self.spans) // self.geometry.layer_width
         spans = [n * self.geometry.layer_width for n in range(layers, 0, -1) if layers % n == 0] or [self.span]

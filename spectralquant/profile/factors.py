@@ -88,13 +88,27 @@ class BasisFactors:
             outer_synthesis=self.outer_synthesis.picked(index),
         )
 
+    def to(self, device: torch.device | str) -> BasisFactors:
+        """The same on a device; `inner_ranks` stay where they are."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in MATRICES})
+
+    def outer(self, kind: str) -> Tensor:
+        """Outer rows float32 `[R, R₁]` of "analysis" or "synthesis".
+
+        Both were rounded, each for itself, and no longer undo each other. The rows for analysis are mended by one step of
+        Newton's iteration for an inverse (Schulz 1933): what is coded is then right for the rounded synthesis.
+        """
+        rows: Tensor = getattr(self, f"outer_{kind}").dense()
+        if kind == "synthesis":
+            return rows
+        return 2 * rows - (rows @ self.outer_synthesis.dense().T) @ rows
+
     def rows(self, kind: str) -> Tensor:
         """Dense rows float32 `[R, layers·C]` of "analysis" or "synthesis"."""
-        inner, outer = (getattr(self, f"{level}_{kind}") for level in ("inner", "outer"))
+        inner, rows = getattr(self, f"inner_{kind}"), self.outer(kind)
         counts, width = self.inner_ranks.tolist(), inner.width
-        out: Tensor = outer.scale.new_empty(len(outer), len(counts) * width)
+        out: Tensor = rows.new_empty(len(rows), len(counts) * width)
         column = 0
-        rows = outer.dense()
         for i, block in enumerate(inner.dense().split(counts)):
             out[:, i * width : (i + 1) * width] = rows[:, column : column + len(block)] @ block
             column += len(block)

@@ -48,11 +48,19 @@ def study(
     ] = None,
     more: Annotated[list[str] | None, typer.Option(help="More texts of `quality`, for its bound alone.")] = None,
     profile: Annotated[
-        Path | None, typer.Option("--profile", "-p", help="The profile of `packet`, `cache` and `index`.")
+        Path | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            help="The profile that `quality` takes for its general one; the profile of `packet`, `cache` and `index`.",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Calibration windows, of the first 80/147 of the text.")] = 80,
     window: Annotated[int, typer.Option(min=1, help="Tokens per window.")] = 2048,
     windows: Annotated[int, typer.Option(min=1, help="Scored windows, the last ones of a part of the text.")] = 24,
+    bound: Annotated[
+        float | None, typer.Option(help="KL that every text of `quality` is held to. Default: 0.0125.")
+    ] = None,
     part_of_text: Annotated[
         str,
         typer.Option(
@@ -134,7 +142,7 @@ def study(
         model=model,
         data=tuple(data),
         other_data=tuple(other_data),
-        profile=profile if name in WITH_PROFILE else None,
+        profile=profile if name in (*WITH_PROFILE, "quality") else None,
         steps=steps,
         window=window,
         windows=windows,
@@ -148,6 +156,7 @@ def study(
         in_mix=tuple(in_mix or ()),
         more=tuple(more or ()),
         part_of_text=part_of_text,
+        bound=bound,
     )
     with output.progress() as bar:
         result, failed = run_study(

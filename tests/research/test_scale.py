@@ -27,7 +27,7 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
         metrics=("energy",),
         shrinkage=(0.3,),
         budgets=(60_000,),
-        forms=("both",),
+        forms=("no energy dropped",),
     )
     other = {"part": "quality", "model": "another", "payload_ratio": 9.0, "kl_nats": 0.1, "tier_bytes": 1}
     older = [other, {"part": "quality", "model": small.name, "steps": 99}]
@@ -39,9 +39,9 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
     both = {"dense", "two-level"}
     assert {(r["varied"], r["variant"], r["metric"], r["basis"], r["steps"]) for r in rows} == {
         *(("steps", "", "fisher", "dense", steps) for steps in (2, 4, most)),
-        *(("shrinkage", "0.3", "fisher", "dense", steps) for steps in (2, 4)),
+        *(("shrinkage", "0.3", "fisher", "dense", steps) for steps in (2, 4, most)),
         *(("size", "0.06 MB", "fisher", basis, 4) for basis in both),
-        ("bases", "", "fisher", "two-level", 4), ("form", "both", "fisher", "two-level", 4),
+        ("bases", "", "fisher", "two-level", 4), ("form", "no energy dropped", "fisher", "two-level", 4),
         ("metric", "", "energy", "dense", 4),
     }  # fmt: skip
     assert all(r["kl_nats"] > 0 and r["measured"] for r in rows)

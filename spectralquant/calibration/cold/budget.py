@@ -18,6 +18,8 @@ from spectralquant.errors import InputError
 from spectralquant.profile.tensors import ColdTier, flatten
 
 MOST_BYTES, LEAST_BYTES = 400_000_000, 16_000_000
+LEAST_SHARE = 10
+USUAL_WIDTH = 32_768
 TABLE_BYTES = 60_000
 ROW_BYTES = 40  # of a component beside its outer rows: scales, gains, centroid, tables' choice
 
@@ -37,9 +39,11 @@ def tier_bytes(tier: ColdTier) -> int:
     return sum(t.numel() * t.element_size() for t in flatten("cold", tier).values())
 
 
-def default_budget(weight_bytes: int) -> int:
-    """Bytes of a product-form profile at most: a quarter of the model's own, no more than 400 MB, no less than 16 MB."""
-    return min(MOST_BYTES, max(LEAST_BYTES, weight_bytes // 4))
+def default_budget(weight_bytes: int, width: int) -> int:
+    """Bytes of a product-form profile at most: a quarter of the model's own, no less than 16 MB, and no more than 400 MB; more
+    of a cache of more than 32,768 coordinates, as much as it is wider.
+    """
+    return min(MOST_BYTES * max(width, USUAL_WIDTH) // USUAL_WIDTH, max(LEAST_BYTES, weight_bytes // 4))
 
 
 def product_form_bytes(parts: Sequence[ColdFitter]) -> tuple[int, int] | None:
@@ -63,12 +67,13 @@ def product_form_bytes(parts: Sequence[ColdFitter]) -> tuple[int, int] | None:
 
 
 def keep_within(fitter: ColdFitter | SplitColdFitter, budget: int, ratio: float) -> None:
-    """Cut ranks until product forms take `budget` bytes; dense bases stay as they are."""
+    """Cut ranks until product forms take `budget` bytes, but to no less than a tenth; dense bases stay as they are."""
     sizes = product_form_bytes(_fitters(fitter))
     if sizes is None:
         return
-    limit = max(2, (budget - sizes[0]) // sizes[1])
-    if limit < sum(len(v) for v in fitter.variance):
+    rank = sum(len(v) for v in fitter.variance)
+    limit = max(rank // LEAST_SHARE, (budget - sizes[0]) // sizes[1])
+    if limit < rank:
         fitter.limit_rank(fitter.step_for_ratio(ratio), limit)
 
 

@@ -296,7 +296,8 @@ class ColdFitter:
             local = kept[(kept >= start) & (kept < start + len(basis.variance))] - start
             start += len(basis.variance)
             picked.append(local)
-            analysis.append(basis.analysis[local])
+            factors = None if basis.factors is None else basis.factors.picked(local)
+            analysis.append(basis.analysis[local] if factors is None else factors.rows("analysis"))
             synthesis.append(basis.synthesis.T[local])
         a, s = unit_rows(torch.cat(analysis)), unit_rows(torch.cat(synthesis))
         weight = (

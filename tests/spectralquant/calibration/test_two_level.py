@@ -129,3 +129,15 @@ def test_truncation_counts_what_it_drops(problem):
     basis = solved(problem[1])
     short = replace(basis, factors=None).truncate(10)
     assert short.lost == pytest.approx(basis.lost + float(basis.variance[10:].sum()), rel=1e-5)
+
+
+def test_rounded_rows_undo_each_other(problem):
+    """Analysis is mended for the rounded synthesis, in the solved basis and in what a file holds of some of its rows."""
+    _, moments = problem
+    factors = solved(moments, dropped=1e-6, fine=0).factors
+    raw = factors.outer_analysis.dense() @ factors.outer_synthesis.dense().T
+    apart = lambda product: float((product - torch.eye(len(product))).abs().max())  # noqa: E731
+    some = factors.picked(torch.arange(0, len(factors.outer_analysis), 2))
+    for form in (factors, some):
+        assert apart(form.outer("analysis") @ form.outer("synthesis").T) < 0.1 * apart(raw)
+    assert apart(factors.rows("analysis") @ factors.rows("synthesis").T) < 0.2 * apart(raw)

@@ -193,7 +193,7 @@ def factored_codecs(inner=12):
         old = getattr(tier, kind)
         bases[kind] = dataclasses.replace(
             old,
-            analysis=rows,
+            analysis=small.rows("analysis"),
             synthesis=rows,
             gain=old.gain[:count],
             back=old.back[:count],

@@ -125,12 +125,13 @@ class _Group:
     @classmethod
     def of(cls, factors: BasisFactors, device: torch.device) -> _Group:
         """Such that outer · inner has unit rows."""
+        factors = factors.to(device)
         counts = factors.inner_ranks.tolist()
         wide = [-(-n // INNER_ALIGNED) * INNER_ALIGNED for n in counts]
         place = torch.cat([torch.arange(n) + sum(wide[:i]) for i, n in enumerate(counts)]).to(device)
         parts = []
         for kind in ("analysis", "synthesis"):
-            inner, outer = (getattr(factors, f"{level}_{kind}").to(device).dense() for level in ("inner", "outer"))
+            inner, outer = getattr(factors, f"inner_{kind}").dense(), factors.outer(kind)
             norms = _row_norms(inner, outer, counts)
             inner, length = unit_rows(inner)
             outer = outer * length / norms[:, None]
