@@ -62,7 +62,7 @@ def svd_reconstruct_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = AttentionCall(None, layer, query[:, :, None], view, view, None, scale, None, None, {})
     if view.rows is not None and refusal(call, segments, None) is None:
-        return attend_rows(call, segments, view.rows, select or view.select)[:, 0]
+        return attend_rows(call, segments, None, view.rows, select or view.select)[:, 0]
     if select is not None:
         raise InputError("select= needs hot codes as rows, which this cache does not hold (a GPU, and kernels='auto').")
     return dense_decode(query, *(x.contiguous() for x in view.dense()), scale, backend=backend)
