@@ -42,7 +42,12 @@ def serve_check(
     max_kl: Annotated[float, typer.Option(min=0, help="Largest mean KL from recomputing, nats a token.")] = 0.02,
     max_model_len: Annotated[int | None, typer.Option(min=256, help="vLLM's --max-model-len.")] = None,
     eager: Annotated[bool, typer.Option(help="vLLM without compiling and graphs (quicker to start).")] = True,
-    keep: Annotated[Path | None, typer.Option(help="Keep stores, logs and reports in this folder.")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep stores, logs and reports in this folder, and take those of the same run that lie there."
+        ),
+    ] = None,
     offline: Offline = False,
     json: Json = None,
     csv: Csv = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -31,12 +32,16 @@ def require_vllm() -> None:
 
 
 def run(order: Order, folder: Path, name: str, timeout: float = 3600.0) -> dict[str, Any]:
-    """The report of an engine that did what `order` says; its log is `NAME.log` in `folder`.
+    """The report of an engine that did what `order` says; its log is `NAME.log` in `folder`. A report of the very same order
+    that lies there already is taken.
 
     Raises:
         InputError: the engine ended early; the message shows its last lines.
     """
     order_file, report_file, log_file = (folder / f"{name}.{kind}" for kind in ("order.json", "report.json", "log"))
+    wanted = {step.name for step in order.steps}
+    if (kept := _kept(order, order_file, report_file)) is not None and not wanted - set(kept["steps"]):
+        return kept
     write_json(order_file, dataclasses.asdict(order))
     report_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "spectralquant.integrations.serve_check.child", str(order_file), str(report_file)]
@@ -50,9 +55,20 @@ def run(order: Order, folder: Path, name: str, timeout: float = 3600.0) -> dict[
             code = -1
     report = read_json(report_file, "The engine's report") if report_file.exists() else None
     done = set(report["steps"]) if report else set()
-    if report is None or {step.name for step in order.steps} - done:
+    if report is None or wanted - done:
         last = "\n".join(log_file.read_text(errors="replace").splitlines()[-LAST_LINES:])
         raise InputError(
             f"The engine of {name} ended with code {code} after {sorted(done)}. Its log {log_file} ends:\n{last}"
         )
     return report
+
+
+def _kept(order: Order, order_file: Path, report_file: Path) -> dict[str, Any] | None:
+    if not (order_file.is_file() and report_file.is_file()):
+        return None
+    before = read_json(order_file, "The order")
+    return (
+        read_json(report_file, "The engine's report")
+        if before == json.loads(json.dumps(dataclasses.asdict(order)))
+        else None
+    )

@@ -1,0 +1,102 @@
+"""vLLM with and without the tier: the block of docs/results.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from research.readme.tools import RESULTS, load, table
+
+NAMES = {
+    "recompute": "computing again",
+    "lossless": "the tier, every bit kept",
+    "spectral": "the tier, profile for serving",
+    "vllm-cpu-memory": "vLLM's tier in CPU memory",
+    "vllm-files": "vLLM's tier of files",
+}
+
+
+def serving_vllm() -> str:
+    """A table a machine, and one of the large shape."""
+    parts = [_machine(load("serving-cpu"))]
+    if (RESULTS / "serving-h100.json").exists():
+        parts.append(_machine(load("serving-h100")))
+    return "\n\n".join(parts)
+
+
+def _machine(result: Any) -> str:
+    rows = [row for row in result["rows"] if not row["way"].startswith("8b/")]
+    large = [row for row in result["rows"] if row["way"].startswith("8b/")]
+    parts = [_small(result, rows)] if rows else []
+    if large:
+        parts.append(_large(large))
+    if result.get("faults"):
+        parts.append("What the check found: " + "; ".join(result["faults"]) + ".")
+    return "\n\n".join(parts)
+
+
+def _small(result: Any, rows: list[Any]) -> str:
+    first, engine = rows[0], result["engine"]
+    title = (
+        f"vLLM {engine['vllm']}, {engine['device']}, the built-in model: {first['prompts']} prompts share {first['prefix_tokens']:,} tokens; a "
+        "second process restores them. Times to the first token are medians in seconds, each prompt alone:"
+    )
+    longs = list(first.get("long_first_token_s") or {})
+    head = ["served by", "hits", "same text", "KL, nats", "ratio on disk", "first token"]
+    head += [f"{int(n):,} tokens" for n in longs] + (
+        ["trace: not computed", "trace: first token"] if first.get("trace_requests") else []
+    )
+    body = []
+    for row in rows:
+        line = [NAMES[row["way"]], _share(row, "hit_share"), _share(row, "same_text"), _number(row, "kl_nats", 4)]
+        line += [_number(row, "bytes_ratio", 1), _number(row, "first_token_s", 3)]
+        line += [_long(row, n) for n in longs]
+        if first.get("trace_requests"):
+            line += [_share(row, "trace_hit_share"), _number(row, "trace_first_token_s", 3)]
+        body.append(line)
+    text = title + "\n\n" + table(head, body)
+    traced = [row for row in rows if row.get("trace_budget")]
+    if traced:
+        one = traced[0]
+        text += (
+            f"\n\nThe trace: {one['trace_requests']} requests over {one['trace_prefixes']} prefixes by Zipf's law, with "
+            f"{one['trace_budget'] / 1e6:.0f} MB of disk for each way to store. vLLM's own file tier has no budget; keeping every bit stands for it."
+        )
+    return text
+
+
+def _large(rows: list[Any]) -> str:
+    longs = list(rows[0].get("long_first_token_s") or {})
+    batch = next(iter(rows[0].get("decode_tokens_per_s") or {}), None)
+    head = [
+        "8B shape, random weights",
+        *(f"{int(n):,} tokens, s" for n in longs),
+        *(f"of computing, {int(n) // 1024}K" for n in longs),
+    ]
+    head += ["ratio on disk"] + ([f"decode, batch {batch}, tokens/s"] if batch else [])
+    body = []
+    for row in rows:
+        over = row.get("long_over_recompute") or {}
+        line = [NAMES[row["way"].removeprefix("8b/")], *(_long(row, n) for n in longs)]
+        line += [f"{over[n]:.2f}" if n in over else "–" for n in longs] + [_number(row, "bytes_ratio", 1)]
+        if batch:
+            rate = (row.get("decode_tokens_per_s") or {}).get(batch)
+            line.append("–" if rate is None else f"{rate:.0f}")
+        body.append(line)
+    return table(head, body) + (
+        "\n\nFiles are read from the page cache. The ratio of the large shape is the target its profile was fitted to, not a result."
+    )
+
+
+def _long(row: Any, length: str) -> str:
+    value = (row.get("long_first_token_s") or {}).get(length)
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _number(row: Any, name: str, digits: int) -> str:
+    value = row.get(name)
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _share(row: Any, name: str) -> str:
+    value = row.get(name)
+    return "–" if value is None else f"{100 * value:.0f} %"
