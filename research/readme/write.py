@@ -17,6 +17,7 @@ from research.readme.architectures import architectures
 from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
+from research.readme.generate_speed import generate_speed
 from research.readme.generated import generated
 from research.readme.quality import bounded, promise, quality
 from research.readme.rivals import claims, compare, eviction, others
@@ -252,6 +253,7 @@ BLOCKS = {
     "cold-speed": cold_speed,
     "durations": durations,
     "generated": generated,
+    "generate-speed": generate_speed,
     "scale": scale,
     "scale-predicted": scale_predicted,
     "scale-quality": scale_quality,
