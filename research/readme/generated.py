@@ -1,8 +1,18 @@
-"""What the README's `sq generate` line gains."""
+"""What the README's `sq generate` line gains, and what a call of `generate` gets on a GPU."""
 
 from __future__ import annotations
 
-from research.readme.tools import load
+from typing import Any
+
+from research.readme.tools import load, table
+
+NAMES = {
+    "static_compiled": "StaticCache, compiled",
+    "dynamic": "DynamicCache, eager",
+    "hot": "`GraphedModel`",
+    "hot_select": "`GraphedModel`, selecting",
+    "warm": "`SpectralCache`, warm",
+}
 
 
 def generated() -> str:
@@ -15,3 +25,51 @@ def generated() -> str:
         f"({row['fp16_bytes'] / 1e6:.1f} MB; {row['exact_tokens']} tokens are exact, in float32 on a CPU). With a prompt below 256 "
         "tokens nothing is compressed."
     )
+
+
+def generate_speed() -> str:
+    """A table of decode cells, and a sentence a figure of the summary that was measured."""
+    result = load("generate-h100")
+    rows = [r for r in result["rows"] if r["kind"] == "decode" and r["tokens_per_s"] is not None]
+    body = [
+        [
+            NAMES[r["method"]],
+            f"{r['context']:,}",
+            str(r["batch"]),
+            f"{r['tokens_per_s']:,.0f}",
+            f"{r['step_ms']:.1f}",
+            f"+{r['stall_ms']:.1f} ms",
+            f"{r['peak_memory_bytes'] / 1e9:.1f}",
+        ]
+        for r in rows
+    ]
+    head = ["cache", "context", "batch", "tokens/s", "ms a token", "slowest token", "GB at most"]
+    return table(head, body) + "\n\n" + " ".join(_sentences(result))
+
+
+def _sentences(result: Any) -> list[str]:
+    facts, settings, s = result["provenance"], result["settings"], result["summary"]
+    bits = f", {facts['hot_bits']} bits" if "hot_bits" in facts else ""
+    out = [
+        f"One {facts['device']}, {facts['model'].partition(':')[2]}, random weights{bits}, {settings['new_tokens']} new tokens."
+    ]
+    if not result["complete"]:
+        out.append(
+            "The run was cut off: other contexts, batches, caches, first tokens and the largest batch are not measured."
+        )
+    for batch in (1, 8):
+        share = s.get(f"share_of_whole_step_32k_b{batch}")
+        if share is not None:
+            out.append(f"At batch {batch} that is {100 * share:.0f} % of the speed of `sq profile`'s whole step.")
+    if s.get("first_calls_s") is not None:
+        out.append(
+            f"First calls of all kernels take a new process {s['first_calls_s']:.1f} s, and "
+            f"{s['first_calls_cached_s']:.1f} s when they have been compiled before."
+        )
+    if s.get("index_kl_nats") is not None:
+        share, source = 100 * s["index_bytes_share"], facts["index_study"]
+        out.append(
+            f"Selecting by {share:.1f} % of the bytes costs a KL of {s['index_kl_nats']:.4f} nats a token on "
+            f"{source['model'].partition(':')[2]} (`{source['file']}`)."
+        )
+    return out

@@ -17,8 +17,7 @@ from research.readme.architectures import architectures
 from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
-from research.readme.generate_speed import generate_speed
-from research.readme.generated import generated
+from research.readme.generated import generate_speed, generated
 from research.readme.quality import bounded, promise, quality
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted, scale_quality
