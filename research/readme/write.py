@@ -18,6 +18,7 @@ from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
 from research.readme.generated import generate_speed, generated
+from research.readme.headline import sceptic
 from research.readme.quality import bounded, promise, quality
 from research.readme.rivals import claims, compare, eviction, others
 from research.readme.scale import scale, scale_predicted, scale_quality
@@ -224,6 +225,7 @@ def label(row: dict[str, Any]) -> str:
 
 
 BLOCKS = {
+    "sceptic": sceptic,
     "headline": headline,
     "curve": curve,
     "needle": needle,
