@@ -53,7 +53,7 @@ def by_method() -> str:
             [
                 f"**{name}**" if name == "spectral cold" else name,
                 *cells,
-                _profile(near.payload_ratio) if name == "spectral cold" else "–",
+                {"spectral cold": _profile(near.payload_ratio), "kvtc": "not counted"}.get(name, "none"),
             ]
         )
     device = result.provenance["device"]
@@ -88,7 +88,7 @@ def by_text() -> str:
     inside, outside, worst = (quality[f"general_{k}"] for k in ("in_mix_min_ratio", "outside_min_ratio", "max_kl"))
     out = table(["spectral cold, SmolLM2, by text", "own profile", "foreign profile", "at"], body)
     return out + (
-        f"\n\nOne general profile, worst of eight texts: {inside:.1f} on kinds in its mix, {outside:.1f} outside, at KL up to {worst:.4f}. "
+        f"\n\nOne general profile, smallest ratio of four texts of kinds in its mix {inside:.1f}, of four others {outside:.1f}, at KL up to {worst:.4f}. "
         f"Gemma 3 at KL {KL:g}: {_or_unknown(quality.get('ratio_at_kl_0.01_gemma3'))}. `sq study headline` measures models, texts and "
         "methods in one table; it has not been run at full size yet."
     )
