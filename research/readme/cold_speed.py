@@ -29,7 +29,7 @@ def cold_speed() -> str:
         "A token after 8,192 tokens (eager; the first one decodes the packet, a worker keeps what it decoded):",
         _tokens([r for r in rows if r["what"].startswith("a token")]),
         _words(result["provenance"]["device"], summary, checks, rows),
-        _quality(load("cold-costs-smollm2")),
+        _quality(load("cold-costs-smollm2"), load("serving-codec")),
         f"How it was made: {result['provenance']['made']}",
     ]
     return "\n\n".join(parts)
@@ -80,14 +80,13 @@ def _words(device: str, s: Row, checks: Mapping[str, Any], rows: list[Row]) -> s
     )
 
 
-def _quality(result: Any) -> str:
-    q = result["summary"]
-    model, windows = result["rows"][0]["model"], result["rows"][0]["n_windows"]
-    seen, at = q["unseen_bytes_at_equal_kl"], q["unseen_kl_at_equal_bytes"]
-    cost = "more bytes than the steps measured reach" if seen is None else f"{seen:.2f} times the bytes at equal KL"
+def _quality(products: Any, serving: Any) -> str:
+    q, s = products["summary"], serving["summary"]
+    model, windows = products["rows"][0]["model"], products["rows"][0]["n_windows"]
     return (
-        f"Quality ({model}, {windows} windows of WikiText, {result['provenance']['device']}): products in float16 with float32 sums, as on a GPU, change "
+        f"Quality ({model}, {windows} windows of WikiText, {products['provenance']['device']}): products in float16 with float32 sums, as on a GPU, change "
         f"KL by {100 * (q['kl_float16_over_float32'] - 1):+.2f} % and bytes by {100 * (q['bytes_float16_over_float32'] - 1):+.2f} %, in bfloat16 KL by "
-        f"{100 * (q['kl_bfloat16_over_float32'] - 1):+.2f} %. Callers without attention at hand take {cost}"
-        + ("." if at is None else f", or {at:.2f} times the KL at equal bytes, with tables of their own.")
+        f"{100 * (q['kl_bfloat16_over_float32'] - 1):+.2f} %. Blocks whose attention nobody saw take {s['neutral_bytes_over_caches_mode_at_kl_0.01']:.2f} times "
+        f"the bytes at KL 0.01 where nothing is known of importance, and {s['serving_bytes_over_caches_mode_at_kl_0.01']:.2f} times in the serving mode, which "
+        "predicts it from a token's own key and value ([below](#prefixes-that-a-serving-engine-restores))."
     )
