@@ -82,6 +82,8 @@ class CalibrationSettings:
             raise InputError(
                 f"--basis {self.basis!r} is not one of {', '.join(BASES)}.{did_you_mean(self.basis, BASES)}"
             )
+        if not 0 <= self.shrinkage <= 1:
+            raise InputError(f"--shrinkage {self.shrinkage:g} is not a share between 0 and 1.")
         if self.window < 3 * self.block:
             raise InputError(
                 f"--window {self.window} is too short: a token leaves the recent window after two blocks "

@@ -328,6 +328,7 @@ class CalibrationRun:
                 span=s.span,
                 span_width=self.span,
                 solver=self._solver(),
+                shrinkage=s.shrinkage,
                 block=s.block,
                 sinks=SINKS,
                 predict=s.predict if self.features else "none",

@@ -47,6 +47,7 @@ class CalibrationOptions(_Part):
     predict: str
     labels: str
     seed: int
+    shrinkage: float = 0.0
 
 
 class ErrorPoint(_Part):
