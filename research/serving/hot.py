@@ -34,11 +34,11 @@ class HotStudy:
     `step` tokens at a time, so that most of a prefix is read from pages.
     """
 
-    prompts: int = 10
+    prompts: int = 6
     prefix: int = 1000
-    new: int = 12
-    batch: int = 4
-    batch_tokens: int = 24
+    new: int = 10
+    batch: int = 2
+    batch_tokens: int = 16
     step: int = 256
     text: str = "builtin:pydoc"
     engine: dict[str, Any] = field(default_factory=dict)
