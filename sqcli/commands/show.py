@@ -35,7 +35,7 @@ def show(
     from sqcli.output import Output
     from sqcli.results import show_result
     from sqcli.terminal.calibrated import diff_view, head_view, layer_view, profile_view
-    from sqcli.terminal.outcome import next_text, outcome_text
+    from sqcli.terminal.outcome import next_text, outcome_text, serving_tiers
 
     if head is not None and layer is None:
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")
@@ -49,7 +49,7 @@ def show(
         output.show(*profile_view(one, output.console.width))
         output.show(
             outcome_text(one.sidecar),
-            next_text(profile_stem(profile), shown=True, serving=one.sidecar.serving is not None),
+            next_text(profile_stem(profile), shown=True, serving=serving_tiers(one.sidecar)),
         )
     elif head is None:
         output.show(*layer_view(one, layer))

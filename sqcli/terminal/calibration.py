@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sqcli.figures import shown
-from sqcli.terminal.outcome import next_text, outcome_text
+from sqcli.terminal.outcome import next_text, outcome_text, serving_tiers
 
 if TYPE_CHECKING:
     from spectralquant.profile.model import CalibrationProfile
@@ -28,7 +28,7 @@ def calibration_view(profile: CalibrationProfile, stem: Path) -> list[Renderable
         kept_table(profile.sidecar),
         layer_table(rank, bits, profile.geometry.head_dim),
         footer(profile, stem),
-        next_text(stem, serving=profile.sidecar.serving is not None),
+        next_text(stem, serving=serving_tiers(profile.sidecar)),
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +27,14 @@ def headline(side: ProfileSidecar) -> str:
         if "payload_ratio" in m and "kl_nats" in m:
             return (
                 f"{shown('payload_ratio', m['payload_ratio'])} times smaller at KL {shown('kl_nats', m['kl_nats'])} nats/token on text it has not seen "
-                f"({name} tier{', restored by a serving engine' if side.serving else ''})."
+                f"({name} tier{', restored by a serving engine' if side.serving and name == 'cold' else ''})."
             )
     return "Not measured on text that it has not seen."
+
+
+def serving_tiers(side: ProfileSidecar) -> Collection[str]:
+    """Tiers of a profile for serving engines; none of another."""
+    return () if side.serving is None else tuple(side.tiers)
 
 
 def _figures(tier: TierSummary) -> dict[str, float]:
@@ -90,21 +96,20 @@ def outcome_text(side: ProfileSidecar) -> Text:
     return Text.assemble((headline(side), "bold"), "\n", ("\n".join(aims(side)), "dim"))
 
 
-def next_text(stem: Path, *, shown: bool = False, serving: bool = False) -> Text:
-    """What to type next; shown: `sq show` has run; serving: the profile is for a serving engine's tier."""
+def next_text(stem: Path, *, shown: bool = False, serving: Collection[str] = ()) -> Text:
+    """What to type next; shown: `sq show` has run; serving: the tiers of a profile for serving engines."""
     sq = program()
     lines = [] if shown else [f"{sq} show {stem}"]
-    if serving:
+    if "cold" in serving:
         lines += [f"{sq} serve-check --profile {stem}"]
-    lines += (
-        []
-        if serving
-        else [
+    if "hot" in serving:
+        lines += [f"SPECTRALQUANT_HOT_PROFILE={stem} vllm serve MODEL"]
+    if not serving:
+        lines += [
             f"{sq} pack --profile {stem} --file FILE.txt --out FILE.sqkv",
             f"{sq} compare turboquant h2o --quick --profile {stem}",
             f"{sq} generate --profile {stem} --file FILE.txt",
         ]
-    )
     return Text("\nNext:\n" + "\n".join(f"  {line}" for line in lines))
 
 
