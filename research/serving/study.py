@@ -58,6 +58,7 @@ def _small(model: str, profile: Path, gpu: bool, offline: bool, report: Report) 
         long=(8192,),
         long_prompts=2,
         engine=engine,
+        name=model,
     )
     if gpu:
         check = replace(check, device="cuda", cpu_bytes=GIB // 4, trace=200, trace_prefixes=40)

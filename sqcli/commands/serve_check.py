@@ -95,6 +95,7 @@ def serve_check(
         memory_bytes=(16 << 30) if gpu else 0,
         kl_limit=max_kl,
         engine=engine,
+        name=model,
     )
     result = measure(check, output.note, keep)
     output.show(*serving_view(result))

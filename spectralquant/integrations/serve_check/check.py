@@ -48,7 +48,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ServeCheck:
-    """What is served and how it is judged.
+    """What is served and how it is judged. name: what results call the model, whose folder is `model`.
 
     codec: a profile for serving, or `lossless` alone. prompts: with one shared prefix of `prefix` tokens and `own` tokens each
     of their own; `new` tokens are generated. long: lengths of long prompts that are restored, `long_prompts` of each.
@@ -79,6 +79,7 @@ class ServeCheck:
     one_process: bool = False
     kl_limit: float = KL_LIMIT
     engine: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
     text: str = "builtin:pydoc"
 
 
@@ -112,8 +113,12 @@ class _Runs:
         summary |= {"hit_share": last.hit_share, "kl_nats": last.kl_nats, "bytes_ratio": last.bytes_ratio}
         for length, name in ((8192, "8k"), (32768, "32k")):
             summary[f"restore_over_recompute_{name}"] = last.long_over_recompute.get(str(length))
-        settings = asdict(check)
-        settings["long"] = list(check.long)
+        named = {
+            "model": check.name or Path(check.model).name,
+            "codec": Path(check.codec).name,
+            "long": list(check.long),
+        }
+        settings = {name: x for name, x in asdict(check).items() if name != "name"} | named
         return results_file(
             "serving",
             rows,
@@ -184,7 +189,7 @@ class _Runs:
             stored, tally = filled["tally"], restored["steps"][self._measured()[-1].name]["tally"]
         row = ServingRow(
             way=way,
-            codec=codec,
+            codec=Path(codec).name,
             prompts=check.prompts,
             prefix_tokens=check.prefix,
             hit_share=tally["hits"] / tally["lookups"] if tally["lookups"] else None,
