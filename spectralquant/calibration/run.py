@@ -53,6 +53,7 @@ from spectralquant.profile.schema import (
 from spectralquant.profile.serving import serving_info
 from spectralquant.profile.tensors import layer_columns
 from spectralquant.provenance import device_facts, peak_memory_bytes, provenance
+from spectralquant.text.overlap import block_hashes
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -321,6 +322,7 @@ class CalibrationRun:
                 tokens=self.windows.numel(),
                 window=s.window,
                 sources=[TextShare(**asdict(share)) for share in self.shares],
+                blocks=block_hashes(self.windows),
             ),
             calibration=CalibrationOptions(
                 steps=s.steps,

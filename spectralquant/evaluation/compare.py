@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -28,6 +28,7 @@ from spectralquant.results.kept import kept_rows
 from spectralquant.results.quality import ComparedRow, TaskScore
 from spectralquant.results.schema import Results
 from spectralquant.results.unfinished import NOTHING_KEPT, Kept
+from spectralquant.text.overlap import block_hashes, overlap
 from spectralquant.text.tokens import tokens_sha256
 
 Progress = Callable[[str, int, int], None]
@@ -52,6 +53,7 @@ FULL = Protocol("full", 2048, 20, True)
 QUICK = Protocol("quick", 512, 4, False)
 PROMPT_SHARE = 0.75
 FEW_WINDOWS = 2
+MOST_SEEN = 0.01
 
 
 def prompt_tokens(length: int) -> int:
@@ -106,8 +108,8 @@ class Comparison:
             name = json.dumps([mode, *(spec.label for spec in group)])
             rows += kept_rows(kept, name, ComparedRow, functools.partial(self._measure, group, mode))
         facts = device_facts(self.context.loaded.device) | self.identity | kept.facts()
-        small = self._too_small()
-        source = marked(provenance(**facts, text=self.text_name), *small)
+        shared = self._overlap()
+        source = marked(provenance(**facts, text=self.text_name, overlap=shared), *self._doubts(shared))
         return results_file(
             "compare",
             rows,
@@ -116,12 +118,29 @@ class Comparison:
             failed=[row for row in rows if row.failed],
         )
 
-    def _too_small(self) -> tuple[str, ...]:
-        """Why the text is too little to quote, if it is: an interval over windows needs two."""
+    def _overlap(self) -> dict[str, float]:
+        """Share of the scored text that the profile, and the rivals, were calibrated on; profiles of before keep no hashes."""
+        side, own = self.context.profile, self.context.windows
+        texts = {
+            "profile": "" if side is None else side.sidecar.text.blocks,
+            "rivals": "" if own is None else block_hashes(own),
+        }
+        return {
+            name: max(overlap(blocks, windows) for windows in self.windows.values())
+            for name, blocks in texts.items()
+            if blocks
+        }
+
+    def _doubts(self, shared: Mapping[str, float]) -> Iterator[str]:
+        """Why the figures should not be quoted: too little text (an interval over windows needs two), or text that was seen."""
         if not self.protocol.quotable:
-            return ("--quick is too small to quote",)
+            yield "--quick is too small to quote"
         few = [str(n) for n, windows in self.windows.items() if len(windows) < FEW_WINDOWS]
-        return (f"one window of {', '.join(few)} tokens is too little to quote",) if few else ()
+        if few:
+            yield f"one window of {', '.join(few)} tokens is too little to quote"
+        for name, share in shared.items():
+            if share > MOST_SEEN:
+                yield f"{100 * share:.0f} % of the scored text stands in the calibration text of the {name}"
 
     def _measure(self, group: Sequence[MethodSpec], mode: str) -> list[ComparedRow]:
         """Rows of one method: all budgets at once, or one by one where together they fail."""

@@ -25,13 +25,16 @@ class TextShare(_Part):
 
 
 class TextIdentity(_Part):
-    """Which text a profile was calibrated on. tokens and sha256: of the windows; sources: the texts that they hold."""
+    """Which text a profile was calibrated on. tokens and sha256: of the windows; sources: the texts that they hold; blocks: hashes
+    of their token ids (`spectralquant.text.overlap`), empty in profiles from before these were kept.
+    """
 
     source: str
     sha256: str
     tokens: int
     window: int
     sources: list[TextShare] = []
+    blocks: str = ""
 
 
 class CalibrationOptions(_Part):
