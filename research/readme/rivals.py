@@ -42,9 +42,17 @@ def claims() -> str:
     body = []
     for title, method, share, cost in CLAIMS:
         rows = [r for r in good if r["method"] == method and r["options"].get("tier", "cold") == "cold"]
-        found = ", ".join(f"{100 / r['payload_ratio']:.1f} % at {r['delta_ppl']:+.2f}" for r in rows)
-        body.append([title, f"{share} at {cost}", found])
+        modes = [mode for mode in ("streaming", "prompt") if any((r.get("mode") or "streaming") == mode for r in rows)]
+        measured = [_kept([r for r in rows if (r.get("mode") or "streaming") == mode]) for mode in modes]
+        if len(modes) > 1:
+            measured = [f"{mode}: {text}" for mode, text in zip(modes, measured, strict=True)]
+        body.append([title, f"{share} at {cost}", "; ".join(measured)])
     return table(["method", "claimed: bytes kept at ΔPPL", "measured: bytes kept at ΔPPL"], body)
+
+
+def _kept(rows: list[dict[str, Any]]) -> str:
+    """Bytes kept and what they cost, budget by budget."""
+    return ", ".join(f"{100 / r['payload_ratio']:.1f} % at {r['delta_ppl']:+.2f}" for r in rows)
 
 
 def eviction() -> str:
