@@ -49,16 +49,14 @@ def bounded() -> str:
 
 
 def promise() -> str:
-    """The present rule, on a CPU."""
-    body = [
-        [
-            r["text"],
-            f"{r['ratio_as_calibrated']:.1f}",
-            f"{r['kl_as_calibrated']:.4f}",
-            f"**{r['payload_ratio']:.1f}**",
-            f"**{r['kl']:.4f}**",
-            ", ".join(f"{n} {way}" for way, n in r["ways"].items()),
-        ]
-        for r in load("quality")["later"]["rows"]
-    ]
-    return table(["text", "as calibrated", "KL", "with a bound", "KL", "blocks"], body)
+    """What errors cost under the present rule, on a CPU: as calibrated, and at three errors that a second stage leaves."""
+    general = load("quality-cpu")["general"]
+    limits, kinds = general["error_limits"], dict.fromkeys(p["text"] for p in general["errors"])
+    body = []
+    for kind in kinds:
+        plain, *second = [p for p in general["errors"] if p["text"] == kind]
+        way = "as calibrated" if plain["error"] <= limits["plain"] else "complement"
+        body.append([kind, f"{plain['error']:,.0f}", f"{plain['kl']:.4f}", *(f"{p['kl']:.4f}" for p in second), way])
+    levels = [f"KL at {p['error']:,.0f}" for p in general["errors"][1:4]]
+    said = f"Limits for KL 0.0125: {limits['plain']:,.0f} as calibrated, {limits['second']:,.0f} with a second stage."
+    return table(["kind of text", "error as calibrated", "KL", *levels, "way"], body) + "\n\n" + said

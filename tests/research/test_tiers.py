@@ -44,6 +44,25 @@ def test_quality_is_measured_part_by_part_and_resumed(tmp_path):
     assert result["texts"][0]["kl"] == result["texts"][1]["kl"]
 
 
+@pytest.mark.slow
+def test_quality_takes_a_profile_that_is_there(tmp_path):
+    from research.quality.run import QualityTexts, run_quality
+
+    loaded, profile = profile_of("llama")
+    profile.save(tmp_path / "p")
+    study = QualityStudy(window=512, per_text=1, turbo_bits=(3,), bound=0.01)
+    texts = QualityTexts(("builtin:pydoc",), (), ("builtin:pydoc",), ("builtin:stdlib",))
+    silent = lambda *_: None  # noqa: E731
+    result = run_quality(
+        loaded, study, texts, ("general", "texts"), tmp_path / "q.json", silent, silent, tmp_path / "p"
+    )
+    general = result["general"]
+    assert len({p["text"] for p in general["errors"]}) >= 7 and general["error_limits"]["second"] > 0
+    assert [t["kind"] for t in result["texts"]] == ["more", "outside"]
+    assert all(t["errors"]["first"] > 0 and sum(t["ways"].values()) == 3 for t in result["texts"])
+    assert result["summary"]["bound_exceeded_max_share"] is not None
+
+
 @pytest.mark.slow  # processes that import torch and load a model each
 def test_costs_are_measured_in_processes_of_their_own(small_folder, tmp_path):
     """A folder's name is all that another process needs."""
