@@ -48,7 +48,11 @@ def by_method() -> str:
             continue
         points = [r for r in good if name in (r.method, f"{r.method} {r.options.get('tier')}")]
         near = min(points, key=lambda r: abs(r.kl_nats - KL))
-        cells = [bound_text(at[name]), f"{near.encode_s:.3f} s", f"{near.decode_s:.3f} s"]
+        cells = [
+            bound_text(at[name]),
+            f"{near.encode_s:.3f} s",
+            f"{near.decode_s:.3f} s" if near.decode_s and near.decode_s >= 0.0005 else "nothing to decode",
+        ]
         body.append(
             [
                 f"**{name}**" if name == "spectral cold" else name,
