@@ -81,6 +81,13 @@ TABLE = (
         8,
         DEMO,
     ),
+    Entry(
+        "quality-cpu",
+        f"sq study quality --device cpu --window 512 --profile {{demo}} {TEXT} --part general --out {{out}}",
+        "cpu",
+        10,
+        DEMO,
+    ),
     Entry("durations", "python -m research.durations --out {out}", "cpu", 25),
     Entry("prediction-h100", "python -m research.prediction --out {out}", "cpu", 1, only=KERNELS),
     Entry(
