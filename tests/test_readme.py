@@ -55,5 +55,5 @@ def test_commands_named_exist(path):
     from sqcli.root import app
 
     known = set(typer.main.get_command(app).commands)
-    for command in re.findall(r"^\s*(?:\.venv/bin/)?sq ([a-z]+)", path.read_text(), re.MULTILINE):
+    for command in re.findall(r"^\s*(?:\.venv/bin/)?sq ([a-z-]+)", path.read_text(), re.MULTILINE):
         assert command in known, command
