@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from research.windows import scored_windows
 from spectralquant.evaluation.compare import Comparison, Protocol
 from spectralquant.files import write_json
 from spectralquant.methods.context import MethodContext
@@ -50,11 +51,12 @@ def groups() -> list[list[MethodSpec]]:
 
 
 def study(data: Path, device: str) -> Results:
-    """Rows of the model as it is and of the model with large key channels, on the last windows of a text."""
+    """Rows of the model as it is and of the model with large key channels, on the last windows of a text's report part."""
     rows: list[ComparedRow] = []
     for name, factor in ((MODEL, 1.0), (f"{MODEL}, one pair of key channels x {FACTOR:g}", FACTOR)):
         loaded = enlarge_keys(load_model(MODEL, device=device), factor)
-        windows = tokenize(loaded.tokenizer, load_text(f"file:{data}")).windows(CONTEXT)[-WINDOWS:]
+        text = tokenize(loaded.tokenizer, load_text(f"file:{data}"))
+        windows = scored_windows(text, steps=0, window=CONTEXT, count=WINDOWS)
         protocol = Protocol("outliers", 0, 0, True)
         result = Comparison(MethodContext(loaded), {CONTEXT: windows}, protocol, data.name).run(groups())
         rows += [row.updated(model=name) for row in result.rows]

@@ -81,6 +81,9 @@ def flat(value: Any, prefix: str = "") -> dict[str, str]:
         for key, inner in value.items():
             out |= flat(inner, f"{prefix}, {key}" if prefix else str(key).replace("_", " "))
         return out
+    if isinstance(value, (list, tuple)) and any(isinstance(v, dict) for v in value):
+        numbered = {str(n): v for n, v in enumerate(value, 1)}
+        return flat(value[0] if len(value) == 1 else numbered, prefix)
     if isinstance(value, (list, tuple)):
         return {prefix: ", ".join(str(v) for v in value)}
     return {prefix: str(value)}

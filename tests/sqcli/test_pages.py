@@ -91,3 +91,9 @@ def test_flat_names_inner_values():
 @pytest.mark.parametrize(("value", "text"), [(2048, "2.048K"), (100, "100"), (0.005, "0.005"), (2e6, "2M")])
 def test_ticks_are_short(value, text):
     assert tick(value) == text
+
+
+def test_facts_of_several_things_are_numbered():
+    one, two = {"source": "a.txt"}, {"source": "b.txt"}
+    assert flat({"sources": [one]}) == {"sources, source": "a.txt"}
+    assert flat({"sources": [one, two]}) == {"sources, 1, source": "a.txt", "sources, 2, source": "b.txt"}
