@@ -40,7 +40,7 @@ def measured() -> str:
 def by_method() -> str:
     """One model and text, all methods on the same tokens in one run."""
     result = load("compare-smollm2-wikitext2")
-    good = [r for r in result.rows if not r.failed]
+    good = [r for r in result.rows if not getattr(r, "failed", None)]
     at = {r.method: r for r in matched(good, KL)}
     body = []
     for name in SHOWN:

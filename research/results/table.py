@@ -108,12 +108,6 @@ TABLE = (
         before=(f"sq study headline {GEMMA} {TEXT} --steps 32 --windows 8 --out {{out}}",),
     ),
     Entry("quality", f"sq study quality {TEXT} --data builtin:prose --data builtin:pydoc --out {{out}}", "gpu", 20),
-    Entry(
-        "quality-cpu",
-        f"sq study quality --device cpu --window 512 {TEXT} --other-data builtin:stdlib --part general --out {{out}}",
-        "cpu",
-        30,
-    ),
     Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
     Entry(
         "compare-smollm2-8192",

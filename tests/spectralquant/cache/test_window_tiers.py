@@ -81,7 +81,7 @@ def test_reading_in_place_minds_the_window(name, tier):
         both = []
         for attention in ("spectral", "model"):
             cache = SpectralCache(
-                loaded.model, profile, tier=tier, attention=attention, background=False, step_scale=0.09
+                loaded.model, profile, tier=tier, attention=attention, background=False, step_scale=0.07
             )
             both.append(decoded(loaded.model, cache, ids(tokens, rows=2)))
         for a, b in zip(*both, strict=True):

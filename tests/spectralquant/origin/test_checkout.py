@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from begun_for_tests import nothing_begun  # noqa: F401
 
 from spectralquant.origin import checkout
 from spectralquant.origin.checkout import FILE, SourceCommit, source_commit, write_provenance

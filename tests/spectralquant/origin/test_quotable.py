@@ -1,6 +1,7 @@
 """A result without a command, or of a tree that is no clean commit, is not quotable and says why."""
 
 import pytest
+from begun_for_tests import nothing_begun  # noqa: F401
 
 from spectralquant.errors import InputError
 from spectralquant.origin.quotable import begin, marked, require_quotable_source

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from begun_for_tests import nothing_begun  # noqa: F401
 
 from spectralquant.origin.used_code import changed_code, digest, folded, matters, meaning, unfolded, used_code
 

@@ -1,4 +1,4 @@
-"""Each test is a process that no command has begun in."""
+"""For tests of what a command began with: each test is a process that no command has begun in."""
 
 import pytest
 
