@@ -85,7 +85,7 @@ def test_the_page_opens_with_it():
 
 def test_the_docs_block_has_the_same_cells(monkeypatch):
     monkeypatch.setattr(headline, "load", lambda name: results())
-    text = headline.sceptic()
+    text = headline.measured()
     assert "| m | wikitext | 2 | **80.0** | 90 | ≥ 41.3 | 9.0 | 5.5 | – |" in text and "GPU X" in text
 
 
