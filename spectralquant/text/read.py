@@ -109,7 +109,7 @@ def require_name(spec: str) -> None:
 
 def _unknown(spec: str) -> InputError:
     return InputError(
-        f"--data {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
+        f"Text {spec!r} is not one of {', '.join(BUILTIN)}, file:PATH, hub:NAME, and there is no such file."
         f"{did_you_mean(spec, BUILTIN)}"
     )
 

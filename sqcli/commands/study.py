@@ -35,8 +35,17 @@ WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed", "serving", "s
 DEFAULT_OTHER = ("builtin:stdlib",)
 
 
+def _known(name: str) -> str:
+    """As click reads the name, before it asks for options that every study needs."""
+    from spectralquant.errors import InputError, did_you_mean
+
+    if name not in STUDIES:
+        raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
+    return name
+
+
 def study(
-    name: Annotated[str, typer.Argument(help=f"{', '.join(STUDIES[:-1])} or {STUDIES[-1]}.")],
+    name: Annotated[str, typer.Argument(callback=_known, help=f"{', '.join(STUDIES[:-1])} or {STUDIES[-1]}.")],
     json: Annotated[str, typer.Option("--out", "--json", help="Results file to write (JSON; - = stdout alone).")],
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
@@ -116,10 +125,8 @@ def study(
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """
-    from spectralquant.errors import InputError, did_you_mean
+    from spectralquant.errors import InputError
 
-    if name not in STUDIES:
-        raise InputError(f"There is no study {name!r}; there are {', '.join(STUDIES)}.{did_you_mean(name, STUDIES)}")
     if find_spec("research") is None:
         raise InputError(
             "Studies are not part of the installed package. Run them from a checkout of the repository (pip install -e .)."

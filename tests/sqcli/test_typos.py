@@ -68,6 +68,12 @@ def test_every_typo_is_wrong_usage(line, capsys):
     assert end.value.code == 2 and capsys.readouterr().err.startswith("sq: ")
 
 
+def test_a_misspelt_study_is_told_before_options_that_are_missing(capsys):
+    with pytest.raises(SystemExit):
+        main(["study", "headlin"])
+    assert "Did you mean 'headline'?" in capsys.readouterr().err
+
+
 def test_help_names_the_methods_and_defaults(capsys):
     from spectralquant.methods.registry import REGISTRY
 
