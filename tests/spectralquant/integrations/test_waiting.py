@@ -91,3 +91,27 @@ def test_a_request_that_ends_while_its_chunk_is_read_leaves_nothing(archive):
     time.sleep(0.2)
     fetching.done("another")
     assert len(fetching) == 0
+
+
+class ManyShortCalls(LosslessChunks):
+    """Lets go of Python's lock as often as decoding does, which calls many small functions of numpy and torch."""
+
+    def decode(self, packets, shape):
+        for _ in range(200):
+            time.sleep(0)
+        return super().decode(packets, shape)
+
+
+def test_a_scheduler_that_asks_without_end_does_not_starve_the_decoder(archive):
+    archive.put([b"a"], [chunk(0)])
+    archive.codec = ManyShortCalls()
+
+    def seconds(pause: float) -> float:
+        fetching = Fetching(archive, threads=1, most_bytes=MB, pause=pause)
+        begin = time.monotonic()
+        while (answer := fetching.look(b"a", "one", 0)) is None:
+            pass
+        assert answer
+        return time.monotonic() - begin
+
+    assert seconds(0.05) < seconds(0.0) / 3
