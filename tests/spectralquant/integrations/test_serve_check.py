@@ -12,6 +12,7 @@ from rich.console import Console
 
 from spectralquant.errors import InputError
 from spectralquant.gate.metrics import metrics_of
+from spectralquant.integrations.serve_check.check import own_tokens
 from spectralquant.integrations.serve_check.compare import compare
 from spectralquant.integrations.serve_check.machine import model_folder
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Step, order_of
@@ -87,3 +88,9 @@ def test_without_vllm_the_way_out_is_said():
 def test_a_model_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"config\.json"):
         model_folder(str(tmp_path), offline=True, report=print)
+
+
+@pytest.mark.parametrize("prefix", range(990, 1010))
+def test_no_prompt_is_restored_whole(prefix):
+    """Chunks are whole pages of 16 tokens, so a part of a page is always computed."""
+    assert (prefix + own_tokens(prefix, 24)) % 16
