@@ -26,6 +26,7 @@ from research.readme.speed import cuda_costs, gate, growth, headline_rows, index
 from research.readme.tiers import costs, tiers
 from research.readme.tools import OPENED, load, table
 from research.results.marks import dagger, stale
+from research.serving.engine_figures import serving_vllm
 from research.serving.figures import serving_codec
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -251,6 +252,7 @@ BLOCKS = {
     "architectures": architectures,
     "coder": coder,
     "serving-codec": serving_codec,
+    "serving-vllm": serving_vllm,
     "cold-speed": cold_speed,
     "durations": durations,
     "generated": generated,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """name: of the file, without `.json`. needs: cpu or gpu. minutes: about, on two cores or one H100. after: files whose
+    """name: of the file, without `.json`. needs: cpu, gpu, or serving (vLLM's CPU build, `make test-serving`'s environment). minutes: about, on two cores or one H100. after: files whose
     command makes a profile that this one reads. before: commands that add to the same file first.
     only: where code that matters for the figures lies, if not everywhere that the command imports from.
     """
@@ -151,6 +151,16 @@ TABLE = (
         "sq study shapes --device cuda --dtype bfloat16 --steps 2 --window 384 --out {out}",
         "gpu",
         10,
+    ),
+    Entry(
+        "serving-cpu",
+        "sq serve-check builtin:smollm2-135m --profile {out}.serving/profile --new-tokens 4 --trace 0 --json {out}",
+        "serving",
+        6,
+        before=(
+            "sq calibrate --for serving --steps 24 --window 1024 --target ratio=30 --held-out 2 --held-out-window 1024 "
+            "--out {out}.serving/profile",
+        ),
     ),
     Entry("calibrate-scale", "sq study calibrate-scale --out {out}", "gpu", 15),
 )
