@@ -101,9 +101,9 @@ def next_text(stem: Path, *, shown: bool = False, serving: Collection[str] = ())
     sq = program()
     lines = [] if shown else [f"{sq} show {stem}"]
     if "cold" in serving:
-        lines += [f"{sq} serve-check --profile {stem}"]
+        lines += [f"{sq} serve-check MODEL --profile {stem}"]
     if "hot" in serving:
-        lines += [f"SPECTRALQUANT_HOT_PROFILE={stem} vllm serve MODEL"]
+        lines += [f"SPECTRALQUANT_HOT_PROFILE={stem} python -m vllm.entrypoints.openai.api_server --model MODEL"]
     if not serving:
         lines += [
             f"{sq} pack --profile {stem} --file FILE.txt --out FILE.sqkv",

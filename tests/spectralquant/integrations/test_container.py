@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from spectralquant.errors import InputError
+from spectralquant.integrations.container import entry
 from spectralquant.integrations.container.entry import command
 from spectralquant.integrations.container.routes import VertexRoutes
 
@@ -22,6 +23,13 @@ def test_sagemaker_gets_its_port_and_vllms_own_routes():
     assert words[words.index("--port") + 1] == "8080" and "--middleware" not in words
     section = json.loads(words[words.index("--kv-transfer-config") + 1])["kv_connector_extra_config"]["spectral"]
     assert section == {"store": "/s", "budget": "20GB", "codec": "/p"}
+
+
+def test_the_cpu_build_is_started_by_its_module(monkeypatch):
+    """Its `vllm` command ends with PackageNotFoundError."""
+    monkeypatch.setattr(entry, "version", lambda name: "0.32.0")
+    words = command(SET, [])
+    assert words[:5] == [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", "/m"]
 
 
 def test_vertex_gets_its_port_and_routes():
@@ -92,6 +100,41 @@ def test_instances_become_requests_and_answers_predictions(monkeypatch):
     one, none, four = answer["predictions"]
     assert (one, four) == ({"path": "/invocations", "twice": 2}, {"path": "/invocations", "twice": 8})
     assert none == {"error": "no number"}
+
+
+async def listening(scope, receive, send) -> None:
+    """Gives up, as vLLM does, where its client goes while it works."""
+    await receive()
+    gone = asyncio.create_task(receive())
+    await asyncio.sleep(0.01)
+    answer = b"null" if gone.done() else b'{"done": true}'
+    gone.cancel()
+    await send({"type": "http.response.body", "body": answer})
+
+
+@pytest.mark.parametrize("body", [{"instances": [{}, {}]}, {"prompt": "one"}])
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_request_is_given_up_only_where_its_client_goes(monkeypatch, body, stays):
+    monkeypatch.setenv("AIP_PREDICT_ROUTE", "/predict")
+    data, sent = json.dumps(body).encode(), []
+
+    async def ask():
+        waiting = [{"type": "http.request", "body": data}]
+
+        async def receive():
+            if not waiting and stays:
+                await asyncio.Event().wait()
+            return waiting.pop() if waiting else {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message.get("body", b""))
+
+        await VertexRoutes(listening)({"type": "http", "path": "/predict", "headers": []}, receive, send)
+
+    asyncio.run(ask())
+    answer = json.loads(b"".join(sent))
+    one = {"done": True} if stays else None
+    assert answer == ({"predictions": [one, one]} if "instances" in body else one)
 
 
 def test_a_single_request_goes_through_as_it_is(monkeypatch):
