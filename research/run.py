@@ -307,8 +307,11 @@ def _architectures(request: StudyRequest, desk: Desk) -> tuple[Results, list[str
 
 def _serving_hot(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from research.serving.hot import HotStudy, serving_hot_study
+    from research.serving.hot_speed import serving_hot_speed
 
     study = HotStudy(text=request.data[0])
+    if request.parts == ("large",):
+        return serving_hot_speed(study, report=desk.report), []
     offline = request.offline
     return serving_hot_study(request.model, request.profile, study, offline=offline, report=desk.report), []
 

@@ -1,4 +1,4 @@
-"""`sq study serving-hot`: vLLM's CPU engine with the hot tier in its pages, beside bfloat16 and fp8 pages."""
+"""`sq study serving-hot`: vLLM with the hot tier in its pages, beside its own pages, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -25,13 +25,16 @@ from spectralquant.results.schema import Results
 from spectralquant.results.serving import ServingRow
 
 Report = Callable[[str], None]
-PLAIN, FP8, HOT = "bf16 pages", "fp8 pages", "hot pages"
+PLAIN, FP8, TURBO, HOT = "bf16 pages", "fp8 pages", "turboquant_4bit_nc pages", "hot pages"
+
+SMALL_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class HotStudy:
-    """prompts of one shared prefix of `prefix` tokens, `new` tokens each; `batch` sequences decode together. Prompts are read
-    `step` tokens at a time, so that most of a prefix is read from pages.
+    """prompts of one shared prefix of `prefix` tokens, `new` tokens each; on a CPU `batch` sequences decode together. Prompts are read
+    `step` tokens at a time, so that most of a prefix is read from pages. batches: on a GPU, sequences of `long` tokens of the large
+    shape that decode `long_new` tokens together, as many as fit in the engine's pages.
     """
 
     prompts: int = 6
@@ -41,27 +44,30 @@ class HotStudy:
     batch_tokens: int = 16
     step: int = 256
     text: str = "builtin:pydoc"
+    batches: tuple[int, ...] = (1, 8, 16, 32, 64)
+    long: int = 32_768
+    long_new: int = 64
     engine: dict[str, Any] = field(default_factory=dict)
 
 
 def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bool, report: Report) -> Results:
-    """The three ways, each in an engine of its own.
+    """Every way in an engine of its own: capacity, log-probabilities and, on a CPU, decode speed.
 
     Raises:
-        InputError: vLLM is missing, it is not the CPU build, or an engine did not do what it was told.
+        InputError: vLLM is missing, or an engine did not do what it was told.
     """
     require_vllm()
     arguments, gpu = engine_arguments(study.prefix + 512, eager=True)
-    if gpu:
-        raise InputError("The hot backend runs on the CPU build of vLLM alone, so this study does too.")
     engine = {**arguments, "block_size": 128, "max_num_batched_tokens": study.step, "max_num_seqs": 8, **study.engine}
+    if gpu:
+        engine["gpu_memory_utilization"] = SMALL_SHARE
     folder = str(model_folder(model, offline=offline, report=report))
+    steps = [Step("texts", "texts", Prompts("shared", study.prompts, study.prefix), study.new)]
+    if not gpu:
+        steps.append(Step("batch", "batch", Prompts("distinct", study.batch, study.prefix, part=2), study.batch_tokens))
     with tempfile.TemporaryDirectory(prefix="sq-serving-hot-") as made:
-        runs = {
-            PLAIN: _run(PLAIN, folder, engine, study, Path(made), report),
-            FP8: _run(FP8, folder, engine | {"kv_cache_dtype": "fp8"}, study, Path(made), report),
-            HOT: _run(HOT, folder, engine, study, Path(made), report, str(profile.absolute())),
-        }
+        orders = {name: Order(folder, engine | way, None, steps, study.text) for name, way in ways(gpu).items()}
+        runs = run_ways(orders, profile, Path(made), report)
         rows = [_row(name, runs, study, Path(made)) for name in runs]
     by = {row.way: row for row in rows}
     summary = {
@@ -72,22 +78,38 @@ def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bo
     }
     facts = runs[PLAIN]["facts"]
     known = {k: v for k, v in facts.items() if k not in ("start_s", "pages")}
-    settings = asdict(study) | {"profile": profile.name, "space": f"{os.environ['VLLM_CPU_KVCACHE_SPACE']} GiB"}
+    space = f"{SMALL_SHARE:.0%} of the GPU" if gpu else f"{os.environ['VLLM_CPU_KVCACHE_SPACE']} GiB"
+    settings = asdict(study) | {"profile": profile.name, "space": space}
     return results_file("serving", rows, provenance(**known), summary=summary, settings=settings, engine=facts)
 
 
-def _run(
-    name: str, model: str, engine: dict[str, Any], study: HotStudy, folder: Path, report: Report, profile: str = ""
-) -> dict[str, Any]:
+def ways(gpu: bool) -> dict[str, dict[str, Any]]:
+    """Arguments of the engine by the way it keeps keys and values."""
+    out: dict[str, dict[str, Any]] = {PLAIN: {}, FP8: {"kv_cache_dtype": "fp8"}}
+    if not gpu:
+        return out | {HOT: {}}
+    return out | {TURBO: {"kv_cache_dtype": "turboquant_4bit_nc"}, HOT: {"attention_backend": "CUSTOM"}}
+
+
+def run_ways(orders: dict[str, Order], profile: Path, folder: Path, report: Report) -> dict[str, dict[str, Any]]:
+    """Reports by way. vLLM's turboquant needs FlashAttention 2, which not every build has: it may fail, and is said to have."""
+    runs = {}
+    for name, order in orders.items():
+        try:
+            runs[name] = _run(name, order, folder, report, str(profile.absolute()) if name == HOT else "")
+        except InputError as error:
+            if name != TURBO:
+                raise
+            report(f"{name}: not measured, the engine does not start: {error}")
+    return runs
+
+
+def _run(name: str, order: Order, folder: Path, report: Report, profile: str) -> dict[str, Any]:
     report(f"{name}: starting vLLM")
-    steps = [
-        Step("texts", "texts", Prompts("shared", study.prompts, study.prefix), study.new),
-        Step("batch", "batch", Prompts("distinct", study.batch, study.prefix, part=2), study.batch_tokens),
-    ]
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = profile
     try:
-        return run(Order(model, engine, None, steps, study.text), folder, name.replace(" ", "-"))
+        return run(order, folder, name.replace(" ", "-"))
     finally:
         os.environ.pop(VARIABLE)
         if before is not None:
@@ -95,13 +117,13 @@ def _run(
 
 
 def _row(name: str, runs: dict[str, Any], study: HotStudy, folder: Path) -> ServingRow:
-    rates = runs[name]["steps"]["batch"]["tokens_per_s"]
+    batch = runs[name]["steps"].get("batch")
     row = ServingRow(
         way=name,
         prompts=study.prompts,
         prefix_tokens=study.prefix,
         pages=runs[name]["facts"]["pages"],
-        decode_tokens_per_s={str(study.batch): statistics.median(rates)},
+        decode_tokens_per_s={str(study.batch): statistics.median(batch["tokens_per_s"])} if batch else {},
         engine_start_s=runs[name]["facts"]["start_s"],
     )
     if name == PLAIN:

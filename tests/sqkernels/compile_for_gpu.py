@@ -58,6 +58,8 @@ from sqkernels.spectral_index_decode.ops import index_decode  # noqa: E402
 from sqkernels.spectral_reconstruct.ops import reconstruct  # noqa: E402
 from sqkernels.spectral_rows import LayerTensors, TokenSlots, Turns  # noqa: E402
 from sqkernels.spectral_rows import launch as rows  # noqa: E402
+from sqkernels.spectral_slots import page_bytes  # noqa: E402
+from sqkernels.spectral_slots.ops import write  # noqa: E402
 
 runtime.assembly.__code__ = (lambda device: True).__code__
 SHAPES = {
@@ -78,6 +80,11 @@ def main() -> None:
             reconstruct(pages.storage, pages.pages, matrices, torch.bfloat16, rope)
         block = torch.zeros(1, kv, 100, dim, dtype=torch.bfloat16)
         compress(block, block, matrices, pages.storage, torch.zeros(1, dtype=torch.int64))
+        without = matrices_for(kv, dim, bits, device="cpu")
+        for tokens in (3, 100):
+            token = torch.zeros(tokens, kv, dim, dtype=torch.bfloat16)
+            engine_pages = torch.zeros(1, page_bytes(without, 4), dtype=torch.uint8)
+            write(token, token, without, engine_pages, torch.arange(tokens), 4)
         cache = torch.zeros(2, kv, 64, dim, dtype=torch.bfloat16)
         dense(query, cache, cache, 0.1)
     for shifted in (False, True):

@@ -16,6 +16,7 @@ KERNELS = {
     "gather_kernel",
     "reconstruct_kernel",
     "compress_kernel",
+    "slots_kernel",
     "split_kernel",
     "merge_kernel",
     "rans_decode_kernel",

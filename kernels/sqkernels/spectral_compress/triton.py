@@ -109,7 +109,7 @@ def _write_band(
 
 
 @triton.jit
-def _write_row(
+def write_row(
     x_at,
     valid,
     rows,
@@ -191,12 +191,12 @@ def compress_kernel(
     if role == 0:
         at = h * KEY_COUNT
         matrices = (KEY_ENCODE + at * D, KEY_OFFSET + at, KEY_TOP + at, KEY_SHIFT + at)
-        _write_row(K + token, valid, rows, table + 2, matrices, K4, K2, K1, KEY_COUNT, D, STEP, T, UPCAST)
+        write_row(K + token, valid, rows, table + 2, matrices, K4, K2, K1, KEY_COUNT, D, STEP, T, UPCAST)
     elif role == 1:
         rows += tl.load(table + 2) + tl.load(table + 3) + tl.load(table + 4)
         at = h * VALUE_COUNT
         matrices = (VALUE_ENCODE + at * D, VALUE_OFFSET + at, VALUE_TOP + at, VALUE_SHIFT + at)
-        _write_row(V + token, valid, rows, table + 5, matrices, V4, V2, V1, VALUE_COUNT, D, STEP, T, UPCAST)
+        write_row(V + token, valid, rows, table + 5, matrices, V4, V2, V1, VALUE_COUNT, D, STEP, T, UPCAST)
     elif ROLES == 3:
         at = h * RANK
         matrices = (INDEX_ENCODE + at * D, INDEX_OFFSET + at, INDEX_TOP + at, INDEX_SHIFT + at)

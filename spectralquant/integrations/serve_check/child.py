@@ -81,6 +81,13 @@ class Engine:
         sampling = self.sampling(temperature=0, ignore_eos=True, detokenize=False, **parameters)
         return self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
 
+    def holds(self, step: Step) -> bool:
+        """Whether the engine's pages hold all of a step's prompts with their new tokens."""
+        assert step.prompts is not None
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        longest = step.prompts.tokens + 4 + step.new
+        return step.prompts.count * (-(-longest // cache.block_size) + 1) < cache.num_gpu_blocks
+
     def pending(self) -> bool:
         """Whether vLLM still moves chunks."""
         connector = self.llm.llm_engine.engine_core.engine_core.scheduler.get_kv_connector()
@@ -109,6 +116,8 @@ def do(engine: Engine, step: Step, beside: Path) -> dict[str, Any]:
     if step.do == "settle":
         return {"seconds": settle(engine)}
     assert step.prompts is not None
+    if step.if_fits and not engine.holds(step):
+        return {"left_out": "the engine's pages do not hold these prompts at once"}
     prompts = engine.prompts(step.prompts)
     if step.do == "fill":
         start = time.perf_counter()

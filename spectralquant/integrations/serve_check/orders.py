@@ -34,12 +34,14 @@ class Step:
     texts: greedy tokens and their log-probabilities (all of the vocabulary, in a file beside the report).
     fill: run the prompts so that the tier stores them. settle: wait until everything is stored.
     batch: decode `prompts` together, `new` tokens each: tokens a second. trace: as `times`, in order, hits counted.
+    if_fits: leave it out where the engine's pages do not hold all prompts and new tokens at once.
     """
 
     do: Does
     name: str
     prompts: Prompts | None = None
     new: int = 1
+    if_fits: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from vllm.config import get_current_vllm_config
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import (
     AttentionBackend,
@@ -26,6 +25,7 @@ from vllm.v1.kv_cache_interface import KVCacheLayout, SlidingWindowSpec
 from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
 from spectralquant.integrations.vllm.hot.attend import attend
+from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.rows import HotRows
 from spectralquant.integrations.vllm.hot.select import hot_profile
 from spectralquant.profile.model import CalibrationProfile
@@ -144,26 +144,15 @@ class HotAttention(AttentionImpl[HotMetadata]):
         kv_sharing_target_layer_name: str | None = None,
         sinks: Tensor | None = None,
     ) -> None:
-        wrong = {
-            "ALiBi": alibi_slopes is not None,
-            "sliding windows": sliding_window is not None,
-            "soft-capped scores": bool(logits_soft_cap),
-            "learnt sinks": sinks is not None,
-            "layers that share keys": kv_sharing_target_layer_name is not None,
-            f"--kv-cache-dtype {kv_cache_dtype}": kv_cache_dtype != "auto",
-            f"{attn_type} attention": attn_type != AttentionType.DECODER,
-        }
-        if get_current_vllm_config().kv_transfer_config is not None:
-            raise InputError(
-                "The hot backend's pages hold codes, which a KV connector (--kv-transfer-config) would take for keys and values. Use "
-                "the tier or hot pages, not both: unset SPECTRALQUANT_HOT_PROFILE, or leave the connector out."
-            )
-        unread = [name for name, there in wrong.items() if there]
-        if unread:
-            raise InputError(
-                f"The hot backend does not read {', '.join(unread)}. Serve this model with vLLM's own attention (without "
-                "SPECTRALQUANT_HOT_PROFILE)."
-            )
+        refuse(
+            alibi_slopes,
+            sliding_window,
+            kv_cache_dtype,
+            logits_soft_cap,
+            attn_type,
+            kv_sharing_target_layer_name,
+            sinks,
+        )
         self.num_heads, self.num_kv_heads, self.head_size, self.scale = num_heads, num_kv_heads, head_size, scale
 
     def do_kv_cache_update(
