@@ -48,6 +48,7 @@ def make(folder: Path, profile: Path, spec: str) -> None:
         targets={"hot": parse_target(TARGET)},
         tiers=("hot",),
         hot_bits="even",
+        metric="energy",
         purpose="serving",
         predict="none",
         held_out_windows=1,
