@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from spectralquant.geometry import BLOCK, SINKS
 from spectralquant.integrations.vllm.hot import gpu_attend
-from spectralquant.integrations.vllm.hot.gpu_attend import attend_chunk, plain_dense
+from spectralquant.integrations.vllm.hot.gpu_attend import Piece, Pieces, attend_pieces, plain_dense
 from spectralquant.integrations.vllm.hot.gpu_pages import HotPages, Sequences
 
 HEADS = 4
@@ -91,20 +91,26 @@ def test_rows_that_only_fill_a_captured_batch_give_zeros(step):
     assert torch.equal(got, torch.zeros_like(got))
 
 
-@pytest.mark.parametrize("before", [0, 3, 128, 201])
-def test_a_chunk_is_exact_and_what_is_before_it_is_read_piece_by_piece(step, before, monkeypatch):
-    monkeypatch.setattr(gpu_attend, "PIECE", BLOCK)  # several pieces
-    row, count = 1, 60
-    step.write(row, 0, before + count)
-    query = query_of(count, step.hot.geometry.head_dim)
-    new = tuple(x[row][before : before + count] for x in (step.keys, step.values))
-    sequence = step.sequences(LENGTHS).rows(row, row + 1)
-    got = attend_chunk(step.hot, step.layer, step.pages, query, new, sequence, before, plain_dense(SCALE))
-    keys, values = (
-        (torch.cat([old, x]) for old, x in zip(step.decoded(row, before), new, strict=True)) if before else new
-    )
-    want = exactly(query, keys, values, before)
-    assert (got.double() - want).norm() < 2e-3 * want.norm()
+def test_pieces_are_exact_and_what_is_before_them_is_read_part_by_part(step, monkeypatch):
+    """Several prompts in one step: none, a few or many tokens of them are in pages, the latter in several parts."""
+    monkeypatch.setattr(gpu_attend, "PART", BLOCK)
+    counts, befores = [2, 60, 1, 59], [0, 201, 128, 3]
+    starts = torch.tensor([0, *counts]).cumsum(0).tolist()
+    sequences = step.sequences(LENGTHS)
+    each, new = [], []
+    for row, (count, before) in enumerate(zip(counts, befores, strict=True)):
+        step.write(row, 0, before + count)
+        new.append([x[row][before : before + count] for x in (step.keys, step.values)])
+        each.append(Piece(starts[row], starts[row + 1], before, sequences.rows(row, row + 1)))
+    both = tuple(torch.cat(x) for x in zip(*new, strict=True))
+    query = query_of(starts[-1], step.hot.geometry.head_dim)
+    pieces = Pieces(each, torch.tensor(starts, dtype=torch.int32), max(counts))
+    got = attend_pieces(step.hot, step.layer, step.pages, query, both, pieces, plain_dense(SCALE))
+    for row, piece in enumerate(each):
+        old = step.decoded(row, piece.before) if piece.before else [x[row][:0] for x in (step.keys, step.values)]
+        keys, values = (torch.cat(x) for x in zip(old, new[row], strict=True))
+        want = exactly(query[piece.first : piece.last], keys, values, piece.before)
+        assert (got[piece.first : piece.last].double() - want).norm() < 2e-3 * want.norm(), row
 
 
 def test_offsets_beyond_31_bits():

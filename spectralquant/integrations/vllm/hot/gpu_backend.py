@@ -27,7 +27,7 @@ from vllm.v1.kv_cache_interface import TQFullAttentionSpec
 
 from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
-from spectralquant.integrations.vllm.hot.gpu_attend import attend_chunk
+from spectralquant.integrations.vllm.hot.gpu_attend import Piece, Pieces, attend_pieces
 from spectralquant.integrations.vllm.hot.gpu_pages import HotPages, Sequences
 from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.select import hot_profile
@@ -104,22 +104,12 @@ class HotGpuBackend(AttentionBackend):
 
 
 @dataclass
-class Chunk:
-    """Part of a prompt: queries first … last of the step, and tokens of its sequence before them."""
-
-    first: int
-    last: int
-    before: int
-    sequence: Sequences
-
-
-@dataclass
 class HotGpuMetadata(AttentionMetadata):
-    """One step: sequences with one query each, then chunks of prompts."""
+    """One step: sequences with one query each, then pieces of prompts."""
 
     decodes: int
     sequences: Sequences
-    chunks: list[Chunk]
+    pieces: Pieces | None
 
 
 class HotGpuMetadataBuilder(AttentionMetadataBuilder[HotGpuMetadata]):
@@ -144,12 +134,22 @@ class HotGpuMetadataBuilder(AttentionMetadataBuilder[HotGpuMetadata]):
         decodes, prefills, _, _ = split_decodes_and_prefills(m, decode_threshold=1)
         count = decodes + prefills
         sequences = self.sequences.fill(m.block_table_tensor[:count], m.seq_lens[:count], self.page_bytes)
-        starts, lengths = m.query_start_loc_cpu.tolist(), _lengths(m) if prefills else []
-        chunks = [
-            Chunk(starts[i], starts[i + 1], lengths[i] - (starts[i + 1] - starts[i]), sequences.rows(i, i + 1))
-            for i in range(decodes, count)
+        pieces = self._pieces(m, decodes, count, sequences) if prefills else None
+        return HotGpuMetadata(decodes, sequences.rows(0, decodes), pieces)
+
+    def _pieces(self, m: Any, first: int, last: int, sequences: Sequences) -> Pieces:
+        starts, lengths = m.query_start_loc_cpu.tolist(), _lengths(m)
+        each = [
+            Piece(
+                starts[i] - starts[first],
+                starts[i + 1] - starts[first],
+                lengths[i] - (starts[i + 1] - starts[i]),
+                sequences.rows(i, i + 1),
+            )
+            for i in range(first, last)
         ]
-        return HotGpuMetadata(decodes, sequences.rows(0, decodes), [c for c in chunks if c.last > c.first])
+        ends = (m.query_start_loc[first : last + 1] - starts[first]).to(torch.int32)
+        return Pieces(each, ends, max(p.last - p.first for p in each))
 
 
 def _lengths(m: Any) -> list[int]:
@@ -221,29 +221,37 @@ class HotGpuAttention(AttentionImpl[HotGpuMetadata]):
             return output.fill_(0)
         m, index, pages = attn_metadata, extract_layer_index(layer.layer_name), kv_cache.flatten(1)
         hot = hot_pages()
+        shape = (self.num_kv_heads, self.head_size)
         query, out = (x.view(-1, self.num_heads, self.head_size) for x in (query, output))
         if m.decodes:
             out[: m.decodes] = hot.decode(index, pages, query[: m.decodes], m.sequences, self.scale)
-        for c in m.chunks:
-            new = tuple(x[c.first : c.last].view(-1, self.num_kv_heads, self.head_size) for x in (key, value))
-            out[c.first : c.last] = attend_chunk(
-                hot, index, pages, query[c.first : c.last], new, c.sequence, c.before, self._dense
-            )
+        if m.pieces is not None:
+            some = slice(m.decodes, m.decodes + m.pieces.each[-1].last)
+            new = key[some].view(-1, *shape), value[some].view(-1, *shape)
+            out[some] = attend_pieces(hot, index, pages, query[some], new, m.pieces, self._dense)
         return output
 
-    def _dense(self, query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        ends = [torch.arange(2, dtype=torch.int32, device=x.device) * len(x) for x in (query, keys)]
+    def _dense(
+        self, query: Tensor, keys: Tensor, values: Tensor, ends: Tensor | None, longest: int
+    ) -> tuple[Tensor, Tensor]:
+        causal = ends is not None
+        firsts = [ends] * 2 if causal else [_one(x) for x in (query, keys)]
         version = {} if self.version is None else {"fa_version": self.version}
         return flash_attn_varlen_func(
             q=query,
             k=keys,
             v=values,
-            cu_seqlens_q=ends[0],
-            cu_seqlens_k=ends[1],
-            max_seqlen_q=len(query),
-            max_seqlen_k=len(keys),
+            cu_seqlens_q=firsts[0],
+            cu_seqlens_k=firsts[1],
+            max_seqlen_q=longest,
+            max_seqlen_k=longest if causal else len(keys),
             softmax_scale=self.scale,
             causal=causal,
             return_softmax_lse=True,
             **version,
         )
+
+
+def _one(x: Tensor) -> Tensor:
+    """First token of the one sequence `x` and one past its last, without waiting for the device."""
+    return torch.arange(2, dtype=torch.int32, device=x.device) * len(x)
