@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from research.readme.tools import load, table
+from research.readme.tools import RESULTS, load, table
 
 KLS = ("0.005", "0.01", "0.02")
 NAMES = {
@@ -65,30 +65,43 @@ def _ratio(x: float | None, digits: int = 1) -> str:
 
 
 def serving_hot() -> str:
-    """Hot pages in vLLM's CPU engine."""
-    result = load("serving-hot-cpu")
+    """Hot pages in vLLM's engines."""
+    parts = [_hot(load("serving-hot-cpu"))]
+    if (RESULTS / "serving-hot-h100.json").exists():
+        parts.append(_hot(load("serving-hot-h100")))
+    if (RESULTS / "serving-hot-8b-h100.json").exists():
+        parts.append(_hot_speed(load("serving-hot-8b-h100")))
+    return "\n\n".join(parts)
+
+
+def _hot(result: Any) -> str:
     rows = result["rows"]
+    plain, settings, engine = rows[0]["pages"], result["settings"], result["engine"]
+    body = []
+    for r in rows:
+        kl, top, rates = r.get("kl_nats"), r.get("top1"), r.get("decode_tokens_per_s") or {}
+        line = [r["way"], f"{r['pages']:,}", f"{r['pages'] / plain:.2f}"]
+        line += ["–" if kl is None else f"{kl:.4f}", "–" if top is None else f"{100 * top:.0f} %"]
+        body.append(line + [f"{rate:.1f}" for rate in rates.values()])
+    head = [f"vLLM {engine['vllm']}, {engine['device']}: pages of 128 tokens in {settings['space']}"]
+    head += ["pages", "capacity", "KL, nats/token", "top-1 kept"]
+    return table(head + (["tokens/s"] if rows[0].get("decode_tokens_per_s") else []), body)
+
+
+def _hot_speed(result: Any) -> str:
+    rows, s, engine = result["rows"], result["settings"], result["engine"]
     plain = rows[0]["pages"]
-    body = [
-        [
-            r["way"],
-            f"{r['pages']:,}",
-            f"{r['pages'] / plain:.2f}",
-            "–" if r.get("kl_nats") is None else f"{r['kl_nats']:.4f}",
-            "–" if r.get("top1") is None else f"{100 * r['top1']:.0f} %",
-            f"{next(iter(r['decode_tokens_per_s'].values())):.1f}",
-        ]
-        for r in rows
+    batches = sorted({int(b) for r in rows for b in r["decode_tokens_per_s"]})
+    body = []
+    for r in rows:
+        rates = r["decode_tokens_per_s"]
+        line = [r["way"].removeprefix("8b/"), f"{r['pages'] * 128:,}", f"{r['pages'] / plain:.2f}"]
+        body.append(line + [f"{rates[str(b)]:.0f}" if str(b) in rates else "does not fit" for b in batches])
+    head = [
+        f"{s['shape']} shape, random weights, vLLM {engine['vllm']}, {engine['device']}",
+        "tokens that fit",
+        "capacity",
     ]
-    settings = result["settings"]
-    return table(
-        [
-            f"pages of 128 tokens in {settings['space']}",
-            "pages",
-            "capacity",
-            "KL, nats/token",
-            "top-1 kept",
-            "tokens/s",
-        ],
-        body,
+    return table(head + [f"tokens/s, batch {b}" for b in batches], body) + (
+        f"\n\nTokens a second are those of decoding behind prompts of {s['long']:,} tokens, with graphs of decode steps."
     )

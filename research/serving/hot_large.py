@@ -37,7 +37,9 @@ def make(folder: Path, profile: Path, spec: str) -> None:
     thin = {"hidden_size": HIDDEN, "intermediate_size": HIDDEN, "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes, **thin)).eval()
-    for layer in model.model.layers:  # every layer then sees tokens as the first does, and keys and values get bits alike
+    for (
+        layer
+    ) in model.model.layers:  # every layer then sees tokens as the first does, and keys and values get bits alike
         for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
             weight.data.zero_()
     if torch.cuda.is_available():

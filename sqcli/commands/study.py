@@ -120,8 +120,8 @@ def study(
     three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
     several; and what metric, form of the bases and --steps are worth on --model. serving-codec: bytes and quality of prefixes that
     a serving engine's tier restores, with and without token ids and attention. serving: vLLM with and without the tier, on --model
-    with a --profile for serving; on a GPU also times at an 8B shape. serving-hot: vLLM's CPU engine with a --profile's hot tier in its
-    pages, beside bfloat16 and fp8 pages.
+    with a --profile for serving; on a GPU also times at an 8B shape. serving-hot: vLLM with a --profile's hot tier in its
+    pages, beside its own pages; --part large (on a GPU): an 8B shape's capacity and speed.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """

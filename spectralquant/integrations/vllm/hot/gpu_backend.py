@@ -32,6 +32,7 @@ from spectralquant.integrations.vllm.hot.gpu_pages import HotPages, Sequences
 from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.select import hot_profile
 from spectralquant.profile.model import CalibrationProfile
+from sqkernels.common.checks import MAX_GROUP
 
 
 @functools.cache
@@ -119,6 +120,11 @@ class HotGpuMetadataBuilder(AttentionMetadataBuilder[HotGpuMetadata]):
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        if vllm_config.speculative_config is not None:
+            raise InputError(
+                "The hot backend reads one new token a sequence and pieces of prompts, not speculative tokens. Leave out "
+                "--speculative-config, or unset SPECTRALQUANT_HOT_PROFILE."
+            )
         self._init_reorder_batch_threshold(1, supports_spec_as_decode=False)
         captured = vllm_config.compilation_config.max_cudagraph_capture_size or 0
         count = max(vllm_config.scheduler_config.max_num_seqs, captured)
@@ -184,6 +190,11 @@ class HotGpuAttention(AttentionImpl[HotGpuMetadata]):
             kv_sharing_target_layer_name,
             sinks,
         )
+        if num_heads > MAX_GROUP * (num_kv_heads or num_heads):
+            raise InputError(
+                f"{num_heads} query heads over {num_kv_heads} key heads are more than {MAX_GROUP} a key head, the most that the hot "
+                "backend's kernel takes. Unset SPECTRALQUANT_HOT_PROFILE."
+            )
         self.num_heads, self.num_kv_heads, self.head_size, self.scale = num_heads, num_kv_heads, head_size, scale
         self.kv_cache_dtype = kv_cache_dtype
         self.version = get_flash_attn_version(head_size=head_size)
