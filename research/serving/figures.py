@@ -85,7 +85,11 @@ def _hot(result: Any) -> str:
         body.append(line + [f"{rate:.1f}" for rate in rates.values()])
     head = [f"vLLM {engine['vllm']}, {engine['device']}: pages of 128 tokens in {settings['space']}"]
     head += ["pages", "capacity", "KL, nats/token", "top-1 kept"]
-    return table(head + (["tokens/s"] if rows[0].get("decode_tokens_per_s") else []), body)
+    return table(head + (["tokens/s"] if rows[0].get("decode_tokens_per_s") else []), body) + _notes(rows)
+
+
+def _notes(rows: list[Any]) -> str:
+    return "".join(f"\n\n{r['way'].removeprefix('8b/')}: {r['note']}." for r in rows if r.get("note"))
 
 
 def _hot_speed(result: Any) -> str:
@@ -104,4 +108,5 @@ def _hot_speed(result: Any) -> str:
     ]
     return table(head + [f"tokens/s, batch {b}" for b in batches], body) + (
         f"\n\nTokens a second are those of decoding behind prompts of {s['long']:,} tokens, with graphs of decode steps."
+        + _notes(rows)
     )

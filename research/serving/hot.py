@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from research.serving.turboquant import NOTE, lacks_flash_attention_2
 from spectralquant.errors import InputError
 from spectralquant.integrations.serve_check.child import numbers_file
 from spectralquant.integrations.serve_check.compare import compare
 from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
-from spectralquant.integrations.serve_check.process import require_vllm, run
+from spectralquant.integrations.serve_check.process import CHILD, require_vllm, run
 from spectralquant.integrations.vllm.hot.select import VARIABLE
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
@@ -27,6 +29,7 @@ from spectralquant.results.serving import ServingRow
 Report = Callable[[str], None]
 PLAIN, FP8, TURBO, HOT = "bf16 pages", "fp8 pages", "turboquant_4bit_nc pages", "hot pages"
 
+CHANGED = "research.serving.turboquant"
 SMALL_SHARE = 0.3
 
 
@@ -92,24 +95,31 @@ def ways(gpu: bool) -> dict[str, dict[str, Any]]:
 
 
 def run_ways(orders: dict[str, Order], profile: Path, folder: Path, report: Report) -> dict[str, dict[str, Any]]:
-    """Reports by way. vLLM's turboquant needs FlashAttention 2, which not every build has: it may fail, and is said to have."""
+    """Reports by way. One of vLLM's turboquant holds a `note` where it is not run as vLLM has it; where it does not start, it is left
+    out, and that is said."""
     runs = {}
     for name, order in orders.items():
+        report(f"{name}: starting vLLM")
+        changed = name == TURBO and lacks_flash_attention_2()
         try:
-            runs[name] = _run(name, order, folder, report, str(profile.absolute()) if name == HOT else "")
+            with _hot_profile(str(profile.absolute()) if name == HOT else ""):
+                runs[name] = run(order, folder, name.replace(" ", "-"), child=CHANGED if changed else CHILD)
         except InputError as error:
             if name != TURBO:
                 raise
             report(f"{name}: not measured, the engine does not start: {error}")
+            continue
+        if changed:
+            runs[name]["note"] = NOTE
     return runs
 
 
-def _run(name: str, order: Order, folder: Path, report: Report, profile: str) -> dict[str, Any]:
-    report(f"{name}: starting vLLM")
+@contextmanager
+def _hot_profile(profile: str) -> Iterator[None]:
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = profile
     try:
-        return run(order, folder, name.replace(" ", "-"))
+        yield
     finally:
         os.environ.pop(VARIABLE)
         if before is not None:
@@ -125,6 +135,7 @@ def _row(name: str, runs: dict[str, Any], study: HotStudy, folder: Path) -> Serv
         pages=runs[name]["facts"]["pages"],
         decode_tokens_per_s={str(study.batch): statistics.median(batch["tokens_per_s"])} if batch else {},
         engine_start_s=runs[name]["facts"]["start_s"],
+        note=runs[name].get("note"),
     )
     if name == PLAIN:
         return row

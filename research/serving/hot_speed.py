@@ -84,6 +84,7 @@ def _row(name: str, done: dict[str, Any], study: HotStudy) -> ServingRow:
         pages=done["facts"]["pages"],
         decode_tokens_per_s={b: statistics.median(r) for b, r in rates.items() if r},
         engine_start_s=done["facts"]["start_s"],
+        note=done.get("note"),
     )
 
 

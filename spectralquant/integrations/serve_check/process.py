@@ -16,6 +16,7 @@ from spectralquant.files import read_json, write_json
 from spectralquant.integrations.serve_check.orders import Order
 
 LAST_LINES = 15
+CHILD = "spectralquant.integrations.serve_check.child"
 
 
 def require_vllm() -> None:
@@ -31,9 +32,9 @@ def require_vllm() -> None:
         )
 
 
-def run(order: Order, folder: Path, name: str, timeout: float = 3600.0) -> dict[str, Any]:
+def run(order: Order, folder: Path, name: str, timeout: float = 3600.0, child: str = CHILD) -> dict[str, Any]:
     """The report of an engine that did what `order` says; its log is `NAME.log` in `folder`. A report of the very same order
-    that lies there already is taken.
+    that lies there already is taken. child: module that runs as the engine's process.
 
     Raises:
         InputError: the engine ended early; the message shows its last lines.
@@ -44,7 +45,7 @@ def run(order: Order, folder: Path, name: str, timeout: float = 3600.0) -> dict[
         return kept
     write_json(order_file, dataclasses.asdict(order))
     report_file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "spectralquant.integrations.serve_check.child", str(order_file), str(report_file)]
+    command = [sys.executable, "-m", child, str(order_file), str(report_file)]
     environment = {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ}
     with open(log_file, "wb") as log:
         try:
