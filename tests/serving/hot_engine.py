@@ -15,13 +15,18 @@ from spectralquant.integrations.vllm.plugin import register
 
 register()
 
+import torch  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
+
+from spectralquant.integrations.vllm.hot.select import hot_profile  # noqa: E402
 
 
 def main(model: str, prompts: str, out: str) -> None:
     """Read each prompt once, then the first again with more behind it (from cached pages)."""
     with open(prompts) as file:
         ids = json.load(file)
+    gpu = torch.cuda.is_available()
+    coded = {"attention_backend": "CUSTOM"} if gpu and hot_profile() else {}
     llm = LLM(
         model=model,
         skip_tokenizer_init=True,
@@ -32,6 +37,8 @@ def main(model: str, prompts: str, out: str) -> None:
         block_size=128,
         max_num_seqs=4,
         enable_prefix_caching=True,
+        **coded,
+        **({"gpu_memory_utilization": 0.2} if gpu else {}),
     )
     asked = SamplingParams(max_tokens=4, temperature=0, prompt_logprobs=0, detokenize=False)
     read = llm.generate([{"prompt_token_ids": i} for i in ids], asked)
