@@ -20,7 +20,7 @@ from spectralquant.integrations.serve_check.compare import compare
 from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
 from spectralquant.integrations.serve_check.process import CHILD, require_vllm, run
-from spectralquant.integrations.vllm.hot.select import VARIABLE
+from spectralquant.integrations.vllm.hot.variable import VARIABLE
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results

@@ -18,7 +18,7 @@ register()
 import torch  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 
-from spectralquant.integrations.vllm.hot.select import hot_profile  # noqa: E402
+from spectralquant.integrations.vllm.hot.variable import hot_profile  # noqa: E402
 
 
 def main(model: str, prompts: str, out: str) -> None:

@@ -27,7 +27,7 @@ from spectralquant.geometry import BLOCK
 from spectralquant.integrations.vllm.hot.attend import attend
 from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.rows import HotRows
-from spectralquant.integrations.vllm.hot.select import hot_profile
+from spectralquant.integrations.vllm.hot.variable import hot_profile
 from spectralquant.profile.model import CalibrationProfile
 
 

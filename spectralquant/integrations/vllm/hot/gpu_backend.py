@@ -30,7 +30,7 @@ from spectralquant.geometry import BLOCK
 from spectralquant.integrations.vllm.hot.gpu_attend import Piece, Pieces, attend_pieces
 from spectralquant.integrations.vllm.hot.gpu_pages import HotPages, Sequences
 from spectralquant.integrations.vllm.hot.refused import refuse
-from spectralquant.integrations.vllm.hot.select import hot_profile
+from spectralquant.integrations.vllm.hot.variable import hot_profile
 from spectralquant.profile.model import CalibrationProfile
 from sqkernels.common.checks import MAX_GROUP
 

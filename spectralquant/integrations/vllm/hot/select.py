@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from spectralquant.errors import InputError
+from spectralquant.integrations.vllm.hot.variable import VARIABLE, hot_profile
 
-VARIABLE = "SPECTRALQUANT_HOT_PROFILE"
 PACKAGE = "spectralquant.integrations.vllm.hot"
 BACKEND = f"{PACKAGE}.backend.HotBackend"
 GPU_BACKEND = f"{PACKAGE}.gpu_backend.HotGpuBackend"
 GPU_VERSION = "0.26."
-
-
-def hot_profile() -> str:
-    """The profile's path, or nothing."""
-    return os.environ.get(VARIABLE, "")
 
 
 def select_hot_backend() -> None:
