@@ -22,7 +22,7 @@ class Method(Protocol):
     """A codec for blocks of a KV cache.
 
     `options` are what a results row shows. `exact_bits` is how sinks and the recent window are counted and
-    read: 16, or 8 as in packets with `exact="int8"` (a cache holds them in the model's dtype). `by_token`
+    read: 16, or 8 as in packets with `exact="int8"` and caches with `exact_bits=8`. `by_token`
     (False where it is not there): a block's code is as many codes as it has tokens, which can be let go one by one.
     """
 
