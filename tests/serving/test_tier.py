@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import time
 import uuid
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,10 @@ from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, TieringOffloadingManager
 
 from spectralquant.errors import InputError
+from spectralquant.integrations.chunks import LosslessChunks
+from spectralquant.integrations.vllm.connector import SpectralConnector
 from spectralquant.integrations.vllm.facts import EngineFacts, known
+from spectralquant.integrations.vllm.idle import AWAITED
 from spectralquant.integrations.vllm.plugin import register
 
 pytestmark = pytest.mark.slow
@@ -220,3 +224,49 @@ def test_more_prefixes_than_rows_all_come_back(engines):
     for key in KEYS:
         assert engine.lookup(context, key) is LookupResult.HIT
         assert torch.equal(engine.load(context, key), rows[key])
+
+
+class ManyShortCalls(LosslessChunks):
+    """Lets go of Python's lock as often as decoding does, which calls many small functions of numpy and torch."""
+
+    def decode(self, packets, shape):
+        for _ in range(200):
+            time.sleep(0)
+        return super().decode(packets, shape)
+
+
+def test_a_scheduler_that_steps_without_end_does_not_starve_the_decoder(engines):
+    stored(engines())
+
+    def seconds(scheduled: int) -> float:
+        engine = engines()
+        engine.tier._archive.codec = ManyShortCalls()
+        connector = SpectralConnector.__new__(SpectralConnector)
+        context = engine.request("second")
+        meta = SimpleNamespace(load_jobs={})
+        connector.connector_scheduler = SimpleNamespace(build_connector_meta=lambda _: engine.step(context) or meta)
+        begin = time.monotonic()
+        while (answer := engine.manager.lookup(KEYS[0], context)) is not LookupResult.HIT:
+            assert answer is not LookupResult.MISS and time.monotonic() < begin + 20
+            connector.build_connector_meta(SimpleNamespace(total_num_scheduled_tokens=scheduled))
+        engine.end(context)
+        return time.monotonic() - begin
+
+    assert seconds(scheduled=0) < seconds(scheduled=1) / 3
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "loads", "waits"), [(0, {}, True), (7, {}, False), (0, {1: "a load"}, False)], ids=str
+)
+def test_a_step_sleeps_only_where_it_has_nothing_to_do(scheduled, loads, waits):
+    connector = SpectralConnector.__new__(SpectralConnector)
+    meta = SimpleNamespace(load_jobs=loads)
+    connector.connector_scheduler = SimpleNamespace(build_connector_meta=lambda _: meta)
+    never = Future()
+    AWAITED.add(never)
+    begin = time.monotonic()
+    for _ in range(20):
+        assert connector.build_connector_meta(SimpleNamespace(total_num_scheduled_tokens=scheduled)) is meta
+    assert (time.monotonic() - begin > 0.08) == waits
+    never.cancel()
+    assert len(AWAITED) == 0

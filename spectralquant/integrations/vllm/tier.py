@@ -21,6 +21,7 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 from spectralquant.errors import InputError
 from spectralquant.integrations.vllm.archives import open_archive, require_shared_hashes
 from spectralquant.integrations.vllm.facts import current
+from spectralquant.integrations.vllm.idle import AWAITED
 from spectralquant.integrations.vllm.pages import RowLayout, layout_named
 from spectralquant.integrations.vllm.settings import read_settings
 
@@ -80,6 +81,7 @@ class SpectralTier(SecondaryTierManager):
                 self._archive.lookup(key)  # counts the miss
                 return LookupResult.MISS
             answer = self._lookups[key] = self._loading.submit(self._archive.lookup, key)
+            AWAITED.add(answer)
         self._asked.setdefault(req_context.req_id, set()).add(key)
         if not answer.done():
             return LookupResult.RETRY
@@ -118,9 +120,9 @@ class SpectralTier(SecondaryTierManager):
                     self._avoided[key] = time.monotonic() + AVOID_SECONDS
             return len(there) == len(keys)
 
-        self._run(self._loading, job_metadata.job_id, work)
+        AWAITED.add(self._run(self._loading, job_metadata.job_id, work))
 
-    def _run(self, pool: ThreadPoolExecutor, job_id: int, work: Any) -> None:
+    def _run(self, pool: ThreadPoolExecutor, job_id: int, work: Any) -> Future[None]:
         def guarded() -> None:
             try:
                 success = work()
@@ -133,6 +135,7 @@ class SpectralTier(SecondaryTierManager):
         future = pool.submit(guarded)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
+        return future
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         with self._lock:
