@@ -36,7 +36,7 @@ KEYS = [bytes([i]) * 32 + b"\0\0\0\0" for i in range(6)]
 class Engine:
     """A scheduler's calls to vLLM's tiering manager, with the tier behind it."""
 
-    def __init__(self, folder, facts=FACTS, slots=SLOTS) -> None:
+    def __init__(self, folder, facts=FACTS, slots=SLOTS, **more) -> None:
         register()
         old = "num_blocks" in inspect.signature(SharedOffloadRegion.__init__).parameters
         count, size = ("num_blocks", "kv_bytes_per_block") if old else ("num_chunks", "kv_bytes_per_chunk")
@@ -44,7 +44,7 @@ class Engine:
             engine_id=uuid.uuid4().hex, rank=None, cpu_page_size=ROW // 2, **{count: slots, size: ROW}
         )
         self.primary = CPUPrimaryTierOffloadingManager(mmap_region=region, **{count: slots})
-        settings = {"store": str(folder), "budget": 1 << 20}
+        settings = {"store": str(folder), "budget": 1 << 20, **more}
         spec = SimpleNamespace(
             extra_config={"spectral": settings},
             blocks_per_chunk=PAGES,
@@ -143,7 +143,8 @@ def test_rows_come_back_in_another_engine_bit_by_bit(engines):
         assert other.lookup(context, key) is LookupResult.HIT
         assert torch.equal(other.load(context, key), rows[key])
     other.end(context)
-    assert not other.tier._asked and not other.tier._positions and not other.tier._lookups
+    assert not other.tier._asked and not other.tier._positions and not other.tier._lookups and not other.tier._packets
+    assert len(AWAITED) == 0
 
 
 def test_a_second_store_of_the_same_prefix_writes_nothing(engines):
@@ -180,14 +181,40 @@ def test_damage_before_lookup_is_a_miss(engines, tmp_path, how):
     assert [other.lookup(context, key) for key in KEYS[:4]] == [LookupResult.MISS] * 4
 
 
+def looked_up(engine: Engine, context) -> None:
+    end = time.monotonic() + 20
+    while engine.tier.lookup(KEYS[0], context) is not LookupResult.HIT:
+        assert time.monotonic() < end
+
+
 @pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
-def test_damage_between_lookup_and_load_is_a_failed_job_and_then_a_miss(engines, tmp_path, how):
+def test_what_a_lookup_read_is_what_is_loaded(engines, tmp_path, how):
+    rows = stored(engines())
+    other = engines()
+    context = other.request("second")
+    looked_up(other, context)
+    damaged(tmp_path, how)
+    assert other.lookup(context, KEYS[0]) is LookupResult.HIT
+    assert torch.equal(other.load(context, KEYS[0]), rows[KEYS[0]])
+
+
+def test_a_request_that_ends_during_its_lookup_leaves_nothing(engines):
     stored(engines())
     other = engines()
     context = other.request("second")
-    end = time.monotonic() + 20
-    while other.tier.lookup(KEYS[0], context) is not LookupResult.HIT:
-        assert time.monotonic() < end
+    other.manager.lookup(KEYS[0], context)
+    other.end(context)
+    other.tier._reading.submit(lambda: None).result()
+    time.sleep(0.2)
+    assert not other.tier._packets and not other.tier._lookups and len(AWAITED) == 0
+
+
+@pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
+def test_damage_between_lookup_and_load_is_a_failed_job_and_then_a_miss(engines, tmp_path, how):
+    stored(engines())
+    other = engines(ready=1)  # no room for what was read
+    context = other.request("second")
+    looked_up(other, context)
     damaged(tmp_path, how)
     assert other.lookup(context, KEYS[0]) is LookupResult.MISS
     other.settle(context)
