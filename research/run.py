@@ -317,5 +317,6 @@ def _serving(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from research.serving.study import serving_study
 
     assert request.profile is not None
-    result = serving_study(request.model, request.profile, request.parts, offline=request.offline, report=desk.report)
+    named = {"offline": request.offline, "report": desk.report, "out": desk.out}
+    result = serving_study(request.model, request.profile, request.parts, **named)
     return result, []

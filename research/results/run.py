@@ -122,7 +122,9 @@ def run(entry: Entry, text: Path, history: History) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: all is written, or within tolerances; 1: figures differ, or a command failed; 2: it cannot begin."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--needs", choices=("cpu", "gpu", "serving"), default="cpu", help="which machine this is")
+    parser.add_argument(
+        "--needs", choices=("cpu", "gpu", "serving", "serving-gpu"), default="cpu", help="which machine this is"
+    )
     parser.add_argument("--only", action="append", default=[], help="this file (may be repeated)")
     parser.add_argument("--again", action="store_true", help="fresh files too")
     parser.add_argument(

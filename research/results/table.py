@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """name: of the file, without `.json`. needs: cpu, gpu, or serving (vLLM's CPU build, `make test-serving`'s environment). minutes: about, on two cores or one H100. after: files whose
+    """name: of the file, without `.json`. needs: cpu, gpu, serving (vLLM's CPU build,
+    `make test-serving`'s environment), or serving-gpu (vLLM on a GPU). minutes: about, on two cores or one H100. after: files whose
     command makes a profile that this one reads. before: commands that add to the same file first.
     only: where code that matters for the figures lies, if not everywhere that the command imports from.
     """
@@ -159,6 +160,27 @@ TABLE = (
         6,
         before=(
             "sq calibrate --for serving --steps 24 --window 1024 --target ratio=30 --held-out 2 --held-out-window 1024 "
+            "--out {out}.serving/profile",
+        ),
+    ),
+    Entry(
+        "serving-hot-cpu",
+        "sq study serving-hot --profile {out}.serving/hot --out {out}",
+        "serving",
+        8,
+        before=(
+            "sq calibrate --for serving --tier hot --target ratio=4 --steps 24 --window 1024 --held-out 2 --held-out-window 1024 "
+            "--out {out}.serving/hot",
+        ),
+    ),
+    Entry("serving-soak", "python -m research.serving.soak 600 {out}", "serving", 12),
+    Entry(
+        "serving-h100",
+        "sq study serving --profile {out}.serving/profile --out {out}",
+        "serving-gpu",
+        12,
+        before=(
+            "sq calibrate --for serving --device cuda --steps 100 --window 1024 --target ratio=30 --held-out 4 --held-out-window 1024 "
             "--out {out}.serving/profile",
         ),
     ),

@@ -24,11 +24,13 @@ def serving_vllm() -> str:
 
 
 def _machine(result: Any) -> str:
-    rows = [row for row in result["rows"] if not row["way"].startswith("8b/")]
-    large = [row for row in result["rows"] if row["way"].startswith("8b/")]
+    rows = [row for row in result["rows"] if "/" not in row["way"]]
+    large, ranks = ([row for row in result["rows"] if row["way"].startswith(name)] for name in ("8b/", "tp2/"))
     parts = [_small(result, rows)] if rows else []
     if large:
         parts.append(_large(large))
+    if ranks:
+        parts.append(_ranks(ranks[-1]))
     if result.get("faults"):
         parts.append("What the check found: " + "; ".join(result["faults"]) + ".")
     return "\n\n".join(parts)
@@ -84,6 +86,14 @@ def _large(rows: list[Any]) -> str:
         body.append(line)
     return table(head, body) + (
         "\n\nFiles are read from the page cache. The ratio of the large shape is the target its profile was fitted to, not a result."
+    )
+
+
+def _ranks(row: Any) -> str:
+    return (
+        f"Two ranks (`--tensor-parallel-size 2`, a small random model, every bit kept): {row['prompts']} prompts that share "
+        f"{row['prefix_tokens']:,} tokens, {_share(row, 'hit_share')} of the chunks restored in a second process, "
+        f"{_share(row, 'same_text')} of the texts the same."
     )
 
 
