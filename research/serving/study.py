@@ -45,12 +45,11 @@ def serving_study(
     gpus = torch.cuda.device_count()
     possible = PARTS[: 1 + (gpus > 0) + (gpus > 1)]
     files = {} if out is None else {name: out.with_name(f"{out.stem}-part-{name}.json") for name in PARTS}
-    there = [name for name, file in files.items() if file.exists() and name not in parts]
+    there = lambda: [name for name, file in files.items() if file.exists() and name not in parts]  # noqa: E731
     if set(parts) - set(possible):
         raise InputError(f"Parts of `serving` are {', '.join(PARTS)}; large needs a GPU, and tp two.")
-    wanted = tuple(parts) or tuple(name for name in possible if name not in there)
-    done = {name: read_results(files[name]) for name in there}
-    for name in wanted:
+    done = {}
+    for name in tuple(parts) or tuple(name for name in possible if name not in there()):
         with tempfile.TemporaryDirectory(prefix="sq-serving-") as made:
             folder = Path(made)
             if name == "small":
@@ -59,6 +58,9 @@ def serving_study(
                 done[name] = _large(folder, report) if name == "large" else _two_ranks(folder, report)
         if out is not None:
             write_json(files[name], done[name].as_json())
+    done |= {
+        name: read_results(files[name]) for name in there() if name not in done
+    }  # those of runs beside this one, too
     return joined({name: done[name] for name in PARTS if name in done})
 
 
