@@ -1,7 +1,7 @@
 """Every results file: the one command that writes it, what it needs, and how far a second run may be from the stored one.
 
-Placeholders: {out} the file, {demo} and {wiki} profiles that other commands of this table make, {text} WikiText-2 raw test,
-{manual} Python's own manual as one file.
+Placeholders: {out} the file, {demo}, {wiki} and {gemma} profiles that other commands of this table make, {text} WikiText-2 raw
+test, {manual} Python's own manual as one file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class Entry:
     only: tuple[str, ...] = ()
 
 
+PROFILES = ("demo", "wiki", "gemma")
 GEMMA = "--model builtin:gemma3-270m"
 TEXT = "--data file:{text}"
 PROFILE = "sq profile --context 32768 --batch 1,8"
@@ -35,6 +36,8 @@ OTHERS = (
     "hf_quantized:backend=hqq,bits=4 hf_quantized:backend=hqq,bits=3 hf_quantized:backend=hqq,bits=2"
 )
 COMPARE = "--profile {wiki} --data file:{text} --dtype float32 --json {out}"
+EVICTING = "h2o snapkv expected_attention scissorhands streaming_llm"
+TASKS = "sq compare kvtc:ratio=16 turboquant:bits=3 kivi:bits=2 h2o snapkv expected_attention streaming_llm --windows 2 --needle 0 --tasks all"
 KERNELS = (
     "kernels/sqkernels/",
     "spectralquant/bench/",
@@ -43,6 +46,7 @@ KERNELS = (
     "research/prediction.py",
 )
 DEMO, WIKI = ("calibrate-smollm2-cpu",), ("calibrate-smollm2-h100",)
+GEMMA_WIKI = ("calibrate-gemma3-h100",)
 HOT = "sq calibrate {model} {text} --steps 60 --window 2048 --tier hot,warm --target hot:ratio={ratio} --hot-bits {bits} --dtype float32"
 RIVALS = "kivi:bits=4 kivi:bits=3 kivi:bits=4,group=64 --needle 0 --context 2048 --windows 6"
 
@@ -97,6 +101,12 @@ TABLE = (
         "gpu",
         2,
     ),
+    Entry(
+        "calibrate-gemma3-h100",
+        f"sq calibrate {GEMMA} --tier all --steps 80 --window 2048 {TEXT} --out {{gemma}} --json {{out}}",
+        "gpu",
+        3,
+    ),
     Entry("cold-smollm2-wikitext2", f"sq study cold {TEXT} --out {{out}}", "gpu", 8),
     Entry("tiers-smollm2-wikitext2", f"sq study tiers {TEXT} --out {{out}}", "gpu", 4),
     Entry("domains-smollm2", f"sq study domains {TEXT} --steps 36 --window 768 --windows 24 --out {{out}}", "gpu", 4),
@@ -112,12 +122,28 @@ TABLE = (
     Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
     Entry(
         "compare-smollm2-8192",
-        "sq compare turboquant h2o snapkv scissorhands streaming_llm --context 8192 --windows 2 --needle 0 --match kl=0.01 "
-        + COMPARE,
+        f"sq compare turboquant {EVICTING} --context 8192 --windows 2 --needle 0 --match kl=0.01 " + COMPARE,
         "gpu",
-        8,
+        9,
         WIKI,
     ),
+    Entry(
+        "compare-gemma3-wikitext2",
+        f"sq compare kvtc turboquant kivi fp8 {EVICTING} {GEMMA} --needle 10 --match kl=0.01 "
+        + COMPARE.replace("{wiki}", "{gemma}"),
+        "gpu",
+        20,
+        GEMMA_WIKI,
+    ),
+    Entry("tasks-smollm2-2048", f"{TASKS} --task-context 2048 --task-trials 16 {COMPARE}", "gpu", 12, WIKI),
+    Entry(
+        "tasks-gemma3-8192",
+        f"{TASKS} {GEMMA} --task-context 8192 --task-trials 8 " + COMPARE.replace("{wiki}", "{gemma}"),
+        "gpu",
+        25,
+        GEMMA_WIKI,
+    ),
+    Entry("turboquant-outliers", "python -m research.rivals.outliers --data {text} --out {out}", "gpu", 2),
     Entry("compare-smollm2-wikitext2-others", f"sq compare {OTHERS} --needle 10 {COMPARE}", "gpu", 10, WIKI),
     *(index_entry(name, model) for name, model in BUILTIN.items()),
     *(
