@@ -118,7 +118,13 @@ TABLE = (
         25,
         before=(f"sq study headline {GEMMA} {TEXT} --steps 32 --windows 8 --out {{out}}",),
     ),
-    Entry("quality", f"sq study quality {TEXT} --data builtin:prose --data builtin:pydoc --out {{out}}", "gpu", 20),
+    Entry(
+        "quality",
+        f"sq study quality --steps 200 {TEXT} --out {{out}}",
+        "gpu",
+        20,
+        before=(f"sq study quality {GEMMA} --steps 200 {TEXT} --part home --out {{out}}",),
+    ),
     Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
     Entry(
         "compare-smollm2-8192",
