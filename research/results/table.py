@@ -49,6 +49,10 @@ DEMO, WIKI = ("calibrate-smollm2-cpu",), ("calibrate-smollm2-h100",)
 GEMMA_WIKI = ("calibrate-gemma3-h100",)
 HOT = "sq calibrate {model} {text} --steps 60 --window 2048 --tier hot,warm --target hot:ratio={ratio} --hot-bits {bits} --dtype float32"
 RIVALS = "kivi:bits=4 kivi:bits=3 kivi:bits=4,group=64 --needle 0 --context 2048 --windows 6"
+SERVING_PROFILE = (
+    "sq calibrate --for serving --steps 24 --window 1024 --target ratio=30 --held-out 2 --held-out-window 1024 "
+    "--out {out}.serving/profile"
+)
 
 
 def hot_entry(name: str, model: str, bits: str, ratio: str) -> Entry:
@@ -190,10 +194,7 @@ TABLE = (
         "sq serve-check builtin:smollm2-135m --profile {out}.serving/profile --new-tokens 4 --trace 0 --json {out}",
         "serving",
         6,
-        before=(
-            "sq calibrate --for serving --steps 24 --window 1024 --target ratio=30 --held-out 2 --held-out-window 1024 "
-            "--out {out}.serving/profile",
-        ),
+        before=(SERVING_PROFILE,),
     ),
     Entry(
         "serving-hot-cpu",
@@ -205,7 +206,13 @@ TABLE = (
             "--out {out}.serving/hot",
         ),
     ),
-    Entry("serving-soak", "python -m research.serving.soak 600 {out}", "serving", 12),
+    Entry(
+        "serving-soak",
+        "python -m research.serving.soak 600 {out} --profile {out}.serving/profile",
+        "serving",
+        13,
+        before=(SERVING_PROFILE,),
+    ),
     Entry(
         "serving-h100",
         "sq study serving --profile {out}.serving/profile --out {out}",

@@ -20,7 +20,19 @@ def serving_vllm() -> str:
     parts = [_machine(load("serving-cpu"))]
     if (RESULTS / "serving-h100.json").exists():
         parts.append(_machine(load("serving-h100")))
+    if (RESULTS / "serving-soak.json").exists():
+        parts.append(_soak(load("serving-soak")))
     return "\n\n".join(parts)
+
+
+def _soak(result: Any) -> str:
+    s = result["summary"]
+    said = "nothing was wrong" if not result["faults"] else "; ".join(result["faults"])
+    return (
+        f"A server on loopback for {s['seconds'] / 60:.0f} minutes, random prefixes over a store that holds a third of them: {s['requests']:,.0f} "
+        f"requests, {100 * s['hit_share']:.1f} % hit ({100 * s['plain_lru_hit_share']:.1f} % with a plain list of the prefixes used least "
+        f"recently), memory {100 * s['memory_growth']:+.1f} % from the first quarter to the end: {said}."
+    )
 
 
 def _machine(result: Any) -> str:
