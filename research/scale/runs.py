@@ -71,17 +71,17 @@ def calibration(options: Sequence[str], stem: Path, gpus: int = 1) -> Row:
     return row | _measured(stem, plan)
 
 
-def streamed(model: str, steps: int, window: int, stem: Path) -> Row:
+def streamed(model: str, steps: int, window: int, out: Path) -> Row:
     """One calibration on one card of a model that is larger (see `research.scale.streamed`)."""
     start = time.perf_counter()
-    done = _python(["-m", "research.scale.streamed", str(stem), model, str(steps), str(window)])
+    done = _python(["-m", "research.scale.streamed", str(out), model, str(steps), str(window)])
     row: Row = {"model": model, "gpus": 1, "window": window, "ok": done.returncode == 0}
     row["process_s"] = round(time.perf_counter() - start, 1)
-    told = Path(f"{stem}.streamed.json")
-    placed = json.loads(told.read_text()) if told.is_file() else {}
+    row |= json.loads(out.read_text()) if out.is_file() else {}
     if not row["ok"]:
-        return row | placed | {"error": " ".join(done.stderr.split())[-400:]}
-    return row | placed | _measured(stem, placed["plan"])
+        return row | {"error": " ".join(done.stderr.split())[-400:]}
+    most, plan = row["peak_bytes"], row["plan"]
+    return row | {"plan_error": most and plan["peak_bytes"] / most - 1}
 
 
 def _measured(stem: Path, plan: Row) -> Row:

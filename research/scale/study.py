@@ -121,7 +121,7 @@ def _runs(part: str, folder: Path, gpus: int, done: set[int | None]) -> Iterator
         else:
             yield calibration((*SEVENTY, "--steps", str(SEVENTY_STEPS)), folder / "p", gpus)
     elif part == "70b-one-card":
-        yield streamed(SEVENTY[1], STREAMED_STEPS, 2048, folder / "p")
+        yield streamed(SEVENTY[1], STREAMED_STEPS, 2048, folder / "row.json")
     elif part == "scaling":
         if gpus > 1 and {2, gpus} - done:
             yield from together(folder / "rows.json", gpus, EIGHT[1], SCALING_STEPS, 2048)

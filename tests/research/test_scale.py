@@ -120,7 +120,7 @@ def test_every_field_of_a_row_is_declared(tmp_path):
 
 
 def test_a_model_whose_weights_lie_on_the_host(tmp_path):
-    row = streamed(SMALL, 2, 384, tmp_path / "p")
+    row = streamed(SMALL, 2, 384, tmp_path / "row.json")
     assert row["ok"], row["error"]
     assert row["weights_on_card_bytes"] == 0 < row["weights_on_host_bytes"] and row["seconds"] > 0
     result = scale_study(["predicted"], [{"part": "70b-one-card", **row, "peak_bytes": 1, "plan_error": 0.1}], *NOTHING)
