@@ -37,7 +37,6 @@ from spectralquant.results.unfinished import NOTHING_KEPT, Kept
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
-EXACT8_SHARE = 66 / 128
 
 
 @dataclass(frozen=True)
@@ -166,20 +165,21 @@ def summarize(rows: Sequence[MethodRow], study: ColdStudy) -> dict[str, Any]:
         best = best_under_bar(long)
         if best is not None:
             out[f"payload_{study.long_context}_exact{bits}"] = best
-            out[f"whole_cache_{study.long_context}_exact{bits}_mean_over_block_cycle"] = _mean_whole_cache(best, bits)
+            out[f"whole_cache_{study.long_context}_exact{bits}_mean_over_block_cycle"] = _mean_whole_cache(best)
     return out
 
 
-def _mean_whole_cache(row: MethodRow, exact_bits: int) -> float:
+def _mean_whole_cache(row: MethodRow) -> float:
     """Whole-cache ratio averaged over the block cycle, in which 128 to 255 recent tokens are exact.
 
-    Rows count the end of a window, the moment of fewest exact tokens. Both follow from the row's measured bytes.
+    Rows count the end of a window, the moment of fewest exact tokens; what these take, attention sums included, is what
+    the row's bytes leave beside codes.
     """
-    coded_bytes = row.coded_bytes / row.coded_tokens
-    plain = coded_bytes * row.payload_ratio
-    exact_share = 1.0 if exact_bits == 16 else EXACT8_SHARE
-    exact = SINKS + BLOCK + (BLOCK - 1) / 2
-    return row.context * plain / (exact * plain * exact_share + (row.context - exact) * coded_bytes)
+    coded = row.coded_bytes / row.n_windows
+    now = SINKS + BLOCK
+    mean = now + (BLOCK - 1) / 2
+    exact = (row.resident_bytes - coded) * mean / now
+    return row.fp16_bytes / (exact + coded * (row.context - mean) / (row.context - now))
 
 
 def _spectrum(fitter: Any, reports: dict[float, Any]) -> list[SpectrumRow]:

@@ -200,7 +200,8 @@ def _quality(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     if request.bound is not None:
         study = replace(study, bound=request.bound)
     texts = QualityTexts(request.data, request.in_mix, request.other_data, request.more)
-    return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress, request.profile), []
+    named = {"profile": request.profile, "offline": request.offline}
+    return run_quality(loaded, study, texts, request.parts, desk.out, desk.report, desk.progress, **named), []
 
 
 def _headline(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
@@ -322,5 +323,6 @@ def _serving(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from research.serving.study import serving_study
 
     assert request.profile is not None
-    result = serving_study(request.model, request.profile, request.parts, offline=request.offline, report=desk.report)
+    named = {"offline": request.offline, "report": desk.report, "out": desk.out}
+    result = serving_study(request.model, request.profile, request.parts, **named)
     return result, []

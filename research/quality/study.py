@@ -1,13 +1,16 @@
 """The quality study, resumable: every part is a file in a folder beside the results, and what is there is not done again.
 
-Parts may run in processes side by side; whoever comes last puts all together.
+Parts may run in processes side by side; whoever comes last puts all together. A part of another commit, of other options or of
+another profile is made anew. What is finished of a part lies in a folder of its own until the part is.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,11 @@ from spectralquant.profile.schema import ErrorPoint
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
-from spectralquant.text.tokens import TokenText
+from spectralquant.text.mix import MixedText
+from spectralquant.text.tokens import TokenText, tokens_sha256
 
 PARTS = ("home", "general", "texts")
-Text = tuple[str, str, Callable[[], TokenText]]
+Text = tuple[str, str, Callable[[], MixedText]]
 
 
 class QualityParts:
@@ -49,11 +53,20 @@ class QualityParts:
 
     def home(self, text: TokenText, name: str) -> None:
         """See `parts.home`."""
-        self._once(f"home-{self._model}", lambda: home(self.loaded, text, name, self.study, self.progress))
+        self._once(
+            f"home-{self._model}",
+            lambda unfinished: home(self.loaded, text, name, self.study, unfinished, self.progress),
+            text=tokens_sha256(text.ids),
+        )
 
     def general(self, mix: TokenText, name: str) -> None:
         """See `parts.general`."""
-        self._once("of-the-mix", lambda: general(self.loaded, mix, name, self.study, self.profile_stem, self.progress))
+        stem = self.profile_stem
+        self._once(
+            "of-the-mix",
+            lambda unfinished: general(self.loaded, mix, name, self.study, stem, unfinished, self.progress),
+            text=tokens_sha256(mix.ids),
+        )
 
     def promised(self, path: Path, text: TokenText) -> None:
         """See `parts.promised`."""
@@ -68,10 +81,16 @@ class QualityParts:
             part = f"kind-{zlib.crc32(name.encode()):08x}"
             self._once(
                 part,
-                lambda n=name, w=windows, e=first: {"points": [p.model_dump() for p in kind_points(held, n, w, e)]},
+                lambda _, n=name, w=windows, e=first: {"points": [p.model_dump() for p in kind_points(held, n, w, e)]},
+                profile=profile.id.hex(),
+                text=tokens_sha256(windows),
             )
             points += [ErrorPoint(**p) for p in json.loads((self.folder / f"{part}.json").read_text())["points"]]
-        self._once("of-the-mix", lambda: promised(self.loaded, profile, points, self.study, self.profile_stem))
+        self._once(
+            "of-the-mix",
+            lambda _: promised(self.loaded, profile, points, self.study, self.profile_stem),
+            profile=profile.id.hex(),
+        )
 
     def texts(self, texts: list[Text], share: tuple[int, int]) -> None:
         """Score every n-th of some texts (kind, name, reader) under the general profile; share: which, of how many."""
@@ -80,23 +99,35 @@ class QualityParts:
         for kind, name, read in texts[share[0] :: share[1]]:
             self._once(
                 f"text-{zlib.crc32(name.encode()):08x}",
-                lambda kind=kind, name=name, read=read: foreign(
+                lambda _, kind=kind, name=name, read=read: foreign(
                     self.loaded, profile, name, read(), kind, self.study, self.progress
                 ),
+                profile=profile.id.hex(),
+                kind=kind,
             )
 
-    def _once(self, part: str, make: Callable[[], dict[str, Any]]) -> None:
+    def _once(self, part: str, make: Callable[[Path], dict[str, Any]], **inputs: str) -> None:
+        """Make a part that is not there, or was made of other inputs, with other options or by another commit."""
         file = self.folder / f"{part}.json"
-        if file.is_file():
-            return
-        result = make()
         facts = provenance(
             **device_facts(self.loaded.device),
             model=self.loaded.name,
             weights_sha256=weights_sha256(self.loaded.model),
             dtype=str(self.loaded.model.dtype),
+            study=json.loads(json.dumps(asdict(self.study))),
+            inputs=inputs,
         )
+        key = {
+            name: facts.get(name) for name in ("git_commit", "git_dirty", "weights_sha256", "dtype", "study", "inputs")
+        }
+        if file.is_file():
+            earlier = json.loads(file.read_text(encoding="utf-8"))["provenance"]
+            if all(earlier.get(name) == value for name, value in key.items()):
+                return
+        unfinished = self.folder / f"{part}.{zlib.crc32(json.dumps(key, sort_keys=True).encode()):08x}"
+        result = make(unfinished)
         write_text(file, json.dumps({**result, "provenance": facts}, indent=1))
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def joined(out: Path, study: QualityStudy) -> Results:
@@ -106,13 +137,19 @@ def joined(out: Path, study: QualityStudy) -> Results:
     texts = sorted((p for n, p in parts.items() if n.startswith("text-")), key=lambda p: (p["kind"], p["text"]))
     rows = [row for part in (*homes.values(), *texts) for row in part.pop("rows")]
     facts = {name: part.pop("provenance") for name, part in parts.items()}
-    first = next(iter(facts.values()))
+    whole = provenance(parts=facts)
+    whole["code"] = {k: v for part in facts.values() for k, v in part["code"].items()} | whole["code"]
+    same = ("device", "driver", "cuda", "threads", "model", "weights_sha256", "dtype")
+    for name in same:  # what is said of the whole is what all parts say
+        values = [part.get(name) for part in facts.values()]
+        if values and values[0] is not None and all(value == values[0] for value in values):
+            whole[name] = values[0]
     return results_file(
         "quality",
         rows,
-        {**provenance(), **{k: v for k, v in first.items() if k not in ("command", "created")}, "parts": facts},
+        whole,
         summary=summary(homes, texts),
-        study=vars(study),
+        study=asdict(study),
         homes=homes,
         general=parts.get("of-the-mix"),
         texts=texts,

@@ -37,8 +37,8 @@ def generate_speed() -> str:
             f"{r['context']:,}",
             str(r["batch"]),
             f"{r['tokens_per_s']:,.0f}",
-            f"{r['step_ms']:.1f}",
-            f"+{r['stall_ms']:.1f} ms",
+            f"{1000 * r['batch'] / r['tokens_per_s']:.1f}",
+            "" if r["stall_ms"] is None else f"+{r['stall_ms']:.1f} ms",
             f"{r['peak_memory_bytes'] / 1e9:.1f}",
         ]
         for r in rows

@@ -50,7 +50,7 @@ def headline() -> str:
                 quality(long),
             ],
             [
-                "packet of 8192 tokens, int8 sinks and window",
+                "whole-cache ratio at 8192, int8 sinks and window (`exact_bits=8`)",
                 f"**{eight['whole_cache_ratio']:.1f}** (mean of a block cycle {mean8:.1f})",
                 quality(eight),
             ],

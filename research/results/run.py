@@ -21,7 +21,7 @@ from pathlib import Path
 from research.durations import MANUAL
 from research.results.compare import differences
 from research.results.stale import LIST, RESULTS, ROOT, History, stale_files, why_stale, written
-from research.results.table import TABLE, Entry
+from research.results.table import PROFILES, TABLE, Entry
 from spectralquant.errors import InputError, SpectralQuantError
 from spectralquant.files import write_text
 from spectralquant.origin.checkout import source_commit
@@ -51,9 +51,8 @@ def chosen(needs: str, only: Sequence[str], again: bool, stale: Sequence[str]) -
 def command_of(entry: Entry, command: str, text: Path) -> list[str]:
     """A command of the table as arguments, run in `BUILD`: paths are names there, so that results name no folder of this machine."""
     places = {
+        **{name: name for name in PROFILES},
         "out": f"{entry.name}.json",
-        "demo": "demo",
-        "wiki": "wiki",
         "text": "wiki.test.raw",
         "manual": "manual.txt",
     }
@@ -93,7 +92,7 @@ def done_before(entry: Entry, history: History) -> bool:
         return False
     result = json.loads(file.read_text(encoding="utf-8"))
     commit = result["provenance"].get("git_commit")
-    made = [name for name in ("demo", "wiki") if "{" + name + "}" in entry.command and not entry.after]
+    made = [name for name in PROFILES if "{" + name + "}" in entry.command and not entry.after]
     there = all((BUILD / f"{name}.json").is_file() for name in made)
     return there and commit == source_commit(history.root).commit and not why_stale(result, history, entry.only)
 
@@ -122,7 +121,9 @@ def run(entry: Entry, text: Path, history: History) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: all is written, or within tolerances; 1: figures differ, or a command failed; 2: it cannot begin."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--needs", choices=("cpu", "gpu", "serving"), default="cpu", help="which machine this is")
+    parser.add_argument(
+        "--needs", choices=("cpu", "gpu", "serving", "serving-gpu"), default="cpu", help="which machine this is"
+    )
     parser.add_argument("--only", action="append", default=[], help="this file (may be repeated)")
     parser.add_argument("--again", action="store_true", help="fresh files too")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """Every results file: the one command that writes it, what it needs, and how far a second run may be from the stored one.
 
-Placeholders: {out} the file, {demo} and {wiki} profiles that other commands of this table make, {text} WikiText-2 raw test,
-{manual} Python's own manual as one file.
+Placeholders: {out} the file, {demo}, {wiki} and {gemma} profiles that other commands of this table make, {text} WikiText-2 raw
+test, {manual} Python's own manual as one file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """name: of the file, without `.json`. needs: cpu, gpu, or serving (vLLM's CPU build, `make test-serving`'s environment). minutes: about, on two cores or one H100. after: files whose
+    """name: of the file, without `.json`. needs: cpu, gpu, serving (vLLM's CPU build,
+    `make test-serving`'s environment), or serving-gpu (vLLM on a GPU). minutes: about, on two cores or one H100. after: files whose
     command makes a profile that this one reads. before: commands that add to the same file first.
     only: where code that matters for the figures lies, if not everywhere that the command imports from.
     """
@@ -26,6 +27,7 @@ class Entry:
     only: tuple[str, ...] = ()
 
 
+PROFILES = ("demo", "wiki", "gemma")
 GEMMA = "--model builtin:gemma3-270m"
 TEXT = "--data file:{text}"
 PROFILE = "sq profile --context 32768 --batch 1,8"
@@ -34,6 +36,8 @@ OTHERS = (
     "hf_quantized:backend=hqq,bits=4 hf_quantized:backend=hqq,bits=3 hf_quantized:backend=hqq,bits=2"
 )
 COMPARE = "--profile {wiki} --data file:{text} --dtype float32 --json {out}"
+EVICTING = "h2o snapkv expected_attention scissorhands streaming_llm"
+TASKS = "sq compare kvtc:ratio=16 turboquant:bits=3 kivi:bits=2 h2o snapkv expected_attention streaming_llm --windows 2 --needle 0 --tasks all"
 KERNELS = (
     "kernels/sqkernels/",
     "spectralquant/bench/",
@@ -42,8 +46,13 @@ KERNELS = (
     "research/prediction.py",
 )
 DEMO, WIKI = ("calibrate-smollm2-cpu",), ("calibrate-smollm2-h100",)
+GEMMA_WIKI = ("calibrate-gemma3-h100",)
 HOT = "sq calibrate {model} {text} --steps 60 --window 2048 --tier hot,warm --target hot:ratio={ratio} --hot-bits {bits} --dtype float32"
 RIVALS = "kivi:bits=4 kivi:bits=3 kivi:bits=4,group=64 --needle 0 --context 2048 --windows 6"
+SERVING_PROFILE = (
+    "sq calibrate --for serving --steps 24 --window 1024 --target ratio=30 --held-out 2 --held-out-window 1024 "
+    "--out {out}.serving/profile"
+)
 
 
 def hot_entry(name: str, model: str, bits: str, ratio: str) -> Entry:
@@ -96,6 +105,12 @@ TABLE = (
         "gpu",
         2,
     ),
+    Entry(
+        "calibrate-gemma3-h100",
+        f"sq calibrate {GEMMA} --tier all --steps 80 --window 2048 {TEXT} --out {{gemma}} --json {{out}}",
+        "gpu",
+        3,
+    ),
     Entry("cold-smollm2-wikitext2", f"sq study cold {TEXT} --out {{out}}", "gpu", 8),
     Entry("tiers-smollm2-wikitext2", f"sq study tiers {TEXT} --out {{out}}", "gpu", 4),
     Entry("domains-smollm2", f"sq study domains {TEXT} --steps 36 --window 768 --windows 24 --out {{out}}", "gpu", 4),
@@ -107,16 +122,38 @@ TABLE = (
         25,
         before=(f"sq study headline {GEMMA} {TEXT} --steps 32 --windows 8 --out {{out}}",),
     ),
-    Entry("quality", f"sq study quality {TEXT} --data builtin:prose --data builtin:pydoc --out {{out}}", "gpu", 20),
+    Entry(
+        "quality",
+        f"sq study quality --steps 200 {TEXT} --out {{out}}",
+        "gpu",
+        20,
+        before=(f"sq study quality {GEMMA} --steps 200 {TEXT} --part home --out {{out}}",),
+    ),
     Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
     Entry(
         "compare-smollm2-8192",
-        "sq compare turboquant h2o snapkv scissorhands streaming_llm --context 8192 --windows 2 --needle 0 --match kl=0.01 "
-        + COMPARE,
+        f"sq compare turboquant {EVICTING} --context 8192 --windows 2 --needle 0 --match kl=0.01 " + COMPARE,
         "gpu",
-        8,
+        9,
         WIKI,
     ),
+    Entry(
+        "compare-gemma3-wikitext2",
+        f"sq compare kvtc turboquant kivi fp8 {EVICTING} {GEMMA} --needle 10 --match kl=0.01 "
+        + COMPARE.replace("{wiki}", "{gemma}"),
+        "gpu",
+        20,
+        GEMMA_WIKI,
+    ),
+    Entry("tasks-smollm2-2048", f"{TASKS} --task-context 2048 --task-trials 16 {COMPARE}", "gpu", 12, WIKI),
+    Entry(
+        "tasks-gemma3-8192",
+        f"{TASKS} {GEMMA} --task-context 8192 --task-trials 8 " + COMPARE.replace("{wiki}", "{gemma}"),
+        "gpu",
+        25,
+        GEMMA_WIKI,
+    ),
+    Entry("turboquant-outliers", "python -m research.rivals.outliers --data {text} --out {out}", "gpu", 2),
     Entry("compare-smollm2-wikitext2-others", f"sq compare {OTHERS} --needle 10 {COMPARE}", "gpu", 10, WIKI),
     *(index_entry(name, model) for name, model in BUILTIN.items()),
     *(
@@ -128,10 +165,10 @@ TABLE = (
         "generate-h100",
         "python -m research.generate.with_index {out} profiles/results/index-smollm2-wikitext2.json",
         "gpu",
-        9,
+        15,
         before=("sq profile --generate --share 0.05 --json {out}",),
     ),
-    Entry("counters-h100", "python -m research.generate.counters --out {out}", "gpu", 1),
+    Entry("counters-h100", "python -m research.generate.counters --out {out}", "gpu", 2),
     Entry("cache-smollm2-h100", f"sq study cache --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
     Entry("serving-codec", f"sq study serving-codec {TEXT} --out {{out}}", "gpu", 5),
     Entry("coder-h100", f"sq study coder --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
@@ -157,8 +194,32 @@ TABLE = (
         "sq serve-check builtin:smollm2-135m --profile {out}.serving/profile --new-tokens 4 --trace 0 --json {out}",
         "serving",
         6,
+        before=(SERVING_PROFILE,),
+    ),
+    Entry(
+        "serving-hot-cpu",
+        "sq study serving-hot --profile {out}.serving/hot --out {out}",
+        "serving",
+        8,
         before=(
-            "sq calibrate --for serving --steps 24 --window 1024 --target ratio=30 --held-out 2 --held-out-window 1024 "
+            "sq calibrate --for serving --tier hot --target ratio=4 --steps 24 --window 1024 --held-out 2 --held-out-window 1024 "
+            "--out {out}.serving/hot",
+        ),
+    ),
+    Entry(
+        "serving-soak",
+        "python -m research.serving.soak 600 {out} --profile {out}.serving/profile",
+        "serving",
+        13,
+        before=(SERVING_PROFILE,),
+    ),
+    Entry(
+        "serving-h100",
+        "sq study serving --profile {out}.serving/profile --out {out}",
+        "serving-gpu",
+        12,
+        before=(
+            "sq calibrate --for serving --device cuda --steps 100 --window 1024 --target ratio=30 --held-out 4 --held-out-window 1024 "
             "--out {out}.serving/profile",
         ),
     ),

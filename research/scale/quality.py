@@ -31,6 +31,7 @@ Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 Fitter = ColdFitter | SplitColdFitter
 CURVE = 1.3  # points of the curve are at least this far apart
+CURVE_CASES = ("steps", "shrinkage")
 KEYS = ("varied", "variant", "model", "metric", "basis", "steps", "window")
 FORMS = {"no energy dropped": TwoLevelForm(dropped=1e-7), "outer rows of 16 bits": TwoLevelForm(fine=1 << 20)}
 
@@ -82,8 +83,17 @@ class QualityRun:
     """The cases of one model, one calibration after the other, but for those `done`."""
 
     def __init__(
-        self, loaded: LoadedModel, text: TokenText, study: QualityStudy, progress: Progress, done: Sequence[Row] = ()
+        self,
+        loaded: LoadedModel,
+        text: TokenText,
+        study: QualityStudy,
+        progress: Progress,
+        done: Sequence[Row] = (),
+        *,
+        curve: bool,
     ) -> None:
+        """curve: the cases of the curve over steps and of shrinkage, or else all others."""
+        self.curve = curve
         self.loaded, self.text, self.study, self.progress = loaded, text, study, progress
         self.known = {tuple(row.get(name) for name in KEYS) for row in done}
         fits = len(text.windows(study.window)) * CALIBRATION // EVERY
@@ -98,7 +108,7 @@ class QualityRun:
     def rows(self) -> Iterator[list[Row]]:
         """Rows of one case after the other."""
         with own_run(self.loaded.model):
-            for metric in self.study.metrics:
+            for metric in () if self.curve else self.study.metrics:
                 settings = replace(self.base, metric=metric, basis="dense", steps=self.usual)
                 case = Case("metric", "", settings)
                 if case.key(self.loaded.name) in self.known:
@@ -145,9 +155,10 @@ class QualityRun:
             out += [Case("size", size, settings) for size in sizes]
             out += [Case("bases", "", two), *(Case("size", size, two) for size in sizes)]
             out += [Case("form", name, two) for name in self.study.forms]
-        few = self.study.shrinkage if steps <= self.usual else self.study.shrinkage[:1]
-        out += [Case("shrinkage", f"{s:g}", replace(settings, shrinkage=s)) for s in few]
-        return [case for case in out if case.key(self.loaded.name) not in self.known]
+        few = self.study.shrinkage if steps == self.usual else self.study.shrinkage[:1]  # it is for few steps
+        out += [Case("shrinkage", f"{s:g}", replace(settings, shrinkage=s)) for s in few if steps <= self.usual]
+        wanted = [case for case in out if (case.varied in CURVE_CASES) == self.curve]
+        return [case for case in wanted if case.key(self.loaded.name) not in self.known]
 
     def _run(self, settings: CalibrationSettings) -> CalibrationRun:
         return CalibrationRun(self.loaded, self.text, settings, "text", None, False, self.text, self.progress)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +20,7 @@ from safetensors import safe_open
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+MOST_SECONDS = 400
 Row = dict[str, Any]
 
 
@@ -29,14 +32,31 @@ def sq(arguments: Sequence[str]) -> tuple[float, subprocess.CompletedProcess[str
 
 
 def _python(arguments: Sequence[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """A Python process and its descendants, ended together where they take longer than any part should."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path, **variables},
-    )
+    command = [sys.executable, *arguments]
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=MOST_SECONDS)
+        except BaseException as error:  # an interrupted study leaves nothing running either
+            out, err = _ended(process)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            err += f"ended after {MOST_SECONDS} s"
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a process said that was told to end; torchrun ends its own processes first."""
+    for sign, patience in ((signal.SIGTERM, 20.0), (signal.SIGKILL, None)):
+        with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+            os.killpg(process.pid, sign)
+            return process.communicate(timeout=patience)
+    return process.communicate()
 
 
 def calibration(options: Sequence[str], stem: Path, gpus: int = 1) -> Row:
@@ -48,12 +68,30 @@ def calibration(options: Sequence[str], stem: Path, gpus: int = 1) -> Row:
     row: Row = {"options": " ".join(options), "gpus": gpus, "ok": done.returncode == 0, "process_s": round(seconds, 1)}
     if not row["ok"]:
         return row | {"plan": plan, "error": " ".join(done.stderr.split())[-400:]}
+    return row | _measured(stem, plan)
+
+
+def streamed(model: str, steps: int, window: int, out: Path) -> Row:
+    """One calibration on one card of a model that is larger (see `research.scale.streamed`)."""
+    start = time.perf_counter()
+    done = _python(["-m", "research.scale.streamed", str(out), model, str(steps), str(window)])
+    row: Row = {"model": model, "gpus": 1, "window": window, "ok": done.returncode == 0}
+    row["process_s"] = round(time.perf_counter() - start, 1)
+    row |= json.loads(out.read_text()) if out.is_file() else {}
+    if not row["ok"]:
+        return row | {"error": " ".join(done.stderr.split())[-400:]}
+    most, plan = row["peak_bytes"], row["plan"]
+    return row | {"plan_error": most and plan["peak_bytes"] / most - 1}
+
+
+def _measured(stem: Path, plan: Row) -> Row:
+    """What the sidecar of a finished calibration says, beside its plan."""
     sidecar = json.loads(stem.with_name(stem.name + ".json").read_text())
     run, options_used = sidecar["run"], sidecar["calibration"]
     peaks = run["stages_peak_bytes"]
     most = max(peaks.values(), default=None)  # none on a CPU
     share = {stage: plan["stages"][stage] / peak - 1 for stage, peak in peaks.items() if stage in plan["stages"]}
-    return row | {
+    return {
         "measured": True,
         "device": run["device"],
         "seconds": round(sum(run["stages_s"].values()), 1),

@@ -11,19 +11,21 @@ from typing import Any
 import torch
 
 from research.scale.predicted import predicted_rows
-from research.scale.quality import KEYS, QualityRun, QualityStudy, kl_at
-from research.scale.runs import Row, calibration, seconds_per_step, together
+from research.scale.quality import CURVE_CASES, KEYS, QualityRun, QualityStudy, kl_at
+from research.scale.runs import Row, calibration, seconds_per_step, streamed, together
 from spectralquant.models.load import LoadedModel
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.text.tokens import TokenText
 
-PARTS = ("8b", "8b-small", "scaling", "70b", "quality", "predicted")
+PARTS = ("8b", "8b-small", "scaling", "70b", "70b-one-card", "steps", "forms", "predicted")
+QUALITY = ("steps", "forms")  # both are rows of part `quality`
 COMMON = ("--window", "2048", "--dtype", "bfloat16", "--offline")
 EIGHT = ("--model", "random:llama-3.1-8b", *COMMON, "--device", "cuda")
 SEVENTY = ("--model", "random:llama-3.1-70b", *COMMON, "--device", "all", "--tier", "cold")
 STEPS = 100
 SEVENTY_STEPS = 6
+STREAMED_STEPS = 2
 SCALING_STEPS = 48
 SMALL_CARD = "24GB"
 EQUAL_RATIO = 40.0
@@ -42,13 +44,14 @@ def scale_study(
     anew: bool = True,
 ) -> dict[str, Any]:
     """Measure `parts`, keeping the `rows` of an earlier run for the others (and for other models than `model`); `save` gets
-    the results after every row. Without `anew` rows that went well are kept and only what is missing is measured.
+    the results after every row. Without `anew` rows that went well are kept and only what is missing is measured. Of quality,
+    `steps` is the curve over steps and shrinkage, `forms` all else.
     """
     gpus = torch.cuda.device_count()
     facts = provenance(**device_facts(torch.device("cuda" if gpus else "cpu")), gpus=gpus)
     kept = lambda row: not anew and row["part"] != "predicted" and row.get("ok", True)  # noqa: E731
     other = lambda row: row["part"] == "quality" and row["model"] != model  # noqa: E731
-    rows = [row for row in rows if row["part"] not in parts or other(row) or kept(row)]
+    rows = [row for row in rows if _part_of(row) not in parts or other(row) or kept(row)]
 
     def keep(row: Row) -> None:
         rows.append(row)
@@ -59,7 +62,7 @@ def scale_study(
         for row in _part(part, rows, gpus, load, quality, progress):
             keep(
                 {
-                    "part": part,
+                    "part": "quality" if part in QUALITY else part,
                     **row,
                     "created": facts["created"],
                     "commit": facts["git_commit"],
@@ -70,20 +73,28 @@ def scale_study(
 
 
 def joined(rows: list[Row], beside: Sequence[list[Row]]) -> list[Row]:
-    """Rows of several files in one: a part, and a model of the quality part, is what the last file has of it."""
-    whole = lambda row: (row["part"], row["model"] if row["part"] == "quality" else None)  # noqa: E731
+    """Rows of several files in one: a part, and a part of quality of a model, is what the last file has of it."""
+    whole = lambda row: (_part_of(row), row["model"] if row["part"] == "quality" else None)  # noqa: E731
     for some in beside:
         new = {whole(row) for row in some}
         rows = [row for row in rows if whole(row) not in new] + some
     return rows
 
 
+def _part_of(row: Row) -> str:
+    """Which of `PARTS` a row belongs to."""
+    if row["part"] != "quality":
+        return str(row["part"])
+    return QUALITY[0 if row.get("varied") in CURVE_CASES else 1]
+
+
 def _part(
     part: str, rows: list[Row], gpus: int, load: Callable[[], Any], quality: QualityStudy, progress: Progress
 ) -> Iterator[Row]:
-    if part == "quality":
+    if part in QUALITY:
         loaded, text = load()
-        for some in QualityRun(loaded, text, quality, progress, [r for r in rows if r["part"] == part]).rows():
+        done = [r for r in rows if r["part"] == "quality"]
+        for some in QualityRun(loaded, text, quality, progress, done, curve=part == "steps").rows():
             yield from some
     elif part == "predicted":
         full = _row(rows, "8b")
@@ -109,6 +120,8 @@ def _runs(part: str, folder: Path, gpus: int, done: set[int | None]) -> Iterator
             yield {"gpus": gpus, "ok": False, "error": "not run: its weights take 141 GB, and there is one GPU"}
         else:
             yield calibration((*SEVENTY, "--steps", str(SEVENTY_STEPS)), folder / "p", gpus)
+    elif part == "70b-one-card":
+        yield streamed(SEVENTY[1], STREAMED_STEPS, 2048, folder / "row.json")
     elif part == "scaling":
         if gpus > 1 and {2, gpus} - done:
             yield from together(folder / "rows.json", gpus, EIGHT[1], SCALING_STEPS, 2048)
@@ -145,8 +158,8 @@ def _result(rows: list[Row], facts: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(rows: list[Row]) -> dict[str, Any]:
     """The figures that the issue asks for; null where a part was not run. Measured but for what is named predicted."""
-    full, small, seventy = (_row(rows, part) for part in ("8b", "8b-small", "70b"))
-    shares = [abs(row["plan_error"]) for row in (full, small, seventy) if row]
+    full, small, seventy, alone = (_row(rows, part) for part in ("8b", "8b-small", "70b", "70b-one-card"))
+    shares = [abs(row["plan_error"]) for row in (full, small, seventy, alone) if row]
 
     def efficiency(count: int) -> float | None:
         row = _row(rows, "scaling", gpus=count)
@@ -164,6 +177,8 @@ def _summary(rows: list[Row]) -> dict[str, Any]:
         "scaling_efficiency_4": efficiency(4),
         "seconds_70b_100_steps": seventy and round(_of_all_steps(seventy), 1),
         "seconds_70b_100_steps_is": _how_known(rows, seventy),
+        "seconds_per_step_70b_one_card": alone and round(seconds_per_step(alone), 1),
+        "peak_gb_70b_one_card": alone and round(alone["peak_bytes"] / 1e9, 2),
         f"kl_at_ratio_{EQUAL_RATIO:g}": _at_ratio([row for row in rows if row["part"] == "quality"]),
     }
 

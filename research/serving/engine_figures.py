@@ -20,15 +20,29 @@ def serving_vllm() -> str:
     parts = [_machine(load("serving-cpu"))]
     if (RESULTS / "serving-h100.json").exists():
         parts.append(_machine(load("serving-h100")))
+    if (RESULTS / "serving-soak.json").exists():
+        parts.append(_soak(load("serving-soak")))
     return "\n\n".join(parts)
 
 
+def _soak(result: Any) -> str:
+    s = result["summary"]
+    said = "nothing was wrong" if not result["faults"] else "; ".join(result["faults"])
+    return (
+        f"A server on loopback for {s['seconds'] / 60:.0f} minutes, random prefixes over a store that holds a third of them: {s['requests']:,.0f} "
+        f"requests, {100 * s['hit_share']:.1f} % hit ({100 * s['plain_lru_hit_share']:.1f} % with a plain list of the prefixes used least "
+        f"recently), memory {100 * s['memory_growth']:+.1f} % from the first quarter to the end: {said}."
+    )
+
+
 def _machine(result: Any) -> str:
-    rows = [row for row in result["rows"] if not row["way"].startswith("8b/")]
-    large = [row for row in result["rows"] if row["way"].startswith("8b/")]
+    rows = [row for row in result["rows"] if "/" not in row["way"]]
+    large, ranks = ([row for row in result["rows"] if row["way"].startswith(name)] for name in ("8b/", "tp2/"))
     parts = [_small(result, rows)] if rows else []
     if large:
         parts.append(_large(large))
+    if ranks:
+        parts.append(_ranks(ranks[-1]))
     if result.get("faults"):
         parts.append("What the check found: " + "; ".join(result["faults"]) + ".")
     return "\n\n".join(parts)
@@ -84,6 +98,14 @@ def _large(rows: list[Any]) -> str:
         body.append(line)
     return table(head, body) + (
         "\n\nFiles are read from the page cache. The ratio of the large shape is the target its profile was fitted to, not a result."
+    )
+
+
+def _ranks(row: Any) -> str:
+    return (
+        f"Two ranks (`--tensor-parallel-size 2`, a small random model, every bit kept): {row['prompts']} prompts that share "
+        f"{row['prefix_tokens']:,} tokens, {_share(row, 'hit_share')} of the chunks restored in a second process, "
+        f"{_share(row, 'same_text')} of the texts the same."
     )
 
 

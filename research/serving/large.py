@@ -1,4 +1,5 @@
-"""`python -m research.serving.large FOLDER PROFILE SPEC RATIO`: a random model's folder, and a profile for serving it."""
+"""`python -m research.serving.large FOLDER PROFILE SPEC [RATIO]`: a random model's folder, and a profile for serving it (none where
+PROFILE is empty)."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ STEPS = 2
 WINDOW = 384
 
 
-def make(folder: Path, profile: Path, spec: str, ratio: float) -> None:
+def make(folder: Path, profile: Path | None, spec: str, ratio: float = 20) -> None:
     """Random weights in bfloat16 (the engine reads the very same), and statistics of two short windows."""
     loaded = load_model(spec, device="auto", dtype="bfloat16", offline=True)
     loaded.model.save_pretrained(folder)
+    if profile is None:
+        return
     sources = open_sources(["builtin:pydoc"], offline=True)
     text = tokenize_sources(loaded.tokenizer, sources, (STEPS + 8) * WINDOW + 4096, window=WINDOW)
     settings = CalibrationSettings(
@@ -38,4 +41,4 @@ def make(folder: Path, profile: Path, spec: str, ratio: float) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], float(sys.argv[4]))
+    make(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2] else None, sys.argv[3], *map(float, sys.argv[4:]))

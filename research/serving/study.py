@@ -1,4 +1,4 @@
-"""`sq study serving`: one command for `serving-cpu.json` (on a CPU) and `serving-h100.json` (on a GPU)."""
+"""`sq study serving`: one command for `serving-h100.json`, part by part; on a CPU its part `small` alone."""
 
 from __future__ import annotations
 
@@ -14,40 +14,54 @@ import torch
 
 from research.serving.join import joined
 from spectralquant.errors import InputError
+from spectralquant.files import write_json
 from spectralquant.integrations.serve_check.check import ServeCheck, serve_check
 from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
+from spectralquant.results.files import read_results
 from spectralquant.results.schema import Results
 
 LARGE = "random:llama-3.1-8b"
 LARGE_RATIO = 20
+TWO_RANKS = "random:custom:layers=6,heads=16,kv_heads=4,head_dim=128,hidden=2048,intermediate=5632,vocab=32000"
 GIB = 1 << 30
-PARTS = ("small", "large")
+PARTS = ("small", "large", "tp")
+GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
 Report = Callable[[str], None]
 
 
 def serving_study(
-    model: str, profile: Path, parts: Sequence[str] = (), *, offline: bool, report: Report, keep: Path | None = None
+    model: str, profile: Path, parts: Sequence[str] = (), *, offline: bool, report: Report, out: Path | None = None
 ) -> Results:
-    """Quality with `model` and its profile for serving (part `small`); on a GPU also times with an 8B shape (part `large`).
+    """Quality with `model` and its profile for serving (part `small`); on a GPU also times with an 8B shape (part `large`), and
+    with two GPUs the same texts from two ranks (part `tp`).
 
-    Rows of the large shape are named `8b/…`. Its profile is fitted to its random weights at a payload ratio of 20, so that the
+    Each part is written to OUT-part-NAME.json; parts that are there are taken, unless they are asked for. Rows of the large
+    shape are named `8b/…`. Its profile is fitted to its random weights at a payload ratio of 20, so that the
     coder has as much to do as at that ratio on a trained model; its qualities mean nothing and are not measured.
 
     Raises:
         InputError: vLLM is missing, there is no such part, or an engine did not do what it was told.
     """
-    gpu = torch.cuda.is_available()
-    wanted = tuple(parts) or (PARTS if gpu else PARTS[:1])
-    if set(wanted) - set(PARTS) or ("large" in wanted and not gpu):
-        raise InputError(f"Parts of `serving` are {' and '.join(PARTS)}; large needs a GPU.")
-    with tempfile.TemporaryDirectory(prefix="sq-serving-") as made:
-        folder = keep or Path(made)
-        done = []
-        if "small" in wanted:
-            done.append(serve_check(_small(model, profile, gpu, offline, report), report, _inside(folder, "small")))
-        if "large" in wanted:
-            done.append(_large(folder, report))
-        return done[0] if len(done) == 1 else joined(*done)
+    gpus = torch.cuda.device_count()
+    possible = PARTS[: 1 + (gpus > 0) + (gpus > 1)]
+    files = {} if out is None else {name: out.with_name(f"{out.stem}-part-{name}.json") for name in PARTS}
+    there = lambda: [name for name, file in files.items() if file.exists() and name not in parts]  # noqa: E731
+    if set(parts) - set(possible):
+        raise InputError(f"Parts of `serving` are {', '.join(PARTS)}; large needs a GPU, and tp two.")
+    done = {}
+    for name in tuple(parts) or tuple(name for name in possible if name not in there()):
+        with tempfile.TemporaryDirectory(prefix="sq-serving-") as made:
+            folder = Path(made)
+            if name == "small":
+                done[name] = serve_check(_small(model, profile, gpus > 0, offline, report), report, folder)
+            else:
+                done[name] = _large(folder, report) if name == "large" else _two_ranks(folder, report)
+        if out is not None:
+            write_json(files[name], done[name].as_json())
+    done |= {
+        name: read_results(files[name]) for name in there() if name not in done
+    }  # those of runs beside this one, too
+    return joined({name: done[name] for name in PARTS if name in done})
 
 
 def _small(model: str, profile: Path, gpu: bool, offline: bool, report: Report) -> ServeCheck:
@@ -61,7 +75,9 @@ def _small(model: str, profile: Path, gpu: bool, offline: bool, report: Report) 
         name=model,
     )
     if gpu:
-        check = replace(check, device="cuda", cpu_bytes=GIB // 4, trace=200, trace_prefixes=40)
+        check = replace(
+            check, device="cuda", cpu_bytes=GIB // 4, trace=200, trace_prefixes=40, trace_cpu_bytes=GIB // 16
+        )
         check = replace(check, engine={**engine, "gpu_memory_utilization": 0.3})
     return check
 
@@ -70,10 +86,12 @@ def _large(folder: Path, report: Report) -> Results:
     model, profile = folder / "8b", folder / "8b-profile"
     report("making an 8B shape with random weights, and its profile")
     _python("research.serving.large", str(model), str(profile), LARGE, str(LARGE_RATIO))
-    engine, _ = engine_arguments(33_000, eager=True)
+    engine, _ = engine_arguments(33_000, eager=False)
+    engine |= {"compilation_config": GRAPHS, "skip_tokenizer_init": True, "gpu_memory_utilization": 0.75}
     check = ServeCheck(
         model=str(model),
         codec=str(profile),
+        name=LARGE,
         device="cuda",
         prompts=4,
         long=(8192, 32768),
@@ -82,17 +100,37 @@ def _large(folder: Path, report: Report) -> Results:
         batch=8,
         texts=False,
         own_tiers=True,
+        lossless=False,
         cpu_bytes=6 * GIB,
         memory_bytes=14 * GIB,
         one_process=True,
-        engine={**engine, "skip_tokenizer_init": True, "gpu_memory_utilization": 0.75},
+        engine=engine,
     )
-    return serve_check(check, report, _inside(folder, "large"))
+    try:
+        return serve_check(check, report, folder)
+    except InputError as error:
+        report(f"decoding without graphs, as the engine did not start with them: {error}")
+        plain = {name: x for name, x in engine.items() if name != "compilation_config"} | {"enforce_eager": True}
+        return serve_check(replace(check, engine=plain), report, folder)
 
 
-def _inside(folder: Path, name: str) -> Path:
-    (folder / name).mkdir(parents=True, exist_ok=True)
-    return folder / name
+def _two_ranks(folder: Path, report: Report) -> Results:
+    """Every bit kept, by two ranks of a small random model: texts must be those of computing again."""
+    model = folder / "two-ranks"
+    _python("research.serving.large", str(model), "", TWO_RANKS)
+    engine, _ = engine_arguments(4096, eager=True)
+    engine |= {"tensor_parallel_size": 2, "disable_custom_all_reduce": True, "gpu_memory_utilization": 0.6}
+    check = ServeCheck(
+        model=str(model),
+        name=TWO_RANKS,
+        prompts=4,
+        prefix=2000,
+        trace=0,
+        new=4,
+        cpu_bytes=GIB,
+        engine={**engine, "skip_tokenizer_init": True},
+    )
+    return serve_check(check, report, folder)
 
 
 def _python(module: str, *words: str) -> None:

@@ -32,6 +32,7 @@ class GenerationOptions:
     chunk: int = 1024
     sample: bool = False
     seed: int = 0
+    exact_bits: int = 16
 
 
 @dataclass(frozen=True)
@@ -93,5 +94,10 @@ def generate_text(
 
 def _new_cache(loaded: LoadedModel, profile: CalibrationProfile | None, options: GenerationOptions) -> SpectralCache:
     return SpectralCache(
-        loaded.model, profile, tier=options.tier, max_bytes=options.max_bytes, working_set=options.working_set
+        loaded.model,
+        profile,
+        tier=options.tier,
+        max_bytes=options.max_bytes,
+        working_set=options.working_set,
+        exact_bits=options.exact_bits,
     )

@@ -59,6 +59,11 @@ class CacheGroups(list[CacheGroup]):
         for group in self:
             group.compressor.after_forward()
 
+    def rest(self) -> None:
+        """See `GroupTokens.rest`."""
+        for group in self:
+            group.tokens.rest()
+
     @property
     def waiting_bytes(self) -> int:
         """Bytes of decoded blocks that wait for a worker."""

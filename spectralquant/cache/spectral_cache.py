@@ -31,6 +31,7 @@ from spectralquant.cache.report.uncompressed import RunReport
 from spectralquant.cache.tiers.base import Tier
 from spectralquant.cache.tiers.registry import TierMaker, kernel_backend, usable_tiers
 from spectralquant.cache.tokens.group import GroupTokens, narrow_windows
+from spectralquant.cache.tokens.held import require_exact_bits
 from spectralquant.cache.tokens.layer import SpectralLayer
 from spectralquant.cache.tokens.span import GroupSpan
 from spectralquant.cache.tokens.state import CacheState
@@ -73,6 +74,8 @@ class SpectralCache(SavedCache):
         bound: KL in nats a token that no text is to cost more than: each cold block takes the fewest bytes that keep the
             error which that allows (`sq calibrate --target error=…`). "auto": what the profile was calibrated for, if
             that is an error; None: no bound.
+        exact_bits: 16 holds sinks and window in the model's dtype; 8 rounds them to int8 with a float16 scale a vector once
+            the pass that brought them has ended, in half the bytes.
 
     Raises:
         ProfileError: the profile is for another model. InputError: options that contradict each other.
@@ -102,6 +105,7 @@ class SpectralCache(SavedCache):
         threads: int = 1,
         step_scale: float = 1.0,
         bound: float | str | None = "auto",
+        exact_bits: int = 16,
     ) -> None:
         if window < BLOCK or window % BLOCK:
             raise InputError(f"window={window} must be a positive multiple of the block size, {BLOCK}.")
@@ -121,6 +125,7 @@ class SpectralCache(SavedCache):
         kinds = bind(model).geometry.groups
         available = () if profile is None else usable_tiers(profile, kinds, window, (tier, *(ages or {})))
         policy = make_policy(tier, available, ages, max_bytes)
+        require_exact_bits(exact_bits, lossless=policy.first == "exact")
         background = policy.reaches_cold if background is None else background
         self.options = {
             "tier": policy.first,
@@ -139,13 +144,16 @@ class SpectralCache(SavedCache):
             "threads": threads,
             "step_scale": step_scale,
             "bound": chosen_bound(profile, bound),
+            "exact_bits": exact_bits,
         }
         self.binding, self.profile, self.policy = bind(model), profile, policy
         self.geometry = self.binding.geometry
         spans = [GroupSpan(kind) for kind in kinds]
         of_layer = {layer: span for span in spans for layer in span.kind.layers}
         own_update = weakref.WeakMethod(self.update)
-        super().__init__(layers=[SpectralLayer(i, of_layer[i], own_update) for i in range(self.geometry.layers)])
+        super().__init__(
+            layers=[SpectralLayer(i, of_layer[i], own_update, exact_bits) for i in range(self.geometry.layers)]
+        )
         self.pool = pool or SpectralBufferPool("cpu" if host else model_device(model), pinned=host)
         self.reconstructor = AsyncReconstructor(threads, device=model_device(model))
         backend = kernel_backend(kernels, self.geometry, self.pool.device, select)
@@ -153,7 +161,7 @@ class SpectralCache(SavedCache):
         groups = [GroupTokens.of(span, self.geometry, self.layers, window) for span in spans]
         self.state = CacheState(self.geometry, self.binding.tables, groups)
         self.watch = PromptWatch()
-        self.report = RunReport(policy.first != "exact", window, compress_from, *narrow_windows(groups))
+        self.report = RunReport(policy.first != "exact", window, compress_from, *narrow_windows(groups, exact_bits))
         maker = TierMaker(
             model,
             profile,
@@ -298,11 +306,15 @@ class SpectralCache(SavedCache):
     # Packets (for copies and files see `SavedCache`)
 
     def pack(self, *, exact: str = "auto") -> list[SpectralPacket]:
-        """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`)."""
+        """One self-describing packet a sequence: coded blocks cold, sinks and window exact (see `pack_prompt`).
+
+        With `exact_bits=8`, "auto" is int8.
+        """
         self.recover()
         self.groups.settle()
         self.report.kept = True
-        return pack_cache(self.contents, exact)
+        rounded = exact == "auto" and self.options["exact_bits"] == 8
+        return pack_cache(self.contents, "int8" if rounded else exact)
 
     def compress(self, keys: Tensor, values: Tensor | None = None, token_ids: Tensor | None = None) -> SpectralPacket:
         """A packet of one tensor `keys: [L, Hk, T, D]` (after RoPE at positions 0 … T − 1), with values where given.

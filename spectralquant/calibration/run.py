@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -139,7 +139,7 @@ class CalibrationRun:
         measure: gives quality on held-out text. finish: is given the profile, with this run, before it is sealed.
         """
         with contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.kept():
-            with self._stage("capture"):
+            with self.stage("capture"):
                 sums, samples = self.first_pass()
             trials = Trials(self.loaded, self.held_out, measure, self.progress)
             return self._solve(sums, samples, trials, finish) if self.processes.first else None
@@ -151,24 +151,24 @@ class CalibrationRun:
         tiers: dict[str, Any] = {}
         summaries: dict[str, Any] = {}
         if "cold" in self.settings.tiers:
-            with self._stage("bases"):
+            with self.stage("bases"):
                 cold = self.cold_fitter(sums, samples)
-            with self._stage("cold tier"):
+            with self.stage("cold tier"):
                 tiers["cold"], summaries["cold"] = solve_cold(cold, trials, self.settings.target("cold"))
             cold = None  # its coefficients are the largest thing on the device
         for name in ("warm", "hot"):
             if name in self.settings.tiers:
-                with self._stage(f"{name} tier"):
+                with self.stage(f"{name} tier"):
                     tiers[name], summaries[name] = solve_fixed(
                         self.fixed_fitter(name, sums, samples), name, trials, self.settings.target(name)
                     )
-        with self._stage("heads"):
+        with self.stage("heads"):
             profile = self.assemble(sums, tiers, summaries)
             finish(profile, self)
         if self.stem is None:
             profile.seal()
         else:
-            with self._stage("save"):
+            with self.stage("save"):
                 profile.sidecar.run |= {
                     "stages_s": self.times,
                     "stages_peak_bytes": self.peaks,
@@ -359,7 +359,8 @@ class CalibrationRun:
         return f"{'two-level' if two else 'dense'} {precision} eigh"
 
     @contextmanager
-    def _stage(self, name: str):
+    def stage(self, name: str) -> Iterator[None]:
+        """Time and peak memory of what is done inside, under a name."""
         start = time.perf_counter()
         gpus = sorted({device for device in layer_devices(self.loaded.model) if device.type == "cuda"}, key=str)
         for device in gpus:

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectralquant.codec.buffers import empty_floats
 from spectralquant.codec.cold.features import TokenProducts, TokenRows
 from spectralquant.codec.products import product
+from spectralquant.geometry import BLOCK
 from spectralquant.profile.tensors import StoredBasis
 
 EXACT_VARIANCE = 64.0
-SLICE_SCALARS = 1 << 20
+SLICE_SCALARS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class SpectralProjector:
         """`project`, and the products `[T, S]` of a sketch's rows with the same centred coordinates."""
         parts = [x] if isinstance(x, Tensor) else x
         tokens = sum(map(len, parts))
-        out = torch.empty(self.rank, tokens, dtype=torch.float32, device=self.mean.device)
+        out = empty_floats(self.rank, tokens, device=self.mean.device)
         beside = None if sketch is None else torch.empty(tokens, len(sketch.rows), dtype=out.dtype, device=out.device)
         at = 0
         for part in parts:
@@ -88,7 +90,10 @@ class SpectralProjector:
                 at += len(some)
         if self.predictor is not None:
             known = _known(features)
-            out -= known.times(self.predicted_coefficients).sum(0, len(known.own)).T
+            predicted = known.times(self.predicted_coefficients)
+            for first in range(0, tokens, BLOCK):
+                last = min(tokens, first + BLOCK)
+                out[:, first:last] -= predicted.sum(first, last).T
             if beside is not None and sketch is not None and sketch.predicted is not None:
                 beside -= known.times(sketch.predicted).sum(0, len(known.own))
         return out.mul_(self.gain[:, None]).T, beside
@@ -116,14 +121,15 @@ class SpectralProjector:
     def reconstruct(self, y: Tensor, features: TokenRows | None) -> Tensor:
         """Coordinates `[T, P]` of coefficients `y: [T, R]`."""
         base = self._base(features)
-        out = torch.empty(len(y), len(self.mean), dtype=torch.float32, device=y.device)
+        out = empty_floats(len(y), len(self.mean), device=y.device)
         for first, last in self._slices(len(y)):
             some, at = out[first:last], 0
             more = self.mean.expand_as(some) if base is None else base.sum(first, last)
             for i, rank in enumerate(self.ranks):
                 own = slice(i * self.span, (i + 1) * self.span)
                 weighted = self._weighted(y[first:last, at : at + rank], slice(at, at + rank))
-                torch.add(product(weighted, self.synthesis[at : at + rank]), more[:, own], out=some[:, own])
+                some[:, own] = product(weighted, self.synthesis[at : at + rank])
+                some[:, own] += more[:, own]
                 at += rank
         return out
 

@@ -72,7 +72,7 @@ def curve_name(row: MethodRow) -> str:
     if "outliers" in options:
         parts.append("outliers" if options.get("outlier_bits") == FINE_BITS else "paper outliers")
     if options.get("exact_bits") == 8:
-        parts.append("int8 window (packet)")
+        parts.append("int8 window")
     return " ".join(parts)
 
 

@@ -24,6 +24,7 @@ from spectralquant.evaluation.scores import scores
 from spectralquant.evaluation.streams import Streams
 from spectralquant.evaluation.totals import CodedRange, KeptRange, StreamTotals
 from spectralquant.geometry import BLOCK, SINKS, CacheGeometry, LayerGroup
+from spectralquant.hooks.rotary_tables import future_rotations
 from spectralquant.hooks.tap import AttentionTap
 from spectralquant.hooks.wrappers import model_device, runs_model
 from spectralquant.methods.base import (
@@ -35,6 +36,7 @@ from spectralquant.methods.base import (
     is_composed,
     is_evicting,
     mode_of,
+    reads_content,
 )
 from spectralquant.methods.eviction.evictor import PROMPT, STREAMING
 from spectralquant.methods.grouped import part_of
@@ -74,7 +76,8 @@ def stream_window(
     ids = ids.to(device)
     length = prompt or len(ids)
     watching = any(is_evicting(m) or is_composed(m) for m in methods)
-    streams = Streams(geometry, 1 + len(methods), ids, evicting=watching)
+    future = future_rotations(model, geometry) if any(map(reads_content, methods)) else None
+    streams = Streams(geometry, 1 + len(methods), ids, evicting=watching, future=future)
     run = _Run(streams, geometry, methods, [StreamTotals(exact_tokens=length) for _ in methods], length, on_block)
     with AttentionTap(model, streams.attend):
         for start in range(-(-prompt % BLOCK), prompt, BLOCK):
@@ -156,7 +159,7 @@ class _Run:
         for group in streams.coded:
             layers, first = list(group.layers), group.first_read(seen)
             begin = _now(streams.keys.device)
-            history = streams.watch.of(index + 1, first, seen).of_layers(layers)
+            history = streams.history(index + 1, first, seen, layers)
             held = streams.keep[layers, index + 1, :, first:seen]
             kept = part_of(method, layers).choose(history, held, group.held(self.length))
             total.encode_s += _now(streams.keys.device) - begin
@@ -221,7 +224,7 @@ def _select(
     """Forget some tokens of a block and code the others."""
     stream, layers = index + 1, list(group.layers)
     first = min(start, group.first_read(streams.watch.seen))
-    history = streams.watch.of(stream, first, streams.watch.seen).of_layers(layers)
+    history = streams.history(stream, first, streams.watch.seen, layers)
     block = streams.block(stream, start, stop).of_layers(layers)
     begin = _now(block.keys.device)
     chosen, part, encoded = method.select(history, slice(start - first, stop - first), block)

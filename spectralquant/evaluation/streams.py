@@ -12,17 +12,27 @@ from spectralquant.codec.block_rotary import rotate_block_keys, unrotate_keys
 from spectralquant.codec.exact import int8_round_trip
 from spectralquant.geometry import BLOCK, CacheGeometry
 from spectralquant.hooks.tap import AttentionCall
-from spectralquant.methods.eviction.history import AttentionHistory
-from spectralquant.rotary import Rotation
+from spectralquant.methods.eviction.history import AttentionHistory, HistoryView
+from spectralquant.methods.eviction.queries import FutureRotations, QueryHistory
+from spectralquant.rotary import Rotation, undo_rope
 
 
 class Streams:
     """Keys and values of B streams over one window of T tokens, float32 `[L, B, Hk, T, D]`; stream 0 is exact.
 
     A call with a batch of one stands for all streams: what they have in common is computed once.
+    evicting: attention is watched. future: rotations at positions to come, where queries are watched too.
     """
 
-    def __init__(self, geometry: CacheGeometry, streams: int, ids: Tensor, *, evicting: bool = False) -> None:
+    def __init__(
+        self,
+        geometry: CacheGeometry,
+        streams: int,
+        ids: Tensor,
+        *,
+        evicting: bool = False,
+        future: FutureRotations | None = None,
+    ) -> None:
         length, device = len(ids), ids.device
         shape = (geometry.layers, streams, geometry.kv_heads, length, geometry.head_dim)
         self.ids = ids
@@ -32,6 +42,8 @@ class Streams:
         self.received = torch.zeros(geometry.layers, streams, geometry.heads, length, device=device)
         self.watch = AttentionHistory(shape[:-1], device) if evicting else None
         self.keep = torch.ones(shape[:-1], dtype=torch.bool, device=device) if evicting else None
+        queries = (geometry.layers, streams, geometry.heads, geometry.head_dim)
+        self.queries = None if future is None else QueryHistory.empty(queries, device, future)
         self.rotations: list[Rotation | None] = [None] * geometry.layers
         self.length = length
         self.start = 0
@@ -43,6 +55,7 @@ class Streams:
             self.keys[layer, :, :, start:stop] = call.key.float()  # assignments cross devices
             self.values[layer, :, :, start:stop] = call.value.float()
             self._keep_rotary(call, start, stop)
+            self._keep_queries(call, start)
         batch, heads, new, dim = call.query.shape
         keys, values = self.keys[layer, :batch, :, :stop], self.values[layer, :batch, :, :stop]
         kv = keys.shape[1]
@@ -86,6 +99,22 @@ class Streams:
             self.rotations[call.layer] = Rotation(*zeros, new.pairs)
         held = self.rotations[call.layer]
         held.cos[start:stop], held.sin[start:stop] = new.cos, new.sin
+
+    def _keep_queries(self, call: AttentionCall, start: int) -> None:
+        if self.queries is None:
+            return
+        queries, rotary = call.query.float(), call.cos is not None and self.geometry.rotary[call.layer]
+        queries = undo_rope(queries, call.rotation(self.geometry.layout)) if rotary else queries
+        self.queries.add(call.layer, queries, start, call.scaling)
+
+    def history(self, stream: int, start: int, stop: int, layers: Sequence[int]) -> HistoryView:
+        """What evicting methods know of tokens start … stop of one stream in some layers."""
+        index, part = list(layers), slice(start, stop)
+        view = self.watch.of(stream, start, stop).of_layers(index)
+        if self.queries is None:
+            return view
+        parts = (x[index, stream, :, part] for x in (self.keys, self.values, self.keep))
+        return view.with_content(self.queries.content(index, stream, *parts))
 
     def block(self, stream: int, start: int, stop: int) -> KVBlock:
         """Tokens start … stop of one stream, keys before RoPE."""

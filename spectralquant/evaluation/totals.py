@@ -84,6 +84,6 @@ class StreamTotals:
         for held in self.keeps.values():
             oldest = held.group.first_read(total)
             kept = held.kept[..., max(0, oldest - held.start) :]
-            self.coded_bytes += held.method.held_bytes(kept, geometry.head_dim)
+            self.coded_bytes += held.method.held_bytes(kept, geometry)
             self.coded_fp16_bytes += kept.shape[-1] * len(held.group.layers) * per_layer
         self.codes, self.keeps = [], {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,12 @@ class RotaryTables:
 
     def _dynamic(self) -> list[_Replica]:
         return [r for r in self._replicas.values() if r.dynamic]
+
+
+def future_rotations(model: nn.Module, geometry: CacheGeometry) -> Callable[[int, int], Rotations]:
+    """Every layer's rotations at positions start … stop that the model has not come to yet."""
+    tables = RotaryTables(model, geometry)
+    return lambda start, stop: tables(tables.prompt(stop).part(slice(start, stop)))
 
 
 @dataclass(frozen=True)

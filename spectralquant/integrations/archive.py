@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from spectralquant.errors import InputError, PacketError
 from spectralquant.integrations.chunks import Chunk, ChunkCodec, ChunkShape
@@ -44,6 +44,10 @@ class ChunkArchive:
         """Whether there is a whole packet."""
         return self.store.lookup(key)
 
+    def look(self, key: bytes) -> bytes | None:
+        """As `lookup`: the whole packet."""
+        return self.store.look(key)
+
     def put(self, keys: Sequence[bytes], chunks: Sequence[Chunk]) -> int:
         """Code and store chunks, those that are not there yet; how many are there afterwards."""
         new = [(key, chunk) for key, chunk in zip(keys, chunks, strict=True) if key not in self.store]
@@ -63,9 +67,13 @@ class ChunkArchive:
         )
         return len(keys) - len(new) + kept
 
-    def get(self, keys: Sequence[bytes]) -> list[Chunk | None]:
-        """Chunks as they were stored, decoded; None where one cannot be had. What the codec refuses is deleted."""
-        packets = [self.store.load(key) for key in keys]
+    def get(self, keys: Sequence[bytes], known: Mapping[bytes, bytes | None] = {}) -> list[Chunk | None]:
+        """Chunks as they were stored, decoded; None where one cannot be had. What the codec refuses is deleted.
+
+        Args:
+            known: packets that `look` returned a moment ago; the others are read.
+        """
+        packets = [known.get(key) or self.store.load(key) for key in keys]
         there = [i for i, packet in enumerate(packets) if packet is not None]
         start = time.perf_counter()
         chunks = self._decode([packets[i] or b"" for i in there])

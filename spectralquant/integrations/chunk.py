@@ -33,14 +33,15 @@ class ChunkShape:
 
 @dataclass(frozen=True)
 class Chunk:
-    """`tokens` consecutive tokens from position `start`: one key and one value tensor `[Hk, T, D]` a layer, keys post-RoPE.
+    """`tokens` consecutive tokens from position `start`: one key and one value tensor `[Hk, T, D]` a layer, or all of them in one
+    `[L, Hk, T, D]`; keys post-RoPE.
 
     Any strides and any device: a codec makes contiguous what it must, and gives back tensors in its own device's memory.
     """
 
     start: int
-    keys: Sequence[Tensor]
-    values: Sequence[Tensor]
+    keys: Sequence[Tensor] | Tensor
+    values: Sequence[Tensor] | Tensor
 
     @property
     def tokens(self) -> int:
@@ -53,6 +54,11 @@ class Chunk:
         return ChunkShape(
             tuple(k.shape[0] for k in self.keys), tuple(k.shape[2] for k in self.keys), self.keys[0].dtype
         )
+
+
+def stacked_layers(side: Sequence[Tensor] | Tensor) -> Tensor:
+    """`[L, Hk, T, D]` of a chunk's keys or values."""
+    return side if isinstance(side, Tensor) else torch.stack(list(side))
 
 
 @runtime_checkable

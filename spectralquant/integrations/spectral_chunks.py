@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from spectralquant.codec.cold.from_profile import chosen_bound, cold_codec
 from spectralquant.codec.serving.chunk_bytes import CODES
 from spectralquant.codec.serving.codec import KVChunk, ServingCodec
 from spectralquant.errors import InputError, PacketError, ProfileError
-from spectralquant.integrations.chunk import Chunk, ChunkShape
+from spectralquant.integrations.chunk import Chunk, ChunkShape, stacked_layers
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.profile.tensors import ColdTier
 
@@ -70,7 +69,7 @@ class SpectralChunks:
 
     def encode(self, chunks: Sequence[Chunk]) -> list[bytes]:
         """See `ChunkCodec.encode`."""
-        return self.codec.encode([KVChunk(c.start, _stacked(c.keys), _stacked(c.values)) for c in chunks])
+        return self.codec.encode([KVChunk(c.start, stacked_layers(c.keys), stacked_layers(c.values)) for c in chunks])
 
     def decode(self, packets: Sequence[bytes], shape: ChunkShape) -> list[Chunk]:
         """See `ChunkCodec.decode`."""
@@ -81,7 +80,7 @@ class SpectralChunks:
             raise
         except (ValueError, IndexError, RuntimeError) as error:  # whatever bytes do to a coder, the engine goes on
             raise PacketError(f"A chunk cannot be decoded: {error}") from error
-        return [Chunk(c.start, list(c.keys), list(c.values)) for c in decoded]
+        return [Chunk(c.start, c.keys, c.values) for c in decoded]
 
 
 def open_spectral(path: Path, device: str = "cpu") -> SpectralChunks:
@@ -91,11 +90,6 @@ def open_spectral(path: Path, device: str = "cpu") -> SpectralChunks:
         ProfileError: it is missing, damaged, or not for serving.
     """
     return SpectralChunks(CalibrationProfile.load(path), device)
-
-
-def _stacked(layers: Sequence[Tensor]) -> Tensor:
-    """`[L, Hk, T, D]` of one tensor a layer."""
-    return torch.stack(list(layers))
 
 
 def _all(numbers: tuple[int, ...]) -> str:

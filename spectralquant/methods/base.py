@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from spectralquant.codec.block import KVBlock
+from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.eviction.history import HistoryView
 
 
@@ -21,7 +22,7 @@ class Method(Protocol):
     """A codec for blocks of a KV cache.
 
     `options` are what a results row shows. `exact_bits` is how sinks and the recent window are counted and
-    read: 16, or 8 as in packets with `exact="int8"` (a cache holds them in the model's dtype). `by_token`
+    read: 16, or 8 as in packets with `exact="int8"` and caches with `exact_bits=8`. `by_token`
     (False where it is not there): a block's code is as many codes as it has tokens, which can be let go one by one.
     """
 
@@ -54,7 +55,7 @@ class EvictingMethod(Protocol):
         that these layers can read, from which a budget follows.
         """
 
-    def held_bytes(self, kept: Tensor, head_dim: int) -> int:
+    def held_bytes(self, kept: Tensor, geometry: CacheGeometry) -> int:
         """Bytes of keys and values in fp16 of the kept entries `[L, Hk, n]`, with what must be remembered about them."""
 
 
@@ -84,6 +85,11 @@ def is_evicting(method: AnyMethod) -> bool:
 def is_composed(method: AnyMethod) -> bool:
     """Whether a method forgets tokens and codes the others."""
     return hasattr(method, "select")
+
+
+def reads_content(method: AnyMethod) -> bool:
+    """Whether a method chooses tokens by their keys, values and queries, not by attention alone."""
+    return bool(getattr(method, "reads_content", False))
 
 
 def mode_of(method: AnyMethod) -> str | None:

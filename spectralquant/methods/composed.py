@@ -26,7 +26,7 @@ class Composed:
 
     def __init__(self, evictor: Evictor, codec: Method) -> None:
         self.evictor, self.codec = evictor, codec
-        self.mode = evictor.mode
+        self.mode, self.reads_content = evictor.mode, evictor.reads_content
         self.name = f"{evictor.name}+{codec.name}"
         self.options: dict[str, Any] = {**codec.options, **evictor.options}
 

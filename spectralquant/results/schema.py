@@ -24,7 +24,7 @@ from spectralquant.results.quality import (
     ProtocolFacts,
     TextCostRow,
 )
-from spectralquant.results.serving import ServingRow
+from spectralquant.results.serving import ServingRow, SoakRow
 from spectralquant.results.speed import CrossoverRow, GenerateTimeRow, KernelRow, MemoryRow, StepRow, Telemetry
 from spectralquant.results.studies import (
     ArchitectureRow,
@@ -270,6 +270,15 @@ class ServingResults(Results):
     faults: list[str] = []
 
 
+class SoakResults(Results):
+    """A server under load for minutes. faults: what should not have happened, a line each."""
+
+    rows: list[SoakRow]
+    summary: dict[str, Figure] = {}
+    settings: dict[str, Any] = {}
+    faults: list[str] = []
+
+
 KINDS: dict[str, type[Results]] = {
     "compare": CompareResults,
     "calibrate": CalibrateResults,
@@ -305,4 +314,5 @@ KINDS: dict[str, type[Results]] = {
     "prediction": PredictionResults,
     "calibrate-scale": ScaleResults,
     "serving": ServingResults,
+    "serving-soak": SoakResults,
 }

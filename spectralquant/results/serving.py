@@ -1,4 +1,4 @@
-"""Rows of `sq serve-check`."""
+"""Rows of `sq serve-check` and of the soak."""
 
 from __future__ import annotations
 
@@ -44,3 +44,17 @@ class ServingRow(Row):
     trace_first_token_s: Figure = None
     engine_start_s: Figure = None
     note: str | None = None
+
+
+class SoakRow(Row):
+    """A server under load, seen once in a while. Counts since the beginning; hits: prefixes that were not computed.
+
+    plain_hits: what a plain list of as many prefixes, the one used least recently dropped, would have had.
+    """
+
+    seconds: float
+    requests: int
+    hits: int
+    plain_hits: int
+    memory_bytes: int
+    stored_bytes: int

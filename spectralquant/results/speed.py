@@ -68,7 +68,8 @@ class StepRow(Row):
 class GenerateTimeRow(Row):
     """`model.generate` over one cache at a context and a batch. kind: decode, first_token, capacity, whole_step, first_calls.
 
-    step_ms: median time from token to token; stall_ms: the slowest less that. ttft_ms: time to first token, the second time.
+    step_ms: median time from token to token; stall_ms: the slowest less that (of graphs alone). ttft_ms: time to first token,
+    the second time. wall_s: what measuring the row took, compilation included.
     """
 
     kind: str
@@ -84,6 +85,7 @@ class GenerateTimeRow(Row):
     peak_memory_bytes: int | None = None
     compilation_cache: str | None = None
     seconds: Figure = None
+    wall_s: Figure = None
     failed: str | None = None
 
 

@@ -57,6 +57,9 @@ class ScaleRow(Row):
     window: int | None = None
     span_width: int | None = None
     solver: str | None = None
+    load_s: Figure = None
+    weights_on_card_bytes: int | None = None
+    weights_on_host_bytes: int | None = None
     reduced_bytes: int | None = None
     reduce_s: Figure = None
     # several GPUs against one

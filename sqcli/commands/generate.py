@@ -25,6 +25,9 @@ def generate(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,
     budget: Annotated[str | None, typer.Option(help="Memory limit of the cache, as 512MB.")] = None,
     working_set: Annotated[str, typer.Option(help="Decoded warm and cold blocks kept, as 64MB.")] = "0",
+    exact_bits: Annotated[
+        int, typer.Option(help="16 holds the first and the newest tokens in the model's dtype, 8 in half of that.")
+    ] = 16,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill step.")] = 1024,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the first choice.")] = False,
     model: Annotated[
@@ -78,7 +81,8 @@ def generate(
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     from spectralquant.cache.generation import GenerationOptions, generate_text
 
-    options = GenerationOptions(tier, new_tokens, limit, parse_size(working_set, "--working-set"), chunk, sample, seed)
+    held = parse_size(working_set, "--working-set")
+    options = GenerationOptions(tier, new_tokens, limit, held, chunk, sample, seed, exact_bits)
     inputs = asdict(options) | {
         "profile": None if loaded_profile is None else loaded_profile.id.hex(),
         "weights": weights_sha256(loaded.model),

@@ -11,7 +11,7 @@ from sqcli.options import Config, Csv, Device, Json, Offline, Quiet, Resume, See
 from sqcli.typos import check_model, check_shape, checked, device_models, one_of
 
 if TYPE_CHECKING:
-    from spectralquant.bench.generate.run import GenerateRequest
+    from spectralquant.bench.generate.plan import GenerateRequest
     from spectralquant.bench.run import BenchRequest
     from spectralquant.results.schema import BenchResults
     from sqcli.output import Output
@@ -88,7 +88,7 @@ def profile(
     Example: [bold]sq profile --context 32768 --batch 1,8 --shape llama-3.1-8b --html speed.html[/bold]
     """
     from spectralquant.bench.device.devices import parse_device
-    from spectralquant.bench.generate.run import GenerateRequest
+    from spectralquant.bench.generate.plan import GenerateRequest
     from spectralquant.bench.inputs import CodeSettings
     from spectralquant.bench.run import KERNELS, BenchRequest, predict_device
     from spectralquant.errors import InputError

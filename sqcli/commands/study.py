@@ -50,8 +50,11 @@ def study(
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
     other_data: Annotated[
-        list[str], typer.Option(help="The second domain of `domains`, or texts of `quality`, as --data.")
-    ] = DEFAULT_OTHER,
+        list[str] | None,
+        typer.Option(
+            help="The second domain of `domains` (default: builtin:stdlib), or texts of `quality` of kinds that --data does not hold."
+        ),
+    ] = None,
     in_mix: Annotated[
         list[str] | None, typer.Option(help="Texts of `quality` whose kinds --data holds (which they are not from).")
     ] = None,
@@ -107,8 +110,9 @@ def study(
     second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve. packet: time to
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
     bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. quality:
-    own profiles of the first --data; a general one of all --data with a bound on the error, on --in-mix, --other-data and --more
-    text. Its parts are files beside --out, and those that are there are not made again. headline: every method on four kinds of text at
+    own profiles of the first --data (run it once a --model, with one --out); a general one of all --data with a bound on the error, on
+    --in-mix, --other-data and --more text; with none of these, on 22 texts that are fetched as packages, some of which join the mix of
+    a --data that is alone. Its parts are files beside --out, and those that are there are not made again. headline: every method on four kinds of text at
     KL 0.01, spectral with own, general and foreign profiles; --data is WikiText, the others are fetched as packages; run it once a
     --model, with one --out. index: quality when a part of the hot codes is read, by the share selected.
     kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
@@ -142,13 +146,14 @@ def study(
 
     begin(quotable)
 
-    reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(other_data)}
+    others = tuple(other_data or (() if name == "quality" else DEFAULT_OTHER))
+    reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(others)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads, json_option="--out")
     request = StudyRequest(
         name=name,
         model=model,
         data=tuple(data),
-        other_data=tuple(other_data),
+        other_data=others,
         profile=profile if name in (*WITH_PROFILE, "quality") else None,
         steps=steps,
         window=window,

@@ -42,8 +42,9 @@ def _decode_table(rows: Sequence[Row]) -> Table:
         if "failed" in r:
             table.add_row(name, Text(r["failed"], "yellow"))
             continue
-        slowest = f"+{r['stall_ms']:.1f} ms"
-        table.add_row(name, f"{r['tokens_per_s']:,.0f}", f"{r['step_ms']:.2f}", slowest, _gigabytes(r))
+        slowest = "" if r.get("stall_ms") is None else f"+{r['stall_ms']:.1f} ms"
+        each = f"{1000 * r['batch'] / r['tokens_per_s']:.2f}"
+        table.add_row(name, f"{r['tokens_per_s']:,.0f}", each, slowest, _gigabytes(r))
     return table
 
 

@@ -205,7 +205,7 @@ def method_label(row: MethodRow) -> str:
     if options.get("adaptive_tables"):
         parts.append("adaptive")
     if options.get("exact_bits") == 8:
-        parts.append("int8 window (packet)")
+        parts.append("int8 window")
     return " ".join(parts)
 
 

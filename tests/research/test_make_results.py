@@ -12,8 +12,11 @@ from research.results import run as runner
 from research.results.compare import differences
 from research.results.run import chosen, command_of
 from research.results.stale import RESULTS
-from research.results.table import TABLE, entry, tolerance
+from research.results.table import PROFILES, TABLE, entry, tolerance
 from spectralquant.errors import InputError
+from spectralquant.evaluation.match import parse_match
+from spectralquant.evaluation.tasks.run import parse_tasks
+from spectralquant.methods.registry import check, parse
 
 
 def test_every_stored_file_has_one_command():
@@ -38,10 +41,23 @@ def test_commands_have_options_that_exist(name, tmp_path):
             done = subprocess.run([sys.executable, *words[1:3], "--help"], capture_output=True, text=True, check=True)
             assert all(word in done.stdout for word in words if word.startswith("--"))
             continue
-        known = {o for p in commands[words[3]].params for o in (*p.opts, *p.secondary_opts)}
-        assert {word for word in words[3:] if word.startswith("--")} <= known
+        with commands[words[3]].make_context(
+            words[3], words[4:]
+        ) as context:  # every option and value is read, nothing runs
+            given = context.params
+        profile_first = words[3] == "calibrate" and command in each.before
+        assert profile_first or str(given["json"]) == f"{name}.json", "the command writes this file"
+        if words[3] == "compare":
+            lengths = given["context"], given["task_context"]
+            assert all(int(n) >= 384 for text in lengths for n in text.split(","))
+            assert parse_tasks(given["tasks"]) or not given["tasks"]
+            specs = [spec for name in given["methods"] if name != "all" for spec in parse(name)]
+            for spec in specs:
+                check(spec)
+            assert specs or given["methods"] == ["all"]
+            assert given["match"] is None or parse_match(given["match"]) == 0.01
     for other in each.after:
-        assert any("{" + p + "}" in entry(other).command and "{" + p + "}" in each.command for p in ("demo", "wiki"))
+        assert any("{" + p + "}" in entry(other).command and "{" + p + "}" in each.command for p in PROFILES)
 
 
 def test_code_that_matters_alone_is_there():

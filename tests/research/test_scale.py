@@ -6,12 +6,13 @@ import pytest
 
 from research.scale.predicted import predicted_rows
 from research.scale.quality import QualityStudy, kl_at
-from research.scale.runs import calibration, seconds_per_step, together
+from research.scale.runs import calibration, seconds_per_step, streamed, together
 from research.scale.study import joined, scale_study
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
 SMALL = "random:custom:layers=2,heads=4,kv_heads=2,head_dim=16,vocab=400"
+NOTHING = (lambda: None, lambda result: None)
 
 
 def test_quality_rows_are_measured_and_kept_beside_others(small):
@@ -30,16 +31,17 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
         forms=("no energy dropped",),
     )
     other = {"part": "quality", "model": "another", "payload_ratio": 9.0, "kl_nats": 0.1, "tier_bytes": 1}
-    older = [other, {"part": "quality", "model": small.name, "steps": 99}]
+    older = [other, {"part": "quality", "model": small.name, "varied": "steps", "steps": 99}]
     saved = []
-    result = scale_study(["quality"], older, lambda: (small, text), saved.append, model=small.name, quality=study)
+    parts = ["steps", "forms"]
+    result = scale_study(parts, older, lambda: (small, text), saved.append, model=small.name, quality=study)
     rows = [r for r in result["rows"] if r["model"] == small.name]
     assert len(result["rows"]) == len(rows) + 1 == len(saved) + 1
     most = len(text.windows(384)) * 80 // 147  # 99 steps are more than the text has
     both = {"dense", "two-level"}
     assert {(r["varied"], r["variant"], r["metric"], r["basis"], r["steps"]) for r in rows} == {
         *(("steps", "", "fisher", "dense", steps) for steps in (2, 4, most)),
-        *(("shrinkage", "0.3", "fisher", "dense", steps) for steps in (2, 4, most)),
+        *(("shrinkage", "0.3", "fisher", "dense", steps) for steps in (2, 4)),
         *(("size", "0.06 MB", "fisher", basis, 4) for basis in both),
         ("bases", "", "fisher", "two-level", 4), ("form", "no energy dropped", "fisher", "two-level", 4),
         ("metric", "", "energy", "dense", 4),
@@ -53,9 +55,7 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
     assert size["size", "two-level"] < size["bases", "two-level"] and size["size", "dense"] < size["steps", "dense"]
     assert result["summary"]["seconds_8b_100_steps"] is None
     cut = [r for r in result["rows"] if r.get("metric") != "energy"]  # as a run that was stopped leaves it
-    again = scale_study(
-        ["quality"], cut, lambda: (small, text), saved.append, model=small.name, quality=study, anew=False
-    )
+    again = scale_study(parts, cut, lambda: (small, text), saved.append, model=small.name, quality=study, anew=False)
     measured_anew = [r for r in again["rows"] if r not in cut]
     assert len(measured_anew) == 2 and {r["metric"] for r in measured_anew} == {"energy"}
 
@@ -63,11 +63,12 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
 def test_rows_of_files_beside_each_other_are_joined():
     first = [
         {"part": "8b", "a": 1},
-        {"part": "quality", "model": "x", "a": 2},
-        {"part": "quality", "model": "y", "a": 3},
+        {"part": "quality", "model": "x", "varied": "steps", "a": 2},
+        {"part": "quality", "model": "y", "varied": "steps", "a": 3},
+        {"part": "quality", "model": "y", "varied": "metric", "a": 6},
     ]
-    second = [{"part": "quality", "model": "y", "a": 4}, {"part": "scaling", "a": 5}]
-    assert [r["a"] for r in joined(first, [second])] == [1, 2, 4, 5]
+    second = [{"part": "quality", "model": "y", "varied": "shrinkage", "a": 4}, {"part": "scaling", "a": 5}]
+    assert [r["a"] for r in joined(first, [second])] == [1, 2, 6, 4, 5]
 
 
 def test_several_processes_against_one(tmp_path):
@@ -116,3 +117,17 @@ def test_every_field_of_a_row_is_declared(tmp_path):
     assert len(result["rows"]) == 7
     assert result["summary"]["scaling_efficiency_2"] > 0
     assert "predicted from 4 steps" in result["summary"]["seconds_70b_100_steps_is"]
+
+
+def test_a_model_whose_weights_lie_on_the_host(tmp_path):
+    row = streamed(SMALL, 2, 384, tmp_path / "row.json")
+    assert row["ok"], row["error"]
+    assert row["weights_on_card_bytes"] == 0 < row["weights_on_host_bytes"] and row["seconds"] > 0
+    result = scale_study(["predicted"], [{"part": "70b-one-card", **row, "peak_bytes": 1, "plan_error": 0.1}], *NOTHING)
+    assert result["summary"]["seconds_per_step_70b_one_card"] >= 0 and result["summary"]["plan_error_share"] == 0.1
+
+
+def test_a_part_that_takes_too_long_is_ended_and_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("research.scale.runs.MOST_SECONDS", 1)
+    (row,) = together(tmp_path / "rows.json", 2, SMALL, 8, 384)
+    assert not row["ok"] and "ended after 1 s" in row["error"]

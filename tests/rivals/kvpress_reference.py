@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 LENGTH, AFTER = 420, 20
 KEEPS = (0.25, 0.5, 0.8)
-PRESSES = ("SnapKVPress", "StreamingLLMPress", "ObservedAttentionPress")
+PRESSES = ("SnapKVPress", "StreamingLLMPress", "ObservedAttentionPress", "ExpectedAttentionPress")
 CONFIG = {
     "vocab_size": 300, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "initializer_range": 0.3,

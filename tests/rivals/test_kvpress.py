@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.methods.eviction.evictor import Evictor
+from spectralquant.methods.eviction.expected_attention import ExpectedAttention
 from spectralquant.methods.eviction.snapkv import SnapKV
 from spectralquant.methods.eviction.streaming_llm import StreamingLLM
 from spectralquant.models.probe import probe_geometry
@@ -37,13 +38,13 @@ class Choice:
     exact_bits, name, options, mode = 16, "recorded", {}, "prompt"
 
     def __init__(self, method):
-        self.method, self.kept = method, None
+        self.method, self.kept, self.reads_content = method, None, method.reads_content
 
     def choose(self, history, held, length):
         self.kept = self.method.choose(history, held, length)
         return self.kept
 
-    def held_bytes(self, kept, head_dim):
+    def held_bytes(self, kept, geometry):
         return 1
 
 
@@ -59,7 +60,12 @@ def model(reference):
     return found
 
 
-METHODS = {"SnapKVPress": SnapKV, "StreamingLLMPress": StreamingLLM, "ObservedAttentionPress": Observed}
+METHODS = {
+    "SnapKVPress": SnapKV,
+    "StreamingLLMPress": StreamingLLM,
+    "ObservedAttentionPress": Observed,
+    "ExpectedAttentionPress": ExpectedAttention,
+}
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.8])

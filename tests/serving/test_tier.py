@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import time
 import uuid
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,10 @@ from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, TieringOffloadingManager
 
 from spectralquant.errors import InputError
+from spectralquant.integrations.chunks import LosslessChunks
+from spectralquant.integrations.vllm.connector import SpectralConnector
 from spectralquant.integrations.vllm.facts import EngineFacts, known
+from spectralquant.integrations.vllm.idle import AWAITED
 from spectralquant.integrations.vllm.plugin import register
 
 pytestmark = pytest.mark.slow
@@ -32,7 +36,7 @@ KEYS = [bytes([i]) * 32 + b"\0\0\0\0" for i in range(6)]
 class Engine:
     """A scheduler's calls to vLLM's tiering manager, with the tier behind it."""
 
-    def __init__(self, folder, facts=FACTS, slots=SLOTS) -> None:
+    def __init__(self, folder, facts=FACTS, slots=SLOTS, **more) -> None:
         register()
         old = "num_blocks" in inspect.signature(SharedOffloadRegion.__init__).parameters
         count, size = ("num_blocks", "kv_bytes_per_block") if old else ("num_chunks", "kv_bytes_per_chunk")
@@ -40,7 +44,7 @@ class Engine:
             engine_id=uuid.uuid4().hex, rank=None, cpu_page_size=ROW // 2, **{count: slots, size: ROW}
         )
         self.primary = CPUPrimaryTierOffloadingManager(mmap_region=region, **{count: slots})
-        settings = {"store": str(folder), "budget": 1 << 20}
+        settings = {"store": str(folder), "budget": 1 << 20, **more}
         spec = SimpleNamespace(
             extra_config={"spectral": settings},
             blocks_per_chunk=PAGES,
@@ -139,7 +143,8 @@ def test_rows_come_back_in_another_engine_bit_by_bit(engines):
         assert other.lookup(context, key) is LookupResult.HIT
         assert torch.equal(other.load(context, key), rows[key])
     other.end(context)
-    assert not other.tier._asked and not other.tier._positions and not other.tier._lookups
+    assert not other.tier._asked and not other.tier._positions and not other.tier._lookups and not other.tier._packets
+    assert len(AWAITED) == 0
 
 
 def test_a_second_store_of_the_same_prefix_writes_nothing(engines):
@@ -176,14 +181,40 @@ def test_damage_before_lookup_is_a_miss(engines, tmp_path, how):
     assert [other.lookup(context, key) for key in KEYS[:4]] == [LookupResult.MISS] * 4
 
 
+def looked_up(engine: Engine, context) -> None:
+    end = time.monotonic() + 20
+    while engine.tier.lookup(KEYS[0], context) is not LookupResult.HIT:
+        assert time.monotonic() < end
+
+
 @pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
-def test_damage_between_lookup_and_load_is_a_failed_job_and_then_a_miss(engines, tmp_path, how):
+def test_what_a_lookup_read_is_what_is_loaded(engines, tmp_path, how):
+    rows = stored(engines())
+    other = engines()
+    context = other.request("second")
+    looked_up(other, context)
+    damaged(tmp_path, how)
+    assert other.lookup(context, KEYS[0]) is LookupResult.HIT
+    assert torch.equal(other.load(context, KEYS[0]), rows[KEYS[0]])
+
+
+def test_a_request_that_ends_during_its_lookup_leaves_nothing(engines):
     stored(engines())
     other = engines()
     context = other.request("second")
-    end = time.monotonic() + 20
-    while other.tier.lookup(KEYS[0], context) is not LookupResult.HIT:
-        assert time.monotonic() < end
+    other.manager.lookup(KEYS[0], context)
+    other.end(context)
+    other.tier._reading.submit(lambda: None).result()
+    time.sleep(0.2)
+    assert not other.tier._packets and not other.tier._lookups and len(AWAITED) == 0
+
+
+@pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
+def test_damage_between_lookup_and_load_is_a_failed_job_and_then_a_miss(engines, tmp_path, how):
+    stored(engines())
+    other = engines(ready=1)  # no room for what was read
+    context = other.request("second")
+    looked_up(other, context)
     damaged(tmp_path, how)
     assert other.lookup(context, KEYS[0]) is LookupResult.MISS
     other.settle(context)
@@ -220,3 +251,49 @@ def test_more_prefixes_than_rows_all_come_back(engines):
     for key in KEYS:
         assert engine.lookup(context, key) is LookupResult.HIT
         assert torch.equal(engine.load(context, key), rows[key])
+
+
+class ManyShortCalls(LosslessChunks):
+    """Lets go of Python's lock as often as decoding does, which calls many small functions of numpy and torch."""
+
+    def decode(self, packets, shape):
+        for _ in range(200):
+            time.sleep(0)
+        return super().decode(packets, shape)
+
+
+def test_a_scheduler_that_steps_without_end_does_not_starve_the_decoder(engines):
+    stored(engines())
+
+    def seconds(scheduled: int) -> float:
+        engine = engines()
+        engine.tier._archive.codec = ManyShortCalls()
+        connector = SpectralConnector.__new__(SpectralConnector)
+        context = engine.request("second")
+        meta = SimpleNamespace(load_jobs={})
+        connector.connector_scheduler = SimpleNamespace(build_connector_meta=lambda _: engine.step(context) or meta)
+        begin = time.monotonic()
+        while (answer := engine.manager.lookup(KEYS[0], context)) is not LookupResult.HIT:
+            assert answer is not LookupResult.MISS and time.monotonic() < begin + 20
+            connector.build_connector_meta(SimpleNamespace(total_num_scheduled_tokens=scheduled))
+        engine.end(context)
+        return time.monotonic() - begin
+
+    assert seconds(scheduled=0) < seconds(scheduled=1) / 3
+
+
+@pytest.mark.parametrize(
+    ("scheduled", "loads", "waits"), [(0, {}, True), (7, {}, False), (0, {1: "a load"}, False)], ids=str
+)
+def test_a_step_sleeps_only_where_it_has_nothing_to_do(scheduled, loads, waits):
+    connector = SpectralConnector.__new__(SpectralConnector)
+    meta = SimpleNamespace(load_jobs=loads)
+    connector.connector_scheduler = SimpleNamespace(build_connector_meta=lambda _: meta)
+    never = Future()
+    AWAITED.add(never)
+    begin = time.monotonic()
+    for _ in range(20):
+        assert connector.build_connector_meta(SimpleNamespace(total_num_scheduled_tokens=scheduled)) is meta
+    assert (time.monotonic() - begin > 0.08) == waits
+    never.cancel()
+    assert len(AWAITED) == 0

@@ -105,10 +105,11 @@ def test_generate_shows_text_and_memory(place, tier, tmp_path):
     prompt.write_text("The quick brown fox jumps over the lazy dog. " * 60)
     arguments = ["--file", prompt, "--tier", tier, "--new-tokens", 5, "--model", model, "--device", "cpu"]
     if tier != "exact":
-        arguments += ["--profile", profile]
+        arguments += ["--profile", profile, "--exact-bits", 8]
     done = sq("generate", *arguments, "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "out.json").read_text())["rows"][0]
+    assert tier == "exact" or row["exact_bytes"] < row["exact_tokens"] / row["tokens"] * row["fp16_bytes"]
     assert row["new_tokens"] == 5
     assert row["tiers"][tier]["tokens"] > 0
     assert "resident" in done.stdout
@@ -136,6 +137,7 @@ def test_generate_says_what_it_did_not_compress(place, tmp_path):
         ([], "Give one prompt"),
         (["x", "--tier", "hot"], "needs --profile"),
         (["x", "--budget", "lots"], "not a size"),
+        (["x", "--tier", "exact", "--exact-bits", "8"], "the exact tier keeps every bit"),
         (["x", "--file", "nowhere.txt"], "one prompt"),
         (["--file", "nowhere.txt"], "no file"),
         (["x", "--new-tokens", "9999"], "positions"),

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from sqkernels.entropy import BlockShape, Contexts, RansTables, StreamTable, decode, encode, escape_positions
+from sqkernels.entropy import BlockShape, Contexts, RansTables, StreamTable, decode, encode, escape_positions, native
+from sqkernels.entropy.compiled import NotCompiledError
 from sqkernels.entropy.tables import TOTAL
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = ("reference", "triton")
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="no C compiler"))
+BACKENDS = ("reference", "triton", NATIVE)
 SHAPES = {
     "one-lane-a-token": [(128, 128, 1)],
     "two-runs": [(24, 24, 2), (32, 32, 2)],
@@ -79,34 +81,35 @@ def decoded(parts, case, backend, dtype=torch.int32):
     return tuple(t.cpu() for t in (result.symbols, result.positions, result.finals, result.status))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shifted", [False, True], ids=["plain", "shifted"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_round_trip_and_the_same_bytes_from_both_backends(name, shifted):
+def test_round_trip_and_the_same_bytes_from_all_backends(name, shifted, backend):
     case = draw(SHAPES[name], 7, len(name), shifted)
     _, _, _, symbols, initial = case
     first = coded(case, "reference")
-    for ours, theirs in zip(first, coded(case, "triton"), strict=True):
+    for ours, theirs in zip(first, coded(case, backend), strict=True):
         assert ours.dtype == theirs.dtype and torch.equal(ours.long(), theirs.long())
-    for backend in BACKENDS:
-        back, positions, finals, status = decoded(first, case, backend)
-        assert not status.any() and torch.equal(finals.int(), initial.int())
-        assert torch.equal(positions, first[4])
-        back.view(-1)[positions] = symbols.view(-1)[positions]
-        assert torch.equal(back, symbols)
+    back, positions, finals, status = decoded(first, case, backend)
+    assert not status.any() and torch.equal(finals.int(), initial.int())
+    assert torch.equal(positions, first[4])
+    back.view(-1)[positions] = symbols.view(-1)[positions]
+    assert torch.equal(back, symbols)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
-def test_narrow_symbols(dtype):
+def test_narrow_symbols(dtype, backend):
     case = draw(SHAPES["two-runs"], 5, 3)
     parts = coded(case, "reference")
-    for backend in BACKENDS:
-        back = decoded(parts, case, backend, dtype)[0]
-        back.view(-1)[parts[4]] = case[3].view(-1)[parts[4]].to(dtype)
-        assert back.dtype == dtype and torch.equal(back, case[3].to(dtype))
+    back = decoded(parts, case, backend, dtype)[0]
+    back.view(-1)[parts[4]] = case[3].view(-1)[parts[4]].to(dtype)
+    assert back.dtype == dtype and torch.equal(back, case[3].to(dtype))
 
 
+@pytest.mark.parametrize("backend", ["reference", NATIVE])
 @pytest.mark.parametrize("seed", range(40))
-def test_random_shapes_round_trip_on_the_cpu(seed):
+def test_random_shapes_round_trip_on_the_cpu(seed, backend):
     rng = np.random.default_rng(seed)
     rows = int(rng.integers(1, 60))
     shapes = []
@@ -114,10 +117,35 @@ def test_random_shapes_round_trip_on_the_cpu(seed):
         tokens = int(rng.integers(1, 300))
         shapes.append((tokens, int(rng.integers(1, tokens + 1)), int(rng.integers(1, rows + 1))))
     case = draw(shapes, rows, seed, bool(seed % 2))
-    parts = coded(case, "reference")
-    back, positions, finals, status = decoded(parts, case, "reference")
+    parts = coded(case, backend)
+    assert all(torch.equal(a.long(), b.long()) for a, b in zip(parts, coded(case, "reference"), strict=True))
+    back, positions, finals, status = decoded(parts, case, backend)
     back.view(-1)[positions] = case[3].view(-1)[positions]
     assert not status.any() and torch.equal(back, case[3]) and torch.equal(finals.int(), case[4].int())
+
+
+@pytest.mark.skipif(not native.available(), reason="no C compiler")
+def test_threads_share_streams_and_blocks_full_of_escapes_are_taken(monkeypatch):
+    case = draw([(200, 200, 1)] * 7, 64, 11)
+    table, contexts, tables, symbols, initial = case
+    monkeypatch.setattr(native, "LEAST_SYMBOLS", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    for values in (symbols, torch.full_like(symbols, 1000)):
+        case = (table, contexts, tables, values, initial)
+        first, second = coded(case, "reference"), coded(case, "native")
+        assert all(torch.equal(a.long(), b.long()) for a, b in zip(first, second, strict=True))
+        back, positions, finals, status = decoded(second, case, "native")
+        back.view(-1)[positions] = values.view(-1)[positions]
+        assert not status.any() and torch.equal(back, values) and torch.equal(finals.int(), initial.int())
+
+
+def test_auto_goes_on_without_a_compiler_and_native_says_why_not(monkeypatch):
+    case = draw([(40, 40, 1)], 12, 9)
+    expected = coded(case, "reference")
+    monkeypatch.setattr(native, "library", lambda source: NotCompiledError("no C compiler"))
+    assert all(torch.equal(a.long(), b.long()) for a, b in zip(coded(case, "auto"), expected, strict=True))
+    with pytest.raises(RuntimeError, match="no C compiler"):
+        coded(case, "native")
 
 
 def test_bytes_are_what_the_tables_say():

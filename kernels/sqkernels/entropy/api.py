@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from sqkernels.common import runtime
-from sqkernels.entropy import reference
+from sqkernels.entropy import native, reference
 from sqkernels.entropy.contexts import Contexts
 from sqkernels.entropy.layout import StreamTable
 from sqkernels.entropy.tables import RansTables
@@ -47,17 +48,17 @@ def encode(
     """Code a matrix of symbols int16 or int32 `[R, N]`; blocks side by side as `table` says.
 
     initial: uint16 `[lanes]`, numbers that travel in the lanes' states at no cost. Values without a frequency are coded
-    as escapes; `escape_positions` tells which. All backends give the same words and states.
+    as escapes; `escape_positions` tells which. All backends give the same words and states: "triton", on the CPU "native" (in C)
+    and "reference" (numpy); "auto" takes the fastest that is there.
 
     Raises:
-        ValueError: shapes, dtypes or ranges disagree. RuntimeError: Triton was asked for and cannot run here.
+        ValueError: shapes, dtypes or ranges disagree. RuntimeError: a backend was asked for that cannot run here.
     """
     _check(symbols, table, contexts, tables)
     if initial.dtype != torch.uint16 or initial.shape != (table.lanes,):
         raise ValueError(f"initial must be uint16 [{table.lanes}], not {initial.dtype} {list(initial.shape)}")
-    if runtime.choose(backend, symbols.device) == "reference":
-        _require_cpu(symbols)
-        words, counts, states = reference.encode(symbols.numpy(), initial.numpy(), table, contexts, tables)
+    if (coder := _on_cpu(backend, symbols)) is not None:
+        words, counts, states = coder.encode(symbols.numpy(), initial.numpy(), table, contexts, tables)
         return Encoded(torch.from_numpy(words), torch.from_numpy(counts), torch.from_numpy(states))
     from sqkernels.entropy.ops import encode as launch
 
@@ -71,12 +72,11 @@ def escape_positions(
     how many each stream has, int64 `[S]`.
 
     Raises:
-        ValueError: shapes, dtypes or ranges disagree. RuntimeError: Triton was asked for and cannot run here.
+        ValueError: shapes, dtypes or ranges disagree. RuntimeError: a backend was asked for that cannot run here.
     """
     _check(symbols, table, contexts, tables)
-    if runtime.choose(backend, symbols.device) == "reference":
-        _require_cpu(symbols)
-        at, counts = reference.escape_positions(symbols.numpy(), table, contexts, tables)
+    if (coder := _on_cpu(backend, symbols)) is not None:
+        at, counts = coder.escape_positions(symbols.numpy(), table, contexts, tables)
         return torch.from_numpy(at), torch.from_numpy(counts)
     from sqkernels.entropy.ops import escape_positions as launch
 
@@ -102,7 +102,7 @@ def decode(
     outside its arrays: streams that end wrongly are marked in `status` and their symbols are without meaning.
 
     Raises:
-        ValueError: shapes, dtypes or ranges disagree. RuntimeError: Triton was asked for and cannot run here.
+        ValueError: shapes, dtypes or ranges disagree. RuntimeError: a backend was asked for that cannot run here.
     """
     contexts.check(tables.count, table.rows, table.columns, len(table.shapes))
     if dtype not in (torch.int8, torch.int16, torch.int32):
@@ -121,11 +121,10 @@ def decode(
     capacity = torch.from_numpy(table.steps) * torch.from_numpy(table.fields[:, 5]).long()
     if bool(((escapes < 0) | (escapes > capacity)).any()):
         raise ValueError("a stream cannot have more escapes than symbols")
-    if runtime.choose(backend, words.device) == "reference":
-        _require_cpu(words)
+    if (coder := _on_cpu(backend, words)) is not None:
         out = torch.zeros(table.rows, table.columns, dtype=dtype)
         arrays = (t.numpy() for t in (words, counts, states, escapes))
-        positions, finals, status = reference.decode(*arrays, table, contexts, tables, out.numpy())
+        positions, finals, status = coder.decode(*arrays, table, contexts, tables, out.numpy())
         return Decoded(out, *(torch.from_numpy(a) for a in (positions, finals, status)))
     from sqkernels.entropy.ops import decode as launch
 
@@ -140,6 +139,14 @@ def _check(symbols: Tensor, table: StreamTable, contexts: Contexts, tables: Rans
         )
 
 
-def _require_cpu(tensor: Tensor) -> None:
+def _on_cpu(backend: str, tensor: Tensor) -> ModuleType | None:
+    """What codes on the CPU, or None where Triton does."""
+    if backend == "native" or (backend == "auto" and tensor.device.type == "cpu" and native.available()):
+        chosen = native
+    elif runtime.choose(backend, tensor.device) == "reference":
+        chosen = reference
+    else:
+        return None
     if tensor.device.type != "cpu":
-        raise ValueError("the reference coder works on CPU tensors; move them there, or use backend='triton'")
+        raise ValueError(f"backend {backend!r} works on CPU tensors; move them there, or use backend='triton'")
+    return chosen

@@ -28,12 +28,12 @@ class TokenTimes(LogitsProcessor):
 
 
 def decode_row(
-    contender: Contender, batch: int, prompt: int, new: int, vocab: int, device: torch.device
+    contender: Contender, batch: int, prompt: int, new: int, vocab: int, device: torch.device, *, stalls: bool
 ) -> dict[str, Any]:
-    """Tokens a second of `generate` from a filled cache, and its slowest token. The first run, which compiles, is apart.
+    """Tokens a second of `generate` from a filled cache. The first run, which compiles, is apart.
 
-    step_ms: median time from token to token; stall_ms: the slowest of them less the median; host and device work both
-    count. seconds_first: of the first run of a few tokens.
+    stalls: also, in a run of their own, step_ms: median time from token to token; stall_ms: the slowest of them less the
+    median; host and device work both count. seconds_first: of the first run of a few tokens.
     """
     ids = torch.randint(3, vocab, (batch, prompt), device=device)
     options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
@@ -51,17 +51,14 @@ def decode_row(
     seconds = time.perf_counter() - begin
     if output.shape[1] != prompt + new:
         raise RuntimeError(f"generate gave {output.shape[1] - prompt} tokens, not {new}")
-    contender.fill(prompt - 1)
-    times = TokenTimes()
-    contender.generate(ids, True, max_new_tokens=new, logits_processor=LogitsProcessorList([times]), **options)
-    gaps = [1000 * (b - a) for a, b in zip(times.seconds, times.seconds[1:], strict=False)]
-    return {
-        "tokens_per_s": batch * new / seconds,
-        "step_ms": statistics.median(gaps),
-        "stall_ms": max(gaps) - statistics.median(gaps),
-        "seconds_first": first,
-        **_memory(device),
-    }
+    row = {"tokens_per_s": batch * new / seconds, "seconds_first": first, **_memory(device)}
+    if stalls:
+        contender.fill(prompt - 1)
+        times = TokenTimes()
+        contender.generate(ids, True, max_new_tokens=new, logits_processor=LogitsProcessorList([times]), **options)
+        gaps = [1000 * (b - a) for a, b in zip(times.seconds, times.seconds[1:], strict=False)]
+        row |= {"step_ms": statistics.median(gaps), "stall_ms": max(gaps) - statistics.median(gaps)}
+    return row
 
 
 def first_token_row(contender: Contender, batch: int, prompt: int, vocab: int, device: torch.device) -> dict[str, Any]:

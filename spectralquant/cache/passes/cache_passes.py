@@ -68,6 +68,7 @@ class CachePasses(WatchedCache):
         self.groups.end_forward()
         if self.state.sequences and self.get_seq_length() == self.get_seq_length(len(self.layers) - 1):
             self.groups.after_forward()
+            self.groups.rest()
             self.over_budget = fit_into(self.groups, self.policy.max_bytes, self._held_bytes, self.over_budget)
             self.groups.fill_working_set(self.options["working_set"])
 

@@ -246,6 +246,7 @@ def _fill_group(tokens: GroupTokens, model: nn.Module, heads: int | None, rows: 
         layer.sink_keys, layer.sink_values = sinks
         if layer.received is not None:
             layer.received.fill_(float("nan"))
+    tokens.rest()
     tokens.forget_unread()
 
 

@@ -32,6 +32,7 @@ OPTIONS = {
     "host": (bool,),
     "threads": WHOLE,
     "step_scale": (int, float),
+    "exact_bits": WHOLE,
     "bound": (int, float, type(None)),
     "adaptive_ranks": (bool,),
     "crossover": WHOLE,
@@ -79,7 +80,7 @@ def require_whole(state: CacheState, own: Mapping[str, Tensor], model: nn.Module
         _need(all(not group.sequences for group in state.groups), "blocks without tokens")
         _need(state.ids is None and not state.positions.tensors(), "ids or positions without tokens")
         return
-    batch = state.groups[0].layers[0].keys.shape[0]
+    batch = state.groups[0].layers[0].shape[0]
     for group in state.groups:
         _require_group(group, state.geometry, model.dtype, batch)
     lengths = {layer.get_seq_length() for group in state.groups for layer in group.layers}

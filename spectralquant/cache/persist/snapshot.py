@@ -24,7 +24,6 @@ from spectralquant.profile.model import CalibrationProfile
 from spectralquant.surroundings import own_arithmetic
 
 FIRST_FORMAT, FORMAT = "spectralquant.cache.1", "spectralquant.cache.2"
-LAYER_TENSORS = ("keys", "values", "sink_keys", "sink_values", "received")
 
 
 @dataclass
@@ -77,10 +76,8 @@ def take_snapshot(
     """Freeze tokens, blocks and a cache's `own` tensors. facts: options, model, windows and profile of the cache."""
     tensors = {}
     for number, group in enumerate(state.groups):
-        for name in LAYER_TENSORS:
-            of_layers = [getattr(layer, name) for layer in group.layers]
-            if group.sequences and of_layers[0] is not None:
-                tensors[_name(number, name)] = torch.stack(of_layers).cpu()
+        parts = [layer.parts() for layer in group.layers] if group.sequences else [{}]
+        tensors |= {_name(number, name): torch.stack([each[name] for each in parts]).cpu() for name in parts[0]}
     for name, tensor in ({"ids": state.ids} | state.positions.tensors()).items():
         if tensor is not None:
             tensors[name] = tensor.cpu().clone()
@@ -159,16 +156,13 @@ def _restore_group(
     device: torch.device,
 ) -> None:
     """Put a group's tokens where they were."""
-    tokens = group.tokens
+    tokens, prefix = group.tokens, _name(number, "")
+    saved = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    saved = {name: t for name, t in saved.items() if not name.startswith("block.")}
+    if any(len(t) != len(tokens.layers) for t in saved.values()):
+        raise InputError("The saved cache holds tensors of another number of layers.")
     for index, layer in enumerate(tokens.layers):
-        saved = {name: tensors.get(_name(number, name)) for name in LAYER_TENSORS}
-        if any(t is not None and len(t) != len(tokens.layers) for t in saved.values()):
-            raise InputError("The saved cache holds tensors of another number of layers.")
-        own = {name: t[index].to(device).clone() for name, t in saved.items() if t is not None}
-        if "keys" in own:
-            layer.lazy_initialization(own["keys"], own["values"])
-        for name, tensor in own.items():
-            setattr(layer, name, tensor)
+        layer.take_parts({name: t[index].to(device).clone() for name, t in saved.items()})
     span = tokens.span
     span.first, span.recent_from, span.recording = (facts[k] for k in ("first", "recent_from", "recording"))
     if shared is not None:

@@ -41,7 +41,7 @@ class LayerView:
     def __init__(self, group: CacheGroup, place: int, reading: Reading, new: int | None = None) -> None:
         self.group, self.place, self.reading = group, place, reading
         self.tokens, self.layer = group.tokens, group.tokens.layers[place]
-        batch, heads, recent, dim = self.layer.keys.shape
+        batch, heads, recent, dim = self.layer.shape
         total = self.layer.get_seq_length()
         self.start = max(self.tokens.first, self.tokens.kind.first_read(total - (new or 0)))
         self.padding = self.start if new is None else 0
@@ -101,7 +101,7 @@ class LayerView:
         return DenseSegment(*(x[:, :, self.start :] for x in (self.layer.sink_keys, self.layer.sink_values)))
 
     def _recents(self) -> DenseSegment:
-        past = self.layer.keys.shape[2] - self.recent
+        past = self.layer.shape[2] - self.recent
         return DenseSegment(*(x[:, :, past:] if past else x for x in (self.layer.keys, self.layer.values)))
 
     def _dense_runs(self) -> list[DenseSegment]:

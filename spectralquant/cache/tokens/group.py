@@ -118,6 +118,11 @@ class GroupTokens:
                 layer.drop_oldest(stop - self.recent_from, keep_storage=True)
             self.span.first = self.span.recent_from = stop
 
+    def rest(self) -> None:
+        """A pass has ended; see `SpectralLayer.rest`."""
+        for layer in self.layers:
+            layer.rest()
+
     def uncroppable(self, target: int) -> str | None:
         """Why only `target` tokens cannot be kept, or None: what their next query reads must still be held."""
         if not target or self.first <= self.kind.first_read(target):
@@ -131,7 +136,7 @@ class GroupTokens:
         """Keep the oldest `target` tokens; a block that is cut becomes exact again, as `whole(row, block)` gives it."""
         drop = self.total - target
         for layer in self.layers:
-            layer.keep_newest_but(min(drop, layer.keys.shape[2]))
+            layer.keep_newest_but(min(drop, layer.shape[2]))
         while self.coded_tokens and self.total > target:
             last = self.sequences[0][-1]
             both = []
@@ -186,14 +191,15 @@ class GroupTokens:
             layer.reset()
 
 
-def narrow_windows(groups: Sequence[GroupTokens]) -> tuple[str | None, bool]:
+def narrow_windows(groups: Sequence[GroupTokens], exact_bits: int) -> tuple[str | None, bool]:
     """What is to be said of layers that are not coded, or None; and whether these are all layers."""
     exact = [group for group in groups if not group.coded]
     if not exact:
         return None, False
+    held = "at 8 bits a number" if exact_bits == 8 else "as it is, which is what transformers' own cache does"
     count, window = sum(len(group.layers) for group in exact), max(group.kind.window for group in exact)
     text = (
         f"{count} of {sum(len(group.layers) for group in groups)} layers read {window:,} tokens at most, no more than a cache "
-        "keeps exact: they hold their window as it is, which is what transformers' own cache does."
+        f"keeps exact: they hold their window {held}."
     )
     return text, len(exact) == len(groups)

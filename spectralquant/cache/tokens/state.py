@@ -182,5 +182,5 @@ class CacheState:
 
     def exact_tensors(self) -> list[Tensor]:
         """Sinks, recent tokens and what is kept about tokens."""
-        exact = [t for group in self.groups for layer in group.layers for t in layer.tensors()]
+        exact = [t for group in self.groups for layer in group.layers for t in layer.parts().values()]
         return exact + ([] if self.ids is None else [self.ids]) + list(self.positions.tensors().values())

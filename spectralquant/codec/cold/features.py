@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectralquant.codec.buffers import empty_floats
 from spectralquant.streams import to_device
 
 MAX_DIMS = 768
@@ -36,7 +37,7 @@ class TokenRows:
         """Features `[T, 2·d]` @ matrix `[2·d, C]` (plus `[C]`), the products in the matrix's dtype."""
         dims = self.rows.shape[1]
         rows = self.rows.to(matrix.dtype)
-        out = torch.empty(2, len(rows), matrix.shape[1], dtype=torch.float32, device=rows.device)
+        out = empty_floats(2, len(rows), matrix.shape[1], device=rows.device)
         for part, own in zip(out, (matrix[:dims], matrix[dims:]), strict=True):
             part.copy_(rows @ own)
         if plus is not None:

@@ -24,11 +24,11 @@ class SpectralQuantizer:
         It cannot where a coefficient is not finite or its symbol exceeds 2^30 (its block is then stored raw).
         """
         scaled = (y / step[:, None]).round_()
-        good = (scaled.abs() < LIMIT).all(1)
+        good = (scaled.amax(1) < LIMIT) & (scaled.amin(1) > -LIMIT)  # neither holds of NaN
         return scaled.to(torch.int32), good
 
     def dequantize(self, symbols: Tensor, step: Tensor) -> Tensor:
         """Coefficients float32 `[T, R]` of symbols."""
         y = symbols.float()
-        y = torch.where(symbols.abs() == 1, y * self.centroid, y)
+        torch.where(symbols.abs() == 1, y * self.centroid, y, out=y)
         return y.mul_(step[:, None])

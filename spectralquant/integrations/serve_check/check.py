@@ -41,6 +41,7 @@ SUMMARY = (
     "bytes_ratio",
     "restore_over_recompute_8k",
     "restore_over_recompute_32k",
+    "decode_over_recompute",
     "hot_capacity_over_bf16",
     "hot_tokens_per_s_over_fp8_b8_32k",
 )
@@ -56,7 +57,8 @@ class ServeCheck:
     trace: requests over `trace_prefixes` prefixes of `prefix` tokens; the disk budget holds `trace_share` of the prefixes as
     the engine holds them. own_tiers: measure vLLM's own too, which need a GPU. cpu_bytes: of vLLM's tier in CPU memory before
     ours; memory_bytes: of it alone. one_process: store and restore in one, which tells something only where cpu_bytes are fewer
-    than what is stored. batch: sequences decoded together, with and without the tier (0: not measured).
+    than what is stored. batch: sequences decoded together, with and without the tier (0: not measured). lossless: measure the
+    tier that keeps every bit beside a profile's. trace_cpu_bytes: of vLLM's tier in CPU memory during the trace (0: as ever).
     """
 
     model: str
@@ -78,6 +80,8 @@ class ServeCheck:
     cpu_bytes: int = 0
     memory_bytes: int = 0
     one_process: bool = False
+    lossless: bool = True
+    trace_cpu_bytes: int = 0
     kl_limit: float = KL_LIMIT
     engine: dict[str, Any] = field(default_factory=dict)
     name: str = ""
@@ -115,12 +119,14 @@ class _Runs:
 
     def results(self) -> Results:
         check = self.check
-        ways = [LOSSLESS] if check.codec == LOSSLESS else [LOSSLESS, SPECTRAL]
+        ways = [way for way in (LOSSLESS, SPECTRAL) if check.codec != LOSSLESS or way == LOSSLESS]
+        ways = ways if check.lossless else ways[-1:]
         rows = [self._recomputed(), *(self._or_failed(way, self._ours) for way in ways)]
         rows += [self._or_failed(way, self._vllm) for way in (MEMORY, FILES) if check.own_tiers]
         last = rows[len(ways)]
         summary: dict[str, float | None] = dict.fromkeys(SUMMARY)
         summary |= {"hit_share": last.hit_share, "kl_nats": last.kl_nats, "bytes_ratio": last.bytes_ratio}
+        summary["decode_over_recompute"] = _faster(last, rows[0])
         for length, name in ((8192, "8k"), (32768, "32k")):
             summary[f"restore_over_recompute_{name}"] = last.long_over_recompute.get(str(length))
         named = {
@@ -264,7 +270,8 @@ class _Runs:
         chunks = self.check.trace_prefixes * (self.check.prefix // VLLM_CHUNK)
         budget = int(self.check.trace_share * chunks * chunk_bytes)
         device = self.check.device if way == SPECTRAL else "cpu"
-        transfer = ours(self.folder / f"trace-{way}", budget, codec, device, self.check.cpu_bytes)
+        memory = self.check.trace_cpu_bytes or self.check.cpu_bytes
+        transfer = ours(self.folder / f"trace-{way}", budget, codec, device, memory)
         return self._traced(self._run(f"{way}-trace", transfer, self._trace()), budget)
 
     def _traced(self, report: dict[str, Any], budget: int | None) -> dict[str, Any]:
@@ -286,6 +293,12 @@ class _Runs:
             self.faults.append(f"{row.way}: {1 - row.same_text:.1%} of the texts differ, though every bit is kept")
         if row.kl_nats is not None and row.kl_nats > self.check.kl_limit:
             self.faults.append(f"{row.way}: KL {row.kl_nats:.4f} nats is above {self.check.kl_limit}")
+
+
+def _faster(row: ServingRow, base: ServingRow) -> float | None:
+    """Tokens a second of sequences decoded together, over those of the engine alone."""
+    rates = [next(iter(r.decode_tokens_per_s.values()), None) for r in (row, base)]
+    return None if rates[0] is None or rates[1] is None else rates[0] / rates[1]
 
 
 def _over(samples: list[float], base: list[float]) -> float:

@@ -20,6 +20,7 @@ SETTLE_SECONDS = 600.0
 STILL_SECONDS = 0.5
 LAST_PART = 0.8
 RESET_TRIES = 50
+BATCHES = 5
 
 
 class Engine:
@@ -128,7 +129,7 @@ def do(engine: Engine, step: Step, beside: Path) -> dict[str, Any]:
     if step.do == "batch":
         engine.run(prompts, max_tokens=4)
         seconds = []
-        for _ in range(3):
+        for _ in range(BATCHES):
             start = time.perf_counter()
             engine.run(prompts, max_tokens=4)
             first = time.perf_counter() - start

@@ -68,9 +68,13 @@ class PacketStore:
 
     def lookup(self, key: bytes) -> bool:
         """Whether there is a whole packet for `key`: the file is read and verified."""
-        whole = self._read(key) is not None
-        self._count.add(lookups=1, hits=int(whole))
-        return whole
+        return self.look(key) is not None
+
+    def look(self, key: bytes) -> bytes | None:
+        """As `lookup`: the whole packet."""
+        packet = self._read(key)
+        self._count.add(lookups=1, hits=int(packet is not None))
+        return packet
 
     def load(self, key: bytes) -> bytes | None:
         """The packet of `key`, verified again, or None."""

@@ -8,6 +8,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import Of
 from vllm.platforms import current_platform
 
 from spectralquant.integrations.vllm.facts import facts_of, known
+from spectralquant.integrations.vllm.idle import AWAITED
 from spectralquant.integrations.vllm.plugin import register
 from spectralquant.integrations.vllm.settings import complete
 
@@ -30,6 +31,13 @@ class SpectralConnector(OffloadingConnector):
     def prefer_cross_layer_blocks(self) -> bool:
         """No: pages are read a layer at a time."""
         return False
+
+    def build_connector_meta(self, scheduler_output: Any) -> Any:
+        """See `OffloadingConnector`; a step with nothing to compute, and nothing to load, sleeps while prefixes are read."""
+        meta = super().build_connector_meta(scheduler_output)
+        if not scheduler_output.total_num_scheduled_tokens and not getattr(meta, "load_jobs", None):
+            AWAITED.give_time()
+        return meta
 
     @classmethod
     def build_prom_metrics(cls, vllm_config: Any, *arguments: Any) -> Any:

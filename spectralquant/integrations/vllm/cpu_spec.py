@@ -32,7 +32,6 @@ from spectralquant.integrations.vllm.settings import TierSettings, read_settings
 from spectralquant.integrations.vllm.waiting import Fetching, Storing
 
 log = logging.getLogger(__name__)
-PAUSE = 0.005  # of the steps of a CPU engine, which take longer
 _storing: dict[int, Storing] = {}
 
 
@@ -82,9 +81,8 @@ class SpectralOffloadingSpec(OffloadingSpec):
 
     def get_manager(self) -> OffloadingManager:
         """The scheduler's side."""
-        return SpectralManager(
-            Fetching(self.archive, self.settings.threads, self.settings.ready, PAUSE), self.storing, self.tokens
-        )
+        fetching = Fetching(self.archive, self.settings.threads, self.settings.ready)
+        return SpectralManager(fetching, self.storing, self.tokens)
 
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         """The worker's side."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from spectralquant.errors import InputError
+from spectralquant.integrations.chunk import stacked_layers
 from spectralquant.integrations.chunks import Chunk
 
 # A layout's page as [h, N, 2, D] for reading and writing: `HND` is [h, N, 2·D], `NHD` is [N, h, 2·D].
@@ -85,7 +86,7 @@ class RowLayout:
         views = self._view(pages, self._heads, self._block, self._dim)
         back = torch.argsort(self._order)
         for view, side in zip(views, ("keys", "values"), strict=True):
-            stacked = torch.stack([torch.stack(list(getattr(c, side))) for c in chunks]).to(device)  # [m, L, Hk, T, D]
+            stacked = torch.stack([stacked_layers(getattr(c, side)) for c in chunks]).to(device)  # [m, L, Hk, T, D]
             split = stacked[:, back.to(stacked.device)].unflatten(2, (self._ranks, self._heads))
             view.copy_(split.unflatten(4, (self._pages, self._block)).permute(0, 2, 1, 4, 3, 5, 6))
         return pages.view(m, -1).view(torch.int8)

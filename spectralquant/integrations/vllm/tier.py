@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-import numpy as np
 import torch
 from vllm.v1.kv_offload.base import LookupResult, OffloadKey, ReqContext, RequestOffloadingContext
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
@@ -21,16 +20,22 @@ from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 from spectralquant.errors import InputError
 from spectralquant.integrations.vllm.archives import open_archive, require_shared_hashes
 from spectralquant.integrations.vllm.facts import current
+from spectralquant.integrations.vllm.idle import AWAITED
+from spectralquant.integrations.vllm.kept import KeptPackets
 from spectralquant.integrations.vllm.pages import RowLayout, layout_named
+from spectralquant.integrations.vllm.rows import HostRows
 from spectralquant.integrations.vllm.settings import read_settings
 
 log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
-TOGETHER = 16
+STORED_TOGETHER, LOADED_TOGETHER = 16, 64  # chunks
+READERS = 4  # threads that read and verify, nearly all of it without Python's lock
 
 
 class SpectralTier(SecondaryTierManager):
-    """A lookup reads and verifies; a load reads and verifies again and fails softly."""
+    """A lookup reads and verifies. A load decodes what its lookup read; what was too much to keep is read and verified again. It
+    fails softly.
+    """
 
     def __init__(self, offloading_spec: Any, primary_kv_view: memoryview, tier_type: str, **options: Any) -> None:
         """vLLM builds it from `secondary_tiers: [{"type": "spectral"}]`; settings are in `"spectral"` beside that.
@@ -53,16 +58,18 @@ class SpectralTier(SecondaryTierManager):
             pages,
             facts.dtype,
         )
-        self._rows = torch.from_numpy(np.asarray(primary_kv_view)).view(torch.int8)
-        if self._rows.shape[1] < self._layout.bytes or offloading_spec.config.parallel.world_size != facts.ranks:
+        self._rows = HostRows(primary_kv_view, settings.device)
+        if self._rows.bytes < self._layout.bytes or offloading_spec.config.parallel.world_size != facts.ranks:
             raise InputError(
-                f"A chunk of this model takes {self._layout.bytes} bytes and vLLM keeps {self._rows.shape[1]}: its pages are "
+                f"A chunk of this model takes {self._layout.bytes} bytes and vLLM keeps {self._rows.bytes}: its pages are "
                 "laid out in a way that cannot be stored."
             )
-        self._device = settings.device
         self._archive = open_archive(settings, facts, self._tokens)
         self._storing = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-store")
         self._loading = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-load")
+        self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="sq-read")
+        self._streams = threading.local()
+        self._packets = KeptPackets(settings.ready)
         self._lock = threading.Lock()
         self._running: set[Future[None]] = set()
         self._results: list[JobResult] = []
@@ -79,11 +86,24 @@ class SpectralTier(SecondaryTierManager):
             if key not in self._archive:
                 self._archive.lookup(key)  # counts the miss
                 return LookupResult.MISS
-            answer = self._lookups[key] = self._loading.submit(self._archive.lookup, key)
+            answer = self._lookups[key] = self._reading.submit(self._look, key)
+            AWAITED.add(answer)
         self._asked.setdefault(req_context.req_id, set()).add(key)
         if not answer.done():
             return LookupResult.RETRY
         return LookupResult.HIT if answer.result() else LookupResult.MISS
+
+    def _look(self, key: bytes) -> bool:
+        packet = self._archive.look(key)
+        if packet is not None:
+            self._packets.keep(key, packet)
+            if key not in self._lookups:  # given up meanwhile
+                self._packets.take(key)
+        return packet is not None
+
+    def _forget(self, key: bytes) -> None:
+        self._lookups.pop(key, None)
+        self._packets.take(key)
 
     def submit_store(self, job_metadata: Any) -> None:
         keys, rows = list(job_metadata.keys), _rows_of(job_metadata)
@@ -95,9 +115,9 @@ class SpectralTier(SecondaryTierManager):
         ]
 
         def work() -> bool:
-            for at in range(0, len(chosen), TOGETHER):
-                some = chosen[at : at + TOGETHER]
-                content = self._rows[torch.from_numpy(rows[some]).long()].to(self._device)
+            for at in range(0, len(chosen), STORED_TOGETHER):
+                some = chosen[at : at + STORED_TOGETHER]
+                content = self._rows.read([rows[i] for i in some], self._layout.bytes)
                 self._archive.put([keys[i] for i in some], self._layout.read(content, [starts[i] or 0 for i in some]))
             return True
 
@@ -107,23 +127,27 @@ class SpectralTier(SecondaryTierManager):
         keys, rows = list(job_metadata.keys), _rows_of(job_metadata)
 
         def work() -> bool:
-            chunks = self._archive.get(keys)
-            there = [i for i, chunk in enumerate(chunks) if chunk is not None]
-            if there:
-                made = self._layout.write([chunk for chunk in chunks if chunk is not None], self._device)
-                self._rows[torch.from_numpy(rows[there]).long(), : self._layout.bytes] = made.to("cpu")
-            for i, key in enumerate(keys):
-                self._lookups.pop(key, None)
-                if chunks[i] is None:
-                    self._avoided[key] = time.monotonic() + AVOID_SECONDS
-            return len(there) == len(keys)
+            lost = []
+            for at in range(0, len(keys), LOADED_TOGETHER):
+                some = keys[at : at + LOADED_TOGETHER]
+                chunks = self._archive.get(some, {key: self._packets.take(key) for key in some})
+                there = [i for i, chunk in enumerate(chunks) if chunk is not None]
+                if there:
+                    made = self._layout.write([chunks[i] for i in there], self._rows.device)
+                    self._rows.write([rows[at + i] for i in there], made)
+                lost += [key for key, chunk in zip(some, chunks, strict=True) if chunk is None]
+            for key in keys:
+                self._forget(key)
+            self._avoided |= dict.fromkeys(lost, time.monotonic() + AVOID_SECONDS)
+            return not lost
 
-        self._run(self._loading, job_metadata.job_id, work)
+        AWAITED.add(self._run(self._loading, job_metadata.job_id, work))
 
-    def _run(self, pool: ThreadPoolExecutor, job_id: int, work: Any) -> None:
+    def _run(self, pool: ThreadPoolExecutor, job_id: int, work: Any) -> Future[None]:
         def guarded() -> None:
             try:
-                success = work()
+                with self._rows.working(self._stream()):
+                    success = work()
             except Exception:
                 log.exception("job %d of the tier failed", job_id)
                 success = False
@@ -133,6 +157,13 @@ class SpectralTier(SecondaryTierManager):
         future = pool.submit(guarded)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
+        return future
+
+    def _stream(self) -> torch.cuda.Stream | None:
+        """Of this thread."""
+        if not hasattr(self._streams, "own"):
+            self._streams.own = self._rows.stream()
+        return self._streams.own
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         with self._lock:
@@ -156,7 +187,7 @@ class SpectralTier(SecondaryTierManager):
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._positions.pop(req_context.req_id, None)
         for key in self._asked.pop(req_context.req_id, ()):
-            self._lookups.pop(key, None)
+            self._forget(key)
         now = time.monotonic()
         self._avoided = {key: until for key, until in self._avoided.items() if until > now}
 
@@ -166,8 +197,9 @@ class SpectralTier(SecondaryTierManager):
     def shutdown(self) -> None:
         self._storing.shutdown(wait=True)
         self._loading.shutdown(wait=True)
-        self._rows = torch.empty(0, dtype=torch.int8)  # vLLM closes the memory behind it
+        self._reading.shutdown(wait=True)
+        self._rows.close()
 
 
-def _rows_of(job: Any) -> np.ndarray:
-    return np.asarray(job.chunk_ids if hasattr(job, "chunk_ids") else job.block_ids)
+def _rows_of(job: Any) -> list[int]:
+    return [int(i) for i in (job.chunk_ids if hasattr(job, "chunk_ids") else job.block_ids)]

@@ -7,11 +7,12 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from spectralquant.integrations.archive import ChunkArchive
 from spectralquant.integrations.chunks import Chunk
+from spectralquant.integrations.vllm.idle import AWAITED
 
 log = logging.getLogger(__name__)
 TOGETHER = 32
@@ -85,13 +86,10 @@ class Fetching:
 
     A chunk stays in memory from its lookup until every request that looked it up is done with it: nothing that happens to its
     file in between can harm. At most `most_bytes` of them; a lookup above that is a miss.
-
-    pause: seconds that a lookup waits for a chunk on its way. A scheduler that asks again and again holds Python's lock, and
-    decoding, which is many short calls, gets it once in five milliseconds: fifty times slower than alone.
     """
 
-    def __init__(self, archive: ChunkArchive, threads: int, most_bytes: int, pause: float = 0.0) -> None:
-        self._archive, self._pause = archive, pause
+    def __init__(self, archive: ChunkArchive, threads: int, most_bytes: int) -> None:
+        self._archive = archive
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sq-fetch")
         self._most = most_bytes // max(1, archive.tokens * archive.shape.bytes_per_token)
         self._fetches: dict[bytes, Fetch] = {}
@@ -110,11 +108,10 @@ class Fetching:
             if len(self._fetches) >= self._most:
                 return False
             fetch = self._fetches[key] = Fetch(start, Future(), set())
+            AWAITED.add(fetch.future)
             self._wanted.append((key, fetch))
             self._pool.submit(self._fetch)
         fetch.requests.add(request)
-        if self._pause:
-            wait([fetch.future], self._pause)
         if not fetch.future.done():
             return None
         return fetch.future.result() is not None
@@ -165,4 +162,6 @@ class Fetching:
         """Let go of everything."""
         self._wanted.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        for fetch in self._fetches.values():
+            fetch.future.cancel()  # nobody would end it any more
         self._fetches.clear()

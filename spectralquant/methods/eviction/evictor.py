@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from spectralquant.errors import InputError
+from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.eviction.history import SCORE_BYTES, HistoryView, fp16_entry_bytes, keep_best
 
 PROMPT, STREAMING = "prompt", "streaming"
@@ -32,6 +33,7 @@ class Evictor:
 
     mode: `prompt` chooses once, when a prompt has been read; `streaming` chooses again after every block of text.
     exact_bits: what is kept is held at 16 bits. entry_bytes: what is remembered about a kept entry to choose again.
+    reads_content: scores need keys, values and queries, not attention alone.
     """
 
     keep: float = 0.2
@@ -40,6 +42,7 @@ class Evictor:
     name: ClassVar[str]
     exact_bits: ClassVar[int] = 16
     entry_bytes: ClassVar[int] = SCORE_BYTES
+    reads_content: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:
@@ -65,6 +68,6 @@ class Evictor:
             return held
         return keep_best(self.scores(history, budget), held, budget)
 
-    def held_bytes(self, kept: Tensor, head_dim: int) -> int:
+    def held_bytes(self, kept: Tensor, geometry: CacheGeometry) -> int:
         """See `EvictingMethod.held_bytes`."""
-        return fp16_entry_bytes(kept, head_dim, self.entry_bytes if self.mode == STREAMING else 0)
+        return fp16_entry_bytes(kept, geometry, self.entry_bytes if self.mode == STREAMING else 0)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from spectralquant.errors import InputError
-from spectralquant.geometry import BLOCK, SINKS
+from spectralquant.geometry import BLOCK, SINKS, CacheGeometry
 from spectralquant.methods.entry import plain
 from spectralquant.methods.eviction.evictor import MODES, STREAMING, require_mode
 from spectralquant.methods.eviction.history import SCORE_BYTES, HistoryView, fp16_entry_bytes
@@ -48,9 +48,9 @@ class HeavyHitter:
         heavy = share > self.threshold * queries / queries.sum().clamp_min(1)
         return held & (heavy | ~old)
 
-    def held_bytes(self, kept: Tensor, head_dim: int) -> int:
+    def held_bytes(self, kept: Tensor, geometry: CacheGeometry) -> int:
         """See `EvictingMethod.held_bytes`."""
-        return fp16_entry_bytes(kept, head_dim, SCORE_BYTES if self.mode == STREAMING else 0)
+        return fp16_entry_bytes(kept, geometry, SCORE_BYTES if self.mode == STREAMING else 0)
 
 
 METHOD = plain(

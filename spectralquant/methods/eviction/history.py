@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from spectralquant.geometry import CacheGeometry
+from spectralquant.methods.eviction.queries import Content
 
 OBSERVED_QUERIES = 64
 COUNTED_CALLS = 3
@@ -19,7 +22,7 @@ class HistoryView:
 
     accumulated: from all queries so far. latest: from the newest 64 queries, averaged. hits: of the newest
     `counted` queries, how many gave it more than an equal share of their attention. age: tokens since each one's
-    position `[n]` (the newest query has age 0). start: position of the first.
+    position `[n]` (the newest query has age 0). start: position of the first. content: for methods that read it.
     """
 
     accumulated: Tensor
@@ -28,12 +31,17 @@ class HistoryView:
     age: Tensor
     counted: int
     start: int = 0
+    content: Content | None = None
 
     def of_layers(self, layers: Sequence[int]) -> HistoryView:
         """The same tokens in some of the layers."""
         index = list(layers)
         parts = (self.accumulated[index], self.latest[index], self.hits[index])
         return HistoryView(*parts, self.age, self.counted, self.start)
+
+    def with_content(self, content: Content) -> HistoryView:
+        """The same tokens, and what is known of them beside attention."""
+        return replace(self, content=content)
 
 
 class AttentionHistory:
@@ -78,6 +86,6 @@ def keep_best(scores: Tensor, held: Tensor, count: int) -> Tensor:
     return torch.zeros_like(held).scatter_(-1, index, True) & held
 
 
-def fp16_entry_bytes(kept: Tensor, head_dim: int, extra: int = 0) -> int:
+def fp16_entry_bytes(kept: Tensor, geometry: CacheGeometry, extra: int = 0) -> int:
     """Bytes of kept keys and values in fp16, plus `extra` bytes an entry."""
-    return int(kept.sum()) * (2 * 2 * head_dim + extra)
+    return int(kept.sum()) * (2 * 2 * geometry.head_dim + extra)

@@ -216,6 +216,15 @@ def test_what_stays_exact_is_said():
         assert cache.stats().resident_ratio <= 1
 
 
+def test_narrow_windows_at_8_bits_are_said_to_be_so():
+    loaded, profile = calibrated("narrow")
+    cache = SpectralCache(loaded.model, profile, tier="cold", background=False, exact_bits=8)
+    with torch.no_grad():
+        loaded.model(input_ids=ids(600), past_key_values=cache)
+    assert any("they hold their window at 8 bits a number" in each.message for each in cache.stats().not_compressed)
+    assert all(layer.parts()["keys.codes"].shape[2] and not layer.parts()["keys.new"].numel() for layer in cache.layers)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("name", MODELS)
 def test_ratios_are_against_the_models_own_cache(name, tier):

@@ -42,11 +42,14 @@ def test_summary_of_the_cycle_mean_follows_from_bytes():
             method="spectral",
             options={"exact_bits": 16},
             context=8192,
-            coded_tokens=8060,
-            coded_bytes=8060 * 288,
+            coded_tokens=2 * 8060,
+            coded_bytes=2 * 8060 * 288,
+            n_windows=2,
+            fp16_bytes=8192 * 23040,
+            resident_bytes=8060 * 288 + 132 * 25000,
         )
     ]
     found = summarize(rows, ColdStudy())
     mean = found["whole_cache_8192_exact16_mean_over_block_cycle"]
     exact = 4 + 128 + 63.5
-    assert mean == pytest.approx(8192 * 23040 / (exact * 23040 + (8192 - exact) * 288))
+    assert mean == pytest.approx(8192 * 23040 / (exact * 25000 + (8192 - exact) * 288)), "with sums about recent tokens"

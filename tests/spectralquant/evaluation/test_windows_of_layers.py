@@ -26,9 +26,11 @@ METHODS = {
     "kvtc": {"ratio": 4.0},
     "h2o": {"keep": 0.3},
     "snapkv": {"keep": 0.3},
+    "expected_attention": {"keep": 0.3},
     "streaming_llm": {"keep": 0.3},
     "heavy_hitter": {"threshold": 1.5},
     "h2o+turboquant": {"keep": 0.5, "bits": 4.0},
+    "expected_attention+turboquant": {"keep": 0.5, "bits": 4.0},
 }
 TOKENS = 1000
 

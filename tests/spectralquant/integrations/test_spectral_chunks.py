@@ -22,6 +22,7 @@ from spectralquant.evaluation.restored import measure_restored
 from spectralquant.geometry import SINKS
 from spectralquant.hooks.rotary_frequencies import model_frequencies
 from spectralquant.hooks.rotary_tables import Places, RotaryTables
+from spectralquant.integrations.chunk import stacked_layers
 from spectralquant.integrations.chunks import Chunk, ChunkCodec, ChunkShape, open_codec
 from spectralquant.integrations.spectral_chunks import SpectralChunks
 from spectralquant.models.load import LoadedModel
@@ -136,14 +137,14 @@ def test_chunks_come_back(dtype, size):
     for a, b in zip(back, chunks, strict=True):
         assert (a.start, a.shape, a.tokens) == (b.start, b.shape, b.tokens)
         for kind in ("keys", "values"):
-            assert error(torch.stack(getattr(a, kind)), torch.stack(getattr(b, kind))) < 0.6
+            assert error(stacked_layers(getattr(a, kind)), stacked_layers(getattr(b, kind))) < 0.6
             for x, y in zip(getattr(a, kind), getattr(b, kind), strict=True):
                 assert torch.equal(x[:, : SINKS - a.start], y[:, : SINKS - b.start]) or a.start
-    plain = sum(2 * torch.stack(c.keys).numel() * dtype.itemsize for c in chunks)
+    plain = sum(2 * stacked_layers(c.keys).numel() * dtype.itemsize for c in chunks)
     assert plain / sum(map(len, packets)) > 2.5 * dtype.itemsize / 2
     alone = [codec.decode([p], c.shape)[0] for p, c in zip(packets, chunks, strict=True)]
     for a, b in zip(alone, back, strict=True):  # every chunk decodes by itself
-        assert error(torch.stack(a.keys), torch.stack(b.keys)) < 1e-2
+        assert error(stacked_layers(a.keys), stacked_layers(b.keys)) < 1e-2
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "phi3"])
@@ -181,7 +182,7 @@ def test_strides_and_many_tokens():
     engine = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in keys]  # tokens first, as pages hold them
     chunk = Chunk(48, engine, list(values))
     back = codec.decode(codec.encode([chunk]), chunk.shape)[0]
-    assert back.tokens == 1400 and error(torch.stack(back.values), values) < 0.1
+    assert back.tokens == 1400 and error(stacked_layers(back.values), values) < 0.1
 
 
 def test_what_does_not_shrink_is_exact():
@@ -191,7 +192,7 @@ def test_what_does_not_shrink_is_exact():
     wild[0, 0, 9, 3] = float("nan")
     chunk = Chunk(320, list(wild), list(torch.randn(shape)))
     back = codec.decode(codec.encode([chunk]), chunk.shape)[0]
-    assert torch.equal(torch.stack(back.keys).view(torch.int32), wild.view(torch.int32))
+    assert torch.equal(stacked_layers(back.keys).view(torch.int32), wild.view(torch.int32))
 
 
 def test_damage_is_a_packet_error():
@@ -253,4 +254,4 @@ def test_a_bound_is_kept_and_named():
     noise = [torch.randn(2, 256, 16) for _ in range(3)]
     chunk = Chunk(512, noise, noise)
     tight, loose = (c.decode(c.encode([chunk]), chunk.shape)[0] for c in (codec, free))
-    assert error(torch.stack(tight.keys), torch.stack(noise)) < error(torch.stack(loose.keys), torch.stack(noise))
+    assert error(stacked_layers(tight.keys), torch.stack(noise)) < error(stacked_layers(loose.keys), torch.stack(noise))

@@ -10,6 +10,7 @@ import torch
 from spectralquant.integrations.archive import ChunkArchive
 from spectralquant.integrations.chunks import Chunk, ChunkShape, LosslessChunks
 from spectralquant.integrations.store import PacketStore
+from spectralquant.integrations.vllm.idle import AWAITED, PAUSE
 from spectralquant.integrations.vllm.waiting import Fetching, Storing
 
 SHAPE = ChunkShape((2,), (8,), torch.bfloat16)
@@ -107,11 +108,25 @@ def test_a_scheduler_that_asks_without_end_does_not_starve_the_decoder(archive):
     archive.codec = ManyShortCalls()
 
     def seconds(pause: float) -> float:
-        fetching = Fetching(archive, threads=1, most_bytes=MB, pause=pause)
+        fetching = Fetching(archive, threads=1, most_bytes=MB)
         begin = time.monotonic()
         while (answer := fetching.look(b"a", "one", 0)) is None:
-            pass
+            if pause:
+                AWAITED.give_time(pause)
         assert answer
         return time.monotonic() - begin
 
-    assert seconds(0.05) < seconds(0.0) / 3
+    assert seconds(PAUSE) < seconds(0.0) / 3
+
+
+def test_an_idle_engine_waits_for_nothing_once_all_is_read_or_given_up(archive):
+    archive.put([b"a"], [chunk(0)])
+    fetching = Fetching(archive, threads=1, most_bytes=MB)
+    assert answered(fetching, b"a", "one", 0)
+    fetching._pool.submit(time.sleep, 0.2)
+    archive.put([b"b"], [chunk(16)])
+    fetching.look(b"b", "one", 16)
+    fetching.finish()
+    begin = time.monotonic()
+    AWAITED.give_time(5)
+    assert time.monotonic() - begin < 1 and len(AWAITED) == 0

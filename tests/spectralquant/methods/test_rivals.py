@@ -9,14 +9,17 @@ import pytest
 import torch
 from conftest import profile_of
 from profiles_for_tests import random_block
+from transformers import DynamicCache
 
 from spectralquant.codec.turboquant import TurboProductQuantizer, TurboQuantizer
 from spectralquant.errors import InputError
 from spectralquant.evaluation.streaming import stream_window
+from spectralquant.geometry import CacheGeometry
 from spectralquant.methods.coding.fp8 import Fp8
 from spectralquant.methods.coding.kivi import Kivi, quantize_groups
 from spectralquant.methods.coding.kvtc import allocate, dequantize_rows, quantize_rows
 from spectralquant.methods.coding.turboquant import TurboQuant
+from spectralquant.methods.eviction.expected_attention import ExpectedAttention
 from spectralquant.methods.eviction.h2o import H2O
 from spectralquant.methods.eviction.scissorhands import Scissorhands
 from spectralquant.methods.eviction.snapkv import SnapKV
@@ -85,12 +88,13 @@ class Recorded:
 
     def __init__(self, method):
         self.method, self.mode, self.choices = method, method.mode, []
+        self.reads_content = method.reads_content
 
     def choose(self, history, held, length):
         self.choices.append(self.method.choose(history, torch.ones_like(held), length))
         return held
 
-    def held_bytes(self, kept, head_dim):
+    def held_bytes(self, kept, geometry):
         return 1
 
 
@@ -135,6 +139,58 @@ def test_selections_equal_a_dense_computation(method, mode):
         expected = torch.zeros_like(chosen).scatter_(-1, scores.topk(budget).indices, True)
         assert (chosen == expected).float().mean() > 0.995, "equal up to ties of float rounding"
         assert chosen.sum(-1).unique().tolist() == [budget]
+
+
+@torch.no_grad()
+def test_expected_attention_equals_its_formula_written_out():
+    """Every streaming choice, from projections of the model itself and rotation matrices averaged over 512 positions to come."""
+    loaded, _ = profile_of("llama")
+    model, g = loaded.model, loaded.geometry
+    ids = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 1000).windows(512, 1)[0]
+    recorded = Recorded(ExpectedAttention(0.25))
+    stream_window(model, g, ids, [recorded])
+    projected, cache = [], DynamicCache()
+    hooks = [
+        x.self_attn.q_proj.register_forward_hook(lambda m, a, o: projected.append(o[0])) for x in model.model.layers
+    ]
+    model(input_ids=ids[None], past_key_values=cache)
+    for hook in hooks:
+        hook.remove()
+    half = g.head_dim // 2
+    swap = torch.zeros(g.head_dim, g.head_dim)
+    swap[:half, half:], swap[half:, :half] = -torch.eye(half), torch.eye(half)
+    assert len(recorded.choices) == 4
+    for seen, chosen in zip((128, 256, 384, 512), recorded.choices, strict=True):
+        cos, sin = (x[0] for x in model.model.rotary_emb(torch.zeros(1), torch.arange(seen, seen + 512)[None]))
+        turn = (cos[:, :, None] * torch.eye(g.head_dim) + sin[:, :, None] * swap).mean(0)
+        if seen == 128:
+            assert bool(chosen.all()), "nothing is dropped before the budget is full"
+            continue
+        for layer in range(g.layers):
+            queries = projected[layer].view(-1, g.heads, g.head_dim)[4:seen].double()
+            for head in range(g.kv_heads):
+                keys, values = (
+                    x[0, head, :seen].double() for x in (cache.layers[layer].keys, cache.layers[layer].values)
+                )
+                weights = 0
+                for query in queries[:, head * g.group : (head + 1) * g.group].unbind(1):
+                    mean, spread = query.mean(0) @ turn.double().T, turn.double() @ torch.cov(query.T, correction=0)
+                    spread = spread @ turn.double().T
+                    expected = keys @ mean / g.head_dim**0.5 + ((keys @ spread) * keys).sum(1) / 2 / g.head_dim
+                    weights = weights + expected[4:].softmax(0)
+                best = {0, 1, 2, 3, *(4 + (weights * values[4:].norm(dim=1)).topk(124).indices).tolist()}
+                assert len(best ^ set(chosen[layer, head].nonzero().squeeze(1).tolist())) <= 2, "up to a tie"
+
+
+def test_what_expected_attention_remembers_of_queries_is_counted():
+    """In streaming mode mean and half of the covariance of every head, in float32; nothing once a prompt has been read."""
+    geometry = CacheGeometry(layers=2, heads=4, kv_heads=2, head_dim=16, rotary=(True, True))
+    kept = torch.ones(2, 2, 10, dtype=torch.bool)
+    entries = 2 * 2 * 10 * 2 * 2 * 16
+    assert ExpectedAttention(mode="prompt").held_bytes(kept, geometry) == entries
+    assert ExpectedAttention().held_bytes(kept, geometry) == entries + 2 * 4 * (16 + 16 * 17 // 2) * 4
+    with pytest.raises(InputError, match="future=0 must be positive"):
+        ExpectedAttention(future=0)
 
 
 def test_outlier_channels_of_the_paper_do_not_save_keys_with_huge_channels_but_fine_ones_do():

@@ -1,0 +1,61 @@
+"""Parts of the serving study: measured apart, joined in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from research.serving import study
+from spectralquant.errors import InputError
+from spectralquant.results.files import results_file
+from spectralquant.results.serving import ServingRow
+
+
+def part(name: str, **fields):
+    row = ServingRow(way="spectral", prompts=4, prefix_tokens=100, same_text=1.0, hit_share=1.0, **fields)
+    summary = {"kl_nats": 0.01 if name == "small" else None, "restore_over_recompute_8k": 0.5}
+    return results_file(
+        "serving", [row], {"command": name}, summary=summary, settings={"name": name}, faults=[f"{name}!"]
+    )
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    names: list[str] = []
+
+    def measure(name):
+        names.append(name)
+        return part(name)
+
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(study, "_small", lambda *_: None)
+    monkeypatch.setattr(study, "serve_check", lambda *_: measure("small"))
+    monkeypatch.setattr(study, "_large", lambda *_: measure("large"))
+    monkeypatch.setattr(study, "_two_ranks", lambda *_: measure("tp"))
+    return names
+
+
+def run(out: Path, *parts: str):
+    return study.serving_study("m", Path("p"), parts, offline=True, report=lambda _: None, out=out)
+
+
+def test_parts_that_are_there_are_joined_and_the_others_measured(measured, tmp_path):
+    out = tmp_path / "serving-x.json"
+    assert [row.way for row in run(out, "tp").rows] == ["tp2/spectral"]
+    result = run(out)
+    assert measured == ["tp", "small", "large"]
+    assert [row.way for row in result.rows] == ["spectral", "8b/spectral", "tp2/spectral"]
+    assert result.summary["kl_nats"] == 0.01 and result.summary["tp2_same_text"] == 1.0
+    assert result.faults == ["small!", "8b/large!", "tp2/tp!"] and set(result.settings) == {"small", "large", "tp"}
+    run(out)
+    assert len(measured) == 3
+    run(out, "large")
+    assert measured[3:] == ["large"]
+
+
+def test_a_part_that_this_machine_cannot_run_is_refused(measured, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match="tp two"):
+        run(tmp_path / "x.json", "tp")
+    assert [row.way for row in run(tmp_path / "x.json").rows] == ["spectral", "8b/spectral"]
