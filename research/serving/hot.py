@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,35 +95,42 @@ def ways(gpu: bool) -> dict[str, dict[str, Any]]:
 
 
 def run_ways(orders: dict[str, Order], profile: Path, folder: Path, report: Report) -> dict[str, dict[str, Any]]:
-    """Reports by way. One of vLLM's turboquant holds a `note` where it is not run as vLLM has it; where it does not start, it is left
-    out, and that is said."""
-    runs = {}
-    for name, order in orders.items():
-        report(f"{name}: starting vLLM")
-        changed = name == TURBO and lacks_flash_attention_2()
-        try:
-            with _hot_profile(str(profile.absolute()) if name == HOT else ""):
-                runs[name] = run(order, folder, name.replace(" ", "-"), child=CHANGED if changed else CHILD)
-        except InputError as error:
-            if name != TURBO:
-                raise
-            report(f"{name}: not measured, the engine does not start: {error}")
-            continue
-        if changed:
-            runs[name]["note"] = NOTE
-    return runs
+    """Reports by way; where there are several GPUs, every way has one of its own and they run together.
+
+    One of vLLM's turboquant holds a `note` where it is not run as vLLM has it; where it does not start, it is left out, and that is said.
+    """
+    cards = _cards()
+    with ThreadPoolExecutor(max_workers=max(1, len(cards))) as pool:
+        tasks = {}
+        for i, (name, order) in enumerate(orders.items()):
+            variables = {VARIABLE: str(profile.absolute()) if name == HOT else ""}
+            if len(cards) > 1:
+                variables["CUDA_VISIBLE_DEVICES"] = cards[i % len(cards)]
+            tasks[name] = pool.submit(_run, name, order, folder, variables, report)
+        runs = {name: task.result() for name, task in tasks.items()}
+    return {name: done for name, done in runs.items() if done is not None}
 
 
-@contextmanager
-def _hot_profile(profile: str) -> Iterator[None]:
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = profile
+def _run(name: str, order: Order, folder: Path, variables: dict[str, str], report: Report) -> dict[str, Any] | None:
+    report(f"{name}: starting vLLM")
+    changed = name == TURBO and lacks_flash_attention_2()
+    child = CHANGED if changed else CHILD
     try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before
+        done = run(order, folder, name.replace(" ", "-"), child=child, variables=variables)
+    except InputError as error:
+        if name != TURBO:
+            raise
+        report(f"{name}: not measured, the engine does not start: {error}")
+        return None
+    return done | {"note": NOTE} if changed else done
+
+
+def _cards() -> list[str]:
+    """GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def _row(name: str, runs: dict[str, Any], study: HotStudy, folder: Path) -> ServingRow:

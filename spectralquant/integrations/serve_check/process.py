@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,17 @@ def require_vllm() -> None:
         )
 
 
-def run(order: Order, folder: Path, name: str, timeout: float = 3600.0, child: str = CHILD) -> dict[str, Any]:
+def run(
+    order: Order,
+    folder: Path,
+    name: str,
+    timeout: float = 3600.0,
+    child: str = CHILD,
+    variables: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The report of an engine that did what `order` says; its log is `NAME.log` in `folder`. A report of the very same order
-    that lies there already is taken. child: module that runs as the engine's process.
+    that lies there already is taken. child: module that runs as the engine's process. variables: of its environment, besides
+    this process's.
 
     Raises:
         InputError: the engine ended early; the message shows its last lines.
@@ -47,6 +56,7 @@ def run(order: Order, folder: Path, name: str, timeout: float = 3600.0, child: s
     report_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", child, str(order_file), str(report_file)]
     environment = {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", **os.environ}
+    environment |= variables or {}
     with open(log_file, "wb") as log:
         try:
             code = subprocess.run(
