@@ -61,9 +61,8 @@ def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bo
     """
     require_vllm()
     arguments, gpu = engine_arguments(study.prefix + 512, eager=True)
-    engine = {**arguments, "block_size": 128, "max_num_batched_tokens": study.step, "max_num_seqs": 8, **study.engine}
-    if gpu:
-        engine["gpu_memory_utilization"] = SMALL_SHARE
+    engine = {**arguments, "block_size": 128, "max_num_batched_tokens": study.step, "max_num_seqs": 8}
+    engine |= ({"gpu_memory_utilization": SMALL_SHARE} if gpu else {}) | study.engine
     folder = str(model_folder(model, offline=offline, report=report))
     steps = [Step("texts", "texts", Prompts("shared", study.prompts, study.prefix), study.new)]
     if not gpu:
