@@ -182,6 +182,16 @@ def _smoke() -> Check:
     )
 
 
+def _cpu_coder() -> Check:
+    from sqkernels.entropy import native
+
+    missing = native.missing()
+    if missing is None:
+        return Check("CPU coder", OK, "compiled")
+    fix = "Install a C compiler (gcc or clang): it codes the cold tier on CPUs five times as fast, to the same bytes."
+    return Check("CPU coder", WARN, f"numpy ({missing})", fix)
+
+
 CHECKS: dict[str, Callable[[], Check]] = {
     "Python": _python,
     "torch": lambda: _package("torch", MIN_TORCH),
@@ -196,4 +206,5 @@ CHECKS: dict[str, Callable[[], Check]] = {
     "built-in model": _builtin_model,
     "disk": _disk,
     "Triton smoke test": _smoke,
+    "CPU coder": _cpu_coder,
 }

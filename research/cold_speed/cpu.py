@@ -13,6 +13,7 @@ from spectralquant.codec.block import KVBlock
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.geometry import BLOCK
 from spectralquant.models.shapes import ModelShape
+from sqkernels.entropy import native
 
 Row = dict[str, Any]
 SHAPE = ModelShape("qwen2.5-0.5b", 24, 14, 2, 64, 896, 4864, 151936)
@@ -46,7 +47,15 @@ def _rows(sample: SpeedSample, own: ModelShape, shape: ModelShape, tokens: int) 
         ids = torch.from_numpy(text[part]).long()
         blocks.append(KVBlock(keys[part], values[part], at, received[part], ids, int(text[at - 1]) if at else -1))
     fp16 = tokens * shape.kv_bytes_per_token
-    base = {"model": shape.name, "context": tokens, "batch": 1, "fp16_bytes": fp16, "packet_bytes": sum(map(len, data))}
+    base = {
+        "model": shape.name,
+        "context": tokens,
+        "batch": 1,
+        "fp16_bytes": fp16,
+        "packet_bytes": sum(map(len, data)),
+        "coder": "compiled" if native.available() else "numpy",
+        "products": str(codec.dtype).removeprefix("torch."),
+    }
     out = []
     for what, call in (
         ("encode on two CPU cores", functools.partial(codec.encode_run, blocks)),

@@ -39,6 +39,7 @@ RIVALS = (
     "h2o:keep=0.5,mode=streaming",
     "h2o:keep=0.5,mode=prompt",
     "snapkv:keep=0.5,mode=prompt",
+    "expected_attention:keep=0.5,mode=prompt",
 )
 """Budgets around the KL of the study. Evicting methods at their most generous budget: where that is not good enough, none is."""
 

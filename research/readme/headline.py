@@ -1,113 +1,230 @@
-"""The table that the results page opens with: of `headline.json` where it was measured, else put together from the studies of single questions."""
+"""The table that the results page opens with: model × text × method at one KL, and what each costs; every figure with the file it is from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from research.readme.tools import RESULTS, load, table
 from spectralquant.evaluation.match import matched
 from sqcli.terminal.compare import bound_text
-from sqcli.terminal.headline import OWN, quality_grid, speed_grid
 
 KL = 0.01
-UNKNOWN = "not measured"
-SHOWN = ("spectral cold", "kvtc", "turboquant", "kivi", "h2o", "snapkv", "streaming_llm")
+UNKNOWN = "?"
+NOTHING = "–"
+RATIO, GENERAL, FOREIGN, ENCODE, DECODE, FIRST, PROFILE = (
+    "ratio",
+    "general profile",
+    "foreign profile",
+    "encode GB/s",
+    "decode GB/s",
+    "next token",
+    "profile MB",
+)
+COLUMNS = (RATIO, GENERAL, FOREIGN, ENCODE, DECODE, FIRST, PROFILE)
+OURS = "spectral"
+METHODS = (OURS, "kvtc", "turboquant", "kivi", "h2o", "snapkv", "expected_attention", "streaming_llm", "scissorhands")
+FORGET = ("h2o", "snapkv", "expected_attention", "streaming_llm", "scissorhands", "heavy_hitter")
+FIXED = ("turboquant", "kivi", *FORGET)
+COMPARISONS = {"compare-smollm2-wikitext2": "smollm2-135m", "compare-gemma3-wikitext2": "gemma3-270m"}
+MODELS = tuple(COMPARISONS.values())
+TEXTS = ("wikitext", "python", "french", "bible", "stdlib")
+
+Key = tuple[str, str, str]
+"""Model, text, method."""
+
+
+@dataclass
+class Facts:
+    """Cells by model, text and method, and by column; the first file that has a figure gives it. notes: what each file is of."""
+
+    cells: dict[Key, dict[str, str]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def add(self, file: str, note: str, found: Iterable[tuple[Key, str, str]]) -> None:
+        """Cells `(key, column, text)` of a file."""
+        for key, column, text in found:
+            row = self.cells.setdefault(key, {})
+            if column not in row:
+                self.notes.setdefault(file, note)
+                row[column] = f"{text}<sup>{self._mark(file)}</sup>"
+
+    def _mark(self, file: str) -> str:
+        return chr(ord("a") + list(self.notes).index(file))
+
+    def grid(self) -> list[list[str]]:
+        """A row a model, text and method: models and texts in their order, ours first."""
+        out = []
+        for key in sorted(self.cells, key=_place):
+            model, text, method = key
+            row = {**_without_meaning(method), **self.cells[key]}
+            name = f"**{method}**" if method == OURS else method
+            out.append([f"{model}, {text}", name, *(row.get(column, UNKNOWN) for column in COLUMNS)])
+        return out
+
+    def legend(self) -> str:
+        """Which file a letter stands for, and what it is of."""
+        return "; ".join(f"{self._mark(file)} `{file}.json`: {note}" for file, note in self.notes.items()) + "."
 
 
 def sceptic() -> str:
-    """Model x text x method at equal quality, and what it costs in time and bytes."""
-    if (RESULTS / "headline.json").is_file():
-        return measured() + "\n\n" + real_size()
-    return "\n\n".join([by_method(), by_text(), real_size()])
-
-
-def measured() -> str:
-    """Of `sq study headline`."""
-    result = load("headline")
-    head, *rows = quality_grid(result)
-    bold = head.index(OWN)
-    body = [[f"**{cell}**" if place == bold else cell for place, cell in enumerate(row)] for row in rows]
-    first = result.rows[0]
-    out = f"Payload ratio at KL {first.kl_nats:g} nats/token (windows of {first.context:,} tokens; MB: the own profile's):\n\n"
-    out += table(list(head), body)
-    if result.speed:
-        head, *rows = speed_grid(result.speed)
-        out += f"\n\n{result.speed[0].device}, one window of {result.speed[0].context:,} tokens, every method block by block:\n\n"
-        out += table(list(head), [list(row) for row in rows])
-    return out
-
-
-def by_method() -> str:
-    """One model and text, all methods on the same tokens in one run."""
-    result = load("compare-smollm2-wikitext2")
-    good = [r for r in result.rows if not getattr(r, "failed", None)]
-    at = {r.method: r for r in matched(good, KL)}
-    body = []
-    for name in SHOWN:
-        if name not in at:
-            continue
-        points = [r for r in good if name in (r.method, f"{r.method} {r.options.get('tier')}")]
-        near = min(points, key=lambda r: abs(r.kl_nats - KL))
-        cells = [
-            bound_text(at[name]),
-            f"{near.encode_s:.3f} s",
-            f"{near.decode_s:.3f} s" if near.decode_s and near.decode_s >= 0.0005 else "nothing to decode",
-        ]
-        body.append(
-            [
-                f"**{name}**" if name == "spectral cold" else name,
-                *cells,
-                {"spectral cold": _profile(near.payload_ratio), "kvtc": "not counted"}.get(name, "none"),
-            ]
-        )
-    device = result.provenance["device"]
-    head = [f"WikiText, SmolLM2, KL {KL:g}", "payload ratio", "encode 1,000 tokens", "decode", "profile"]
-    note = f"{device}, a {good[0].context:,}-token window, block by block, at the budget nearest to that KL."
-    return table(head, body) + "\n\n" + note
-
-
-def _profile(ratio: float) -> str:
-    """Bytes of the cold tier nearest to a payload ratio."""
-    known: dict[str, Any] = load("cold-smollm2-wikitext2").profile
-    return f"{known[min(known, key=lambda r: abs(float(r) - ratio))].bytes / 1e6:.0f} MB"
-
-
-def by_text() -> str:
-    """The same code with own, foreign and general profiles, by text."""
-    domains = [r for r in load("domains-smollm2").table if not r.adaptive_tables]
-    quality = load("quality").summary
-    names = {"builtin:stdlib": "Python code"}
-    body = []
-    for text in dict.fromkeys(r.text for r in domains):
-        own = next(r for r in domains if r.text == text and r.profile == text)
-        foreign = next(r for r in domains if r.text == text and r.profile != text)
-        body.append(
-            [
-                names.get(text, "WikiText"),
-                f"{own.payload_ratio:.1f}",
-                f"{foreign.payload_ratio:.1f}",
-                f"KL {own.kl_nats:.4f}",
-            ]
-        )
-    inside, outside, worst = (quality[f"general_{k}"] for k in ("in_mix_min_ratio", "outside_min_ratio", "max_kl"))
-    out = table(["spectral cold, SmolLM2, by text", "own profile", "foreign profile", "at"], body)
-    return out + (
-        f"\n\nOne general profile, smallest ratio of four texts of kinds in its mix {inside:.1f}, of four others {outside:.1f}, at KL up to {worst:.4f}. "
-        f"Gemma 3 at KL {KL:g}: {_or_unknown(quality.get('ratio_at_kl_0.01_gemma3'))}. `sq study headline` measures models, texts and "
-        "methods in one table; it has not been run at full size yet."
+    """Model × text × method at equal quality, and what it costs in time and bytes."""
+    facts = Facts()
+    if _there("headline"):
+        result = load("headline")
+        facts.add("headline", _headline_note(result), of_headline(result))
+    for name, model in COMPARISONS.items():
+        if _there(name):
+            result = load(name)
+            facts.add(name, _comparison_note(result), of_comparison(result, model))
+    if _there("cold-smollm2-wikitext2"):
+        facts.add("cold-smollm2-wikitext2", "profile bytes", of_curve(load("cold-smollm2-wikitext2"), facts))
+    if _there("quality"):
+        facts.add("quality", "own profile at home", of_quality(load("quality")))
+    if _there("domains-smollm2"):
+        result = load("domains-smollm2")
+        facts.add("domains-smollm2", f"at KL {result.table[0].kl_nats:.4f}, not {KL:g}", of_domains(result))
+    head = [f"at KL {KL:g} nats/token", "method", *COLUMNS]
+    read = (
+        f"`{UNKNOWN}`: not measured. `{NOTHING}`: no budget is that good, or the method has no such thing. `≥`: its smallest code is better than that "
+        "KL. Spectral's own profile is calibrated on other windows of the same text; of a rival the best of its variants and protocols counts. GB/s of "
+        "float16 keys and values, a window's blocks one by one; next token: after all of them are decoded."
     )
+    return "\n\n".join([table(head, facts.grid()), read, facts.legend(), *real_size()])
 
 
-def real_size() -> str:
+def of_headline(result: Any) -> Iterator[tuple[Key, str, str]]:
+    """Cells of `sq study headline`."""
+    for model, text in dict.fromkeys((r.model, r.text) for r in result.rows):
+        rows = [r for r in result.rows if (r.model, r.text) == (model, text)]
+        name = model.removeprefix("builtin:")
+        for method in dict.fromkeys(r.method.partition(" ")[0] for r in rows):
+            some = [r for r in rows if r.method.partition(" ")[0] == method]
+            key = (name, text, method)
+            if method != OURS:
+                yield key, RATIO, _ratio(_best(some))
+                continue
+            streamed = [r for r in some if r.mode != "prompt"]
+            for column, kind in ((RATIO, "own"), (GENERAL, "general"), (FOREIGN, "foreign")):
+                best = _best([r for r in streamed if (r.profile or "").startswith(kind)])
+                if best is not None:
+                    yield key, column, _ratio(best)
+                if column == RATIO and best is not None and best.profile_bytes:
+                    yield key, PROFILE, f"{best.profile_bytes / 1e6:.0f}"
+    ratios = {(r.model, r.method): r for r in result.rows if r.text == TEXTS[0] and (r.profile or "own") == "own"}
+    for model, method in dict.fromkeys((r.model, r.method) for r in result.speed):
+        rows = [r for r in result.speed if (r.model, r.method) == (model, method)]
+        wanted = ratios.get((model, method))
+        near = min(rows, key=lambda r: _distance(r.options.get("target_ratio"), wanted))
+        key = (model.removeprefix("builtin:"), TEXTS[0], method)
+        yield key, ENCODE, f"{near.encode_gb_s:.2f}"
+        yield key, DECODE, f"{near.decode_gb_s:.2f}"
+        yield key, FIRST, f"{1000 * near.first_token_s:.0f} ms"
+
+
+def of_comparison(result: Any, model: str) -> Iterator[tuple[Key, str, str]]:
+    """Cells of `sq compare` on WikiText: ratios at equal KL, and speeds at the budget nearest to that KL."""
+    good = [r for r in result.rows if not r.failed]
+    every = [r for r in matched(good, KL) if r.method not in ("spectral hot", "spectral warm")]
+    for method in METHODS:
+        some = [r for r in every if r.method.partition(" ")[0] == method]
+        if not some:
+            continue
+        key = (model, TEXTS[0], method)
+        yield key, RATIO, _ratio(_best(some))
+        points = [
+            r for r in good if r.method == method and r.options.get("tier", "cold") == "cold" and r.mode != "prompt"
+        ]
+        near = min(points, key=lambda r: abs(r.kl_nats - KL), default=None)
+        if near is None or method in FORGET:
+            continue
+        size = near.payload_ratio * near.coded_bytes / near.coded_tokens * 1000 / 1e9
+        yield key, ENCODE, f"{size / near.encode_s:.2f}"
+        yield key, DECODE, f"{size / near.decode_s:.2f}"
+
+
+def of_curve(result: Any, facts: Facts) -> Iterator[tuple[Key, str, str]]:
+    """Bytes of the profile whose ratio is nearest to KL 0.01 on the cold tier's curve."""
+    key = (MODELS[0], TEXTS[0], OURS)
+    rows = [r for r in result.rows if r.method == OURS and r.context == 2048]
+    near = min(rows, key=lambda r: abs(r.kl_nats - KL), default=None)
+    if key in facts.cells and near is not None:
+        target = next(k for k in result.profile if float(k) == float(near.options["target_ratio"]))
+        yield key, PROFILE, f"{result.profile[target].bytes / 1e6:.0f}"
+
+
+def of_quality(result: Any) -> Iterator[tuple[Key, str, str]]:
+    """Ratios of own profiles at home, from the curve of each model."""
+    for model in MODELS:
+        ratio = result.summary.get(f"ratio_at_kl_{KL:g}_{model.partition('-')[0]}")
+        if ratio is not None:
+            yield (model, TEXTS[0], OURS), RATIO, f"{ratio:.1f}"
+
+
+def of_domains(result: Any) -> Iterator[tuple[Key, str, str]]:
+    """Own and foreign profiles of two texts, at the KL that its own reaches."""
+    rows = [r for r in result.table if not r.adaptive_tables]
+    for text in dict.fromkeys(r.text for r in rows):
+        key = (MODELS[0], {"builtin:stdlib": "stdlib"}.get(text, TEXTS[0]), OURS)
+        for r in (r for r in rows if r.text == text):
+            yield key, RATIO if r.profile == text else FOREIGN, f"{r.payload_ratio:.1f}"
+
+
+def real_size() -> list[str]:
     """What coding costs at a real size on the named GPU."""
+    if not _there("cold-speed-h100"):
+        return []
     result = load("cold-speed-h100")
     s = result.summary
+    text = (
+        f"Real size, `cold-speed-h100.json`, {result.provenance['device']}, 8,192 tokens of an 8B shape, blocks together: encode {s['encode_gb_s_8k']:.0f} GB/s, decode "
+        f"{s['decode_gb_s_8k']:.0f} GB/s; first token from a packet on disk after {1000 * s['first_token_disk_s_8k']:.0f} ms, their prefill takes "
+        f"{1000 * s['prefill_s_8k']:.0f} ms."
+    )
+    return [text]
+
+
+def _headline_note(result: Any) -> str:
+    first = result.rows[0]
+    windows = sorted({r.n_windows for r in result.rows})
+    many = f"{windows[0]} to {windows[-1]}" if len(windows) > 1 else str(windows[0])
+    speeds = f", speeds on {result.speed[0].device}" if result.speed else ""
+    return f"{many} windows of {first.context:,} tokens a text{speeds}"
+
+
+def _comparison_note(result: Any) -> str:
+    first = next(r for r in result.rows if not r.failed)
+    return f"{first.n_windows} windows of {first.context:,} tokens, {result.provenance['device']}"
+
+
+def _there(name: str) -> bool:
+    return (RESULTS / f"{name}.json").is_file()
+
+
+def _best(rows: Iterable[Any]) -> Any:
+    return max(rows, key=lambda r: r.payload_ratio or 0, default=None)
+
+
+def _ratio(row: Any) -> str:
+    return NOTHING if row is None or row.payload_ratio is None else bound_text(row)
+
+
+def _distance(target: float | None, wanted: Any) -> float:
+    """How far a speed row's budget is from the ratio at the table's KL."""
     return (
-        f"Real size, {result.provenance['device']}, 8,192 tokens of an 8B shape: encode {s['encode_gb_s_8k']:.0f} GB/s, decode "
-        f"{s['decode_gb_s_8k']:.0f} GB/s of fp16 keys and values; first token from a packet on disk after {1000 * s['first_token_disk_s_8k']:.0f} ms, "
-        f"their prefill takes {1000 * s['prefill_s_8k']:.0f} ms."
+        0.0 if target is None or wanted is None or wanted.payload_ratio is None else abs(target - wanted.payload_ratio)
     )
 
 
-def _or_unknown(ratio: float | None) -> str:
-    return UNKNOWN if ratio is None else f"{ratio:.1f}"
+def _without_meaning(method: str) -> dict[str, str]:
+    """What a method has not: a profile, or something to decode."""
+    row = {} if method == OURS else {GENERAL: NOTHING, FOREIGN: NOTHING}
+    row |= {PROFILE: NOTHING} if method in FIXED else {}
+    return row | ({ENCODE: NOTHING, DECODE: NOTHING, FIRST: NOTHING} if method in FORGET else {})
+
+
+def _place(key: Key) -> tuple[int, ...]:
+    """The order of rows."""
+    kinds = (MODELS, TEXTS, METHODS)
+    return tuple(kind.index(x) if x in kind else len(kind) for kind, x in zip(kinds, key, strict=True))

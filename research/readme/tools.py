@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from research.results.table import TABLE
 from spectralquant.results.files import read_results
 
 OPENED: list[str] = []
@@ -22,3 +23,10 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; all columns but the first are right-aligned."""
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def missing(name: str) -> str:
+    """What stands where a results file is not there yet."""
+    needs = next(entry.needs for entry in TABLE if entry.name == name)
+    make = {"gpu": "make results-gpu", "cpu": "make results"}[needs]
+    return f'Not measured yet: there is no `{name}.json`, which `{make} MORE="--only {name}"` writes.'

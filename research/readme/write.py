@@ -20,7 +20,10 @@ from research.readme.durations import durations
 from research.readme.generated import generate_speed, generated
 from research.readme.headline import sceptic
 from research.readme.quality import bounded, promise, quality
-from research.readme.rivals import claims, compare, eviction, others
+from research.readme.rivals.claims import claims
+from research.readme.rivals.compared import compare, compare_second, eviction, others
+from research.readme.rivals.outliers import outliers
+from research.readme.rivals.tasks import tasks
 from research.readme.scale import scale, scale_predicted, scale_quality
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, tiers
@@ -240,6 +243,9 @@ BLOCKS = {
     "quality-texts": bounded,
     "quality-rule": promise,
     "compare": compare,
+    "compare-second": compare_second,
+    "tasks": tasks,
+    "outliers": outliers,
     "claims": claims,
     "eviction": eviction,
     "others": others,

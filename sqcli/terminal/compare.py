@@ -19,7 +19,7 @@ from sqcli.quotable import quotable_note
 from sqcli.terminal.plot import log_plot
 
 PLOT_WIDTH, PLOT_HEIGHT = 72, 18
-USUAL = {"kernel": (5,), "group": (32, 64)}
+USUAL = {"kernel": (5,), "group": (32, 64), "future": (512,)}
 SHORT = {"step_scale": "step x", "exact_bits": "exact bits ", "target_ratio": "for ratio ", "tolerance": "tolerance "}
 NAMED = {"adaptive_ranks": "ranks follow", "adaptive_tables": "adaptive tables"}
 

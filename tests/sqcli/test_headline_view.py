@@ -83,10 +83,47 @@ def test_the_page_opens_with_it():
     assert text.index("payload ratio at KL 0.01") < text.index("<svg") and "≥ 41.3" in text and "GPU X" in text
 
 
-def test_the_docs_block_has_the_same_cells(monkeypatch):
-    monkeypatch.setattr(headline, "load", lambda name: results())
-    text = headline.measured()
-    assert "| m | wikitext | 2 | **80.0** | 90 | ≥ 41.3 | 9.0 | 5.5 | – |" in text and "GPU X" in text
+def comparison(ratio=4.0):
+    point = {"model": "builtin:smollm2-135m", "context": 2048, "n_tokens": 4096, "n_windows": 2, "mode": "streaming"}
+    figures = {"payload_ratio": ratio, "whole_cache_ratio": 3.0, "delta_ppl": 0.1, "coded_tokens": 1000}
+    figures |= {"coded_bytes": 23_040_000 / ratio, "encode_s": 0.01, "decode_s": 0.02}
+    rows = [
+        point | figures | {"method": "kivi", "options": {"bits": bits}, "kl_nats": kl}
+        for bits, kl in ((4, 0.005), (2, 0.02))
+    ]
+    return results_file("compare", rows, {"device": "GPU Y"})
+
+
+def test_the_docs_table_says_which_file_a_figure_is_from(monkeypatch):
+    """What the study measured comes first; what it did not, from the studies of single questions; else a question mark."""
+    files = {"headline": results(), "compare-smollm2-wikitext2": comparison()}
+    monkeypatch.setattr(headline, "load", files.get)
+    monkeypatch.setattr(headline, "_there", files.__contains__)
+    for row in (*files["headline"].rows, *files["headline"].speed):
+        row.model = "builtin:smollm2-135m"
+    for row in files["headline"].speed:
+        row.context = 2048
+    text = headline.sceptic()
+    ours, kivi = (
+        next(line for line in text.splitlines() if line.startswith(f"| smollm2-135m, wikitext | {name} "))
+        for name in ("**spectral**", "kivi")
+    )
+    assert [c.strip() for c in ours.split("|")[3:-1]] == [
+        f"{x}<sup>a</sup>" for x in ("80.0", "≥ 41.3", "9.0", "1.50", "2.50", "12 ms", "90")
+    ]
+    assert [c.strip() for c in kivi.split("|")[3:-1]] == [
+        "4.0<sup>b</sup>", "–", "–", "2.30<sup>b</sup>", "1.15<sup>b</sup>", "?", "–",
+    ]  # fmt: skip
+    assert "| smollm2-135m, bible | **spectral** | 80.0<sup>a</sup> |" in text and "| h2o | –<sup>a</sup> |" in text
+    assert (
+        "a `headline.json`: 2 windows of 2,048 tokens a text, speeds on GPU X; b `compare-smollm2-wikitext2.json`"
+        in text
+    )
+    del files["headline"]
+    text = headline.sceptic()
+    assert (
+        "a `compare-smollm2-wikitext2.json`: 2 windows of 2,048 tokens, GPU Y." in text and "headline.json" not in text
+    )
 
 
 @pytest.mark.parametrize("part", ["rows", "speed"])

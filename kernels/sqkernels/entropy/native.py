@@ -26,7 +26,13 @@ USUAL_ESCAPES = 64  # at most one symbol of so many escapes; where more do, they
 
 def available() -> bool:
     """Whether it was compiled, or could be just now."""
-    return not isinstance(library(SOURCE), NotCompiledError)
+    return missing() is None
+
+
+def missing() -> str | None:
+    """Why it is not there, or None where it is."""
+    coder = library(SOURCE)
+    return str(coder) if isinstance(coder, NotCompiledError) else None
 
 
 class _Setting(ctypes.Structure):
