@@ -29,7 +29,7 @@ from spectralquant.integrations.vllm.settings import read_settings
 log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
 STORED_TOGETHER, LOADED_TOGETHER = 16, 64  # chunks
-READERS = 4  # threads that read and verify, nearly all of it without Python's lock
+READERS = 8  # threads that read and verify, nearly all of it without Python's lock
 
 
 class SpectralTier(SecondaryTierManager):
