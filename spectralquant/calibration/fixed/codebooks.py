@@ -17,36 +17,40 @@ SCALES = (0.75, 0.87, 0.94, 1.06, 1.15, 1.33)
 ROUNDS = {2: 2, 4: 2, 6: 1}  # by bits: where there are many points, it matters little where they lie
 
 
-def fit_codebooks(samples: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def fit_codebooks(samples: Tensor, bits: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Codebooks of 2^bits points for many components at once.
 
     Args:
         samples: float32 `[N, T]`, T values of each of N components.
         bits: 0 gives the single point that minimizes the error, the mean.
+        importance: `[N, T]` or `[T]`, what an error of each sample costs beside others (1 on average); None: all the same.
 
     Returns:
-        points float32 `[N, 2^bits]`, ascending, and mean squared error float32 `[N]` on the samples.
+        points float32 `[N, 2^bits]`, ascending, and mean squared error float32 `[N]` on the samples, weighted.
     """
-    ordered = samples.sort(dim=1).values.double()
-    n, t = ordered.shape
+    ordered, order = samples.sort(dim=1)
+    ordered = ordered.double()
+    t = ordered.shape[1]
     size = 2**bits
-    zero = ordered.new_zeros(n, 1)
-    first = torch.cat([zero, ordered.cumsum(1)], dim=1)
-    second = torch.cat([zero, ordered.square().cumsum(1)], dim=1)
+    weight = torch.ones_like(ordered) if importance is None else importance.expand_as(samples).gather(1, order).double()
+    mass, first, second = (_sums(weight * ordered**power) for power in range(3))
     positions = ((torch.arange(size, device=samples.device) + 0.5) / size * t).long().clamp(max=t - 1)
     spread = torch.linspace(0, 1, size, dtype=torch.float64, device=samples.device) if size > 1 else positions * 0.0
     uniform = ordered[:, :1] + (ordered[:, -1:] - ordered[:, :1]) * spread
     points = (0.7 * ordered[:, positions] + 0.3 * uniform).sort(dim=1).values
     for _ in range(ITERATIONS if size > 1 else 1):
         edges = _edges(ordered, points, t)
-        count = edges.diff(dim=1)
-        total = first.gather(1, edges).diff(dim=1)
-        points = torch.where(count > 0, total / count.clamp_min(1), points).sort(dim=1).values
+        count, total = mass.gather(1, edges).diff(dim=1), first.gather(1, edges).diff(dim=1)
+        points = torch.where(count > 0, total / count.clamp_min(1e-12), points).sort(dim=1).values
     edges = _edges(ordered, points, t)
-    count = edges.diff(dim=1)
-    total, energy = first.gather(1, edges).diff(dim=1), second.gather(1, edges).diff(dim=1)
+    count, total, energy = (x.gather(1, edges).diff(dim=1) for x in (mass, first, second))
     error = (energy - 2 * points * total + count * points.square()).sum(1) / t
     return points.float(), error.clamp_min(0).float()
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Sums of the first 0, 1, … T of `x: [N, T]`."""
+    return torch.nn.functional.pad(x.cumsum(1), (1, 0))
 
 
 def fit_uniform_codebooks(samples: Tensor, bits: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -58,9 +62,9 @@ def fit_uniform_codebooks(samples: Tensor, bits: int, importance: Tensor | None 
     Args:
         importance: `[N, T]` or `[T]`, what an error of each sample costs beside others (1 on average); None: all the same.
     """
-    weight = samples.new_ones(1, 1) if importance is None else importance.expand_as(samples)
     if bits == 0:
-        return fit_codebooks(samples, 0)[0], (weight * samples.square()).mean(1)
+        return fit_codebooks(samples, 0, importance)
+    weight = samples.new_ones(1, 1) if importance is None else importance.expand_as(samples)
     centre = samples.mean(1, keepdim=True)
     spread = (samples - centre).square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
     widest = ((samples - centre).abs().amax(1, keepdim=True) / spread).clamp_min(1.0)

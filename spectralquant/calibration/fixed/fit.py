@@ -44,9 +44,9 @@ class FixedFitter:
             rows = _some_tokens(samples, lambda s, kind=kind: s.rows(kind, device, rotated=rotated))
             self.samples.append(self._normalized(rows, kind))
         self.weights = [torch.cat([b.variance for b in bases]).clamp_min(1e-30) for bases in self.bases]
-        self.in_place = rotated
-        known = rotated and use_metric and all(s.has_gradients for s in samples)
-        self.importance = [self._importance(samples, kind, device) for kind in range(2)] if known else None
+        self.fit_points = fit_uniform_codebooks if rotated else fit_codebooks
+        known = use_metric and all(s.has_gradients for s in samples)
+        self.importance = [self._importance(samples, kind, rotated) for kind in range(2)] if known else None
         self.generator = MaskGenerator(
             torch.cat(self.samples, dim=1),
             torch.cat(self.weights),
@@ -55,10 +55,11 @@ class FixedFitter:
             importance=None if self.importance is None else Importance.together(self.importance),
         )
 
-    def _importance(self, samples: Sequence[SampleWindow], kind: int, device: torch.device) -> Importance:
-        gradients = _some_tokens(samples, lambda s: s.gradients(kind, device, rotated=True))
-        far = _some_tokens(samples, lambda s: s.far.to(device))
+    def _importance(self, samples: Sequence[SampleWindow], kind: int, rotated: bool) -> Importance:
         bases = self.bases[kind]
+        device = bases[0].mean.device
+        gradients = _some_tokens(samples, lambda s: s.gradients(kind, device, rotated=rotated))
+        far = _some_tokens(samples, lambda s: s.far.to(device))
         return Importance(token_importance(gradients, far, [b.synthesis for b in bases]), len(bases[0].mean))
 
     def _normalized(self, rows: Tensor, kind: int) -> Tensor:
@@ -91,17 +92,11 @@ class FixedFitter:
         for width in sorted(set(bits.tolist())):
             index = torch.nonzero(bits == width).squeeze(1)
             for part in index.split(CHUNK):
-                points = self._points(kind, samples[part.to(samples.device)], int(width), kept[part]).cpu()
+                cost = None if self.importance is None else self.importance[kind].of(kept[part])
+                points = self.fit_points(samples[part.to(samples.device)], int(width), cost)[0].cpu()
                 for row, where in enumerate(part.tolist()):
                     books[where] = points[row]
         return torch.cat(books) if books else torch.empty(0)
-
-    def _points(self, kind: int, samples: Tensor, bits: int, components: Tensor) -> Tensor:
-        """`[N, 2^bits]` of some components (indices) with `samples: [N, T]`."""
-        if not self.in_place:
-            return fit_codebooks(samples, bits)[0]
-        cost = None if self.importance is None else self.importance[kind].of(components)
-        return fit_uniform_codebooks(samples, bits, cost)[0]
 
     def _stored(self, kind: int, kept: Tensor) -> StoredBasis:
         bases = self.bases[kind]

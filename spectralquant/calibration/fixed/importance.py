@@ -1,6 +1,6 @@
 """What an error of a token costs beside those of others: its squared loss gradient, head by head.
 
-Bases and bits weight directions by gradients averaged over tokens. Errors of evenly spaced points depend on the token as well:
+Bases weight directions by gradients averaged over tokens. What a quantizer of fixed width loses depends on the token as well:
 values of attention sinks are small and alike, and much is read from them.
 """
 
