@@ -13,7 +13,7 @@ from spectralquant.calibration.capture.statistics import SpanMoments
 from spectralquant.calibration.fixed.bits import MaskGenerator
 from spectralquant.calibration.fixed.codebooks import fit_codebooks, fit_uniform_codebooks
 from spectralquant.calibration.fixed.even import Even
-from spectralquant.calibration.fixed.importance import Importance, token_importance
+from spectralquant.calibration.fixed.importance import SHARES, Importance, token_importance
 from spectralquant.codec.fixed.mask import FrequencyMask
 from spectralquant.profile.tensors import FixedTier, StoredBasis, on_cpu
 
@@ -60,7 +60,8 @@ class FixedFitter:
         device = bases[0].mean.device
         gradients = _some_tokens(samples, lambda s: s.gradients(kind, device, rotated=rotated))
         far = _some_tokens(samples, lambda s: s.far.to(device))
-        return Importance(token_importance(gradients, far, [b.synthesis for b in bases]), len(bases[0].mean))
+        weight = token_importance(gradients, far, [b.synthesis for b in bases], SHARES[kind])
+        return Importance(weight, len(bases[0].mean))
 
     def _normalized(self, rows: Tensor, kind: int) -> Tensor:
         span = len(self.bases[kind][0].mean)

@@ -98,11 +98,11 @@ def test_importance_is_of_tokens_and_heads_and_bounded():
     gradients[3, :2] = 1000.0
     gradients[40:] = 7.0
     far = torch.arange(50) < 40
-    weight = token_importance(gradients, far, [torch.eye(2)] * 3)
+    weight = token_importance(gradients, far, [torch.eye(2)] * 3, 0.5)
     assert weight.shape == (3, 50) and torch.allclose(weight.mean(1), torch.ones(3))
     assert weight[0].argmax() == 3 and weight[0, 3] < 51 * weight[0, 40]
     assert torch.allclose(weight[1], torch.ones(50)), "the same everywhere, and what is not far counts as the average"
-    assert not token_importance(torch.zeros(5, 2), far[:5], [torch.eye(2)]).isnan().any()
+    assert not token_importance(torch.zeros(5, 2), far[:5], [torch.eye(2)], 0.9).isnan().any()
     assert Importance(weight, 4).of(torch.tensor([0, 3, 4, 11])).equal(weight[[0, 0, 1, 2]])
 
 
