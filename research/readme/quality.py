@@ -79,7 +79,8 @@ def bounded() -> str:
 
 def promise() -> str:
     """What errors cost under the present rule, on a CPU: as calibrated, and at three errors that a second stage leaves."""
-    general = load("quality-cpu")["general"]
+    result = load("quality-cpu")
+    general = result["general"]
     limits, kinds = general["error_limits"], dict.fromkeys(p["text"] for p in general["errors"])
     body = []
     for kind in kinds:
@@ -88,4 +89,6 @@ def promise() -> str:
         body.append([kind, f"{plain['error']:,.0f}", f"{plain['kl']:.4f}", *(f"{p['kl']:.4f}" for p in second), way])
     levels = [f"KL at {p['error']:,.0f}" for p in general["errors"][1:4]]
     said = f"Limits for KL 0.0125: {limits['plain']:,.0f} as calibrated, {limits['second']:,.0f} with a second stage."
-    return table(["kind of text", "error as calibrated", "KL", *levels, "way"], body) + "\n\n" + said
+    source, window = general.get("text", "WikiText"), result["study"]["window"]
+    of = f"A profile of {source} ({general['steps']} steps), one window of {window:,} tokens a kind:\n\n"
+    return of + table(["kind of text", "error as calibrated", "KL", *levels, "way"], body) + "\n\n" + said

@@ -126,10 +126,10 @@ TABLE = (
     ),
     Entry(
         "quality",
-        f"sq study quality --steps 200 {TEXT} --out {{out}}",
+        f"sq study quality --steps 160 {TEXT} --out {{out}}",
         "gpu",
         20,
-        before=(f"sq study quality {GEMMA} --steps 200 {TEXT} --part home --out {{out}}",),
+        before=(f"sq study quality {GEMMA} --steps 160 {TEXT} --part home --out {{out}}",),
     ),
     Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
     Entry(
