@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from research.windows import scored_windows
 from spectralquant.codec.hot.linear import INDEX_RANK
 from spectralquant.evaluation.selection import SelectionReader, everything, least_loss, log_probabilities, loss_laws
 from spectralquant.evaluation.unigram import perplexity, unigram_perplexity, warn_if_suspect
+from spectralquant.geometry import CacheGeometry
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
 from spectralquant.profile.model import CalibrationProfile
@@ -26,19 +28,21 @@ from spectralquant.text.tokens import TokenText, tokens_sha256
 Progress = Callable[[str, int, int], None]
 Row = dict[str, Any]
 SHARES = (1.0, 0.14, 0.1, 0.08, 0.05, 0.03)
-SOLVED, SOLVED_AT = (0.08, 0.05, 0.03), 0.05
+BUDGETS = (0.05, 0.03)
+LEAST, STEP = 0.02, 1e-4
 
 
 @dataclass(frozen=True)
 class IndexStudy:
-    """shares: of the coded tokens, that a query may select, the same in all layers; solved: on average, layer by layer (see
-    `evaluation.selection`), by a window of the development part. scored: last tokens of a window that are scored."""
+    """shares: of the coded tokens, that a query may select, the same in all layers. budgets: of the bytes of fp16 keys and
+    values, what a step may read, index and codes together: as many tokens as they buy, the same in all layers, and layer by layer as
+    a window of the development part says (see `evaluation.selection`). scored: last tokens of a window that are scored."""
 
     context: int = 8192
     scored: int = 4096
     windows: int = 6
     shares: tuple[float, ...] = SHARES
-    solved: tuple[float, ...] = SOLVED
+    budgets: tuple[float, ...] = BUDGETS
     rank: int = INDEX_RANK
     part: str = "report"
 
@@ -61,13 +65,16 @@ def index_study(
     judged = scored_windows(text, 0, study.context, study.windows, study.part).to(loaded.device)
     layers = len(everything(loaded))
     reader = SelectionReader(loaded, profile, [1.0] * layers, study.rank)
-    trials = [({"share": share}, (share,) * layers) for share in study.shares]
-    if study.solved:
+    bought = [affordable(reader, loaded.geometry, budget) for budget in study.budgets]
+    bought = [share for share in bought if share >= LEAST]
+    even = dict.fromkeys((*study.shares, *bought))
+    trials = [({"share": share}, (share,) * layers) for share in even]
+    if bought:
         window = scored_windows(text, 0, study.context, 1, "development")[0].to(loaded.device)
         told = functools.partial(progress, "layers one by one")
-        measure = functools.partial(loss_laws, loaded, profile, window, SOLVED_AT, study.scored, told)
+        measure = functools.partial(loss_laws, loaded, profile, window, min(bought[0], 0.5), study.scored, told)
         laws = [(a, e) for a, e in kept.value("laws", measure)]
-        for share in study.solved:
+        for share in bought:
             shares = least_loss(laws, share)
             trials.append(({"share": share, "shares": [round(s, 4) for s in shares]}, shares))
     totals = [[0.0, 0.0, 0.0, 0.0] for _ in trials]
@@ -96,6 +103,21 @@ def index_study(
     return results_file("index", rows, facts)
 
 
+def byte_shares(reader: SelectionReader, geometry: CacheGeometry) -> tuple[float, float]:
+    """Of fp16 keys and values of the layers that select: bytes of the index, and of all codes."""
+    layers = reader.matrices
+    dense = 4 * len(layers) * geometry.kv_heads * geometry.head_dim
+    index = sum(m.kv_heads * m.layout.index_bytes for m in layers)
+    return index / dense, sum(sum(m.layout.row_bytes) for m in layers) / dense
+
+
+def affordable(reader: SelectionReader, geometry: CacheGeometry, budget: float) -> float:
+    """The share of the coded tokens whose codes, and the index, take at most `budget` of the bytes; negative where the index
+    alone takes more. Rounded down to hundredths of a percent."""
+    index, codes = byte_shares(reader, geometry)
+    return min(1.0, round(math.floor((budget - index) / codes / STEP) * STEP, 4))
+
+
 def _window_sums(
     loaded: LoadedModel,
     readers: list[SelectionReader],
@@ -121,9 +143,7 @@ def _row(
 ) -> Row:
     """A result row. Shares of fp16 are of keys and values of the layers that select."""
     base = perplexity(sums[2] / count)
-    layers = reader.matrices
-    dense = 4 * len(layers) * loaded.geometry.kv_heads * loaded.geometry.head_dim
-    codes = sum(sum(m.layout.row_bytes) for m in layers)
+    index, codes = byte_shares(reader, loaded.geometry)
     return {
         "method": "spectral",
         "options": {"tier": "hot", "index_rank": study.rank, **options},
@@ -134,6 +154,6 @@ def _row(
         "delta_ppl": perplexity(sums[1] / count) - base,
         "kl_nats": sums[0] / count,
         "top1": sums[3] / count,
-        "index_share_of_fp16": sum(m.kv_heads * m.layout.index_bytes for m in layers) / dense,
-        "codes_share_of_fp16": codes / dense,
+        "index_share_of_fp16": index,
+        "codes_share_of_fp16": codes,
     }

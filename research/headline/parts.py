@@ -21,6 +21,7 @@ from spectralquant.evaluation.tiers import measure_tiers
 from spectralquant.methods.coding.spectral import tier_method
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.eviction.evictor import PROMPT, STREAMING
+from spectralquant.methods.grouped import GroupedMethod
 from spectralquant.methods.registry import parse
 from spectralquant.models.load import LoadedModel
 from spectralquant.origin.used_code import used_code
@@ -123,7 +124,9 @@ def score(
     context = MethodContext(loaded, None, calibration, 0)
     specs = [parse(rival) for rival in study.rivals]
     if methods := [spec.build(context) for group in specs for spec in group if spec.mode in (None, STREAMING)]:
-        points += _rows(loaded, windows, methods, name, progress)
+        rows = _rows(loaded, windows, methods, name, progress)
+        sizes |= rivals_profiles(methods, rows)
+        points += rows
     if once := [spec.build(context) for group in specs for spec in group if spec.mode == PROMPT]:
         points += _rows(
             loaded, windows, [*spectral_methods(loaded, profiles["own"], "own"), *once], name, progress, PROMPT
@@ -137,6 +140,19 @@ def score(
     }
 
 
+def rivals_profiles(methods: Sequence[Any], rows: Sequence[MethodRow]) -> dict[str, dict[float, int]]:
+    """Bytes of what KVTC shares between requests, by the payload ratio of its budgets: in fp16, the means of keys and values and
+    the components that its code keeps.
+    """
+    out: dict[float, int] = {}
+    for method, row in zip(methods, rows, strict=True):
+        if row.method == "kvtc":
+            parts = method.parts.values() if isinstance(method, GroupedMethod) else [method]
+            kept = [(sum(g.stop - g.start for g in part.groups), len(part.bases[0].mean)) for part in parts]
+            out[row.payload_ratio] = sum(2 * (live + 2) * width for live, width in kept)
+    return {"kvtc": out}
+
+
 def at_equal_kl(points: Sequence[MethodRow], kl: float, sizes: dict[str, dict[float, int]]) -> list[HeadlineRow]:
     """A row a method and profile: its ratio at this KL, and the bytes of the profile nearest to it."""
     first = points[0]
@@ -145,7 +161,7 @@ def at_equal_kl(points: Sequence[MethodRow], kl: float, sizes: dict[str, dict[fl
         words = match.method.split()
         profile = " ".join(words[2:]) if words[0] == "spectral" else None
         ratio = match.payload_ratio
-        known = sizes.get(profile or "", {})
+        known = sizes.get(profile or match.method, {})
         nearest = min(known, key=lambda r: abs(r - ratio)) if known and ratio is not None else None
         rows.append(
             HeadlineRow(

@@ -166,6 +166,7 @@ def general(
     summary = profile.sidecar.tiers["cold"]
     return {
         "model": loaded.name,
+        "text": profile.sidecar.text.source,
         "sources": [s.model_dump() for s in profile.sidecar.text.sources],
         "steps": study.general_steps,
         "errors": [p.model_dump() for p in summary.errors],
@@ -185,6 +186,7 @@ def promised(
     profile.save(out)
     return {
         "model": loaded.name,
+        "text": profile.sidecar.text.source,
         "sources": [s.model_dump() for s in profile.sidecar.text.sources],
         "steps": profile.sidecar.calibration.steps,
         "errors": [p.model_dump() for p in points],

@@ -103,7 +103,10 @@ def of_headline(result: Any) -> Iterator[tuple[Key, str, str]]:
             some = [r for r in rows if r.method.partition(" ")[0] == method]
             key = (name, text, method)
             if method != OURS:
-                yield key, RATIO, _ratio(_best(some))
+                best = _best(some)
+                yield key, RATIO, _ratio(best)
+                if best.profile_bytes:
+                    yield key, PROFILE, f"{best.profile_bytes / 1e6:.0f}"
                 continue
             streamed = [r for r in some if r.mode != "prompt"]
             for column, kind in ((RATIO, "own"), (GENERAL, "general"), (FOREIGN, "foreign")):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 from research.readme.tools import load, table
-from research.scale.quality import kl_at
+from research.scale.quality import CURVE_CASES, kl_at
 
 PARTS = {"8b": "all tiers, one card", "8b-small": "cold tier, planned for a card of 24 GB"}
 
@@ -38,7 +39,7 @@ def scale() -> str:
     notes = [f"{runs[0]['device']}, bfloat16, random weights; measured but for the plan."]
     for r in (r for r in result["rows"] if r["part"] == "scaling"):
         notes.append(_scaling(r) if r["ok"] else f"{r['gpus']} GPUs: {r['error']}.")
-    notes.append(_seventy(result))
+    notes += [_seventy(result), *_one_card(result)]
     return table(head, body) + "\n\n" + " ".join(notes)
 
 
@@ -59,11 +60,39 @@ def _seventy(result: Any) -> str:
     )
 
 
+def _one_card(result: Any) -> list[str]:
+    """What is known of the 70B shape on one card, layers streamed; nothing where it was not run."""
+    run = next((r for r in result["rows"] if r["part"] == "70b-one-card"), None)
+    if run is None:
+        return []
+    if not run["ok"]:
+        return [f"70B shape on one card: {run['error']}."]
+    beside = run["capture_s"]["samples"] + run["capture_s"]["checkpoints"]
+    step = (run["stages_s"]["capture"] - beside) / run["steps"]
+    return [
+        f"70B shape on one card ({run['device']}), {run['weights_on_host_bytes'] / 1e9:.0f} of "
+        f"{(run['weights_on_host_bytes'] + run['weights_on_card_bytes']) / 1e9:.0f} GB of weights in host memory: {step:.0f} s a step, bases "
+        f"and cold tier {run['stages_s']['bases'] + run['stages_s']['cold tier']:.0f} s, peak {run['peak_bytes'] / 1e9:.1f} GB "
+        f"({run['plan']['peak_bytes'] / 1e9:.1f} planned); {run['steps']} steps, nothing measured on held-out text."
+    ]
+
+
 def _scaling(r: dict[str, Any]) -> str:
     return (
         f"{r['gpus']} GPUs ({r['device']}, NCCL), {r['steps']} steps: {r['step_s_shared']:.2f} s a step, {r['step_s_alone']:.2f} s on "
         f"one, efficiency {r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s; spectra of heads "
-        f"differ by at most {r['largest_difference_of_head_spectra']:.1e} of the largest, ranks by {r['largest_difference_of_ranks']}."
+        f"differ by at most {r['largest_difference_of_head_spectra']:.1e} of the largest, ranks by {r['largest_difference_of_ranks']}"
+        f"{_compared(r)}."
+    )
+
+
+def _compared(r: dict[str, Any]) -> str:
+    """How the sums were compared, where that is known."""
+    if not r.get("deterministic"):
+        return ""
+    return (
+        f" (with deterministic algorithms; without them two equal runs of one GPU differ by {r['largest_difference_of_sums_of_two_equal_runs']:.1e} "
+        f"in their sums, one and {r['gpus']} GPUs with them by {r['largest_difference_of_sums']:.1e})"
     )
 
 
@@ -149,8 +178,35 @@ def scale_quality() -> str:
     return table(head, body) + (
         f"\n\nKL in 1e-3 nats a token at equal bytes, between measured points; a cold tier's size at {RATIOS[1]}:1. Steps of "
         f"{first['window']:,} tokens of prose and code in English and German; {first['n_tokens']:,} scored tokens of the same mix; "
-        f"{first['device']}; measured."
+        f"{first['device']}; measured." + _curve_said(rows)
     )
+
+
+def _curve_said(rows: Sequence[Any]) -> str:
+    """What more steps and shrinkage change, in per cent of the KL at one ratio, over the models."""
+    kl: dict[tuple[str, int, str], float] = {}
+    for model, varied, variant, steps in {
+        (r["model"], r["varied"], getattr(r, "variant", None) or "", r["steps"]) for r in rows
+    }:
+        if varied in CURVE_CASES:
+            own = [r for r in rows if (r["model"], r["varied"], r["steps"]) == (model, varied, steps)]
+            own = [r for r in own if (getattr(r, "variant", None) or "") == variant]
+            if (value := kl_at(own, RATIOS[1])) is not None:
+                kl[model, steps, variant] = value
+    pairs = [((a, ""), (b, "")) for a, b in itertools.pairwise(sorted({s for _, s, v in kl if not v}))]
+    pairs += [((s, ""), (s, v)) for s, v in sorted({(s, v) for _, s, v in kl if v})]
+    said = []
+    for (a, _), (b, variant) in pairs:
+        both = [
+            (kl[m, a, ""], kl[m, b, variant])
+            for m in sorted({m for m, _, _ in kl})
+            if {(m, a, ""), (m, b, variant)} <= set(kl)
+        ]
+        if both:
+            what = f"shrinkage {variant} at {a} steps" if variant else f"{a} to {b} steps"
+            said.append(f"{what} {', '.join(f'{100 * (after / before - 1):+.0f} %' for before, after in both)}")
+    names = " and ".join(sorted({m.removeprefix("builtin:") for m, _, _ in kl}))
+    return f" KL at {RATIOS[1]}:1 on {names}: {'; '.join(said)}." if said else ""
 
 
 def _kl_cells(rows: list[Any]) -> list[str]:

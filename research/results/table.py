@@ -37,7 +37,9 @@ OTHERS = (
 )
 COMPARE = "--profile {wiki} --data file:{text} --dtype float32 --json {out}"
 EVICTING = "h2o snapkv expected_attention scissorhands streaming_llm"
-TASKS = "sq compare kvtc:ratio=16 turboquant:bits=3 kivi:bits=2 h2o snapkv expected_attention streaming_llm --windows 2 --needle 0 --tasks all"
+TASKS = (
+    "sq compare spectral:tier=cold kvtc:ratio=16 turboquant:bits=3 h2o snapkv expected_attention --windows 2 --needle 0"
+)
 KERNELS = (
     "kernels/sqkernels/",
     "spectralquant/bench/",
@@ -124,10 +126,10 @@ TABLE = (
     ),
     Entry(
         "quality",
-        f"sq study quality --steps 200 {TEXT} --out {{out}}",
+        f"sq study quality --steps 160 {TEXT} --out {{out}}",
         "gpu",
         20,
-        before=(f"sq study quality {GEMMA} --steps 200 {TEXT} --part home --out {{out}}",),
+        before=(f"sq study quality {GEMMA} --steps 160 {TEXT} --part home --out {{out}}",),
     ),
     Entry("compare-smollm2-wikitext2", f"sq compare all --needle 10 --match kl=0.01 {COMPARE}", "gpu", 20, WIKI),
     Entry(
@@ -139,18 +141,18 @@ TABLE = (
     ),
     Entry(
         "compare-gemma3-wikitext2",
-        f"sq compare kvtc turboquant kivi fp8 {EVICTING} {GEMMA} --needle 10 --match kl=0.01 "
+        f"sq compare kvtc turboquant kivi {EVICTING} {GEMMA} --windows 8 --needle 0 --match kl=0.01 "
         + COMPARE.replace("{wiki}", "{gemma}"),
         "gpu",
-        20,
+        8,
         GEMMA_WIKI,
     ),
-    Entry("tasks-smollm2-2048", f"{TASKS} --task-context 2048 --task-trials 16 {COMPARE}", "gpu", 12, WIKI),
+    Entry("tasks-smollm2-2048", f"{TASKS} --tasks all --task-context 2048 --task-trials 8 {COMPARE}", "gpu", 6, WIKI),
     Entry(
         "tasks-gemma3-8192",
-        f"{TASKS} {GEMMA} --task-context 8192 --task-trials 8 " + COMPARE.replace("{wiki}", "{gemma}"),
+        f"{TASKS} {GEMMA} --tasks all --task-context 8192 --task-trials 4 " + COMPARE.replace("{wiki}", "{gemma}"),
         "gpu",
-        25,
+        14,
         GEMMA_WIKI,
     ),
     Entry("turboquant-outliers", "python -m research.rivals.outliers --data {text} --out {out}", "gpu", 2),

@@ -3,7 +3,7 @@
 A pair of key channels that RoPE turns together is made `FACTOR` times larger in every layer and head, the queries' the same
 factor smaller: every attention score, and so the model, is what it was. Only what a codec sees has changed.
 
-    python -m research.rivals.outliers --data wiki.test.raw --out profiles/results/outliers-smollm2.json
+    python -m research.rivals.outliers --data wiki.test.raw --out profiles/results/turboquant-outliers.json
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def study(data: Path, device: str) -> Results:
     """Rows of the model as it is and of the model with large key channels, on the last windows of a text's report part."""
     rows: list[ComparedRow] = []
     for name, factor in ((MODEL, 1.0), (f"{MODEL}, one pair of key channels x {FACTOR:g}", FACTOR)):
-        loaded = enlarge_keys(load_model(MODEL, device=device), factor)
+        loaded = enlarge_keys(load_model(MODEL, device=device, dtype="float32"), factor)
         text = tokenize(loaded.tokenizer, load_text(f"file:{data}"))
         windows = scored_windows(text, steps=0, window=CONTEXT, count=WINDOWS)
         protocol = Protocol("outliers", 0, 0, True)

@@ -44,7 +44,7 @@ class ChunkArchive:
         """Whether there is a whole packet."""
         return self.store.lookup(key)
 
-    def look(self, key: bytes) -> bytes | None:
+    def look(self, key: bytes) -> memoryview | None:
         """As `lookup`: the whole packet."""
         return self.store.look(key)
 
@@ -67,19 +67,19 @@ class ChunkArchive:
         )
         return len(keys) - len(new) + kept
 
-    def get(self, keys: Sequence[bytes], known: Mapping[bytes, bytes | None] = {}) -> list[Chunk | None]:
+    def get(self, keys: Sequence[bytes], known: Mapping[bytes, memoryview | None] = {}) -> list[Chunk | None]:
         """Chunks as they were stored, decoded; None where one cannot be had. What the codec refuses is deleted.
 
         Args:
             known: packets that `look` returned a moment ago; the others are read.
         """
-        packets = [known.get(key) or self.store.load(key) for key in keys]
-        there = [i for i, packet in enumerate(packets) if packet is not None]
+        packets = [self.store.load(key) if known.get(key) is None else known[key] for key in keys]
+        there = [(i, packet) for i, packet in enumerate(packets) if packet is not None]
         start = time.perf_counter()
-        chunks = self._decode([packets[i] or b"" for i in there])
+        chunks = self._decode([packet for _, packet in there])
         self.store.add_times(decode_s=time.perf_counter() - start)
         result: list[Chunk | None] = [None] * len(keys)
-        for i, chunk in zip(there, chunks, strict=True):
+        for (i, _), chunk in zip(there, chunks, strict=True):
             result[i] = chunk
             if chunk is None:
                 self.store.discard(keys[i])
@@ -90,7 +90,7 @@ class ChunkArchive:
         """What this process did so far."""
         return self.store.tally
 
-    def _decode(self, packets: list[bytes]) -> list[Chunk | None]:
+    def _decode(self, packets: list[memoryview]) -> list[Chunk | None]:
         if not packets:
             return []
         try:

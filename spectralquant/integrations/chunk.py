@@ -46,11 +46,14 @@ class Chunk:
     @property
     def tokens(self) -> int:
         """T, the same in every layer."""
-        return self.keys[0].shape[1]
+        return self.keys.shape[2] if isinstance(self.keys, Tensor) else self.keys[0].shape[1]
 
     @property
     def shape(self) -> ChunkShape:
         """What the chunk's layers look like."""
+        if isinstance(self.keys, Tensor):
+            layers, heads, _, dim = self.keys.shape
+            return ChunkShape((heads,) * layers, (dim,) * layers, self.keys.dtype)
         return ChunkShape(
             tuple(k.shape[0] for k in self.keys), tuple(k.shape[2] for k in self.keys), self.keys[0].dtype
         )
@@ -85,7 +88,7 @@ class ChunkCodec(Protocol):
     def encode(self, chunks: Sequence[Chunk]) -> list[bytes]:
         """One packet a chunk. Chunks need not follow each other, and each packet decodes by itself."""
 
-    def decode(self, packets: Sequence[bytes], shape: ChunkShape) -> list[Chunk]:
+    def decode(self, packets: Sequence[bytes | memoryview], shape: ChunkShape) -> list[Chunk]:
         """The chunks again, in `shape.dtype`.
 
         Raises:

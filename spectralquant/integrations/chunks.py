@@ -28,7 +28,7 @@ class LosslessChunks:
         """See `ChunkCodec.encode`."""
         return [_serialized(chunk) for chunk in chunks]
 
-    def decode(self, packets: Sequence[bytes], shape: ChunkShape) -> list[Chunk]:
+    def decode(self, packets: Sequence[bytes | memoryview], shape: ChunkShape) -> list[Chunk]:
         """See `ChunkCodec.decode`."""
         return [_parsed(packet, shape) for packet in packets]
 
@@ -41,13 +41,13 @@ def _serialized(chunk: Chunk) -> bytes:
     return save({name: x.detach().cpu().contiguous() for name, x in named.items()})
 
 
-def _parsed(packet: bytes, shape: ChunkShape) -> Chunk:
+def _parsed(packet: bytes | memoryview, shape: ChunkShape) -> Chunk:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     layers = range(len(shape.kv_heads))
     try:
-        named = load(packet)
+        named = load(bytes(packet))
         start = int(named["start"])
         chunk = Chunk(start, [named[f"k{i}"] for i in layers], [named[f"v{i}"] for i in layers])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:

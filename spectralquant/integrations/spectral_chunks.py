@@ -71,7 +71,7 @@ class SpectralChunks:
         """See `ChunkCodec.encode`."""
         return self.codec.encode([KVChunk(c.start, stacked_layers(c.keys), stacked_layers(c.values)) for c in chunks])
 
-    def decode(self, packets: Sequence[bytes], shape: ChunkShape) -> list[Chunk]:
+    def decode(self, packets: Sequence[bytes | memoryview], shape: ChunkShape) -> list[Chunk]:
         """See `ChunkCodec.decode`."""
         self.require(shape)
         try:

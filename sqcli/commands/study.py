@@ -91,7 +91,7 @@ def study(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts of `quality` (home, general, texts, texts:2/6), of `headline` (fit, score, speed, score:bible), or of `calibrate-scale` to measure anew; others in --out are kept. Default: what is missing there."
+            help="Parts of `quality` (home, general, texts, texts:2/6), of `headline` (fit, score, speed, score:bible), or of `calibrate-scale` (8b, 8b-small, scaling, 70b, 70b-one-card, steps, forms, predicted) and `serving` (small, large, tp) to measure anew; others in --out, or in OUT-part-….json beside it, are kept. Default: what is missing there."
         ),
     ] = None,
     resume: Resume = False,
@@ -122,10 +122,11 @@ def study(
     real size to ready keys and values and back on a GPU, against prefill and other coders. architectures: small
     random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
     three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
-    several; and what metric, form of the bases and --steps are worth on --model. serving-codec: bytes and quality of prefixes that
+    several, a 70B shape on several and with layers streamed through one; and what --steps and shrinkage (part steps), metric and
+    form of the bases (part forms) are worth on --model. serving-codec: bytes and quality of prefixes that
     a serving engine's tier restores, with and without token ids and attention. serving: vLLM with and without the tier, on --model
-    with a --profile for serving; on a GPU also times at an 8B shape. serving-hot: vLLM with a --profile's hot tier in its
-    pages, beside its own pages; --part large (on a GPU): an 8B shape's capacity and speed.
+    with a --profile for serving; on a GPU also times at an 8B shape, and on two ranks. serving-hot: vLLM with a --profile's hot tier in
+    its pages, beside its own pages; --part large (on a GPU): an 8B shape's capacity and speed.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """

@@ -3,17 +3,22 @@
 import subprocess
 
 import pytest
+import torch
 from conftest import profile_of
 
 from research.headline import texts
-from research.headline.parts import HeadlineStudy
+from research.headline.parts import HeadlineStudy, rivals_profiles
 from research.headline.study import STAGES, HeadlineParts, foreign_of, joined
 from research.headline.texts import KINDS, PACKAGED, text_file
 from spectralquant.errors import InputError, SourceError
+from spectralquant.evaluation.measure import measure
+from spectralquant.methods.context import MethodContext
+from spectralquant.methods.grouped import GroupedMethod
+from spectralquant.methods.registry import get
 from spectralquant.text.read import load_text
 
 STUDY = HeadlineStudy(
-    steps=3, window=384, windows=2, ratios=(6, 10), other_ratios=(3, 6), rivals=("fp8", "h2o"), kl=0.001
+    steps=3, window=384, windows=2, ratios=(6, 10), other_ratios=(3, 6), rivals=("fp8", "kvtc", "h2o"), kl=0.001
 )
 
 
@@ -35,6 +40,25 @@ def run_of(loaded, wiki, out, study=STUDY):
     return HeadlineParts(out, loaded, study, (f"file:{wiki}",), True, lambda _: None, lambda *_: None)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_what_kvtc_shares_between_requests_is_counted(architecture):
+    """In fp16 two means, and the components that a code keeps."""
+    loaded, _ = profile_of(architecture)
+    windows = torch.randint(5, 500, (3, 640), generator=torch.Generator().manual_seed(0))
+    context = MethodContext(loaded, windows=windows)
+    method = get("kvtc", ratio=12).build(context)
+    parts = list(method.parts.values()) if isinstance(method, GroupedMethod) else [method]
+    [row] = [m.row(loaded.geometry, "m", 640) for m in measure(loaded.model, loaded.geometry, windows[-1:], [method])]
+    found = rivals_profiles([method], [row])["kvtc"][row.payload_ratio]
+    numbers = 0
+    for part in parts:
+        live = torch.cat([part.order[g.start : g.stop] for g in part.groups])
+        width = len(part.bases[0].mean)
+        numbers += 2 * width + len(set(live.tolist())) * width
+        assert 0 < len(live) < 2 * width, "some components are dropped"
+    assert found == 2 * numbers
+
+
 @pytest.mark.slow  # five calibrations and four comparisons
 def test_every_model_text_and_method_has_a_row(cache, tmp_path, monkeypatch):
     loaded, _ = profile_of("llama")
@@ -51,15 +75,19 @@ def test_every_model_text_and_method_has_a_row(cache, tmp_path, monkeypatch):
         assert rows.keys() == kinds | {
             ("spectral", "own", "prompt"),
             ("h2o", None, "prompt"),
-            *((m, None, "streaming") for m in ("fp8", "h2o")),
+            *((m, None, "streaming") for m in ("fp8", "kvtc", "h2o")),
         }
         for row in rows.values():
             assert row.bound in ("interpolated", "at least", "never") and (row.payload_ratio is None) == (
                 row.bound == "never"
             )
+        kvtc = rows["kvtc", None, "streaming"]
+        assert kvtc.payload_ratio is None or kvtc.profile_bytes > 0
     points = [p for p in result.points if p.method == "spectral"]
     assert len(points) == 4 * 8 and all(p.payload_ratio > 1 for p in points)
-    assert {r.method for r in result.speed} == {"spectral", "fp8"} and all(r.decode_gb_s > 0 for r in result.speed)
+    assert {r.method for r in result.speed} == {"spectral", "fp8", "kvtc"} and all(
+        r.decode_gb_s > 0 for r in result.speed
+    )
     assert len(result.profiles) == 5 and all(p["profile_bytes"] for p in result.profiles)
     parts = result.provenance["parts"]
     assert len(parts) == 10 and "research/headline" in parts[f"{run.model}.score-bible"]["code"]

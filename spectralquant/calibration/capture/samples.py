@@ -41,10 +41,14 @@ class SampleWindow:
         part = self._on(device)
         return (part.values if kind else part.keys_rotated if rotated else part.keys).flatten(1)
 
+    def gradients(self, kind: int, device: torch.device | str = "cpu", *, rotated: bool = False) -> Tensor:
+        """Gradients of keys (kind 0; before RoPE, or after it) or values (kind 1), float32 `[T, P]`."""
+        part = self._on(device)
+        return (part.value_grads if kind else part.rotated_grads if rotated else part.key_grads).flatten(1)
+
     def far_gradients(self, kind: int, device: torch.device | str = "cpu") -> Tensor:
         """Gradients of keys before RoPE (kind 0) or values (kind 1) of the far tokens, float32 `[T', P]`."""
-        part = self._on(device)
-        return (part.value_grads if kind else part.key_grads).flatten(1)[self.far.to(device)]
+        return self.gradients(kind, device)[self.far.to(device)]
 
     def _on(self, device: torch.device | str) -> Captured:
         moved = self.captured.each(lambda x: x.to(device, non_blocking=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectralquant.calibration.fixed.codebooks import fit_codebooks, fit_uniform_codebooks
 from spectralquant.calibration.fixed.even import Even, even_mask
+from spectralquant.calibration.fixed.importance import Importance
 from spectralquant.codec.fixed.mask import FrequencyMask
 from spectralquant.errors import InputError
 
@@ -24,20 +25,31 @@ class MaskGenerator:
     """Measure D_i(b) for every component and bit width once, then allocate for any budget."""
 
     def __init__(
-        self, samples: Tensor, weight: Tensor | None = None, *, in_place: bool = False, even: Even | None = None
+        self,
+        samples: Tensor,
+        weight: Tensor | None = None,
+        *,
+        in_place: bool = False,
+        even: Even | None = None,
+        importance: Importance | None = None,
     ) -> None:
         """`samples`: float32 `[T, N]` coefficients in units in which all errors cost the same (times `weight: [N]`).
 
         `in_place` allows only evenly spaced points and the widths 0, 2, 4, 6 and 8, sums of what a kernel unpacks by shifts.
-        even: bits are to be even among heads (see `fixed.even`).
+        even: bits are to be even among heads (see `fixed.even`). importance: of tokens, for all components.
         """
         self.even = even
         self.choices = IN_PLACE_CHOICES if in_place else CHOICES
         fit = fit_uniform_codebooks if in_place else fit_codebooks
         errors = [[] for _ in self.choices]
-        for part in samples.T.contiguous().split(CHUNK):
+        for index in torch.arange(samples.shape[1], device=samples.device).split(CHUNK):
+            part, cost = samples.T[index].contiguous(), None if importance is None else importance.of(index)
             for i, bits in enumerate(self.choices):
-                errors[i].append(part.square().mean(1) if bits == 0 else fit(part, bits)[1])
+                if bits == 0:
+                    square = part.square()
+                    errors[i].append((square if cost is None else square * cost).mean(1))
+                else:
+                    errors[i].append(fit(part, bits, cost)[1])
         self.distortion = torch.stack([torch.cat(e) for e in errors])
         if weight is not None:
             self.distortion = self.distortion * weight

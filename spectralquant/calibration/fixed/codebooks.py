@@ -11,60 +11,107 @@ import torch
 from torch import Tensor
 
 ITERATIONS = 12
-UNIFORM_STEPS = 24
+UNIFORM_STEPS = 16
+SHIFTS = (-2, -1, -0.5, -0.25, -0.125, 0.125, 0.25, 0.5, 1, 2)  # of a step
+SCALES = (0.75, 0.87, 0.94, 1.06, 1.15, 1.33)
+ROUNDS = {2: 2, 4: 2, 6: 1}  # by bits: where there are many points, it matters little where they lie
 
 
-def fit_codebooks(samples: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def fit_codebooks(samples: Tensor, bits: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Codebooks of 2^bits points for many components at once.
 
     Args:
         samples: float32 `[N, T]`, T values of each of N components.
         bits: 0 gives the single point that minimizes the error, the mean.
+        importance: `[N, T]` or `[T]`, what an error of each sample costs beside others (1 on average); None: all the same.
 
     Returns:
-        points float32 `[N, 2^bits]`, ascending, and mean squared error float32 `[N]` on the samples.
+        points float32 `[N, 2^bits]`, ascending, and mean squared error float32 `[N]` on the samples, weighted.
     """
-    ordered = samples.sort(dim=1).values.double()
-    n, t = ordered.shape
+    ordered, order = samples.sort(dim=1)
+    ordered = ordered.double()
+    t = ordered.shape[1]
     size = 2**bits
-    zero = ordered.new_zeros(n, 1)
-    first = torch.cat([zero, ordered.cumsum(1)], dim=1)
-    second = torch.cat([zero, ordered.square().cumsum(1)], dim=1)
+    weight = torch.ones_like(ordered) if importance is None else importance.expand_as(samples).gather(1, order).double()
+    mass, first, second = (_sums(weight * ordered**power) for power in range(3))
     positions = ((torch.arange(size, device=samples.device) + 0.5) / size * t).long().clamp(max=t - 1)
     spread = torch.linspace(0, 1, size, dtype=torch.float64, device=samples.device) if size > 1 else positions * 0.0
     uniform = ordered[:, :1] + (ordered[:, -1:] - ordered[:, :1]) * spread
     points = (0.7 * ordered[:, positions] + 0.3 * uniform).sort(dim=1).values
     for _ in range(ITERATIONS if size > 1 else 1):
         edges = _edges(ordered, points, t)
-        count = edges.diff(dim=1)
-        total = first.gather(1, edges).diff(dim=1)
-        points = torch.where(count > 0, total / count.clamp_min(1), points).sort(dim=1).values
+        count, total = mass.gather(1, edges).diff(dim=1), first.gather(1, edges).diff(dim=1)
+        points = torch.where(count > 0, total / count.clamp_min(1e-12), points).sort(dim=1).values
     edges = _edges(ordered, points, t)
-    count = edges.diff(dim=1)
-    total, energy = first.gather(1, edges).diff(dim=1), second.gather(1, edges).diff(dim=1)
+    count, total, energy = (x.gather(1, edges).diff(dim=1) for x in (mass, first, second))
     error = (energy - 2 * points * total + count * points.square()).sum(1) / t
     return points.float(), error.clamp_min(0).float()
 
 
-def fit_uniform_codebooks(samples: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """As `fit_codebooks`, with evenly spaced points centred on the mean; the step is searched on the samples."""
+def _sums(x: Tensor) -> Tensor:
+    """Sums of the first 0, 1, … T of `x: [N, T]`."""
+    return torch.nn.functional.pad(x.cumsum(1), (1, 0))
+
+
+def fit_uniform_codebooks(samples: Tensor, bits: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `fit_codebooks`, with evenly spaced points: their step and where they lie are searched on the samples.
+
+    Tokens that many queries read to rest on (attention sinks) have small values that hardly differ: an error there is the
+    same in all of them, so that it counts where the points lie.
+
+    Args:
+        importance: `[N, T]` or `[T]`, what an error of each sample costs beside others (1 on average); None: all the same.
+    """
     if bits == 0:
-        return fit_codebooks(samples, 0)
+        return fit_codebooks(samples, 0, importance)
+    weight = samples.new_ones(1, 1) if importance is None else importance.expand_as(samples)
     centre = samples.mean(1, keepdim=True)
-    centred = samples - centre
-    spread = centred.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
-    last = 2**bits - 1
-    best = samples.new_full((len(samples), 1), float("inf"))
-    step = spread.clone()
-    widest = (centred.abs().amax(1, keepdim=True) / spread).clamp_min(1.0)
-    for share in torch.linspace(0.25, 1.0, UNIFORM_STEPS):
-        trial = spread * (2 * widest * share / last)
-        codes = (centred / trial + last / 2).round_().clamp_(0, last)
-        error = codes.sub_(last / 2).mul_(trial).sub_(centred).square_().mean(1, keepdim=True)
-        step = torch.where(error < best, trial, step)
-        best = torch.minimum(best, error)
-    points = centre + step * (torch.arange(last + 1, device=samples.device) - last / 2)
-    return points, best[:, 0]
+    spread = (samples - centre).square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
+    widest = ((samples - centre).abs().amax(1, keepdim=True) / spread).clamp_min(1.0)
+    best = _EvenPoints(samples, weight, 2**bits - 1, spread, centre)
+    for share in torch.linspace(0.2, 1.0, UNIFORM_STEPS).tolist():
+        best.offer(spread * (2 * widest * share / best.last), centre)
+    for _ in range(ROUNDS.get(bits, 0)):
+        step, start = best.step, best.centre
+        for shift in SHIFTS:
+            best.offer(step, start + shift * step)
+        step = best.step
+        for scale in SCALES:
+            best.offer(scale * step, best.centre)
+        best.offer(*best.least_squares())
+    points = best.centre + best.step * (torch.arange(best.last + 1, device=samples.device) - best.last / 2)
+    return points, best.error[:, 0]
+
+
+class _EvenPoints:
+    """The best of the evenly spaced points offered so far, for every component. step, centre, error: `[N, 1]`."""
+
+    def __init__(self, samples: Tensor, weight: Tensor, last: int, step: Tensor, centre: Tensor) -> None:
+        self.samples, self.weight, self.last = samples, weight, last
+        self.step, self.centre, self.error = step, centre, torch.full_like(step, float("inf"))
+
+    def _codes(self, step: Tensor, centre: Tensor) -> Tensor:
+        """Codes less their middle."""
+        return ((self.samples - centre) / step + self.last / 2).round_().clamp_(0, self.last).sub_(self.last / 2)
+
+    def offer(self, step: Tensor, centre: Tensor) -> None:
+        """Take these where their weighted error is less."""
+        off = self._codes(step, centre).mul_(step).add_(centre).sub_(self.samples)
+        error = off.square_().mul_(self.weight).mean(1, keepdim=True)
+        better = error < self.error
+        self.step, self.centre = torch.where(better, step, self.step), torch.where(better, centre, self.centre)
+        self.error = torch.minimum(self.error, error)
+
+    def least_squares(self) -> tuple[Tensor, Tensor]:
+        """Step and centre that are best for the codes that samples have now."""
+        codes = self._codes(self.step, self.centre)
+        total = self.weight.expand_as(codes).mean(1, keepdim=True)
+        mean = lambda x: (self.weight * x).mean(1, keepdim=True) / total  # noqa: E731
+        code, value = mean(codes), mean(self.samples)
+        covariance = mean(codes * self.samples) - code * value
+        step = covariance / (mean(codes.square()) - code.square()).clamp_min(1e-12)
+        step = torch.where(step > 0, step, self.step)
+        return step, value - step * code
 
 
 def _edges(ordered: Tensor, points: Tensor, t: int) -> Tensor:

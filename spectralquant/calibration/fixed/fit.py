@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from spectralquant.calibration.capture.statistics import SpanMoments
 from spectralquant.calibration.fixed.bits import MaskGenerator
 from spectralquant.calibration.fixed.codebooks import fit_codebooks, fit_uniform_codebooks
 from spectralquant.calibration.fixed.even import Even
+from spectralquant.calibration.fixed.importance import SHARES, Importance, token_importance
 from spectralquant.codec.fixed.mask import FrequencyMask
 from spectralquant.profile.tensors import FixedTier, StoredBasis, on_cpu
 
@@ -38,23 +39,29 @@ class FixedFitter:
     ) -> None:
         self.bases = [_sub_bases(m, span, use_metric) for m, span in zip(moments, spans, strict=True)]
         self.samples: list[Tensor] = []
+        device = moments[0].sum.device
         for kind in range(2):
-            self.samples.append(self._normalized(self._rows(samples, kind, moments[0].sum.device, rotated), kind))
+            rows = _some_tokens(samples, lambda s, kind=kind: s.rows(kind, device, rotated=rotated))
+            self.samples.append(self._normalized(rows, kind))
         self.weights = [torch.cat([b.variance for b in bases]).clamp_min(1e-30) for bases in self.bases]
         self.fit_points = fit_uniform_codebooks if rotated else fit_codebooks
+        known = use_metric and all(s.has_gradients for s in samples)
+        self.importance = [self._importance(samples, kind, rotated) for kind in range(2)] if known else None
         self.generator = MaskGenerator(
-            torch.cat(self.samples, dim=1), torch.cat(self.weights), in_place=rotated, even=even
+            torch.cat(self.samples, dim=1),
+            torch.cat(self.weights),
+            in_place=rotated,
+            even=even,
+            importance=None if self.importance is None else Importance.together(self.importance),
         )
 
-    @staticmethod
-    def _rows(samples: Sequence[SampleWindow], kind: int, device: torch.device, rotated: bool) -> Tensor:
-        """Keys or values float32 `[N, P]` of evenly spaced sample tokens, `MAX_TOKENS` at most."""
-        stride = max(1, -(-sum(len(s.token_ids) for s in samples) // MAX_TOKENS))
-        parts, first = [], 0
-        for sample in samples:
-            parts.append(sample.rows(kind, device, rotated=rotated)[first::stride])
-            first = (first - len(sample.token_ids)) % stride
-        return torch.cat(parts)
+    def _importance(self, samples: Sequence[SampleWindow], kind: int, rotated: bool) -> Importance:
+        bases = self.bases[kind]
+        device = bases[0].mean.device
+        gradients = _some_tokens(samples, lambda s: s.gradients(kind, device, rotated=rotated))
+        far = _some_tokens(samples, lambda s: s.far.to(device))
+        weight = token_importance(gradients, far, [b.synthesis for b in bases], SHARES[kind])
+        return Importance(weight, len(bases[0].mean))
 
     def _normalized(self, rows: Tensor, kind: int) -> Tensor:
         span = len(self.bases[kind][0].mean)
@@ -86,7 +93,8 @@ class FixedFitter:
         for width in sorted(set(bits.tolist())):
             index = torch.nonzero(bits == width).squeeze(1)
             for part in index.split(CHUNK):
-                points = self.fit_points(samples[part.to(samples.device)], int(width))[0].cpu()
+                cost = None if self.importance is None else self.importance[kind].of(kept[part])
+                points = self.fit_points(samples[part.to(samples.device)], int(width), cost)[0].cpu()
                 for row, where in enumerate(part.tolist()):
                     books[where] = points[row]
         return torch.cat(books) if books else torch.empty(0)
@@ -116,6 +124,16 @@ class FixedFitter:
             variance=self.weights[kind][kept.to(self.weights[kind].device)],
             predictor=torch.zeros(0, width).half(),
         )
+
+
+def _some_tokens(samples: Sequence[SampleWindow], rows: Callable[[SampleWindow], Tensor]) -> Tensor:
+    """What `rows` gives of evenly spaced sample tokens, `MAX_TOKENS` at most."""
+    stride = max(1, -(-sum(len(s.token_ids) for s in samples) // MAX_TOKENS))
+    parts, first = [], 0
+    for sample in samples:
+        parts.append(rows(sample)[first::stride])
+        first = (first - len(sample.token_ids)) % stride
+    return torch.cat(parts)
 
 
 def _sub_bases(moment: SpanMoments, span: int, use_metric: bool) -> list[WeightedBasis]:

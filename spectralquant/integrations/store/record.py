@@ -26,8 +26,8 @@ def sealed(key: bytes, namespace: str, packet: bytes, raw_bytes: int) -> bytes:
     return body + hashlib.sha256(body).digest()
 
 
-def opened(data: bytes, key: bytes, namespace: str) -> bytes | None:
-    """The packet in a file's content, or None where the file is damaged, cut short, or of another key or namespace."""
+def opened(data: bytes, key: bytes, namespace: str) -> memoryview | None:
+    """The packet in a file's content (not a copy), or None where the file is damaged, cut short, or of another key or namespace."""
     if len(data) < HEAD.size + DIGEST_BYTES:
         return None
     magic, name, _, key_bytes, packet_bytes = HEAD.unpack_from(data)
@@ -37,7 +37,7 @@ def opened(data: bytes, key: bytes, namespace: str) -> bytes | None:
     view = memoryview(data)
     if view[HEAD.size : start] != key or hashlib.sha256(view[:-DIGEST_BYTES]).digest() != data[-DIGEST_BYTES:]:
         return None
-    return bytes(view[start:-DIGEST_BYTES])
+    return view[start:-DIGEST_BYTES]
 
 
 def _name(namespace: str) -> bytes:

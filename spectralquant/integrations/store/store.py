@@ -70,13 +70,13 @@ class PacketStore:
         """Whether there is a whole packet for `key`: the file is read and verified."""
         return self.look(key) is not None
 
-    def look(self, key: bytes) -> bytes | None:
+    def look(self, key: bytes) -> memoryview | None:
         """As `lookup`: the whole packet."""
         packet = self._read(key)
         self._count.add(lookups=1, hits=int(packet is not None))
         return packet
 
-    def load(self, key: bytes) -> bytes | None:
+    def load(self, key: bytes) -> memoryview | None:
         """The packet of `key`, verified again, or None."""
         packet = self._read(key)
         self._count.add(loads=1, lost=int(packet is None), loaded_bytes=len(packet or b""))
@@ -131,7 +131,7 @@ class PacketStore:
     def _path(self, key: bytes) -> Path:
         return self._folder.path(self.namespace, key)
 
-    def _read(self, key: bytes) -> bytes | None:
+    def _read(self, key: bytes) -> memoryview | None:
         path = self._path(key)
         start = time.perf_counter()
         try:

@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import Future, wait
 from typing import Any
 
-PAUSE = 0.005  # seconds; a request that arrives meanwhile waits no longer than that
+PAUSE = 0.01  # seconds; a request that arrives meanwhile waits no longer than that
 
 
 class Awaited:

@@ -11,17 +11,17 @@ class KeptPackets:
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._packets: dict[bytes, bytes] = {}
+        self._packets: dict[bytes, memoryview] = {}
         self._bytes = 0
 
-    def keep(self, key: bytes, packet: bytes) -> None:
+    def keep(self, key: bytes, packet: memoryview) -> None:
         """Where there is room."""
         with self._lock:
             if key not in self._packets and self._bytes + len(packet) <= self._most:
                 self._packets[key] = packet
                 self._bytes += len(packet)
 
-    def take(self, key: bytes) -> bytes | None:
+    def take(self, key: bytes) -> memoryview | None:
         """The packet, which is kept no longer."""
         with self._lock:
             packet = self._packets.pop(key, None)

@@ -29,7 +29,7 @@ from spectralquant.integrations.vllm.settings import read_settings
 log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
 STORED_TOGETHER, LOADED_TOGETHER = 16, 64  # chunks
-READERS = 4  # threads that read and verify, nearly all of it without Python's lock
+READERS = 8  # threads that read and verify, nearly all of it without Python's lock
 
 
 class SpectralTier(SecondaryTierManager):
@@ -74,6 +74,7 @@ class SpectralTier(SecondaryTierManager):
         self._running: set[Future[None]] = set()
         self._results: list[JobResult] = []
         self._lookups: dict[bytes, Future[bool]] = {}
+        self._wanted: set[bytes] = set()
         self._asked: dict[str, set[bytes]] = {}
         self._positions: dict[str, dict[bytes, int]] = {}
         self._avoided: dict[bytes, float] = {}
@@ -86,6 +87,7 @@ class SpectralTier(SecondaryTierManager):
             if key not in self._archive:
                 self._archive.lookup(key)  # counts the miss
                 return LookupResult.MISS
+            self._wanted.add(key)
             answer = self._lookups[key] = self._reading.submit(self._look, key)
             AWAITED.add(answer)
         self._asked.setdefault(req_context.req_id, set()).add(key)
@@ -97,11 +99,12 @@ class SpectralTier(SecondaryTierManager):
         packet = self._archive.look(key)
         if packet is not None:
             self._packets.keep(key, packet)
-            if key not in self._lookups:  # given up meanwhile
+            if key not in self._wanted:  # given up meanwhile
                 self._packets.take(key)
         return packet is not None
 
     def _forget(self, key: bytes) -> None:
+        self._wanted.discard(key)
         self._lookups.pop(key, None)
         self._packets.take(key)
 

@@ -44,15 +44,17 @@ def test_lossless(mode):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("exact_bits", [16, 8])
 @pytest.mark.parametrize("host", [False, True])
 @pytest.mark.parametrize("tier", ["hot", "warm", "cold"])
-def test_tiers_agree_with_the_cpu(tier, host):
+def test_tiers_agree_with_the_cpu(tier, host, exact_bits):
     model, profile = on_gpu()
     ids = torch.randint(5, 500, (1, 700), generator=torch.Generator().manual_seed(0))
     logits = []
     for device in ("cuda", "cpu"):
         there = model.to(device)
-        cache = SpectralCache(there, profile, tier=tier, background=False, host=host and device == "cuda")
+        options = {"tier": tier, "background": False, "exact_bits": exact_bits}
+        cache = SpectralCache(there, profile, host=host and device == "cuda", **options)
         with torch.no_grad():
             there(input_ids=ids.to(device), past_key_values=cache)
             logits.append(there(input_ids=ids[:, :1].to(device), past_key_values=cache).logits.cpu())

@@ -144,6 +144,27 @@ def test_copies_files_crops_and_beams_go_on_alike(tmp_path):
     assert cache.get_seq_length() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 4}, {"prefill_chunk_size": 97}],
+    ids=["greedy", "beams", "prompt lookup", "chunked"],
+)
+def test_every_way_of_generating_leaves_all_tokens_at_8_bits(options, dtype):
+    loaded, profile = profile_of("llama")
+    model = copy.deepcopy(loaded.model).to(dtype)
+    rows = 1 if "prompt_lookup_num_tokens" in options else 2
+    ids = torch.randint(5, 500, (rows, 300), generator=torch.Generator().manual_seed(0))
+    cache = SpectralCache(model, profile, tier="cold", exact_bits=8)
+    given = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, **options}
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **given)
+    assert out.shape[0] == rows and out.shape[1] == 312 and cache.coded_tokens == 124
+    for layer in cache.layers:
+        parts = layer.parts()
+        assert layer.keys.dtype == dtype and parts["keys.new"].numel() == parts["sink_values.new"].numel() == 0
+        assert parts["keys.codes"].shape[2] + 128 == cache.get_seq_length() and parts["sink_keys.codes"].shape[2] == 4
+
+
 @torch.no_grad()
 def test_a_failed_pass_is_taken_back():
     loaded, cache, ids, _ = filled()

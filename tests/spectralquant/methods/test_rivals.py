@@ -182,6 +182,18 @@ def test_expected_attention_equals_its_formula_written_out():
                 assert len(best ^ set(chosen[layer, head].nonzero().squeeze(1).tolist())) <= 2, "up to a tie"
 
 
+@pytest.mark.gpu
+def test_expected_attention_chooses_on_a_gpu_what_it_chooses_on_a_cpu():
+    loaded, _ = profile_of("llama")
+    ids = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 2000).windows(768, 1)[0]
+    choices = []
+    for device in ("cpu", "cuda"):
+        recorded = Recorded(ExpectedAttention(0.25))
+        stream_window(copy.deepcopy(loaded.model).to(device), loaded.geometry, ids, [recorded])
+        choices.append(torch.cat([chosen.cpu().flatten() for chosen in recorded.choices]))
+    assert (choices[0] == choices[1]).float().mean() > 0.995, "equal up to ties of float rounding"
+
+
 def test_what_expected_attention_remembers_of_queries_is_counted():
     """In streaming mode mean and half of the covariance of every head, in float32; nothing once a prompt has been read."""
     geometry = CacheGeometry(layers=2, heads=4, kv_heads=2, head_dim=16, rotary=(True, True))
