@@ -41,7 +41,9 @@ def profile(sliding):
 def test_steps_are_finer_by_the_root_of_what_is_held(sliding):
     loaded, text = sliding
     run = CalibrationRun(loaded, text, SETTINGS, "text", None, False, None, lambda *_: None)
-    assert [run._held_share(layer) for layer in range(3)] == pytest.approx([WINDOW / USUAL_CONTEXT] * 2 + [1.0], rel=0.01)
+    assert [run._held_share(layer) for layer in range(3)] == pytest.approx(
+        [WINDOW / USUAL_CONTEXT] * 2 + [1.0], rel=0.01
+    )
     sums, samples = run.first_pass()
     fitter = run.cold_fitter(sums, samples)
     assert sorted(fitter.shares) == pytest.approx([0.25, 1.0], rel=0.01)
