@@ -9,6 +9,7 @@ from spectralquant.rotary_layout import RotaryLayout
 
 BLOCK = 128
 SINKS = 4
+USUAL_CONTEXT = 2048  # tokens: where bytes of layers that read equally far back or not are weighed against each other
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class LayerGroup:
     def held(self, tokens: int) -> int:
         """How many of `tokens` tokens can still be read: what transformers' own cache keeps of them."""
         return tokens - self.first_read(tokens)
+
+    @property
+    def held_share(self) -> float:
+        """The share of a text's codes that are held at its end, of a text of `USUAL_CONTEXT` tokens."""
+        return self.held(USUAL_CONTEXT) / USUAL_CONTEXT
 
 
 @dataclass(frozen=True)

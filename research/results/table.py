@@ -147,10 +147,13 @@ TABLE = (
         8,
         GEMMA_WIKI,
     ),
-    Entry("tasks-smollm2-2048", f"{TASKS} --tasks all --task-context 2048 --task-trials 8 {COMPARE}", "gpu", 6, WIKI),
+    Entry(
+        "tasks-smollm2-2048", f"{TASKS} --tasks all --task-context 512,2048 --task-trials 8 {COMPARE}", "gpu", 6, WIKI
+    ),
     Entry(
         "tasks-gemma3-8192",
-        f"{TASKS} {GEMMA} --tasks all --task-context 8192 --task-trials 4 " + COMPARE.replace("{wiki}", "{gemma}"),
+        f"{TASKS} {GEMMA} --tasks needle,needles,copying,turns --task-context 2048,8192 --task-trials 4 "
+        + COMPARE.replace("{wiki}", "{gemma}"),
         "gpu",
         14,
         GEMMA_WIKI,

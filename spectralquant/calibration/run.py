@@ -185,7 +185,8 @@ class CalibrationRun:
         """A profile (not yet sealed) of solved tiers, with the per-head spectra at the cold tier's step."""
         step = summaries["cold"].step if "cold" in summaries else self._water_level(sums)
         use_metric = self.settings.metric != "energy"
-        heads = head_spectra(self.geometry, sums.moments, sums.entropy.mean, step, use_metric=use_metric)
+        finer = [math.sqrt(self._held_share(layer)) for layer in range(self.geometry.layers)]
+        heads = head_spectra(self.geometry, sums.moments, sums.entropy.mean, step, finer, use_metric=use_metric)
         return CalibrationProfile(self._sidecar(summaries), heads, tiers, rotary=self.rotary)
 
     @staticmethod
@@ -274,7 +275,15 @@ class CalibrationRun:
             own = None if features is None else features.part(layer_columns(layers, width))
             spans = {"span": min(span, moments[0].span), "feature_moments": own}
             fitters.append(ColdFitter(self.geometry.part(layers), moments, some, block, **spans, **common))
-        return SplitColdFitter(self.geometry, self.split, fitters)
+        return SplitColdFitter(
+            self.geometry, self.split, fitters, [self._held_share(layers[0]) for layers in self.split]
+        )
+
+    def _held_share(self, layer: int) -> float:
+        """See `LayerGroup.held_share`."""
+        if not self.split:
+            return 1.0
+        return next(group.held_share for group in self.geometry.groups if layer in group.layers)
 
     def first_pass(self) -> tuple[CalibrationSums, list[SampleWindow]]:
         """Sums over all steps, and the sample windows (in the first process)."""

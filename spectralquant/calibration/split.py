@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +18,21 @@ from spectralquant.profile.tensors import ColdTier, SplitTier
 
 @dataclass
 class SplitColdFitter:
-    """Cold fitters of groups of layers at one step: errors cost the same in all of them (method.md section 2)."""
+    """Cold fitters of groups of layers (method.md section 2).
+
+    shares: of a text's codes that are held at its end, a group's. A bit of a code that is let go costs less, so steps are
+    finer by the root of that: then the last bit spent saves as much error in every group.
+    """
 
     geometry: CacheGeometry
     layers: list[tuple[int, ...]]
     fitters: list[ColdFitter]
+    shares: list[float]
+
+    @property
+    def finer(self) -> list[float]:
+        """What each group's step is of the base step."""
+        return [math.sqrt(share) for share in self.shares]
 
     @property
     def features(self) -> Any:
@@ -30,14 +41,15 @@ class SplitColdFitter:
 
     @property
     def variance(self) -> list[Tensor]:
-        """Variances of all components of keys and of values."""
-        return [torch.cat([f.variance[kind] for f in self.fitters]) for kind in range(2)]
+        """Variances of all components of keys and of values, in units in which all steps are the same."""
+        both = list(zip(self.fitters, self.shares, strict=True))
+        return [torch.cat([f.variance[kind] / share for f, share in both]) for kind in range(2)]
 
     def kept(self, kind: int, step: float) -> Tensor:
         """See `ColdFitter.kept`; indices into `variance`."""
         indices, at = [], 0
-        for fitter in self.fitters:
-            indices.append(fitter.kept(kind, step) + at)
+        for fitter, finer in zip(self.fitters, self.finer, strict=True):
+            indices.append(fitter.kept(kind, step * finer) + at)
             at += len(fitter.variance[kind])
         return torch.cat(indices)
 
@@ -45,8 +57,8 @@ class SplitColdFitter:
         """See `ColdFitter.limit_rank`."""
         variance = torch.cat([v[self.kept(kind, step)] for kind, v in enumerate(self.variance)])
         level = variance.sort(descending=True).values[min(count, len(variance)) - 1]
-        for fitter in self.fitters:
-            fitter.allowed = [v >= level for v in fitter.variance]
+        for fitter, share in zip(self.fitters, self.shares, strict=True):
+            fitter.allowed = [v >= level * share for v in fitter.variance]
 
     def step_for_ratio(self, ratio: float) -> float:
         """See `ColdFitter.step_for_ratio`."""
@@ -57,29 +69,33 @@ class SplitColdFitter:
         return search_step(lambda step, stride: self.report(step, stride).predicted_ratio, ratio, start)
 
     def fit(self, step: float, stride: int = 1) -> tuple[SplitTier, ColdReport]:
-        """See `ColdFitter.fit`; the report is of all groups together, a token being coded in each."""
-        both = [fitter.fit(step, stride) for fitter in self.fitters]
-        return SplitTier(tuple(self.layers), tuple(tier for tier, _ in both)), self._together([r for _, r in both])
+        """See `ColdFitter.fit`; the report is of all groups together, of what is held of a token."""
+        both = [f.fit(step * finer, stride) for f, finer in zip(self.fitters, self.finer, strict=True)]
+        return SplitTier(tuple(self.layers), tuple(tier for tier, _ in both)), self._together(
+            step, [r for _, r in both]
+        )
 
     def report(self, step: float, stride: int = 1) -> ColdReport:
         """See `ColdFitter.report`."""
-        return self._together([fitter.report(step, stride) for fitter in self.fitters])
+        both = zip(self.fitters, self.finer, strict=True)
+        return self._together(step, [f.report(step * finer, stride) for f, finer in both])
 
-    def _together(self, reports: list[ColdReport]) -> ColdReport:
+    def _together(self, step: float, reports: list[ColdReport]) -> ColdReport:
         widths = [f.geometry.width for f in self.fitters]
         mean = lambda values: sum(v * w for v, w in zip(values, widths, strict=True)) / sum(widths)  # noqa: E731
-        bits = sum(r.bits_per_token for r in reports)
-        fp16 = sum(f.geometry.fp16_bytes_per_token for f in self.fitters)
+        held = lambda values: sum(v * share for v, share in zip(values, self.shares, strict=True))  # noqa: E731
+        bits = held([r.bits_per_token for r in reports])
+        fp16 = held([f.geometry.fp16_bytes_per_token for f in self.fitters])
         pairs = lambda name: tuple(mean([getattr(r, name)[i] for r in reports]) for i in range(2))  # noqa: E731
         return ColdReport(
-            step=reports[0].step,
+            step=step,
             bits_per_token=bits,
             predicted_ratio=8 * fp16 / bits,
             alive_key=mean([r.alive_key for r in reports]),
             alive_value=mean([r.alive_value for r in reports]),
             importance_r2=pairs("importance_r2"),
             captured_energy=pairs("captured_energy"),
-            overhead_bytes=sum(r.overhead_bytes for r in reports),
+            overhead_bytes=held([r.overhead_bytes for r in reports]),
         )
 
 

@@ -93,7 +93,7 @@ class HeadSpectra:
     """Per-head spectra, for `SpectralHead`, the rank tables (method.md section 2) and the cold tier's second stage.
 
     basis, synthesis: float16 `[2, L, Hk, D, D]` of unit rows and columns (index 0 keys, 1 values); gain: float32
-    `[2, L, Hk, D]`, so that gain · basis · x has unit metric; variance: float32 `[2, L, Hk, D]` in units of the metric. entropy: float32 `[L, H]`, mean attention entropy in nats. rank, bits: float32 `[2, L, Hk]`.
+    `[2, L, Hk, D]`, so that gain · basis · x has unit metric (of layers with a step of their own, in units of that); variance: float32 `[2, L, Hk, D]` in units of the metric. entropy: float32 `[L, H]`, mean attention entropy in nats. rank, bits: float32 `[2, L, Hk]`.
     """
 
     basis: Tensor

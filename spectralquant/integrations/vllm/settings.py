@@ -25,9 +25,10 @@ class TierSettings:
     budget: bytes on disk for the whole folder, or a size such as `"20GB"`.
     codec: `lossless`, or a profile for serving (`sq calibrate --for serving`).
     device: where the codec works, `cpu` or `cuda`.
-    threads: how many chunks are coded at once, and as many are decoded at once.
+    threads: how many chunks are coded at once, and as many are decoded at once (on a GPU no fewer than two).
     waiting: most bytes of chunks, as the engine holds them, that wait to be stored; more are not stored.
-    ready: most bytes of restored chunks that wait for the engine to take them; more are misses.
+    ready: most bytes of restored chunks that wait for the engine to take them, and more are misses (CPU build); most bytes of
+        packets between lookup and load, and more are read again (GPU).
     """
 
     store: str

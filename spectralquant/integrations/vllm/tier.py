@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections import deque
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,8 +30,18 @@ from spectralquant.integrations.vllm.settings import read_settings
 
 log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
-STORED_TOGETHER, LOADED_TOGETHER = 16, 64  # chunks
+STORED_TOGETHER, LOADED_TOGETHER = 16, 32  # chunks
+LOADERS = 2  # one decodes while the other's chunks are on their way to vLLM
 READERS = 8  # threads that read and verify, nearly all of it without Python's lock
+
+
+@dataclass
+class Loading:
+    """A job of vLLM's: its number, how many of its chunks are still to come, and whether all did."""
+
+    number: int
+    waiting: int
+    success: bool = True
 
 
 class SpectralTier(SecondaryTierManager):
@@ -66,7 +78,7 @@ class SpectralTier(SecondaryTierManager):
             )
         self._archive = open_archive(settings, facts, self._tokens)
         self._storing = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-store")
-        self._loading = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-load")
+        self._loading = ThreadPoolExecutor(max(LOADERS, settings.threads), thread_name_prefix="sq-load")
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="sq-read")
         self._streams = threading.local()
         self._packets = KeptPackets(settings.ready)
@@ -75,6 +87,7 @@ class SpectralTier(SecondaryTierManager):
         self._results: list[JobResult] = []
         self._lookups: dict[bytes, Future[bool]] = {}
         self._wanted: set[bytes] = set()
+        self._wanted_rows: deque[tuple[Loading, bytes, int]] = deque()
         self._asked: dict[str, set[bytes]] = {}
         self._positions: dict[str, dict[bytes, int]] = {}
         self._avoided: dict[bytes, float] = {}
@@ -117,47 +130,66 @@ class SpectralTier(SecondaryTierManager):
             if start is not None and key not in self._archive
         ]
 
-        def work() -> bool:
-            for at in range(0, len(chosen), STORED_TOGETHER):
-                some = chosen[at : at + STORED_TOGETHER]
-                content = self._rows.read([rows[i] for i in some], self._layout.bytes)
-                self._archive.put([keys[i] for i in some], self._layout.read(content, [starts[i] or 0 for i in some]))
-            return True
+        def work() -> None:
+            success = True
+            try:
+                with self._rows.working(self._stream()):
+                    for at in range(0, len(chosen), STORED_TOGETHER):
+                        some = chosen[at : at + STORED_TOGETHER]
+                        content = self._rows.read([rows[i] for i in some], self._layout.bytes)
+                        chunks = self._layout.read(content, [starts[i] or 0 for i in some])
+                        self._archive.put([keys[i] for i in some], chunks)
+            except Exception:
+                log.exception("%d chunks were not stored", len(chosen))
+                success = False
+            with self._lock:
+                self._results.append(JobResult(job_id=job_metadata.job_id, success=success))
 
-        self._run(self._storing, job_metadata.job_id, work)
+        self._start_work(self._storing, work)
 
     def submit_load(self, job_metadata: Any, expedited: bool = False) -> None:
         keys, rows = list(job_metadata.keys), _rows_of(job_metadata)
 
-        def work() -> bool:
-            lost = []
-            for at in range(0, len(keys), LOADED_TOGETHER):
-                some = keys[at : at + LOADED_TOGETHER]
-                chunks = self._archive.get(some, {key: self._packets.take(key) for key in some})
-                there = [i for i, chunk in enumerate(chunks) if chunk is not None]
-                if there:
-                    made = self._layout.write([chunks[i] for i in there], self._rows.device)
-                    self._rows.write([rows[at + i] for i in there], made)
-                lost += [key for key, chunk in zip(some, chunks, strict=True) if chunk is None]
-            for key in keys:
-                self._forget(key)
-            self._avoided |= dict.fromkeys(lost, time.monotonic() + AVOID_SECONDS)
-            return not lost
+        job = Loading(job_metadata.job_id, len(keys))
+        if not keys:
+            self._results.append(JobResult(job_id=job.number, success=True))
+        self._wanted_rows.extend((job, key, row) for key, row in zip(keys, rows, strict=True))
+        AWAITED.add(self._start_work(self._loading, self._load))
 
-        AWAITED.add(self._run(self._loading, job_metadata.job_id, work))
-
-    def _run(self, pool: ThreadPoolExecutor, job_id: int, work: Any) -> Future[None]:
-        def guarded() -> None:
+    def _load(self) -> None:
+        """Decode what is wanted, many chunks of any jobs at once; another thread may take the rest."""
+        while taken := self._take():
+            lost: set[bytes] = set()
             try:
                 with self._rows.working(self._stream()):
-                    success = work()
+                    lost = self._restore([key for _, key, _ in taken], [row for _, _, row in taken])
             except Exception:
-                log.exception("job %d of the tier failed", job_id)
-                success = False
-            with self._lock:
-                self._results.append(JobResult(job_id=job_id, success=success))
+                log.exception("%d chunks were not restored", len(taken))
+                lost = {key for _, key, _ in taken}
+            self._avoided |= dict.fromkeys(lost, time.monotonic() + AVOID_SECONDS)
+            for job, key, _ in taken:
+                self._forget(key)
+                with self._lock:
+                    job.success &= key not in lost
+                    job.waiting -= 1
+                    if not job.waiting:
+                        self._results.append(JobResult(job_id=job.number, success=job.success))
 
-        future = pool.submit(guarded)
+    def _take(self) -> list[tuple[Loading, bytes, int]]:
+        with self._lock:
+            return [self._wanted_rows.popleft() for _ in range(min(LOADED_TOGETHER, len(self._wanted_rows)))]
+
+    def _restore(self, keys: list[bytes], rows: list[int]) -> set[bytes]:
+        """Put chunks into vLLM's rows; keys of those that cannot be had."""
+        chunks = self._archive.get(keys, {key: self._packets.take(key) for key in keys})
+        there = [i for i, chunk in enumerate(chunks) if chunk is not None]
+        if there:
+            made = self._layout.write([chunks[i] for i in there], self._rows.device)
+            self._rows.write([rows[i] for i in there], made)
+        return {key for key, chunk in zip(keys, chunks, strict=True) if chunk is None}
+
+    def _start_work(self, pool: ThreadPoolExecutor, work: Callable[[], None]) -> Future[None]:
+        future = pool.submit(work)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
         return future
