@@ -95,7 +95,7 @@ def index_study(
         weights_sha256=weights_sha256(loaded.model),
         text=text_name,
         part_of_text=study.part,
-        evaluation_sha256=tokens_sha256(judged),
+        evaluation_sha256=tokens_sha256(judged.cpu()),
         dtype=str(loaded.model.dtype),
         profile=profile.id.hex(),
         seed=0,

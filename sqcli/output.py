@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -79,8 +79,13 @@ class Output:
         if self.json_file not in (None, "-"):
             write_json(self.json_file, result.as_json())
 
-    def finish(self, result: Results, title: str = "sq") -> None:
-        """Write the JSON, CSV and SVG files that were asked for."""
+    def finish(
+        self, result: Results, title: str = "sq", view: Callable[[], Iterable[RenderableType]] | None = None
+    ) -> None:
+        """Write the JSON and CSV files that were asked for, then show `view`, then write the SVG file of all that was shown.
+
+        A view that cannot be drawn takes no results with it.
+        """
         from spectralquant.files import json_text, write_json, write_text
 
         if self.json_file == "-":
@@ -89,6 +94,8 @@ class Output:
             write_json(self.json_file, result.as_json())
         if self.csv_file:
             write_text(self.csv_file, _csv([row.as_json() for row in result.rows]))
+        if view is not None:
+            self.show(*view())
         if self.svg_file:
             recorder = Console(
                 record=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -137,7 +138,17 @@ def bind(model: nn.Module) -> ModelBinding:
         return _bindings[model]
 
 
-def bound_model(weights: str, windows: tuple[int | None, ...]) -> nn.Module | None:
-    """A model of this process with these weights and windows that a cache has been made for (or `bind` was called on)."""
-    fitting = (m for m, b in list(_bindings.items()) if b.geometry.windows == windows and b.weights_sha256 == weights)
-    return next(fitting, None)
+def bound_model(weights: str, windows: tuple[int | None, ...], likely: Sequence[str] = ()) -> nn.Module | None:
+    """A model of this process with these weights and windows that a cache has been made for (or `bind` was called on).
+
+    Where there are several, in other number formats or on other devices, the one with most of the facts `likely`
+    (`"torch.bfloat16"`, `"cuda:0"`).
+    """
+    fitting = [m for m, b in list(_bindings.items()) if b.geometry.windows == windows and b.weights_sha256 == weights]
+    return max(fitting, key=lambda m: sum(fact in likely for fact in model_facts(m)), default=None)
+
+
+def model_facts(model: nn.Module) -> tuple[str, str]:
+    """Number format and device of a model's first weights."""
+    first = next(model.parameters())
+    return str(first.dtype), str(first.device)

@@ -143,6 +143,7 @@ class SpeedRow(Row):
     coded_bytes: int | None = None
     token_s: Figure = None
     coder: str | None = None
+    products: str | None = None
     part: str | None = None
     tokens_s: Figure = None
     wait_s: Figure = None

@@ -223,8 +223,8 @@ def calibrate(
     if made is None:
         return
     checks = _checked(made, loaded, check or (), offline, output)
-    output.show(*calibration_view(made, stem), *([check_view(checks)] if checks else []))
-    output.finish(calibration_result(made, checks), title=f"sq calibrate --steps {steps}")
+    view = lambda: (*calibration_view(made, stem), *([check_view(checks)] if checks else []))  # noqa: E731
+    output.finish(calibration_result(made, checks), title=f"sq calibrate --steps {steps}", view=view)
     _end(checks)
 
 
@@ -248,8 +248,8 @@ def _check_profile(
     loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
     profile.require_model(loaded.model, loaded.name)
     checks = _checked(profile, loaded, texts, offline, output)
-    output.show(check_view(checks))
-    output.finish(check_result(profile, checks), title=f"sq calibrate --profile {path.name} --check")
+    title = f"sq calibrate --profile {path.name} --check"
+    output.finish(check_result(profile, checks), title=title, view=lambda: [check_view(checks)])
     _end(checks)
 
 

@@ -150,14 +150,13 @@ def compare(
         from spectralquant.evaluation.match import matched
 
         result.matched = matched(result.rows, level)
-    output.show(*comparison_view(result, level))
+    output.finish(result, title="sq compare", view=lambda: comparison_view(result, level))
     if html is not None:
         from sqcli.html.page import write_page
         from sqcli.html.report import report_page
 
         write_page(html, report_page([("compare", result)]))
         output.note(f"Wrote {html}")
-    output.finish(result, title="sq compare")
     if all(row.failed or row.method in ("none", "spectral") for row in result.rows):
         raise InputError("No method but none and spectral could be measured; see the reasons above.")
 

@@ -141,8 +141,8 @@ def _report(outcome: Outcome, output: Output, junit: Path | None, markdown: Path
     from spectralquant.files import write_text
     from sqcli.terminal import gate as render
 
-    output.show(*render.gate_view(outcome, every=not output.quiet))
-    output.finish(outcome.result(), title="sq gate")
+    view = lambda: render.gate_view(outcome, every=not output.quiet)  # noqa: E731
+    output.finish(outcome.result(), title="sq gate", view=view)
     if junit is not None:
         write_text(junit, render.junit(outcome))
     if markdown is not None:

@@ -149,8 +149,7 @@ def _render(result: BenchResults, output: Output, html: Path | None) -> None:
     from sqcli.html.report import report_page
     from sqcli.terminal.speed import speed_view
 
-    output.show(*speed_view(result))
-    output.finish(result, title="sq profile")
+    output.finish(result, title="sq profile", view=lambda: speed_view(result))
     if html is not None:
         write_page(html, report_page([("profile", result)]))
         output.note(f"Wrote {html}")
@@ -186,8 +185,7 @@ def _generate(
         )
         facts = {"calibration_steps": 2, "calibration_window": settings.window, "hot_bits": settings.hot_bits}
         result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, output.keep, kept)
-    output.show(*generate_view(result))
-    output.finish(result, title="sq profile --generate")
+    output.finish(result, title="sq profile --generate", view=lambda: generate_view(result))
     if html is not None:
         write_page(html, report_page([("generate", result)]))
         output.note(f"Wrote {html}")

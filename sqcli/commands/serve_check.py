@@ -98,7 +98,6 @@ def serve_check(
         name=model,
     )
     result = measure(check, output.note, keep)
-    output.show(*serving_view(result))
-    output.finish(result, title="sq serve-check")
+    output.finish(result, title="sq serve-check", view=lambda: serving_view(result))
     if result.faults:
         raise typer.Exit(1)

@@ -175,8 +175,7 @@ def study(
         result, failed = run_study(
             request, Desk(bar, output.note, output.keep, resume, None if json == "-" else Path(json))
         )
-    output.show(*study_view(result))
-    output.finish(result, title=f"sq study {name}")
+    output.finish(result, title=f"sq study {name}", view=lambda: study_view(result))
     for line in [quotable_note(result), *([] if json == "-" else [f"Wrote {json}"]), *failed]:
         if line is not None:
             output.note(line)

@@ -10,6 +10,8 @@ import pytest
 import typer
 from commands_for_tests import COMMANDS, SENTENCE, Place, line, sq
 
+from spectralquant.results.files import read_results
+from sqcli.output import Output
 from sqcli.root import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,3 +90,13 @@ def test_every_command_writes_json_and_csv_and_is_quiet(name, place, tmp_path, c
         table = list(csv.DictReader(handle))
     assert len(table) == len(result["rows"]) > 0
     assert set(table[0]) == {key for row in result["rows"] for key in row}
+
+
+def test_results_are_written_before_they_are_drawn(place, tmp_path):
+    def broken():
+        raise RuntimeError("no such chart")
+
+    result = read_results(place.folder / "results.json")
+    with pytest.raises(RuntimeError, match="no such chart"):
+        Output(json_file=str(tmp_path / "kept.json"), quiet=True).finish(result, view=broken)
+    assert read_results(tmp_path / "kept.json").rows == result.rows

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from spectralquant.cache.binding import model_facts
 from spectralquant.cache.passes.cache_passes import CachePasses
 from spectralquant.cache.persist.restored import require_options, require_whole, todays_options
 from spectralquant.cache.persist.snapshot import CacheSnapshot, restore_tokens, saved_model, take_snapshot
@@ -60,6 +61,7 @@ class SavedCache(CachePasses):
             "options": self.snapshot_options(),
             "model": self.binding.weights_sha256,
             "windows": list(self.geometry.windows),
+            "of": list(model_facts(self.binding.model)),
             "profile": None if self.profile is None else self.profile.id.hex(),
         }
         return take_snapshot(self.state, self.groups, self.own_tensors(), facts, share_blocks=share_blocks)

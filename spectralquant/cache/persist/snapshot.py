@@ -73,7 +73,8 @@ def take_snapshot(
     *,
     share_blocks: bool = False,
 ) -> CacheSnapshot:
-    """Freeze tokens, blocks and a cache's `own` tensors. facts: options, model, windows and profile of the cache."""
+    """Freeze tokens, blocks and a cache's `own` tensors. facts: options, model, windows and profile of the cache, and `of`: the
+    number format and device of its model."""
     tensors = {}
     for number, group in enumerate(state.groups):
         parts = [layer.parts() for layer in group.layers] if group.sequences else [{}]
@@ -114,7 +115,7 @@ def saved_model(snapshot: CacheSnapshot, model: nn.Module | None, profile: Calib
         InputError: no such model. ProfileError: the snapshot was taken with another profile.
     """
     facts = snapshot.facts
-    model = bound_model(facts["model"], tuple(facts["windows"])) if model is None else model
+    model = bound_model(facts["model"], tuple(facts["windows"]), facts.get("of", ())) if model is None else model
     if model is None:
         raise InputError(
             "No model with the saved cache's weights is bound in this process. Call spectralquant.bind(model) before "
