@@ -168,9 +168,10 @@ TABLE = (
     ),
     Entry(
         "generate-h100",
-        "python -m research.generate.with_index {out} profiles/results/index-smollm2-wikitext2.json",
+        "python -m research.generate.with_index {out} index-smollm2-wikitext2.json",
         "gpu",
         15,
+        ("index-smollm2-wikitext2",),
         before=("sq profile --generate --share 0.05 --json {out}",),
     ),
     Entry("counters-h100", "python -m research.generate.counters --out {out}", "gpu", 2),
