@@ -13,8 +13,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Entry:
     """name: of the file, without `.json`. needs: cpu, gpu, serving (vLLM's CPU build,
-    `make test-serving`'s environment), or serving-gpu (vLLM on a GPU). minutes: about, on two cores or one H100. after: files whose
-    command makes a profile that this one reads. before: commands that add to the same file first.
+    `make test-serving`'s environment), or serving-gpu (vLLM on a GPU). minutes: about, on two cores or one H100. after: files that
+    this one reads, or whose command makes a profile that it reads. before: commands that add to the same file first.
     only: where code that matters for the figures lies, if not everywhere that the command imports from.
     """
 
