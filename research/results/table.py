@@ -55,6 +55,10 @@ SERVING_PROFILE = (
     "sq calibrate --for serving --steps 24 --window 1024 --target ratio=30 --held-out 2 --held-out-window 1024 "
     "--out {out}.serving/profile"
 )
+GPU_HOT_PROFILE = (
+    "sq calibrate --for serving --device cuda --tier hot --target ratio=4 --hot-bits even --steps 60 --window 1024 --held-out 2 "
+    "--held-out-window 1024 --out {out}.serving/hot"
+)
 
 
 def hot_entry(name: str, model: str, bits: str, ratio: str) -> Entry:
@@ -228,6 +232,20 @@ TABLE = (
             "sq calibrate --for serving --device cuda --steps 100 --window 1024 --target ratio=30 --held-out 4 --held-out-window 1024 "
             "--out {out}.serving/profile",
         ),
+    ),
+    Entry(
+        "serving-hot-h100",
+        "sq study serving-hot --profile {out}.serving/hot --out {out}",
+        "serving-gpu",
+        4,
+        before=(GPU_HOT_PROFILE,),
+    ),
+    Entry(
+        "serving-hot-8b-h100",
+        "sq study serving-hot --profile {out}.serving/hot --part large --out {out}",
+        "serving-gpu",
+        10,
+        before=(GPU_HOT_PROFILE,),
     ),
     Entry("calibrate-scale", "sq study calibrate-scale --out {out}", "gpu", 15),
 )

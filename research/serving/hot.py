@@ -9,10 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 
+from research.serving.cards import VISIBLE, cards
 from research.serving.turboquant import NOTE, lacks_flash_attention_2
 from spectralquant.errors import InputError
 from spectralquant.integrations.serve_check.child import numbers_file
@@ -20,6 +22,7 @@ from spectralquant.integrations.serve_check.compare import compare
 from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
 from spectralquant.integrations.serve_check.process import CHILD, require_vllm, run
+from spectralquant.integrations.vllm.hot.profile import pages_profile
 from spectralquant.integrations.vllm.hot.variable import VARIABLE
 from spectralquant.provenance import provenance
 from spectralquant.results.files import results_file
@@ -57,9 +60,12 @@ def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bo
     """Every way in an engine of its own: capacity, log-probabilities and, on a CPU, decode speed.
 
     Raises:
-        InputError: vLLM is missing, or an engine did not do what it was told.
+        ProfileError: the profile is missing, or has no codes for pages.
+        InputError: vLLM is missing, CUDA_VISIBLE_DEVICES names GPUs that are not there, or an engine did not do what it was told.
     """
+    pages_profile(str(profile))
     require_vllm()
+    cards()
     arguments, gpu = engine_arguments(study.prefix + 512, eager=True)
     engine = {**arguments, "block_size": 128, "max_num_batched_tokens": study.step, "max_num_seqs": 8}
     engine |= ({"gpu_memory_utilization": SMALL_SHARE} if gpu else {}) | study.engine
@@ -80,8 +86,7 @@ def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bo
     }
     facts = runs[PLAIN]["facts"]
     known = {k: v for k, v in facts.items() if k not in ("start_s", "pages")}
-    space = f"{SMALL_SHARE:.0%} of the GPU" if gpu else f"{os.environ['VLLM_CPU_KVCACHE_SPACE']} GiB"
-    settings = asdict(study) | {"profile": profile.name, "space": space}
+    settings = asdict(study) | {"profile": profile.name, "space": _space(engine, gpu)}
     return results_file("serving", rows, provenance(**known), summary=summary, settings=settings, engine=facts)
 
 
@@ -97,16 +102,26 @@ def run_ways(orders: dict[str, Order], profile: Path, folder: Path, report: Repo
     """Reports by way; where there are several GPUs, every way has one of its own and they run together.
 
     One of vLLM's turboquant holds a `note` where it is not run as vLLM has it; where it does not start, it is left out, and that is said.
+    Hot pages, which have most to refuse, begin; where an engine fails, those that have not begun are not started.
     """
-    cards = _cards()
-    with ThreadPoolExecutor(max_workers=max(1, len(cards))) as pool:
-        tasks = {}
-        for i, (name, order) in enumerate(orders.items()):
+    gpus, failed, tasks = cards(), Event(), {}
+
+    def start(name: str, variables: dict[str, str]) -> dict[str, Any] | None:
+        if failed.is_set():
+            return None
+        try:
+            return _run(name, orders[name], folder, variables, report)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(max_workers=max(1, len(gpus))) as pool:
+        for i, name in enumerate(sorted(orders, key=lambda name: name != HOT)):
             variables = {VARIABLE: str(profile.absolute()) if name == HOT else ""}
-            if len(cards) > 1:
-                variables["CUDA_VISIBLE_DEVICES"] = cards[i % len(cards)]
-            tasks[name] = pool.submit(_run, name, order, folder, variables, report)
-        runs = {name: task.result() for name, task in tasks.items()}
+            if len(gpus) > 1:
+                variables[VISIBLE] = gpus[i % len(gpus)]
+            tasks[name] = pool.submit(start, name, variables)
+    runs = {name: tasks[name].result() for name in orders}  # raises what an engine raised
     return {name: done for name, done in runs.items() if done is not None}
 
 
@@ -124,12 +139,13 @@ def _run(name: str, order: Order, folder: Path, variables: dict[str, str], repor
     return done | {"note": NOTE} if changed else done
 
 
-def _cards() -> list[str]:
-    """GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return seen.split(",") if seen else [str(i) for i in range(torch.cuda.device_count())]
+def _space(engine: dict[str, Any], gpu: bool) -> str:
+    """How much memory pages have."""
+    if (nbytes := engine.get("kv_cache_memory_bytes")) is not None:
+        return f"{nbytes / 2**30:g} GiB"
+    return (
+        f"{engine['gpu_memory_utilization']:.0%} of the GPU" if gpu else f"{os.environ['VLLM_CPU_KVCACHE_SPACE']} GiB"
+    )
 
 
 def _row(name: str, runs: dict[str, Any], study: HotStudy, folder: Path) -> ServingRow:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from research.serving.cards import cards
 from research.serving.hot import FP8, HOT, PLAIN, HotStudy, Report, run_ways, ways
 from spectralquant.errors import InputError
 from spectralquant.integrations.serve_check.machine import engine_arguments
@@ -29,12 +30,15 @@ GROUP = "8"  # the batch that the summary compares
 def serving_hot_speed(
     study: HotStudy, *, report: Report, only: tuple[str, ...] = (), keep: Path | None = None
 ) -> Results:
-    """Every way (or `only` some) in an engine with an 8B shape, random weights, and graphs of decode steps.
+    """Every way (or `only` some, by their whole names) in an engine with an 8B shape, random weights, and graphs of decode steps.
 
     Raises:
-        InputError: there is no GPU or no vLLM, or an engine did not do what it was told.
+        InputError: `only` names what is no way, there is no GPU or no vLLM, or an engine did not do what it was told.
     """
+    if unknown := [name for name in only if name not in ways(gpu=True)]:
+        raise InputError(f"No way is called {', '.join(unknown)}. They are {', '.join(ways(gpu=True))}.")
     require_vllm()
+    cards()
     arguments, gpu = engine_arguments(study.long + 2048, eager=False)
     if not gpu:
         raise InputError("The large part of serving-hot needs a GPU.")

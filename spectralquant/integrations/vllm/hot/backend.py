@@ -25,20 +25,15 @@ from vllm.v1.kv_cache_interface import KVCacheLayout, SlidingWindowSpec
 from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
 from spectralquant.integrations.vllm.hot.attend import attend
+from spectralquant.integrations.vllm.hot.profile import pages_profile
 from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.rows import HotRows
 from spectralquant.integrations.vllm.hot.variable import hot_profile
-from spectralquant.profile.model import CalibrationProfile
-
-
-@functools.cache
-def _profile() -> CalibrationProfile:
-    return CalibrationProfile.load(hot_profile())
 
 
 @functools.cache
 def _rows(block: int, dtype: torch.dtype) -> HotRows:
-    return HotRows(_profile(), block, dtype)
+    return HotRows(pages_profile(hot_profile()), block, dtype)
 
 
 class HotBackend(AttentionBackend):
@@ -85,7 +80,7 @@ class HotBackend(AttentionBackend):
         Raises:
             InputError: a layer that the profile does not fit, or that slides.
         """
-        g = _profile().geometry
+        g = pages_profile(hot_profile()).geometry
         if (spec.num_kv_heads, spec.head_size, spec.head_size_v) != (g.kv_heads, g.head_dim, g.head_dim):
             raise InputError(
                 f"The engine's layers have {spec.num_kv_heads} key/value heads of {spec.head_size}, the hot tier's profile "

@@ -29,16 +29,16 @@ from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
 from spectralquant.integrations.vllm.hot.gpu_attend import Piece, Pieces, attend_pieces
 from spectralquant.integrations.vllm.hot.gpu_pages import HotPages, Sequences
+from spectralquant.integrations.vllm.hot.profile import pages_profile
 from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.variable import hot_profile
-from spectralquant.profile.model import CalibrationProfile
 from sqkernels.common.checks import MAX_GROUP
 
 
 @functools.cache
 def hot_pages() -> HotPages:
     """Of the profile that the environment names, on this process's GPU."""
-    return HotPages(CalibrationProfile.load(hot_profile()), torch.device("cuda", torch.cuda.current_device()))
+    return HotPages(pages_profile(hot_profile()), torch.device("cuda", torch.cuda.current_device()))
 
 
 def hot_spec(layer: Any, spec: Any) -> Any:

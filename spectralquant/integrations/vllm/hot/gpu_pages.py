@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.hot.linear import row_matrices
-from spectralquant.errors import ProfileError
 from spectralquant.geometry import BLOCK, SINKS
+from spectralquant.integrations.vllm.hot.profile import pages_tier
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.profile.tensors import FixedTier
 from sqkernels.common import ExactTokens, RowPages
 from sqkernels.common.runtime import choose
 from sqkernels.spectral_decode import spectral_decode
@@ -62,11 +61,7 @@ class HotPages:
     """Pages of a profile's hot tier, for an engine whose keys and values have two bytes a number."""
 
     def __init__(self, profile: CalibrationProfile, device: torch.device | str, backend: str = "auto") -> None:
-        tier = profile.tier("hot")
-        if not isinstance(tier, FixedTier):
-            raise ProfileError(
-                "This profile's hot tier keeps layers apart, which an engine's pages do not. Calibrate again."
-            )
+        tier = pages_tier(profile)
         self.geometry, self.backend = profile.geometry, backend
         choose(backend, torch.device(device))
         self.layers = [row_matrices(tier, profile.geometry, [i], device) for i in range(profile.geometry.layers)]

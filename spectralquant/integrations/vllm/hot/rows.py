@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from spectralquant.codec.hot.codec import HotCodec
-from spectralquant.errors import InputError, ProfileError
+from spectralquant.errors import InputError
 from spectralquant.geometry import SINKS
+from spectralquant.integrations.vllm.hot.profile import pages_tier
 from spectralquant.profile.model import CalibrationProfile
-from spectralquant.profile.tensors import FixedTier
 
 
 class HotRows:
@@ -23,11 +23,7 @@ class HotRows:
     def __init__(
         self, profile: CalibrationProfile, block: int, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
-        tier = profile.tier("hot")
-        if not isinstance(tier, FixedTier):
-            raise ProfileError(
-                "This profile's hot tier keeps layers apart, which an engine's pages do not. Calibrate again."
-            )
+        tier = pages_tier(profile)
         if block < SINKS:
             raise InputError(f"Pages of {block} tokens are too short for the hot tier. Use --block-size 128.")
         self.geometry, self.block, self.dtype = profile.geometry, block, dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectralquant.errors import InputError
+from spectralquant.errors import InputError, ProfileError
 from spectralquant.integrations.vllm.hot.variable import VARIABLE, hot_profile
 
 PACKAGE = "spectralquant.integrations.vllm.hot"
@@ -17,10 +17,12 @@ def select_hot_backend() -> None:
     """Where a profile is named: put the hot backend in the place of the CPU build's attention; on a GPU, offer it as CUSTOM.
 
     Raises:
-        InputError: on another device, or a version of vLLM that the GPU's backend does not know.
+        InputError: the profile is missing or has no codes for pages; on another device, or a version of vLLM that the GPU's backend
+            does not know.
     """
     if not hot_profile():
         return
+    _check_profile(hot_profile())
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
@@ -31,6 +33,15 @@ def select_hot_backend() -> None:
         _size_pages()
     else:
         raise InputError(f"{VARIABLE} is set, but the hot backend runs on CPUs and on CUDA GPUs alone. Unset it.")
+
+
+def _check_profile(path: str) -> None:
+    from spectralquant.integrations.vllm.hot.profile import pages_profile
+
+    try:
+        pages_profile(path)
+    except ProfileError as error:
+        raise InputError(f"{VARIABLE} is set to {path}, which hot pages cannot be made of: {error}") from error
 
 
 def _size_pages() -> None:

@@ -1,0 +1,121 @@
+"""What `sq study serving-hot` refuses before an engine starts, and how it shares its engines out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from research.serving import hot
+from research.serving.cards import VISIBLE, cards
+from research.serving.hot import FP8, HOT, PLAIN, HotStudy, run_ways, serving_hot_study, ways
+from research.serving.hot_speed import serving_hot_speed
+from spectralquant.errors import InputError, ProfileError
+from spectralquant.integrations.serve_check.orders import Order
+from spectralquant.integrations.vllm.hot.variable import VARIABLE
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def gpus(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def test_a_profile_that_is_not_there_is_refused_first(tmp_path):
+    with pytest.raises(ProfileError, match="There is no profile"):
+        serving_hot_study("builtin:smollm2-135m", tmp_path / "none", HotStudy(), offline=True, report=quiet)
+
+
+def test_a_way_that_does_not_exist_is_refused_first():
+    with pytest.raises(InputError, match=r"No way is called fp8, bf16\. They are bf16 pages, fp8 pages,"):
+        serving_hot_speed(HotStudy(), report=quiet, only=(HOT, "fp8", "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"),
+    [
+        (None, 0, []),
+        ("", 0, []),
+        ("-1", 0, []),
+        (None, 2, ["0", "1"]),
+        ("3", 1, ["3"]),
+        ("2, 0", 2, ["2", "0"]),
+        ("GPU-1a,GPU-2b", 2, ["GPU-1a", "GPU-2b"]),
+    ],
+)
+def test_gpus_have_the_names_that_the_environment_gives_them(visible, count, expected, monkeypatch):
+    gpus(monkeypatch, count)
+    monkeypatch.delenv(VISIBLE, raising=False)
+    if visible is not None:
+        monkeypatch.setenv(VISIBLE, visible)
+    assert cards() == expected
+
+
+@pytest.mark.parametrize(("visible", "count"), [("0,0,0,0", 0), ("0", 0), ("0,7", 1)])
+def test_names_of_gpus_that_cannot_be_used_are_refused(visible, count, monkeypatch):
+    gpus(monkeypatch, count)
+    monkeypatch.setenv(VISIBLE, visible)
+    with pytest.raises(InputError, match=f"{VISIBLE}={visible} names .* PyTorch can use {count}"):
+        cards()
+
+
+def orders(*names: str) -> dict[str, Order]:
+    return {name: Order("model", ways(gpu=True)[name], None, [], "builtin:pydoc") for name in names}
+
+
+@pytest.fixture
+def engines(monkeypatch):
+    """What engines are started with, in order; those of `failing` end early."""
+    monkeypatch.delenv(VISIBLE, raising=False)
+    begun: dict[str, dict] = {}
+    failing: set[str] = set()
+
+    def run(order, folder, name, child, variables):
+        begun[name] = {**order.engine, **variables}
+        if name in failing:
+            raise InputError(f"{name} ended")
+        return {"name": name}
+
+    monkeypatch.setattr(hot, "run", run)
+    return begun, failing
+
+
+def test_hot_pages_begin_and_reports_keep_their_order(engines, monkeypatch):
+    gpus(monkeypatch, 1)
+    begun, _ = engines
+    assert list(run_ways(orders(PLAIN, FP8, HOT), Path("p"), Path("f"), quiet)) == [PLAIN, FP8, HOT]
+    assert list(begun) == ["hot-pages", "bf16-pages", "fp8-pages"]
+    assert begun["hot-pages"] == {"attention_backend": "CUSTOM", VARIABLE: str(Path("p").absolute())}
+    assert begun["bf16-pages"] == {VARIABLE: ""}
+
+
+def test_after_an_engine_that_fails_no_other_starts(engines, monkeypatch):
+    gpus(monkeypatch, 1)
+    begun, failing = engines
+    failing.add("hot-pages")
+    with pytest.raises(InputError, match="hot-pages ended"):
+        run_ways(orders(PLAIN, FP8, HOT), Path("p"), Path("f"), quiet)
+    assert list(begun) == ["hot-pages"]
+
+
+def test_every_engine_has_a_gpu_of_its_own(engines, monkeypatch):
+    gpus(monkeypatch, 3)
+    monkeypatch.setenv(VISIBLE, "5,6,7")
+    begun, _ = engines
+    run_ways(orders(PLAIN, FP8, HOT), Path("p"), Path("f"), quiet)
+    assert {name: started[VISIBLE] for name, started in begun.items()} == {
+        "hot-pages": "5",
+        "bf16-pages": "6",
+        "fp8-pages": "7",
+    }
+
+
+def test_memory_of_pages_is_what_the_engine_was_given(monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert hot._space({}, gpu=False) == "1 GiB"
+    assert hot._space({"gpu_memory_utilization": 0.3}, gpu=True) == "30% of the GPU"
+    assert hot._space({"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 2 << 30}, gpu=True) == "2 GiB"
