@@ -23,6 +23,7 @@ from spectralquant.errors import InputError
 from spectralquant.files import write_json
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import device_facts, provenance
+from spectralquant.results.files import results_file
 from sqkernels.common.runtime import multiprocessors
 from sqkernels.spectral_decode import decode_traffic, spectral_decode
 from sqkernels.spectral_index_decode import index_traffic, spectral_index_decode
@@ -132,12 +133,12 @@ def main() -> int:
         run_once(options.once[0], int(options.once[1]))
         return 0
     facts = provenance(**device_facts(torch.device("cuda")), shape="llama-3.1-8b")
-    result = {"schema_version": 1, "kind": "spectralquant.counters", "provenance": facts, "rows": []}
+    rows: list[dict[str, Any]] = []
     for operator in CALLS:
         for batch in BATCHES:
-            result["rows"].append(counter_row(operator, batch))
-            write_json(options.out, result)
-    failed = [row["failed"] for row in result["rows"] if "failed" in row]
+            rows.append(counter_row(operator, batch))
+            write_json(options.out, results_file("counters", rows, facts).as_json())
+    failed = [row["failed"] for row in rows if "failed" in row]
     print("\n".join(failed), file=sys.stderr, end="\n" * bool(failed))
     return int(bool(failed))
 

@@ -38,13 +38,35 @@ def generate_speed() -> str:
             str(r["batch"]),
             f"{r['tokens_per_s']:,.0f}",
             f"{1000 * r['batch'] / r['tokens_per_s']:.1f}",
-            "" if r["stall_ms"] is None else f"+{r['stall_ms']:.1f} ms",
+            "" if r.get("stall_ms") is None else f"+{r['stall_ms']:.1f} ms",
             f"{r['peak_memory_bytes'] / 1e9:.1f}",
         ]
         for r in rows
     ]
     head = ["cache", "context", "batch", "tokens/s", "ms a token", "slowest token", "GB at most"]
     return table(head, body) + "\n\n" + " ".join(_sentences(result))
+
+
+def counters() -> str:
+    """Bytes that a kernel reads by the count of `bytes_read`, and by the GPU's own counters."""
+    result = load("counters-h100")
+    body = [
+        [
+            f"`{r['operator']}`",
+            f"{r['context']:,}",
+            str(r["batch"]),
+            f"{r['counted_bytes'] / 1e6:.1f}",
+            f"{r['counter_bytes'] / 1e6:.1f}",
+            f"{100 * r['counter_share']:.0f} %",
+        ]
+        for r in result["rows"]
+        if r.get("counter_bytes") is not None
+    ]
+    head = ["operator", "context", "batch", "counted, MB", "read from memory, MB", "of the count"]
+    return (
+        table(head, body)
+        + f"\n\n{result['provenance']['device']}; what a cache on the chip answers is not read from memory."
+    )
 
 
 def _sentences(result: Any) -> list[str]:
@@ -54,8 +76,12 @@ def _sentences(result: Any) -> list[str]:
         f"One {facts['device']}, {facts['model'].partition(':')[2]}, random weights{bits}, {settings['new_tokens']} new tokens."
     ]
     if not result["complete"]:
+        out.append("The run was cut off: cells that are not in the table, and the largest batch, are not measured.")
+    first = {r["method"]: r["ttft_ms"] for r in result["rows"] if r["kind"] == "first_token" and r.get("ttft_ms")}
+    if {"dynamic", "hot"} <= set(first):
         out.append(
-            "The run was cut off: other contexts, batches, caches, first tokens and the largest batch are not measured."
+            f"A second prompt of 32,768 tokens has its first token after {first['hot']:,.0f} ms, and after "
+            f"{first['dynamic']:,.0f} ms with DynamicCache."
         )
     for batch in (1, 8):
         share = s.get(f"share_of_whole_step_32k_b{batch}")

@@ -17,7 +17,7 @@ from research.readme.architectures import architectures
 from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
-from research.readme.generated import generate_speed, generated
+from research.readme.generated import counters, generate_speed, generated
 from research.readme.headline import sceptic
 from research.readme.quality import bounded, promise, quality
 from research.readme.rivals.claims import claims
@@ -263,6 +263,7 @@ BLOCKS = {
     "durations": durations,
     "generated": generated,
     "generate-speed": generate_speed,
+    "counters": counters,
     "scale": scale,
     "scale-predicted": scale_predicted,
     "scale-quality": scale_quality,

@@ -47,6 +47,19 @@ KERNELS = (
     "research/kernels.py",
     "research/prediction.py",
 )
+GRAPHED = (
+    "kernels/sqkernels/",
+    "spectralquant/bench/",
+    "spectralquant/cache/read/",
+    "spectralquant/calibration/fixed/",
+    "spectralquant/codec/hot/bands.py",
+    "spectralquant/codec/hot/codec.py",
+    "spectralquant/codec/hot/linear.py",
+    "spectralquant/graphed/",
+    "spectralquant/hooks/",
+    "spectralquant/models/shapes.py",
+    "research/generate/",
+)
 DEMO, WIKI = ("calibrate-smollm2-cpu",), ("calibrate-smollm2-h100",)
 GEMMA_WIKI = ("calibrate-gemma3-h100",)
 HOT = "sq calibrate {model} {text} --steps 60 --window 2048 --tier hot,warm --target hot:ratio={ratio} --hot-bits {bits} --dtype float32"
@@ -177,8 +190,15 @@ TABLE = (
         15,
         ("index-smollm2-wikitext2",),
         before=("sq profile --generate --share 0.05 --json {out}",),
+        only=GRAPHED,
     ),
-    Entry("counters-h100", "python -m research.generate.counters --out {out}", "gpu", 2),
+    Entry(
+        "counters-h100",
+        "python -m research.generate.counters --out {out}",
+        "gpu",
+        2,
+        only=("kernels/sqkernels/", "spectralquant/bench/", "spectralquant/models/shapes.py"),
+    ),
     Entry("cache-smollm2-h100", f"sq study cache --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),
     Entry("serving-codec", f"sq study serving-codec {TEXT} --out {{out}}", "gpu", 5),
     Entry("coder-h100", f"sq study coder --profile {{wiki}} {TEXT} --out {{out}}", "gpu", 2, WIKI),

@@ -25,7 +25,15 @@ from spectralquant.results.quality import (
     TextCostRow,
 )
 from spectralquant.results.serving import ServingRow, SoakRow
-from spectralquant.results.speed import CrossoverRow, GenerateTimeRow, KernelRow, MemoryRow, StepRow, Telemetry
+from spectralquant.results.speed import (
+    CounterRow,
+    CrossoverRow,
+    GenerateTimeRow,
+    KernelRow,
+    MemoryRow,
+    StepRow,
+    Telemetry,
+)
 from spectralquant.results.studies import (
     ArchitectureRow,
     CoderRow,
@@ -149,6 +157,10 @@ class GenerateResults(Results):
     complete: bool | None = None
     settings: dict[str, Any] = {}
     summary: dict[str, Figure] = {}
+
+
+class CounterResults(Results):
+    rows: list[CounterRow]
 
 
 class ColdResults(Results):
@@ -294,6 +306,7 @@ KINDS: dict[str, type[Results]] = {
     "unpack": PacketResults,
     "inspect": InspectResults,
     "generate": GenerateResults,
+    "counters": CounterResults,
     "cold": ColdResults,
     "serving-codec": ColdResults,
     "domains": DomainResults,

@@ -89,6 +89,19 @@ class GenerateTimeRow(Row):
     failed: str | None = None
 
 
+class CounterRow(Row):
+    """Bytes that an operator moves from and to memory: counted from shapes, and by the GPU's counters kernel by kernel; or why not."""
+
+    operator: str
+    context: int
+    batch: int
+    counted_bytes: int | None = None
+    counter_bytes: Figure = None
+    counter_share: Figure = None
+    kernels: list[dict[str, str | float]] = []
+    failed: str | None = None
+
+
 class MemoryRow(Row):
     """Bytes a cache holds, counted from layouts; longest_context: that fits beside the weights (null: any)."""
 
