@@ -262,7 +262,7 @@ TABLE = (
     ),
     Entry(
         "serving-hot-8b-h100",
-        "sq study serving-hot --profile {out}.serving/hot --part large --out {out}",  # the shape's profile is its own
+        "sq study serving-hot --part large --out {out}",
         "serving-gpu",
         10,
     ),

@@ -136,7 +136,10 @@ def study(
         raise InputError(
             "Studies are not part of the installed package. Run them from a checkout of the repository (pip install -e .)."
         )
-    if name in WITH_PROFILE and profile is None:
+    makes_its_own = name == "serving-hot" and part == ["large"]
+    if makes_its_own and profile is not None:
+        raise InputError("The large part of serving-hot makes the profile of its shape. Leave out --profile.")
+    if name in WITH_PROFILE and profile is None and not makes_its_own:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from research.run import Desk, StudyRequest, run_study
     from spectralquant.origin.quotable import begin

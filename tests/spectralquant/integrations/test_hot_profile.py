@@ -48,8 +48,7 @@ def test_a_hot_tier_that_keeps_layers_apart_is_refused():
         pages_tier(profile_of("gemma3_text")[1])
 
 
-def test_a_profile_with_a_hot_tier_is_loaded_once(tmp_path, small_profile):
-    small_profile.save(tmp_path / "hot")
-    loaded = pages_profile(str(tmp_path / "hot"))
-    assert loaded is pages_profile(str(tmp_path / "hot"))
-    assert loaded.geometry == small_profile.geometry
+def test_a_profile_for_caches_is_refused(tmp_path, small_profile):
+    small_profile.save(tmp_path / "caches")
+    with pytest.raises(ProfileError, match="--for serving"):
+        pages_profile(str(tmp_path / "caches"))

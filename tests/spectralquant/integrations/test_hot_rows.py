@@ -17,6 +17,7 @@ from spectralquant.codec.hot.codec import HotCodec
 from spectralquant.errors import InputError
 from spectralquant.geometry import SINKS
 from spectralquant.integrations.vllm.hot.attend import attend
+from spectralquant.integrations.vllm.hot.profile import pages_profile
 from spectralquant.integrations.vllm.hot.rows import HotRows
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
@@ -119,3 +120,10 @@ def test_short_pages_are_refused():
 def test_warm_codes_are_not_for_serving():
     with pytest.raises(InputError, match="cold,hot"):
         replace(CalibrationSettings(), purpose="serving", predict="none", tiers=("warm",))
+
+
+def test_an_engine_loads_a_profile_once(tmp_path):
+    equal_rows().save(tmp_path / "hot")
+    loaded = pages_profile(str(tmp_path / "hot"))
+    assert loaded is pages_profile(str(tmp_path / "hot"))
+    assert loaded.geometry == equal_rows().geometry

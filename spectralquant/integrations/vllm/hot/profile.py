@@ -14,10 +14,11 @@ def pages_profile(path: str) -> CalibrationProfile:
     """The profile at `path`, loaded once a process.
 
     Raises:
-        ProfileError: missing, damaged, or see `pages_tier`.
+        ProfileError: missing, damaged, calibrated for caches of transformers, or see `pages_tier`.
     """
     profile = CalibrationProfile.load(path)
     pages_tier(profile)
+    profile.require_serving()
     return profile
 
 
