@@ -22,6 +22,7 @@ from spectralquant.provenance import provenance
 from spectralquant.results.files import read_results, results_file
 
 ROOT = Path(__file__).resolve().parent.parent
+MEASURED = "profiles/results/profile-h100.json"
 SHAPE = ("kv_heads", "heads", "head_dim")
 SETTINGS = ("bits", "index_rank", "share", "window")
 
@@ -94,12 +95,13 @@ def _speedups(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("measured", nargs="?", default="profiles/results/profile-h100.json")
+    parser.add_argument("measured", nargs="?", default=MEASURED, help="Of this checkout where it is not found here.")
     parser.add_argument("--device-model", default="h100", help="The device it was measured on, as in sq profile.")
     parser.add_argument("--out", default="profiles/results/prediction-h100.json")
     parser.add_argument("--shipped", default=str(ROOT / "spectralquant" / "bench" / "fit.json"))
     given = parser.parse_args()
-    result, shipped = fitted(read_results(given.measured), given.device_model, given.measured)
+    measured = given.measured if Path(given.measured).exists() else ROOT / given.measured
+    result, shipped = fitted(read_results(measured), given.device_model, given.measured)
     write_json(given.out, result.as_json())
     write_json(given.shipped, shipped)
     print(
