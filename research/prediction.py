@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -93,15 +94,15 @@ def _speedups(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"fitted_over_measured_worst": worst("predicted_us"), "roofline_over_measured_worst": worst("roofline_us")}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("measured", nargs="?", default=MEASURED, help="Of this checkout where it is not found here.")
     parser.add_argument("--device-model", default="h100", help="The device it was measured on, as in sq profile.")
     parser.add_argument("--out", default="profiles/results/prediction-h100.json")
     parser.add_argument("--shipped", default=str(ROOT / "spectralquant" / "bench" / "fit.json"))
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     measured = given.measured if Path(given.measured).exists() else ROOT / given.measured
-    result, shipped = fitted(read_results(measured), given.device_model, given.measured)
+    result, shipped = fitted(read_results(measured).as_json(), given.device_model, given.measured)
     write_json(given.out, result.as_json())
     write_json(given.shipped, shipped)
     print(

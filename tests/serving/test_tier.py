@@ -143,7 +143,13 @@ def test_rows_come_back_in_another_engine_bit_by_bit(engines):
         assert other.lookup(context, key) is LookupResult.HIT
         assert torch.equal(other.load(context, key), rows[key])
     other.end(context)
-    assert not other.tier._asked and not other.tier._positions and not other.tier._lookups and not other.tier._packets and not other.tier._wanted
+    assert (
+        not other.tier._asked
+        and not other.tier._positions
+        and not other.tier._lookups
+        and not other.tier._packets
+        and not other.tier._wanted
+    )
     assert len(AWAITED) == 0
 
 
