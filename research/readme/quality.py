@@ -58,12 +58,34 @@ def _at_home(summary: dict[str, float | None]) -> str:
 
 
 def bounded() -> str:
-    """Every text under the general profile."""
-    result = load("quality")
+    """Every text under the general profile, on a GPU."""
+    return _texts(load("quality"))
+
+
+def bounded_cpu() -> str:
+    """Every text under a small general profile that a CPU makes, by the present rule."""
+    result = load("quality-general-cpu")
+    study, texts, summary = result["study"], result["texts"], result["summary"]
+    worst = max(texts, key=lambda t: t["exceeded"])
+    said = [
+        f"{study['general_steps']} windows of {study['window']:,} tokens calibrate, {study['per_text']} windows a text are scored, on a CPU.",
+        f"Bound: KL {study['bound']:g} nats a token. The worst text, {_short(worst['text'])}, is at {worst['kl']:.4f}",
+        f"({100 * max(0.0, worst['exceeded']):.0f} % over).",
+    ]
+    if (least := summary.get("smaller_than_turboquant_min")) is not None:
+        said.append(f"At equal KL the worst text is {least:.1f} times smaller than TurboQuant.")
+    return " ".join(said) + "\n\n" + _texts(result)
+
+
+def _short(text: str) -> str:
+    return text.removeprefix("file:").removesuffix(".txt")
+
+
+def _texts(result: Any) -> str:
     title = _title(result)
     body = [
         [
-            t["text"].removeprefix("file:").removesuffix(".txt"),
+            _short(t["text"]),
             t["kind"],
             f"{t['as_calibrated']['payload_ratio']:.1f}",
             f"{t['as_calibrated']['kl']:.4f}",

@@ -19,7 +19,7 @@ from research.readme.cold_speed import cold_speed
 from research.readme.durations import durations
 from research.readme.generated import counters, generate_speed, generated
 from research.readme.headline import sceptic
-from research.readme.quality import bounded, promise, quality
+from research.readme.quality import bounded, bounded_cpu, promise, quality
 from research.readme.rivals.claims import claims
 from research.readme.rivals.compared import compare, compare_second, eviction, others
 from research.readme.rivals.outliers import outliers
@@ -241,6 +241,7 @@ BLOCKS = {
     "costs": costs,
     "quality": quality,
     "quality-texts": bounded,
+    "quality-texts-cpu": bounded_cpu,
     "quality-rule": promise,
     "compare": compare,
     "compare-second": compare_second,
