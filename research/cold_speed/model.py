@@ -39,7 +39,7 @@ def cold_speed_study_of_model(
     sample = SpeedSample(symbols, text.windows(window).flatten()[-max(CONTEXTS) :].long().cpu())
     if keep_sample is not None:
         sample.save(keep_sample)
-    require_gpu(loaded.device)
+    require_gpu(loaded.device, parts)
     own = ModelShape.of_config(loaded.name, loaded.model.config)
     quality = QualityOf(profile, text_name, lambda device: (loaded, text.windows(QUALITY_WINDOW)[-QUALITY_WINDOWS:]))
     at = Bearings(sample, own, loaded.device, quality=quality, progress=progress)

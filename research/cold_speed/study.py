@@ -99,14 +99,16 @@ def _result(done: dict[str, dict[str, Any]], facts: dict[str, Any]) -> Results:
     return results_file("cold-speed", rows, facts, checks=checks, summary=summary_of(rows), parts=made)
 
 
-def require_gpu(device: torch.device) -> None:
-    """Refuse to time on a CPU.
+def require_gpu(device: torch.device, parts: Sequence[str] = ()) -> None:
+    """Refuse to time kernels on a CPU.
 
     Raises:
-        InputError: not a CUDA GPU.
+        InputError: not a CUDA GPU, and other parts than `cpu` are asked for.
     """
-    if device.type != "cuda" or not torch.cuda.is_available():
-        raise InputError("cold-speed times kernels: it needs a CUDA GPU (--device cuda).")
+    if tuple(parts) != ("cpu",) and (device.type != "cuda" or not torch.cuda.is_available()):
+        raise InputError(
+            "cold-speed times kernels: it needs a CUDA GPU (--device cuda). The part `cpu` alone needs none."
+        )
 
 
 def _kept(earlier: Results, facts: dict[str, Any], parts: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -35,6 +35,15 @@ def cold_speed() -> str:
     return "\n\n".join(parts)
 
 
+def cold_speed_cpu() -> str:
+    """Encoding and decoding on two CPU cores."""
+    result = load("cold-speed-cpu")
+    body = [[*_row(r), f"{1e6 * r['seconds'] / r['context']:.0f}"] for r in result["rows"]]
+    coder = result["rows"][0]["coder"]
+    said = f"{result['provenance']['device']}; range coder: {coder}; products in {result['rows'][0]['products']}."
+    return table([*HEAD, "ms per 1,000 tokens"], body) + "\n\n" + said
+
+
 def _row(r: Row) -> list[str]:
     tokens = f"{r['context']:,}" + (f" x {r['batch']}" if r["batch"] > 1 else "")
     size = f"{r['packet_bytes'] / 1e6:.1f}" if r.get("packet_bytes") else "–"

@@ -15,7 +15,7 @@ from typing import Any
 from research.readme import notes
 from research.readme.architectures import architectures
 from research.readme.coder import coder
-from research.readme.cold_speed import cold_speed
+from research.readme.cold_speed import cold_speed, cold_speed_cpu
 from research.readme.durations import durations
 from research.readme.generated import counters, generate_speed, generated
 from research.readme.headline import sceptic
@@ -261,6 +261,7 @@ BLOCKS = {
     "serving-codec": serving_codec,
     "serving-vllm": serving_vllm,
     "cold-speed": cold_speed,
+    "cold-speed-cpu": cold_speed_cpu,
     "durations": durations,
     "generated": generated,
     "generate-speed": generate_speed,

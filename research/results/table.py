@@ -110,6 +110,13 @@ TABLE = (
         DEMO,
     ),
     Entry(
+        "cold-speed-cpu",
+        f"sq study cold-speed --device cpu --profile {{demo}} {TEXT} --part cpu --out {{out}}",
+        "cpu",
+        2,
+        DEMO,
+    ),
+    Entry(
         "quality-cpu",
         f"sq study quality --device cpu --window 512 --profile {{demo}} {TEXT} --part general --out {{out}}",
         "cpu",

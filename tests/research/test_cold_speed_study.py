@@ -86,6 +86,9 @@ def test_parts_are_refused_that_are_not_there_or_lack_something(bearings, monkey
         cold_speed_study(replace(bearings, quality=None), ["quality"])
     with pytest.raises(InputError, match="GPU"):
         require_gpu(torch.device("cpu"))
+    with pytest.raises(InputError, match="CUDA GPU"):
+        require_gpu(torch.device("cpu"), ("cpu", "codec"))
+    require_gpu(torch.device("cpu"), ("cpu",))
     first = cold_speed_study(bearings, ["blocks"])
     with pytest.raises(InputError, match="two of the files"):
         joined([first, first])
