@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from research.readme.tools import load, table
+from research.readme.tools import is_there, load, missing, table
 
 Row = Mapping[str, Any]
 HEAD = ["", "tokens", "packet MB", "ms", "GB/s of fp16"]
@@ -37,6 +37,8 @@ def cold_speed() -> str:
 
 def cold_speed_cpu() -> str:
     """Encoding and decoding on two CPU cores."""
+    if not is_there("cold-speed-cpu"):
+        return missing("cold-speed-cpu")
     result = load("cold-speed-cpu")
     body = [[*_row(r), f"{1e6 * r['seconds'] / r['context']:.0f}"] for r in result["rows"]]
     coder = result["rows"][0]["coder"]

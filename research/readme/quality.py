@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.readme.tools import load, table
+from research.readme.tools import is_there, load, missing, table
 
 TITLES = {"in the mix": "of kinds in the mix", "outside": "of other kinds"}
 
@@ -64,6 +64,8 @@ def bounded() -> str:
 
 def bounded_cpu() -> str:
     """Every text under a small general profile that a CPU makes, by the present rule."""
+    if not is_there("quality-general-cpu"):
+        return missing("quality-general-cpu")
     result = load("quality-general-cpu")
     study, texts, summary = result["study"], result["texts"], result["summary"]
     worst = max(texts, key=lambda t: t["exceeded"])

@@ -25,6 +25,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+def is_there(name: str) -> bool:
+    """Whether a results file has been written."""
+    return (RESULTS / f"{name}.json").is_file()
+
+
 def missing(name: str) -> str:
     """What stands where a results file is not there yet."""
     needs = next(entry.needs for entry in TABLE if entry.name == name)
