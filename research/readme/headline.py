@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from research.readme.tools import RESULTS, load, table
+from research.readme.tools import is_there, load, table
 from spectralquant.evaluation.match import matched
 from sqcli.terminal.compare import bound_text
 
@@ -71,18 +71,18 @@ class Facts:
 def sceptic() -> str:
     """Model × text × method at equal quality, and what it costs in time and bytes."""
     facts = Facts()
-    if _there("headline"):
+    if is_there("headline"):
         result = load("headline")
         facts.add("headline", _headline_note(result), of_headline(result))
     for name, model in COMPARISONS.items():
-        if _there(name):
+        if is_there(name):
             result = load(name)
             facts.add(name, _comparison_note(result), of_comparison(result, model))
-    if _there("cold-smollm2-wikitext2"):
+    if is_there("cold-smollm2-wikitext2"):
         facts.add("cold-smollm2-wikitext2", "profile bytes", of_curve(load("cold-smollm2-wikitext2"), facts))
-    if _there("quality"):
+    if is_there("quality"):
         facts.add("quality", "own profile at home", of_quality(load("quality")))
-    if _there("domains-smollm2"):
+    if is_there("domains-smollm2"):
         result = load("domains-smollm2")
         facts.add("domains-smollm2", f"at KL {result.table[0].kl_nats:.4f}, not {KL:g}", of_domains(result))
     head = [f"at KL {KL:g} nats/token", "method", *COLUMNS]
@@ -176,7 +176,7 @@ def of_domains(result: Any) -> Iterator[tuple[Key, str, str]]:
 
 def real_size() -> list[str]:
     """What coding costs at a real size on the named GPU."""
-    if not _there("cold-speed-h100"):
+    if not is_there("cold-speed-h100"):
         return []
     result = load("cold-speed-h100")
     s = result.summary
@@ -199,10 +199,6 @@ def _headline_note(result: Any) -> str:
 def _comparison_note(result: Any) -> str:
     first = next(r for r in result.rows if not r.failed)
     return f"{first.n_windows} windows of {first.context:,} tokens, {result.provenance['device']}"
-
-
-def _there(name: str) -> bool:
-    return (RESULTS / f"{name}.json").is_file()
 
 
 def _best(rows: Iterable[Any]) -> Any:
