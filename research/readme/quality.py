@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from research.readme.tools import is_there, load, missing, table
+from research.readme.tools import load, table
 
 TITLES = {"in the mix": "of kinds in the mix", "outside": "of other kinds"}
 
@@ -63,14 +63,14 @@ def bounded() -> str:
 
 
 def bounded_cpu() -> str:
-    """Every text under a small general profile that a CPU makes, by the present rule."""
-    if not is_there("quality-general-cpu"):
-        return missing("quality-general-cpu")
-    result = load("quality-general-cpu")
+    """Every text under a profile of one kind of text, on a CPU, by the present rule."""
+    result = load("quality-cpu")
+    if not result["texts"]:
+        return "Not measured yet."
     study, texts, summary = result["study"], result["texts"], result["summary"]
     worst = max(texts, key=lambda t: t["exceeded"])
     said = [
-        f"{study['general_steps']} windows of {study['window']:,} tokens calibrate, {study['per_text']} windows a text are scored, on a CPU.",
+        f"A profile of {result['general']['text']}, {study['per_text']} windows of {study['window']:,} tokens a text, on a CPU.",
         f"Bound: KL {study['bound']:g} nats a token. The worst text, {_short(worst['text'])}, is at {worst['kl']:.4f}",
         f"({100 * max(0.0, worst['exceeded']):.0f} % over).",
     ]

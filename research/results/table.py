@@ -118,16 +118,10 @@ TABLE = (
     ),
     Entry(
         "quality-cpu",
-        f"sq study quality --device cpu --window 512 --profile {{demo}} {TEXT} --part general --out {{out}}",
+        f"sq study quality --device cpu --window 512 --profile {{demo}} {TEXT} --part general --part texts --out {{out}}",
         "cpu",
         10,
         DEMO,
-    ),
-    Entry(
-        "quality-general-cpu",
-        f"sq study quality --device cpu --window 512 --steps 60 --windows 8 {TEXT} --part general --part texts --out {{out}}",
-        "cpu",
-        12,
     ),
     Entry("durations", "python -m research.durations --out {out}", "cpu", 25),
     Entry("prediction-h100", "python -m research.prediction --out {out}", "cpu", 1, only=KERNELS),
