@@ -111,7 +111,7 @@ TABLE = (
     ),
     Entry(
         "cold-speed-cpu",
-        f"sq study cold-speed --device cpu --profile {{demo}} {TEXT} --part cpu --out {{out}}",
+        "sq study cold-speed --device cpu --profile {demo} --data builtin:pydoc --part cpu --out {out}",
         "cpu",
         2,
         DEMO,

@@ -7,7 +7,8 @@ from research.cache import cache_study
 from research.quality.parts import QualityStudy
 from research.quality.study import QualityParts, joined
 from research.tiers import TierStudy, tier_study
-from spectralquant.text.read import load_text
+from spectralquant.text.mix import tokenize_sources
+from spectralquant.text.read import load_text, open_sources
 from spectralquant.text.tokens import tokenize
 
 
@@ -27,7 +28,7 @@ def test_tiers_are_measured_and_held():
 @pytest.mark.slow
 def test_quality_is_measured_part_by_part_and_resumed(tmp_path):
     loaded, _ = profile_of("llama")
-    text = tokenize(loaded.tokenizer, load_text("builtin:pydoc"), 30_000)
+    text = tokenize_sources(loaded.tokenizer, open_sources(["builtin:pydoc"]), 512, window=512, read=30_000)
     study = QualityStudy(
         steps=8, general_steps=8, window=512, windows=2, per_text=1, ratios=(8, 12, 16), cost_windows=1, held_out=1
     )
