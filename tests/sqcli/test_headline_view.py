@@ -98,7 +98,7 @@ def test_the_docs_table_says_which_file_a_figure_is_from(monkeypatch):
     """What the study measured comes first; what it did not, from the studies of single questions; else a question mark."""
     files = {"headline": results(), "compare-smollm2-wikitext2": comparison()}
     monkeypatch.setattr(headline, "load", files.get)
-    monkeypatch.setattr(headline, "_there", files.__contains__)
+    monkeypatch.setattr(headline, "is_there", files.__contains__)
     for row in (*files["headline"].rows, *files["headline"].speed):
         row.model = "builtin:smollm2-135m"
     for row in files["headline"].speed:

@@ -78,7 +78,8 @@ def test_integer_rows_are_as_fine_as_they_say():
     packed = IntegerRows.of(rows, 10)
     error = (packed.dense() - rows).abs().amax(1) / rows.abs().amax(1)
     assert packed.fine.dtype == torch.int16 and packed.coarse.dtype == torch.int8
-    assert float(error[:10].max()) <= 0.5001 / 32767 and float(error[10:].max()) <= 0.5001 / 127
+    half = 0.505  # a step, and float32's own rounding: about 2**-23 of the largest, 0.004 steps of int16
+    assert float(error[:10].max()) <= half / 32767 and float(error[10:].max()) <= half / 127
     index = torch.tensor([0, 3, 9, 10, 39])
     assert torch.equal(packed.picked(index).dense(), packed.dense()[index])
 
