@@ -215,6 +215,18 @@ def test_a_request_that_ends_during_its_lookup_leaves_nothing(engines):
     assert not other.tier._packets and not other.tier._lookups and len(AWAITED) == 0
 
 
+def test_a_lookup_that_fails_is_a_miss(engines, monkeypatch, caplog):
+    stored(engines())
+    other = engines()
+
+    def broken(key):
+        raise MemoryError("no room to read a packet")
+
+    monkeypatch.setattr(other.tier._archive, "look", broken)
+    assert other.lookup(other.request("second"), KEYS[0]) is LookupResult.MISS
+    assert "could not be looked up" in caplog.text and "no room to read a packet" in caplog.text
+
+
 @pytest.mark.parametrize("how", DAMAGES.values(), ids=DAMAGES)
 def test_damage_between_lookup_and_load_is_a_failed_job_and_then_a_miss(engines, tmp_path, how):
     stored(engines())

@@ -109,7 +109,11 @@ class SpectralTier(SecondaryTierManager):
         return LookupResult.HIT if answer.result() else LookupResult.MISS
 
     def _look(self, key: bytes) -> bool:
-        packet = self._archive.look(key)
+        try:
+            packet = self._archive.look(key)
+        except Exception:  # a lookup's answer is read by the engine
+            log.exception("a chunk could not be looked up")
+            return False
         if packet is not None:
             self._packets.keep(key, packet)
             if key not in self._wanted:  # given up meanwhile
@@ -166,7 +170,8 @@ class SpectralTier(SecondaryTierManager):
             except Exception:
                 log.exception("%d chunks were not restored", len(taken))
                 lost = {key for _, key, _ in taken}
-            self._avoided |= dict.fromkeys(lost, time.monotonic() + AVOID_SECONDS)
+            with self._lock:
+                self._avoided |= dict.fromkeys(lost, time.monotonic() + AVOID_SECONDS)
             for job, key, _ in taken:
                 self._forget(key)
                 with self._lock:
@@ -224,7 +229,8 @@ class SpectralTier(SecondaryTierManager):
         for key in self._asked.pop(req_context.req_id, ()):
             self._forget(key)
         now = time.monotonic()
-        self._avoided = {key: until for key, until in self._avoided.items() if until > now}
+        with self._lock:  # threads that load add to it
+            self._avoided = {key: until for key, until in self._avoided.items() if until > now}
 
     def drain_jobs(self) -> None:
         wait(list(self._running))
