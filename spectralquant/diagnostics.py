@@ -159,6 +159,9 @@ def _disk() -> Check:
     folder = cache_folder()
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "not writable" if folder.is_dir() else "no folder"
+        return Check("disk", FAIL, f"{folder} is {what}", "Set SPECTRALQUANT_CACHE to a folder that you can write.")
     free = shutil.disk_usage(folder).free / 1e9
     if free < NEED_GB:
         return Check(
@@ -188,8 +191,16 @@ def _cpu_coder() -> Check:
     missing = native.missing()
     if missing is None:
         return Check("CPU coder", OK, "compiled")
-    fix = "Install a C compiler (gcc or clang): it codes the cold tier on CPUs five times as fast, to the same bytes."
-    return Check("CPU coder", WARN, f"numpy ({missing})", fix)
+    gain = "Packets are coded by numpy, to the same bytes; compiled it is about five times as fast."
+    return Check("CPU coder", WARN, f"numpy ({missing})", f"{gain} {_compiler_fix(missing)}")
+
+
+def _compiler_fix(missing: str) -> str:
+    if "SPECTRALQUANT_COMPILE" in missing:
+        return "Unset SPECTRALQUANT_COMPILE."
+    if "no C compiler" in missing:
+        return "Install gcc or clang."
+    return "See that CC names a C compiler and that SPECTRALQUANT_CACHE/compiled can be written; remove a damaged library there."
 
 
 CHECKS: dict[str, Callable[[], Check]] = {

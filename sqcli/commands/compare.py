@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -100,6 +100,7 @@ def compare(
     for group in groups:
         for spec in group:
             check(spec)
+            _require_exact_bits(spec)
     given = {text.partition(":")[0] for text in names}
     always = [name for name in ("none", "spectral") if name not in given]
     groups = [parse(name) for name in always] + groups
@@ -159,6 +160,21 @@ def compare(
         output.note(f"Wrote {html}")
     if all(row.failed or row.method in ("none", "spectral") for row in result.rows):
         raise InputError("No method but none and spectral could be measured; see the reasons above.")
+
+
+def _require_exact_bits(spec: Any) -> None:
+    """Refuse widths of the exact tokens that `spectral` does not measure, before a profile is read."""
+    from spectralquant.errors import InputError
+
+    if spec.name != "spectral" or (bits := spec.options.get("exact_bits", 16)) == 16:
+        return
+    if bits != 8:
+        raise InputError(f"spectral: exact_bits={bits} is not one of 8, 16.")
+    if (tier := spec.options.get("tier", "cold")) != "cold":
+        raise InputError(
+            f"spectral: exact_bits=8 is measured for the cold tier alone, not for {tier}. Leave it out here; `sq generate --tier {tier} "
+            "--exact-bits 8` holds such a cache and says its bytes."
+        )
 
 
 def _some_in(group, mode: str) -> bool:

@@ -26,7 +26,10 @@ def generate(
     budget: Annotated[str | None, typer.Option(help="Memory limit of the cache, as 512MB.")] = None,
     working_set: Annotated[str, typer.Option(help="Decoded warm and cold blocks kept, as 64MB.")] = "0",
     exact_bits: Annotated[
-        int, typer.Option(help="16 holds the first and the newest tokens in the model's dtype, 8 in half of that.")
+        int,
+        typer.Option(
+            help="16 holds the first and the newest tokens in the model's dtype, 8 as int8 with a scale a vector."
+        ),
     ] = 16,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill step.")] = 1024,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the first choice.")] = False,

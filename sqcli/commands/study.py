@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sqcli.commands.study_parts import part_names, require_parts
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Quotable, Resume, Svg
 
 STUDIES = (
@@ -64,7 +65,7 @@ def study(
         typer.Option(
             "--profile",
             "-p",
-            help="The profile that `quality` takes for its general one; the profile of `packet`, `cache` and `index`.",
+            help=f"The profile that `quality` takes for its general one; the profile of {', '.join(WITH_PROFILE)}.",
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Calibration windows, of the first 80/147 of the text.")] = 80,
@@ -91,7 +92,7 @@ def study(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Parts of `quality` (home, general, texts, texts:2/6), of `headline` (fit, score, speed, score:bible), or of `calibrate-scale` (8b, 8b-small, scaling, 70b, 70b-one-card, steps, forms, predicted) and `serving` (small, large, tp) to measure anew; others in --out, or in OUT-part-….json beside it, are kept. Default: what is missing there."
+            help=f"Parts to measure anew; others in --out, or in OUT-part-….json beside it, are kept. Default: what is missing there. {part_names()}; texts:2/6 and score:bible are shares of a part."
         ),
     ] = None,
     resume: Resume = False,
@@ -136,6 +137,7 @@ def study(
         raise InputError(
             "Studies are not part of the installed package. Run them from a checkout of the repository (pip install -e .)."
         )
+    require_parts(name, part or ())
     makes_its_own = name == "serving-hot" and part == ["large"]
     if makes_its_own and profile is not None:
         raise InputError("The large part of serving-hot makes the profile of its shape. Leave out --profile.")
