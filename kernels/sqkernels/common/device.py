@@ -26,6 +26,20 @@ def wait_for_previous(OVERLAP: tl.constexpr):
 
 
 @triton.jit
+def bring(start, nbytes, LINES: tl.constexpr):
+    """Have `nbytes` bytes from `start` on brought to the level-2 cache, `LINES` lines of 128 bytes an instruction.
+
+    A program that waits for the kernel before it (`wait_for_previous`) lets memory work meanwhile.
+    """
+    line = tl.arange(0, LINES) * 128
+    for begin in range(0, nbytes, 128 * LINES):
+        at = (start + tl.minimum(begin + line, nbytes - 1)).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def load_query(Q, rows, first, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
     """Query rows float32 `[M, DP]` of one key/value head; `first` is the offset of its first row."""
     d = tl.arange(0, DP)

@@ -6,7 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sqkernels.common.device import wait_for_previous
 from sqkernels.common.launch import next_power
+from sqkernels.common.runtime import overlap
 
 
 def launch(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,6 +29,7 @@ def launch(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
         HK=kv,
         D=dim,
         HALF=next_power(dim // 2),
+        **overlap(query.device, True),
         num_warps=1,
     )
     return out[0], out[1]
@@ -50,8 +53,10 @@ def rotate_kernel(
     HK: tl.constexpr,
     D: tl.constexpr,
     HALF: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Grid (B, H + Hk). Q_OUT: `[B, H, 1, D]`, K_OUT: `[B, Hk, 1, D]`; the other numbers are strides in elements."""
+    wait_for_previous(OVERLAP)
     b = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     left = tl.arange(0, HALF)

@@ -40,10 +40,11 @@ def _spectral_decode(tensors: Sequence[Tensor], layout: Sequence[int], scaling: 
         BLOCK=chosen.block,
         STAGES=chosen.stages,
         ASSEMBLY=assembly(device),
+        AHEAD=chosen.ahead,
         **overlap(device, chosen.overlap),
         num_warps=chosen.warps,
     )
-    return reduce(partials, preparation, chosen.overlap)
+    return reduce(partials, preparation, chosen.overlap_reduction)
 
 
 @_spectral_decode.register_fake

@@ -7,16 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """See NOTES.md. programs: a multiprocessor's. overlap: see `runtime.overlap`."""
+    """See NOTES.md. programs: a multiprocessor's.
+
+    overlap: whether preparation and decode kernel start under what comes before (see `runtime.overlap`), the latter with
+    `ahead` tiles of codes on their way to the level-2 cache; overlap_reduction: whether the reduction does.
+    """
 
     block: int
     warps: int
     programs: int
     stages: int = 3
     overlap: bool = False
+    ahead: int = 0
+    overlap_reduction: bool = False
 
 
-WIDE = Settings(block=128, warps=4, programs=4)
+WIDE = Settings(block=128, warps=4, programs=4, overlap=True, ahead=4, overlap_reduction=True)
 MANY = Settings(block=64, warps=2, programs=8)
 MANY_HEADS = 32
 

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from sqkernels.common.device import (
     attend_rows,
+    bring,
     empty_state,
     head_bands,
     key_latents,
@@ -60,11 +61,12 @@ def decode_kernel(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     ASSEMBLY: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Grid (B·Hk, splits). PAGES: int64 `[B, n_pages]`. PART: float32 `[B·Hk, splits, G, planes]`,
-    STATS: `[B·Hk, splits, 2, 16]`. N: 8 or 16, at least G."""
-    wait_for_previous(OVERLAP)
+    STATS: `[B·Hk, splits, 2, 16]`. N: 8 or 16, at least G. AHEAD: tiles whose codes are brought to the level-2 cache while
+    the preparation runs; all that is read before the wait is older than the preparation, which waits itself."""
     bh = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     splits = tl.num_programs(1)
@@ -73,13 +75,18 @@ def decode_kernel(
     PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
     VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
     offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
-    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
-    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N)) - key_offset
     first = tl.load(FIRST + b)
     end = first + tl.load(TOKENS + b)
     TILES: tl.constexpr = 128 // BLOCK
     per = tl.cdiv(tl.cdiv(end, 128), splits) * TILES
     last = tl.minimum((split + 1) * per, tl.cdiv(end, BLOCK))
+    if OVERLAP and AHEAD > 0:
+        for tile in range(split * per, tl.minimum(last, split * per + AHEAD)):
+            page = tl.load(PAGES + b * n_pages + tile // TILES)
+            bring(STORAGE + page + offset + (tile % TILES) * BLOCK * row_bytes, BLOCK * row_bytes, BLOCK)
+    wait_for_previous(OVERLAP)
+    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
+    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N)) - key_offset
     state = empty_state(V4, V2, V1, N)
     for tile in tl.range(split * per, last, num_stages=STAGES):
         page = tl.multiple_of(tl.load(PAGES + b * n_pages + tile // TILES), 16)

@@ -17,7 +17,7 @@ class Settings:
     block: int
     stages: int
     warps: int
-    overlap: bool = False
+    overlap: bool = True
 
 
 WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4)

@@ -173,16 +173,14 @@ def scan_kernel(
 
 
 @triton.jit
-def _cell_budget(LEVELS, budget, cell, cells, CELLS_P: tl.constexpr):
+def _cell_budget(counts, own, budget, cell, cells, LEVELS, CELLS_P: tl.constexpr):
     """(wanted, whole): how many of a cell's tokens are selected, and the level from which on all are: of the level below,
-    at which the budget ends, a cell gives its part in proportion."""
+    at which the budget ends, a cell gives its part in proportion. counts: LEVELS of all cells, own: of this one."""
     every = tl.arange(0, CELLS_P)
     level = tl.arange(0, 32)
-    counts = tl.load(LEVELS + every[:, None] * 32 + level[None, :], mask=(every < cells)[:, None], other=0)
     total = tl.sum(counts, axis=0)
     above = tl.cumsum(total, axis=0, reverse=True)
     whole = tl.sum((above > budget).to(tl.int32), axis=0)
-    own = tl.load(LEVELS + cell * 32 + level)
     taken = tl.sum(tl.where(level >= whole, own, 0), axis=0)
     sharing = tl.where(whole > 0, cells, 0)
     edges = tl.load(LEVELS + every * 32 + whole - 1, mask=every < sharing, other=0)
@@ -275,36 +273,44 @@ def gather_kernel(
 ):
     """Grid (B·Hk, cells). BUDGET_KIND: 0 tokens from BUDGET, int32 `[B, Hk]`, 1 `share` of the coded tokens, 2 `count`
     tokens. SELECTED: int32 `[B·Hk, cells·CELL]`, a cell's list in the cell's place, COUNTS: int32 `[B·Hk, cells]`. PART:
-    float32 `[B·Hk, cells, G, planes]`, STATS: `[B·Hk, cells, 2, 16]`. The rest as in `spectral_decode`."""
-    wait_for_previous(OVERLAP)
+    float32 `[B·Hk, cells, G, planes]`, STATS: `[B·Hk, cells, 2, 16]`. The rest as in `spectral_decode`.
+
+    Loads are issued at the start as far as they depend on nothing: time goes to their latency."""
     bh = tl.program_id(0).to(tl.int64)
     cell = tl.program_id(1)
     cells = tl.num_programs(1)
     b = bh // HK
     h = bh % HK
+    PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
+    VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
     first = tl.load(FIRST + b)
     tokens = tl.load(TOKENS + b)
+    offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
+    wait_for_previous(OVERLAP)
+    levels = LEVELS + bh * cells * 32
+    every = tl.arange(0, CELLS_P)
+    level = tl.arange(0, 32)
+    counts = tl.load(levels + every[:, None] * 32 + level[None, :], mask=(every < cells)[:, None], other=0)
+    own = tl.load(levels + cell * 32 + level)
+    within = tl.arange(0, CELL // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    bins = tl.load(BINS + (bh * cells + cell) * CELL + within).to(tl.int32)
+    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N))
+    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
     if BUDGET_KIND == 0:
         budget = tl.load(BUDGET + bh)
     elif BUDGET_KIND == 1:
         budget = tl.ceil(tokens.to(tl.float32) * share).to(tl.int32)
     else:
         budget = count
-    wanted, whole = _cell_budget(LEVELS + bh * cells * 32, tl.minimum(budget, tokens), cell, cells, CELLS_P)
-    within = tl.arange(0, CELL // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
+    wanted, whole = _cell_budget(counts, own, tl.minimum(budget, tokens), cell, cells, levels, CELLS_P)
     slot = cell * CELL + within
-    bins = tl.load(BINS + (bh * cells + cell) * CELL + within).to(tl.int32)
     bins = tl.where((slot >= first) & (slot < first + tokens), bins, -1)
     selected = SELECTED + (bh * cells + cell) * CELL
     _select(bins, wanted, whole, slot, selected)
     tl.store(COUNTS + bh * cells + cell, wanted)
     tl.debug_barrier()
 
-    PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
-    VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
-    offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
-    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
-    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N)) - key_offset
+    constant -= key_offset
     state = empty_state(V4, V2, V1, N)
     for start in tl.range(0, wanted, BLOCK, num_stages=STAGES):
         place = start + tl.arange(0, BLOCK)
