@@ -13,6 +13,7 @@ import triton.language as tl
 
 from sqkernels.common.device import (
     attend_rows,
+    bring_lines,
     empty_state,
     head_bands,
     key_latents,
@@ -42,13 +43,11 @@ def _dot4(codes, weights, total, ASSEMBLY: tl.constexpr):
 
 
 @triton.jit
-def _index_weights(query, INDEX_DECODE, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RANK: tl.constexpr):
+def _index_weights(query, matrix, G: tl.constexpr, RANK: tl.constexpr):
     """(words, least, to_bin): the mean query in the index's coordinates as 8-bit integers, four a word, int32 `[RANK / 4]`;
-    the least score codes can have; and bins are (score − least) · to_bin >> 16."""
+    the least score codes can have; and bins are (score − least) · to_bin >> 16. matrix: float32 `[RANK, DP]`."""
     mean = tl.sum(query, axis=0) / G
     component = tl.arange(0, RANK)
-    d = tl.arange(0, DP)
-    matrix = tl.load(INDEX_DECODE + component[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
     coordinates = tl.sum(matrix * mean[None, :], axis=1)
     unit = 127.0 / tl.maximum(tl.max(tl.abs(coordinates), axis=0), 1e-30)
     weights = tl.floor(coordinates * unit + 0.5).to(tl.int32)
@@ -107,7 +106,8 @@ def scan_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Grid (B·Hk, PARTS + PLANES / COLUMNS + programs): `prepare_role`, then `cells_per_program` cells a program.
-    BINS: uint8 `[B·Hk, cells·CELL]`. LEVELS: int32 `[B·Hk, cells, 32]`."""
+    BINS: uint8 `[B·Hk, cells·CELL]`. LEVELS: int32 `[B·Hk, cells, 32]`. While the query is brought into the index's
+    coordinates, the codes of a program's first cell come to the level-2 cache."""
     wait_for_previous(OVERLAP)
     bh = tl.program_id(0).to(tl.int64)
     role = tl.program_id(1)
@@ -146,12 +146,19 @@ def scan_kernel(
     else:
         b = bh // HK
         h = bh % HK
-        words, least, to_bin = _index_weights(query, INDEX_DECODE + h * RANK * D, G, D, DP, RANK)
+        d = tl.arange(0, DP)
+        at = INDEX_DECODE + (h * RANK + tl.arange(0, RANK))[:, None] * D + d[None, :]
+        matrix = tl.load(at, mask=(d < D)[None, :], other=0.0)
         first = tl.load(FIRST + b)
         end = first + tl.load(TOKENS + b)
         codes = STORAGE + tl.multiple_of(tl.load(HEADS + h * 9 + 8), 128)
         cells = tl.cdiv(n_pages * 128, CELL)
         begin = (role - ROLES) * cells_per_program
+        if ASSEMBLY:
+            number = begin * (CELL // 128) + tl.arange(0, CELL // 128)
+            pages = tl.load(PAGES + b * n_pages + tl.minimum(number, n_pages - 1))
+            bring_lines((codes + pages)[:, None] + tl.arange(0, RANK // 2)[None, :] * 128)
+        words, least, to_bin = _index_weights(query, matrix, G, RANK)
         for cell in range(begin, tl.minimum(begin + cells_per_program, cells)):
             slot = cell * CELL + tl.arange(0, CELL)
             inside = slot < n_pages * 128
