@@ -30,6 +30,9 @@ KERNELS = {
     "store_rows_kernel",
     "gather_rows_kernel",
     "received_kernel",
+    "append_kernel",
+    "rotate_kernel",
+    "gated_kernel",
 }
 
 

@@ -17,11 +17,11 @@ class Settings:
     block: int
     stages: int
     warps: int
-    overlap: bool = True
+    overlap: bool = False
 
 
-WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4)
-MANY = Settings(programs=4, scan_warps=4, block=32, stages=2, warps=1)
+WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4, overlap=True)
+MANY = Settings(programs=4, scan_warps=4, block=32, stages=2, warps=1, overlap=True)
 MANY_HEADS = 32
 
 
