@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqkernels.common.device import wait_for_previous
+from sqkernels.common.device import start_next, wait_for_previous
 from sqkernels.common.launch import next_power
 from sqkernels.common.runtime import overlap
 
@@ -48,6 +48,7 @@ def append_kernel(
 ):
     """Grid (B, Hk). KEY_ROOM, VALUE_ROOM: `[B, Hk, room, D]`; the other numbers are strides in elements."""
     wait_for_previous(OVERLAP)
+    start_next(OVERLAP)
     b = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1)
     d = tl.arange(0, DP)

@@ -203,12 +203,14 @@ class Preparation:
             "BLOCK": EXACT_BLOCK,
         }
 
-    def run(self, overlapping: bool) -> None:
-        """The preparation by itself."""
+    def run(self, overlapping: bool, early: bool) -> None:
+        """The preparation by itself. early: what comes next starts at once; see `prepare_kernel`."""
         from sqkernels.common.prepare import prepare_kernel
 
         device = self.call.tensors.query.device
-        prepare_kernel[(self.call.kv_heads, self.roles)](**self.arguments, **overlap(device, overlapping), num_warps=4)
+        prepare_kernel[(self.call.kv_heads, self.roles)](
+            **self.arguments, EARLY=early, **overlap(device, overlapping), num_warps=4
+        )
 
 
 def reduce_arguments(partials: Partials, preparation: Preparation, out: Tensor) -> dict[str, Any]:

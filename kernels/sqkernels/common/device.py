@@ -15,13 +15,21 @@ from sqkernels.common.unpack import load_bytes, load_columns, load_words, unpack
 
 @triton.jit
 def wait_for_previous(OVERLAP: tl.constexpr):
-    """Wait until the kernels before this one are done and their writes seen; then let the next one be launched.
+    """Wait until the kernels before this one are done and their writes seen.
 
     What a kernel reads before it waits must not come from the launch before it: with every kernel of a chain waiting,
     all older ones are done.
     """
     if OVERLAP:
         gdc_wait()
+
+
+@triton.jit
+def start_next(OVERLAP: tl.constexpr):
+    """Let the next kernel be launched once all programs are here. A program launched early takes a place that the
+    kernel before it would have, and finds processors unevenly filled: the later the better, unless it has work meanwhile.
+    """
+    if OVERLAP:
         gdc_launch_dependents()
 
 

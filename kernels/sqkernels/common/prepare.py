@@ -8,7 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.common.device import constant_score, exact_part, load_query, store_latents, wait_for_previous
+from sqkernels.common.device import (
+    constant_score,
+    exact_part,
+    load_query,
+    start_next,
+    store_latents,
+    wait_for_previous,
+)
 from sqkernels.common.traffic import prepare_bytes, prepare_flops
 
 
@@ -94,10 +101,13 @@ def prepare_kernel(
     RAGGED: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid (B·Hk, PARTS + PLANES / COLUMNS), see `prepare_role`. Q: `[B, Hk·G, D]`."""
+    """Grid (B·Hk, PARTS + PLANES / COLUMNS), see `prepare_role`. Q: `[B, Hk·G, D]`. EARLY: the next kernel has work that
+    does not depend on this one."""
     wait_for_previous(OVERLAP)
+    start_next(OVERLAP and EARLY)
     bh = tl.program_id(0).to(tl.int64)
     query = load_query(Q, tl.arange(0, 16), bh * G * D, G, D, DP)
     prepare_role(
@@ -129,3 +139,4 @@ def prepare_kernel(
         PARTS,
         BLOCK,
     )
+    start_next(OVERLAP and not EARLY)

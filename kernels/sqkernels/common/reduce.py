@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sqkernels.common.device import wait_for_previous
+from sqkernels.common.device import start_next, wait_for_previous
 from sqkernels.common.traffic import reduce_bytes
 
 
@@ -71,5 +71,6 @@ def reduce_kernel(
     total = coded + tl.sum(weight_exact * l_exact, axis=0)
     out = tl.sum(matrix * planes[:, None], axis=0) + tl.sum(exacts * weight_exact[:, None], axis=0)
     out += coded * constant
+    start_next(OVERLAP)
     out = tl.where(total > 0.0, out / tl.where(total > 0.0, total, 1.0), 0.0)
     tl.store(OUT + (bh * G + g) * D + d, out, mask=d < D)

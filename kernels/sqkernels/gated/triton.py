@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqkernels.common.device import wait_for_previous
+from sqkernels.common.device import start_next, wait_for_previous
 from sqkernels.common.runtime import overlap
 
 ELEMENTS = 512
@@ -28,6 +28,7 @@ def launch(gate: Tensor, up: Tensor, activation: str) -> Tensor:
 def gated_kernel(GATE, UP, OUT, count, SILU: tl.constexpr, ELEMENTS: tl.constexpr, OVERLAP: tl.constexpr):
     """Grid (count / ELEMENTS). GATE, UP, OUT: `[count]`."""
     wait_for_previous(OVERLAP)
+    start_next(OVERLAP)
     at = tl.program_id(0).to(tl.int64) * ELEMENTS + tl.arange(0, ELEMENTS)
     inside = at < count
     x = tl.load(GATE + at, mask=inside, other=0.0).to(tl.float32)

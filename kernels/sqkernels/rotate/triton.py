@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sqkernels.common.device import wait_for_previous
+from sqkernels.common.device import start_next, wait_for_previous
 from sqkernels.common.launch import next_power
 from sqkernels.common.runtime import overlap
 
@@ -57,6 +57,7 @@ def rotate_kernel(
 ):
     """Grid (B, H + Hk). Q_OUT: `[B, H, 1, D]`, K_OUT: `[B, Hk, 1, D]`; the other numbers are strides in elements."""
     wait_for_previous(OVERLAP)
+    start_next(OVERLAP)
     b = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     left = tl.arange(0, HALF)

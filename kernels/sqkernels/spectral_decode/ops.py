@@ -30,7 +30,7 @@ def _spectral_decode(tensors: Sequence[Tensor], layout: Sequence[int], scaling: 
     call = AttentionCall.from_operator(tensors, layout, scaling)
     device, chosen = call.tensors.query.device, settings(call.kv_heads)
     preparation, partials = Preparation.of(call), Partials.of(call, splits)
-    preparation.run(chosen.overlap)
+    preparation.run(chosen.overlap, chosen.ahead > 0)
     decode_kernel[(call.kv_heads, splits)](
         **call.codes,
         **preparation.query_latents,

@@ -15,6 +15,7 @@ from sqkernels.common.device import (
     empty_state,
     head_bands,
     key_latents,
+    start_next,
     store_partial,
     wait_for_previous,
 )
@@ -97,5 +98,6 @@ def decode_kernel(
         state = attend_rows(
             state, latents, constant, rows, valid, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, N, ASSEMBLY
         )
+    start_next(OVERLAP)
     part = PART + (bh * splits + split) * G * VALUE_PLANES
     store_partial(state, part, STATS + (bh * splits + split) * 32, G, V4, V2, V1, N)

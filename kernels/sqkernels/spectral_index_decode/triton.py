@@ -18,6 +18,7 @@ from sqkernels.common.device import (
     head_bands,
     key_latents,
     load_query,
+    start_next,
     store_partial,
     wait_for_previous,
 )
@@ -177,6 +178,7 @@ def scan_kernel(
             tl.store(BINS + (bh * cells + cell) * CELL + tl.arange(0, CELL), bins.to(tl.uint8))
             levels = tl.histogram(bins >> 3, 32, mask=(slot >= first) & (slot < end))
             tl.store(LEVELS + (bh * cells + cell) * 32 + tl.arange(0, 32), levels)
+    start_next(OVERLAP)
 
 
 @triton.jit
@@ -328,5 +330,6 @@ def gather_kernel(
         state = attend_rows(
             state, latents, constant, rows, real, bands, K4, K2, K1, V4, V2, V1, FULL, BLOCK, N, ASSEMBLY
         )
+    start_next(OVERLAP)
     part = PART + (bh * cells + cell) * G * VALUE_PLANES
     store_partial(state, part, STATS + (bh * cells + cell) * 32, G, V4, V2, V1, N)
