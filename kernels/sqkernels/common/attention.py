@@ -242,6 +242,7 @@ def reduce(partials: Partials, preparation: Preparation, overlapping: bool) -> T
         HK=call.layout.heads,
         G=call.group,
         D=dim,
+        SP=bucket(splits),
         PARTS=preparation.parts,
         PARTS_P=next_power(preparation.parts),
         PLANES=planes,

@@ -41,15 +41,10 @@ def bring(start, nbytes, LINES: tl.constexpr):
     """
     line = tl.arange(0, LINES) * 128
     for begin in range(0, nbytes, 128 * LINES):
-        bring_lines(start + tl.minimum(begin + line, nbytes - 1))
-
-
-@triton.jit
-def bring_lines(at):
-    """The same for the line of every pointer of a tensor."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
-    )
+        at = (start + tl.minimum(begin + line, nbytes - 1)).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at], dtype=tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit

@@ -26,6 +26,7 @@ def reduce_kernel(
     HK: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
+    SP: tl.constexpr,
     PARTS: tl.constexpr,
     PARTS_P: tl.constexpr,
     PLANES: tl.constexpr,
@@ -34,8 +35,8 @@ def reduce_kernel(
     CHUNK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Grid (B·H, D / COLUMNS): merge the splits and exact parts of one query head, `CHUNK` splits at a time with all their loads
-    under way at once, and move the sum of value planes back to `OUT: [B, H, D]`."""
+    """Grid (B·H, D / COLUMNS): merge the splits (at most SP) and exact parts of one query head and move the sum of value
+    planes back to `OUT: [B, H, D]`."""
     bh = tl.program_id(0) // G
     g = tl.program_id(0) % G
     h = bh % HK
@@ -45,30 +46,28 @@ def reduce_kernel(
     matrix = tl.load(at, mask=(column < PLANES)[:, None] & (d < D)[None, :], other=0.0)
     constant = tl.load(VALUE_CONSTANT + h * D + d, mask=d < D, other=0.0)
     wait_for_previous(OVERLAP)
+    s = tl.arange(0, SP)
     e = tl.arange(0, PARTS_P)
+    stats = STATS + (bh * splits + s) * 32 + g
+    m = tl.load(stats, mask=s < splits, other=float("-inf"))
+    norm = tl.load(stats + 16, mask=s < splits, other=0.0)
     exact = STATS_EXACT + (bh * PARTS + e) * 32 + g
     m_exact = tl.load(exact, mask=e < PARTS, other=float("-inf"))
     l_exact = tl.load(exact + 16, mask=e < PARTS, other=0.0)
     at = PART_EXACT + ((bh * PARTS + e) * G + g)[:, None] * D + d[None, :]
     exacts = tl.load(at, mask=(e < PARTS)[:, None] & (d < D)[None, :], other=0.0)
-    top = tl.max(m_exact, axis=0)
-    coded = 0.0
+    top = tl.maximum(tl.max(m, axis=0), tl.max(m_exact, axis=0))
+    top = tl.where(top == float("-inf"), 0.0, top)
+    weight_exact = tl.exp2(m_exact - top)
+    coded = tl.sum(tl.exp2(m - top) * norm, axis=0)
+    total = coded + tl.sum(weight_exact * l_exact, axis=0)
     planes = tl.zeros((PLANES_P,), tl.float32)
     for start in range(0, splits, CHUNK):
         c = start + tl.arange(0, CHUNK)
-        stats = STATS + (bh * splits + c) * 32 + g
-        m = tl.load(stats, mask=c < splits, other=float("-inf"))
-        norm = tl.load(stats + 16, mask=c < splits, other=0.0)
+        weight = tl.exp2(tl.load(STATS + (bh * splits + c) * 32 + g, mask=c < splits, other=float("-inf")) - top)
         part = PART + ((bh * splits + c) * G + g)[:, None] * PLANES + column[None, :]
         parts = tl.load(part, mask=(c < splits)[:, None] & (column < PLANES)[None, :], other=0.0)
-        new = tl.maximum(top, tl.max(m, axis=0))
-        safe = tl.where(new == float("-inf"), 0.0, new)
-        factor, weight = tl.exp2(top - safe), tl.exp2(m - safe)
-        coded = coded * factor + tl.sum(weight * norm, axis=0)
-        planes = planes * factor + tl.sum(parts * weight[:, None], axis=0)
-        top = new
-    weight_exact = tl.exp2(m_exact - tl.where(top == float("-inf"), 0.0, top))
-    total = coded + tl.sum(weight_exact * l_exact, axis=0)
+        planes += tl.sum(parts * weight[:, None], axis=0)
     out = tl.sum(matrix * planes[:, None], axis=0) + tl.sum(exacts * weight_exact[:, None], axis=0)
     out += coded * constant
     start_next(OVERLAP)

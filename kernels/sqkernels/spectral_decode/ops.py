@@ -44,7 +44,7 @@ def _spectral_decode(tensors: Sequence[Tensor], layout: Sequence[int], scaling: 
         **overlap(device, chosen.overlap),
         num_warps=chosen.warps,
     )
-    return reduce(partials, preparation, chosen.overlap_reduction)
+    return reduce(partials, preparation, chosen.overlap)
 
 
 @_spectral_decode.register_fake

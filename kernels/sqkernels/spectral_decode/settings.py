@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Settings:
     """See NOTES.md. programs: a multiprocessor's.
 
-    overlap: whether preparation and decode kernel start under what comes before (see `runtime.overlap`), the latter with
-    `ahead` tiles of codes on their way to the level-2 cache; overlap_reduction: whether the reduction does.
+    overlap: see `runtime.overlap`. ahead: tiles of codes that a program then brings to the level-2 cache while the
+    preparation runs.
     """
 
     block: int
@@ -19,10 +19,9 @@ class Settings:
     stages: int = 3
     overlap: bool = False
     ahead: int = 0
-    overlap_reduction: bool = False
 
 
-WIDE = Settings(block=128, warps=4, programs=4, overlap=True, ahead=4, overlap_reduction=True)
+WIDE = Settings(block=128, warps=4, programs=4, overlap=True, ahead=4)
 MANY = Settings(block=64, warps=2, programs=8)
 MANY_HEADS = 32
 

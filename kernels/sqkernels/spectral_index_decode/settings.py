@@ -20,8 +20,8 @@ class Settings:
     overlap: bool = False
 
 
-WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4, overlap=True)
-MANY = Settings(programs=4, scan_warps=4, block=32, stages=2, warps=1, overlap=True)
+WIDE = Settings(programs=8, scan_warps=4, block=128, stages=2, warps=4)
+MANY = Settings(programs=4, scan_warps=4, block=32, stages=2, warps=1)
 MANY_HEADS = 32
 
 

@@ -13,7 +13,6 @@ import triton.language as tl
 
 from sqkernels.common.device import (
     attend_rows,
-    bring_lines,
     empty_state,
     head_bands,
     key_latents,
@@ -44,11 +43,13 @@ def _dot4(codes, weights, total, ASSEMBLY: tl.constexpr):
 
 
 @triton.jit
-def _index_weights(query, matrix, G: tl.constexpr, RANK: tl.constexpr):
+def _index_weights(query, INDEX_DECODE, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, RANK: tl.constexpr):
     """(words, least, to_bin): the mean query in the index's coordinates as 8-bit integers, four a word, int32 `[RANK / 4]`;
-    the least score codes can have; and bins are (score − least) · to_bin >> 16. matrix: float32 `[RANK, DP]`."""
+    the least score codes can have; and bins are (score − least) · to_bin >> 16."""
     mean = tl.sum(query, axis=0) / G
     component = tl.arange(0, RANK)
+    d = tl.arange(0, DP)
+    matrix = tl.load(INDEX_DECODE + component[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
     coordinates = tl.sum(matrix * mean[None, :], axis=1)
     unit = 127.0 / tl.maximum(tl.max(tl.abs(coordinates), axis=0), 1e-30)
     weights = tl.floor(coordinates * unit + 0.5).to(tl.int32)
@@ -107,8 +108,7 @@ def scan_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Grid (B·Hk, PARTS + PLANES / COLUMNS + programs): `prepare_role`, then `cells_per_program` cells a program.
-    BINS: uint8 `[B·Hk, cells·CELL]`. LEVELS: int32 `[B·Hk, cells, 32]`. While the query is brought into the index's
-    coordinates, the codes of a program's first cell come to the level-2 cache."""
+    BINS: uint8 `[B·Hk, cells·CELL]`. LEVELS: int32 `[B·Hk, cells, 32]`."""
     wait_for_previous(OVERLAP)
     bh = tl.program_id(0).to(tl.int64)
     role = tl.program_id(1)
@@ -147,19 +147,12 @@ def scan_kernel(
     else:
         b = bh // HK
         h = bh % HK
-        d = tl.arange(0, DP)
-        at = INDEX_DECODE + (h * RANK + tl.arange(0, RANK))[:, None] * D + d[None, :]
-        matrix = tl.load(at, mask=(d < D)[None, :], other=0.0)
+        words, least, to_bin = _index_weights(query, INDEX_DECODE + h * RANK * D, G, D, DP, RANK)
         first = tl.load(FIRST + b)
         end = first + tl.load(TOKENS + b)
         codes = STORAGE + tl.multiple_of(tl.load(HEADS + h * 9 + 8), 128)
         cells = tl.cdiv(n_pages * 128, CELL)
         begin = (role - ROLES) * cells_per_program
-        if ASSEMBLY:
-            number = begin * (CELL // 128) + tl.arange(0, CELL // 128)
-            pages = tl.load(PAGES + b * n_pages + tl.minimum(number, n_pages - 1))
-            bring_lines((codes + pages)[:, None] + tl.arange(0, RANK // 2)[None, :] * 128)
-        words, least, to_bin = _index_weights(query, matrix, G, RANK)
         for cell in range(begin, tl.minimum(begin + cells_per_program, cells)):
             slot = cell * CELL + tl.arange(0, CELL)
             inside = slot < n_pages * 128
@@ -182,14 +175,16 @@ def scan_kernel(
 
 
 @triton.jit
-def _cell_budget(counts, own, budget, cell, cells, LEVELS, CELLS_P: tl.constexpr):
+def _cell_budget(LEVELS, budget, cell, cells, CELLS_P: tl.constexpr):
     """(wanted, whole): how many of a cell's tokens are selected, and the level from which on all are: of the level below,
-    at which the budget ends, a cell gives its part in proportion. counts: LEVELS of all cells, own: of this one."""
+    at which the budget ends, a cell gives its part in proportion."""
     every = tl.arange(0, CELLS_P)
     level = tl.arange(0, 32)
+    counts = tl.load(LEVELS + every[:, None] * 32 + level[None, :], mask=(every < cells)[:, None], other=0)
     total = tl.sum(counts, axis=0)
     above = tl.cumsum(total, axis=0, reverse=True)
     whole = tl.sum((above > budget).to(tl.int32), axis=0)
+    own = tl.load(LEVELS + cell * 32 + level)
     taken = tl.sum(tl.where(level >= whole, own, 0), axis=0)
     sharing = tl.where(whole > 0, cells, 0)
     edges = tl.load(LEVELS + every * 32 + whole - 1, mask=every < sharing, other=0)
@@ -282,44 +277,36 @@ def gather_kernel(
 ):
     """Grid (B·Hk, cells). BUDGET_KIND: 0 tokens from BUDGET, int32 `[B, Hk]`, 1 `share` of the coded tokens, 2 `count`
     tokens. SELECTED: int32 `[B·Hk, cells·CELL]`, a cell's list in the cell's place, COUNTS: int32 `[B·Hk, cells]`. PART:
-    float32 `[B·Hk, cells, G, planes]`, STATS: `[B·Hk, cells, 2, 16]`. The rest as in `spectral_decode`.
-
-    Loads are issued at the start as far as they depend on nothing: time goes to their latency."""
+    float32 `[B·Hk, cells, G, planes]`, STATS: `[B·Hk, cells, 2, 16]`. The rest as in `spectral_decode`."""
+    wait_for_previous(OVERLAP)
     bh = tl.program_id(0).to(tl.int64)
     cell = tl.program_id(1)
     cells = tl.num_programs(1)
     b = bh // HK
     h = bh % HK
-    PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
-    VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
     first = tl.load(FIRST + b)
     tokens = tl.load(TOKENS + b)
-    offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
-    wait_for_previous(OVERLAP)
-    levels = LEVELS + bh * cells * 32
-    every = tl.arange(0, CELLS_P)
-    level = tl.arange(0, 32)
-    counts = tl.load(levels + every[:, None] * 32 + level[None, :], mask=(every < cells)[:, None], other=0)
-    own = tl.load(levels + cell * 32 + level)
-    within = tl.arange(0, CELL // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
-    bins = tl.load(BINS + (bh * cells + cell) * CELL + within).to(tl.int32)
-    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N))
-    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
     if BUDGET_KIND == 0:
         budget = tl.load(BUDGET + bh)
     elif BUDGET_KIND == 1:
         budget = tl.ceil(tokens.to(tl.float32) * share).to(tl.int32)
     else:
         budget = count
-    wanted, whole = _cell_budget(counts, own, tl.minimum(budget, tokens), cell, cells, levels, CELLS_P)
+    wanted, whole = _cell_budget(LEVELS + bh * cells * 32, tl.minimum(budget, tokens), cell, cells, CELLS_P)
+    within = tl.arange(0, CELL // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
     slot = cell * CELL + within
+    bins = tl.load(BINS + (bh * cells + cell) * CELL + within).to(tl.int32)
     bins = tl.where((slot >= first) & (slot < first + tokens), bins, -1)
     selected = SELECTED + (bh * cells + cell) * CELL
     _select(bins, wanted, whole, slot, selected)
     tl.store(COUNTS + bh * cells + cell, wanted)
     tl.debug_barrier()
 
-    constant -= key_offset
+    PLANES: tl.constexpr = 4 * K4 + 4 * K2 + 8 * K1
+    VALUE_PLANES: tl.constexpr = 4 * V4 + 4 * V2 + 8 * V1
+    offset, row_bytes, bands = head_bands(HEADS, h, UNIFORM, ALIGN, ROW, BANDS)
+    latents, key_offset = key_latents(LATENTS + bh * 16 * PLANES, K4, K2, K1, N)
+    constant = tl.load(CONSTANT + bh * 16 + tl.arange(0, N)) - key_offset
     state = empty_state(V4, V2, V1, N)
     for start in tl.range(0, wanted, BLOCK, num_stages=STAGES):
         place = start + tl.arange(0, BLOCK)
