@@ -44,10 +44,10 @@ def test_a_part_that_a_study_lacks_is_refused(words, said, tmp_path, capsys):
     ("spec", "said"),
     [
         ("spectral:exact_bits=4", "exact_bits=4 is not one of 8, 16"),
-        ("spectral:tier=hot,exact_bits=8", "measured for the cold tier alone, not for hot"),
-        ("spectral:tier=warm,exact_bits=8", "measured for the cold tier alone, not for warm"),
+        ("spectral:tier=hot,exact_bits=4", "exact_bits=4 is not one of 8, 16"),
+        ("spectral:tier=warm,exact_bits=0", "exact_bits=0 is not one of 8, 16"),
     ],
 )
-def test_exact_bits_that_would_not_be_measured_are_refused_before_a_profile_is_read(spec, said, tmp_path, capsys):
+def test_exact_bits_that_no_cache_has_are_refused_before_a_profile_is_read(spec, said, tmp_path, capsys):
     assert sq("compare", spec, "--profile", tmp_path / "none") == 2
     assert said in " ".join(capsys.readouterr().err.split())

@@ -74,11 +74,12 @@ class SpectralFixed:
     """Warm or hot tier: packed fixed-rate codes, by the codec that a cache uses."""
 
     name = "spectral"
-    exact_bits = 16
 
-    def __init__(self, codec: FixedRateCodec | HotCodec, **options: Any) -> None:
+    def __init__(self, codec: FixedRateCodec | HotCodec, exact_bits: int = 16, **options: Any) -> None:
         self.codec = codec
-        self.options = {"tier": "hot" if isinstance(codec, HotCodec) else "warm", **options}
+        self.exact_bits = exact_bits
+        rounded = {"exact_bits": exact_bits} if exact_bits != 16 else {}
+        self.options = {"tier": "hot" if isinstance(codec, HotCodec) else "warm", **rounded, **options}
 
     def encode(self, block: KVBlock) -> FixedBlock | HotBlock:
         return self.codec.encode(block)
@@ -116,7 +117,7 @@ def spectral_from_profile(
     if tier != "cold" and (step_scale != 1.0 or adaptive_tables or bound is not None):
         raise InputError(f"spectral: step_scale, adaptive_tables and bound belong to the cold tier, not to {tier}.")
     if tier != "cold":
-        return tier_method(profile.tier(tier), loaded, hot=tier == "hot")
+        return tier_method(profile.tier(tier), loaded, exact_bits, hot=tier == "hot")
     options = {} if step_scale == 1.0 else {"step_scale": step_scale}
     if bound is not None:
         options |= {"bound": bound}
@@ -167,7 +168,7 @@ def tier_method(
                 "such layers apart."
             )
         if isinstance(tensors, FixedTier):
-            return SpectralFixed(fixed_codec(hot)(tensors, geometry, loaded.device), **options)
+            return SpectralFixed(fixed_codec(hot)(tensors, geometry, loaded.device), exact_bits, **options)
         heads = limit = None
         if bounded is not None:
             heads = WeightedHeads(bounded.heads.part(layers), bounded.step, geometry, loaded.device)
