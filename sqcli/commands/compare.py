@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -100,7 +100,6 @@ def compare(
     for group in groups:
         for spec in group:
             check(spec)
-            _require_exact_bits(spec)
     given = {text.partition(":")[0] for text in names}
     always = [name for name in ("none", "spectral") if name not in given]
     groups = [parse(name) for name in always] + groups
@@ -160,14 +159,6 @@ def compare(
         output.note(f"Wrote {html}")
     if all(row.failed or row.method in ("none", "spectral") for row in result.rows):
         raise InputError("No method but none and spectral could be measured; see the reasons above.")
-
-
-def _require_exact_bits(spec: Any) -> None:
-    """Refuse widths of the exact tokens that no cache has, before a profile is read."""
-    from spectralquant.errors import InputError
-
-    if spec.name == "spectral" and (bits := spec.options.get("exact_bits", 16)) not in (8, 16):
-        raise InputError(f"spectral: exact_bits={bits} is not one of 8, 16.")
 
 
 def _some_in(group, mode: str) -> bool:

@@ -44,10 +44,17 @@ def test_a_part_that_a_study_lacks_is_refused(words, said, tmp_path, capsys):
     ("spec", "said"),
     [
         ("spectral:exact_bits=4", "exact_bits=4 is not one of 8, 16"),
+        ("h2o+spectral:exact_bits=4", "exact_bits=4 is not one of 8, 16"),
+        ("spectral:tier=luke", "tier='luke' is not one of cold, warm, hot"),
+        ("spectral:tier=hot,bound=0.01", "belong to the cold tier, not to hot"),
+        ("h2o+spectral:tier=warm,adaptive_tables=true", "belong to the cold tier, not to warm"),
+        ("spectral:bound=0", "bound=0 is not a KL above 0"),
+        ("spectral:bound=nan", "bound=nan is not a KL above 0"),
+        ("turboquant:bits=3,bits=4", "gives bits twice. Several values are several methods: turboquant:bits=…"),
         ("spectral:tier=hot,exact_bits=4", "exact_bits=4 is not one of 8, 16"),
         ("spectral:tier=warm,exact_bits=0", "exact_bits=0 is not one of 8, 16"),
     ],
 )
-def test_exact_bits_that_no_cache_has_are_refused_before_a_profile_is_read(spec, said, tmp_path, capsys):
+def test_options_of_methods_are_judged_before_a_profile_is_read(spec, said, tmp_path, capsys):
     assert sq("compare", spec, "--profile", tmp_path / "none") == 2
     assert said in " ".join(capsys.readouterr().err.split())
