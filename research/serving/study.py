@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from research.serving.join import joined
 from spectralquant.errors import InputError
 from spectralquant.files import write_json
 from spectralquant.integrations.serve_check.check import ServeCheck, serve_check
 from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
+from spectralquant.integrations.serve_check.process import require_vllm, usable_gpus
 from spectralquant.results.files import read_results
 from spectralquant.results.schema import Results
 
@@ -24,7 +23,9 @@ LARGE = "random:llama-3.1-8b"
 LARGE_RATIO = 20
 TWO_RANKS = "random:custom:layers=6,heads=16,kv_heads=4,head_dim=128,hidden=2048,intermediate=5632,vocab=32000"
 GIB = 1 << 30
-PARTS = ("small", "large", "tp")
+NEEDS = {"small": 0, "large": 1, "tp": 2}
+"""GPUs by part."""
+PARTS = tuple(NEEDS)
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
 Report = Callable[[str], None]
 
@@ -40,14 +41,14 @@ def serving_study(
     coder has as much to do as at that ratio on a trained model; its qualities mean nothing and are not measured.
 
     Raises:
-        InputError: vLLM is missing, there is no such part, or an engine did not do what it was told.
+        InputError: vLLM or a GPU that a part needs is missing, or an engine did not do what it was told.
     """
-    gpus = torch.cuda.device_count()
-    possible = PARTS[: 1 + (gpus > 0) + (gpus > 1)]
+    for name in parts or ("small",):
+        require_vllm(NEEDS[name], f"Part {name} of serving")
+    gpus = usable_gpus()
+    possible = [name for name in PARTS if NEEDS[name] <= gpus]
     files = {} if out is None else {name: out.with_name(f"{out.stem}-part-{name}.json") for name in PARTS}
     there = lambda: [name for name, file in files.items() if file.exists() and name not in parts]  # noqa: E731
-    if set(parts) - set(possible):
-        raise InputError(f"Parts of `serving` are {', '.join(PARTS)}; large needs a GPU, and tp two.")
     done = {}
     for name in tuple(parts) or tuple(name for name in possible if name not in there()):
         with tempfile.TemporaryDirectory(prefix="sq-serving-") as made:

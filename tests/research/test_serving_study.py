@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from research.serving import study
 from spectralquant.errors import InputError
+from spectralquant.integrations.serve_check import process
 from spectralquant.results.files import results_file
 from spectralquant.results.serving import ServingRow
 
@@ -20,6 +22,11 @@ def part(name: str, **fields):
     )
 
 
+def gpus(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
 @pytest.fixture
 def measured(monkeypatch):
     names: list[str] = []
@@ -28,7 +35,8 @@ def measured(monkeypatch):
         names.append(name)
         return part(name)
 
-    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    gpus(monkeypatch, 2)
+    monkeypatch.setattr(process, "find_spec", lambda name: name)
     monkeypatch.setattr(study, "_small", lambda *_: None)
     monkeypatch.setattr(study, "serve_check", lambda *_: measure("small"))
     monkeypatch.setattr(study, "_large", lambda *_: measure("large"))
@@ -55,7 +63,8 @@ def test_parts_that_are_there_are_joined_and_the_others_measured(measured, tmp_p
 
 
 def test_a_part_that_this_machine_cannot_run_is_refused(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="tp two"):
-        run(tmp_path / "x.json", "tp")
+    gpus(monkeypatch, 1)
+    with pytest.raises(InputError, match=r"^Part tp of serving needs 2 GPUs, and PyTorch can use 1 here\.$"):
+        run(tmp_path / "x.json", "small", "tp")
+    assert measured == []
     assert [row.way for row in run(tmp_path / "x.json").rows] == ["spectral", "8b/spectral"]

