@@ -31,7 +31,10 @@ def test_the_names_are_those_of_the_studies():
         (("index", "--part", "cpu", "--profile", "none"), "The index study has no parts"),
         (("cold-speed", "--part", "cdec", "--profile", "none"), "no part 'cdec'; there are codec, coders"),
         (("serving-hot", "--part", "bogus"), "no part 'bogus'; there are small, large."),
-        (("serving-hot", "--part", "large", "--profile", "none"), "makes the profile of its shape"),
+        (
+            ("serving-hot", "--part", "large", "--profile", "none"),
+            "--profile has no effect on the large part of serving-hot, which makes those of its shape",
+        ),
         (("cold-speed", "--part", "cpu:1", "--profile", "none"), "no part 'cpu:1'"),
     ],
 )
