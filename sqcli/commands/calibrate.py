@@ -150,8 +150,8 @@ def calibrate(
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size
     from sqcli.collisions import profile_files, text_files
-    from sqcli.effect import refuse_idle
     from sqcli.output import Output
+    from sqcli.refusals.idle import refuse_idle
 
     tiers = TIERS if tier == "all" else tuple(t.strip() for t in tier.split(","))
     settings = CalibrationSettings(

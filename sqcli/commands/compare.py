@@ -96,9 +96,9 @@ def compare(
     from spectralquant.methods.registry import REGISTRY, check, parse
     from spectralquant.origin.quotable import begin
     from sqcli.collisions import profile_files, text_files
-    from sqcli.effect import given, refuse_idle
     from sqcli.loading import load_for
     from sqcli.output import Output
+    from sqcli.refusals.idle import given, refuse_idle
 
     begin(quotable)
     level = None if match is None else parse_match(match)

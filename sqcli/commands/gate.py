@@ -71,9 +71,9 @@ def gate(
     from spectralquant.gate.metrics import metrics_of
     from spectralquant.gate.run import judge, run_suite, write_baseline
     from spectralquant.results.files import read_results
-    from sqcli.effect import refuse_idle
     from sqcli.output import Output
     from sqcli.progress.plans import smoke_plan
+    from sqcli.refusals.idle import refuse_idle
 
     given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
     if len(given) != 1:

@@ -33,10 +33,10 @@ def show(
     from spectralquant.profile.sidecar import profile_stem
     from spectralquant.profile.view import ProfileView
     from sqcli.collisions import profile_files
-    from sqcli.effect import refuse_idle
     from sqcli.html.page import write_page
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
+    from sqcli.refusals.idle import refuse_idle
     from sqcli.results import show_result
     from sqcli.terminal.calibrated import diff_view, head_view, layer_view, profile_view
     from sqcli.terminal.outcome import next_text, outcome_text, serving_tiers

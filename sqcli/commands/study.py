@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from sqcli.commands.study_options import makes_its_own, require_read
-from sqcli.commands.study_parts import part_names, require_parts
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Quotable, Resume, Svg
+from sqcli.refusals.study_options import makes_its_own, require_read
+from sqcli.refusals.study_parts import part_names, require_parts
 
 STUDIES = (
     "cold",

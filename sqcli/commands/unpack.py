@@ -34,7 +34,7 @@ def unpack(
 
     Example: [bold]sq unpack manual.sqkv --profile profiles/demo --then " In short,"[/bold]
     """
-    from sqcli.effect import refuse_idle
+    from sqcli.refusals.idle import refuse_idle
 
     if then is None:
         refuse_idle(context, ["new_tokens"], "without --then")

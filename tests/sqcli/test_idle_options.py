@@ -14,7 +14,7 @@ from spectralquant.errors import InputError
 from spectralquant.methods.registry import parse
 from sqcli.commands.compare import _once
 from sqcli.commands.study import STUDIES
-from sqcli.commands.study_options import READS, SOME, require_read
+from sqcli.refusals.study_options import READS, SOME, require_read
 from sqcli.root import app
 
 ROOT = typer.main.get_command(app)

@@ -10,7 +10,7 @@ from research.headline.study import STAGES
 from research.quality.study import PARTS as QUALITY
 from research.scale.study import PARTS as SCALE
 from research.serving.study import PARTS as SERVING
-from sqcli.commands.study_parts import PARTS
+from sqcli.refusals.study_parts import PARTS
 
 
 def test_the_names_are_those_of_the_studies():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from sqcli.effect import refuse_idle
+from sqcli.refusals.idle import refuse_idle
 
 MODEL = ("model", "data", "device", "dtype")
 SPLIT = ("steps", "window", "windows", "part_of_text")
