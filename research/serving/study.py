@@ -123,7 +123,7 @@ def _large(folder: Path, report: Report, keep: Keep) -> Results:
         one_process=True,
         engine=engine,
     )
-    with Spares(folder, engines(check)) as spares:
+    with Spares(folder, engines(check), ["LlamaForCausalLM"]) as spares:
         report("making an 8B shape with random weights, and its profile")
         _python("research.serving.large", str(model), str(profile), LARGE, str(LARGE_RATIO))
         try:

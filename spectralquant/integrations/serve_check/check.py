@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from spectralquant.errors import InputError
+from spectralquant.files import read_json
 from spectralquant.integrations.chunks import LOSSLESS
 from spectralquant.integrations.serve_check.child import numbers_file
 from spectralquant.integrations.serve_check.compare import compare
@@ -116,7 +117,8 @@ def serve_check(
             return serve_check(check, report, Path(made), keep=keep, spares=spares)
     if spares is not None or check.device == "cpu":
         return _Runs(check, report, folder, spares).results(keep)
-    with Spares(folder, engines(check)) as own:
+    config = read_json(Path(check.model) / "config.json", "The model's configuration")
+    with Spares(folder, engines(check), config.get("architectures") or ()) as own:
         return _Runs(check, report, folder, own).results(keep)
 
 

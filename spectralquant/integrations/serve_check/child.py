@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -233,19 +234,27 @@ def main(order_file: str, report_file: str) -> None:
         print(f"{step.name}: {step.do} done", file=sys.stderr, flush=True)
 
 
-def wait_for_order() -> None:
-    """Import the engine; then carry out the order whose file, and its report's, come by standard input. At its end, nothing."""
+def wait_for_order(architectures: list[str]) -> None:
+    """Import the engine; then carry out the order whose file, and its report's, come by standard input. At its end, nothing.
+
+    architectures: of the model; vLLM looks at one in a process of its own, for half a minute on a machine that is new to it.
+    """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import vllm
 
     vllm.LLM, vllm.SamplingParams  # noqa: B018  (imported when they are asked for)
+    with contextlib.suppress(Exception):  # else it looks later
+        from vllm.model_executor.models import ModelRegistry
+
+        for name in architectures:
+            ModelRegistry.models[name].inspect_model_cls()
     order_file, report_file = (sys.stdin.readline().strip() for _ in range(2))
     if report_file:
         main(order_file, report_file)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == [WAIT]:
-        wait_for_order()
+    if sys.argv[1:2] == [WAIT]:
+        wait_for_order(sys.argv[2:])
     else:
         main(*sys.argv[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,11 +17,11 @@ CORES = 8  # fewer are needed by the engine that is being measured
 class Waiting:
     """A process that imports, then waits."""
 
-    def __init__(self, log_file: Path) -> None:
+    def __init__(self, log_file: Path, architectures: Sequence[str] = ()) -> None:
         self._log_file = log_file
         with open(log_file, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", CHILD, WAIT],
+                [sys.executable, "-m", CHILD, WAIT, *architectures],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -55,11 +56,12 @@ class Waiting:
 class Spares:
     """`count` such processes, one ready while another works.
 
-    On machines with few cores none: importing would disturb what is measured.
+    On machines with few cores none: importing would disturb what is measured. architectures: of the model that will be served, as
+    its config.json names them.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, count: int, architectures: Sequence[str] = ()) -> None:
+        self._folder, self._architectures = folder, architectures
         self._left = count if (os.cpu_count() or 1) >= CORES else 0
         self._spare: Waiting | None = None
 
@@ -76,7 +78,7 @@ class Spares:
 
     def _prepare(self) -> None:
         if self._left:
-            self._spare = Waiting(self._folder / f"spare-{self._left}.log")
+            self._spare = Waiting(self._folder / f"spare-{self._left}.log", self._architectures)
             self._left -= 1
 
     def take(self) -> Waiting | None:

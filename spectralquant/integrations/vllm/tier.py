@@ -7,6 +7,7 @@ Works with the interface of vLLM 0.26 (blocks, a job succeeds or fails whole, po
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
 STORED_TOGETHER, LOADED_TOGETHER = 16, 32  # chunks
 LOADERS = 2  # one decodes while the other's chunks are on their way to vLLM
-READERS = 8  # threads that read and verify, nearly all of it without Python's lock
+READERS = min(16, max(8, os.cpu_count() or 8))  # threads that read and verify, nearly all of it without Python's lock
 
 
 @dataclass

@@ -59,6 +59,8 @@ def fake(monkeypatch, tmp_path):
 
 
 def measured(check, tmp_path, keep=None):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    check = dataclasses.replace(check, model=str(tmp_path))
     return serve_check(check, lambda _: None, tmp_path, keep=keep)
 
 
@@ -112,7 +114,7 @@ def test_what_is_measured_so_far_is_kept_after_every_way(fake, tmp_path):
 
 WAITER = """
 import json, sys
-if sys.argv[1:] != ["--wait"]:
+if sys.argv[1:] != ["--wait", "Llama"]:
     order_file, report_file = sys.argv[1:]
     how = "fresh"
 else:
@@ -148,13 +150,13 @@ CHECK_STEPS = [module.Step("settle", "settle")]
 
 
 def test_one_process_gets_ready_while_another_works(waiter, tmp_path):
-    with Spares(tmp_path, 2) as some:
+    with Spares(tmp_path, 2, ["Llama"]) as some:
         assert [ordered(tmp_path, name, some.take()) for name in "abc"] == ["waited", "waited", "fresh"]
     assert (tmp_path / "a.log").read_text() == "imported\n" and not list(tmp_path.glob("spare*"))
 
 
 def test_spares_that_are_not_needed_are_ended(waiter, tmp_path):
-    with Spares(tmp_path, 5) as some:
+    with Spares(tmp_path, 5, ["Llama"]) as some:
         assert ordered(tmp_path, "a", some.take()) == "waited"
         last = some._spare
     assert not last.alive and not list(tmp_path.glob("spare*"))
@@ -162,13 +164,13 @@ def test_spares_that_are_not_needed_are_ended(waiter, tmp_path):
 
 def test_a_process_that_fails_says_why(waiter, tmp_path, monkeypatch):
     waiter(broken=True)
-    with Spares(tmp_path, 2) as some, pytest.raises(InputError, match="no engine"):
+    with Spares(tmp_path, 2, ["Llama"]) as some, pytest.raises(InputError, match="no engine"):
         ordered(tmp_path, "a", some.take())
 
 
 def test_machines_with_few_cores_have_no_spares(waiter, tmp_path, monkeypatch):
     monkeypatch.setattr(spares, "CORES", 1 << 20)
-    with Spares(tmp_path, 2) as some:
+    with Spares(tmp_path, 2, ["Llama"]) as some:
         assert some.take() is None
 
 
