@@ -33,7 +33,13 @@ Report = Callable[[str], None]
 
 
 def serving_study(
-    model: str, profile: Path, parts: Sequence[str] = (), *, offline: bool, report: Report, out: Path | None = None
+    model: str,
+    profile: Path | None,
+    parts: Sequence[str] = (),
+    *,
+    offline: bool,
+    report: Report,
+    out: Path | None = None,
 ) -> Results:
     """Quality with `model` and its profile for serving (part `small`); on a GPU also times with an 8B shape (part `large`), and
     with two GPUs the same texts from two ranks (part `tp`).
@@ -82,7 +88,9 @@ def _whole(file: Path | None) -> bool:
     return file is not None and file.exists() and UNFINISHED not in read_results(file).settings
 
 
-def _small(model: str, profile: Path, gpu: bool, offline: bool, report: Report) -> ServeCheck:
+def _small(model: str, profile: Path | None, gpu: bool, offline: bool, report: Report) -> ServeCheck:
+    if profile is None:
+        raise InputError("Part small of serving needs --profile, one for serving: sq calibrate --for serving.")
     engine, _ = engine_arguments(8192, eager=True)
     check = ServeCheck(
         model=str(model_folder(model, offline=offline, report=report)),

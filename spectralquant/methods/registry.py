@@ -103,6 +103,10 @@ def parse(text: str) -> list[MethodSpec]:
         key, equals, value = item.partition("=")
         if not equals or not key or not value:
             raise InputError(f"{text!r}: write options as {name}:option=value,option=value.")
+        if key in options:
+            raise InputError(
+                f"{text!r} gives {key} twice. Several values are several methods: {name}:{key}=… {name}:{key}=…."
+            )
         options[key] = value
     return [get(name, **options)]
 
