@@ -18,6 +18,7 @@ from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, TieringOffloadingManager
+from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 from spectralquant.errors import InputError
 from spectralquant.integrations.chunks import Chunk, LosslessChunks
@@ -246,6 +247,24 @@ def test_lookups_of_a_request_are_answered_together_and_loaded_as_one_job(engine
     assert (tally.restores, tally.decodings) == (1, 1)
     assert 0.1 < tally.read_after_s <= tally.decoded_after_s <= tally.copied_after_s <= tally.taken_after_s < 20
     assert min(tally.read_s, tally.verify_s, tally.decode_s, tally.copy_s) > 0 and not other.tier._restores
+
+
+def test_what_the_tier_does_is_told_as_metrics_of_vllms(engines):
+    engine = engines()
+    stored(engine)
+    data = engine.manager.get_stats().data["data"]
+    told = {
+        name.removeprefix("vllm:kv_offload_spectral_"): values[()]
+        for name, values in data.items()
+        if "spectral" in name
+    }
+    tally = engine.tier._archive.tally
+    assert told["saves"] == 4 and told["raw_bytes"] == tally.raw_bytes and told["write_s"] == tally.write_s > 0
+    register()
+    known = TieringOffloadingSpec.build_metric_definitions({"secondary_tiers": [{"type": "spectral"}]})
+    assert {name for name in data if "spectral" in name} <= set(known)
+    again = engine.manager.get_stats()
+    assert again is None or not [name for name in again.data["data"] if "spectral" in name]
 
 
 class WithSample(LosslessChunks):

@@ -60,14 +60,19 @@ class Counting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tally = StoreTally()
+        self._amounts = dataclasses.asdict(StoreTally())
+        self._tally: StoreTally | None = StoreTally()
 
     def add(self, **amounts: float) -> None:
         """Add to the named fields."""
         with self._lock:
-            old = {name: getattr(self._tally, name) for name in amounts}
-            self._tally = dataclasses.replace(self._tally, **{name: old[name] + amounts[name] for name in amounts})
+            for name, amount in amounts.items():
+                self._amounts[name] += amount
+            self._tally = None
 
     def read(self) -> StoreTally:
-        """The sums so far."""
-        return self._tally
+        """The sums so far; the very same object where nothing was added."""
+        with self._lock:
+            if self._tally is None:
+                self._tally = StoreTally(**self._amounts)
+            return self._tally

@@ -7,6 +7,7 @@ Works with the interface of vLLM 0.26 (blocks, a job succeeds or fails whole, po
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -26,6 +27,7 @@ from spectralquant.integrations.vllm.idle import AWAITED
 from spectralquant.integrations.vllm.pages import RowLayout, layout_named
 from spectralquant.integrations.vllm.settings import read_settings
 from spectralquant.integrations.vllm.tiered.kept import KeptPackets
+from spectralquant.integrations.vllm.tiered.metrics import Told, definitions
 from spectralquant.integrations.vllm.tiered.ready import make_ready
 from spectralquant.integrations.vllm.tiered.restores import Restores
 from spectralquant.integrations.vllm.tiered.rows import HostRows
@@ -35,7 +37,7 @@ log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
 STORED_TOGETHER, LOADED_TOGETHER = 16, 32  # chunks
 LOADERS = 2  # one decodes while the other's chunks are on their way to vLLM
-READERS = 8  # threads that read and verify, nearly all of it without Python's lock
+READERS = min(16, max(8, os.cpu_count() or 8))  # threads that read and verify, nearly all of it without Python's lock
 
 
 @dataclass
@@ -94,6 +96,7 @@ class SpectralTier(SecondaryTierManager):
         self._together: dict[str, Lookups] = {}
         self._open: list[Lookups] = []
         self._restores = Restores(self._archive.store)
+        self._told = Told(self._archive.tally)
         self._wanted: set[bytes] = set()
         self._wanted_rows: deque[tuple[Loading, bytes, int]] = deque()
         self._asked: dict[str, set[bytes]] = {}
@@ -277,6 +280,13 @@ class SpectralTier(SecondaryTierManager):
         now = time.monotonic()
         with self._lock:  # threads that load add to it
             self._avoided = {key: until for key, until in self._avoided.items() if until > now}
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
+        return definitions()
+
+    def get_stats(self) -> Any:
+        return self._told.news(self._archive.tally)
 
     def drain_jobs(self) -> None:
         wait(list(self._running))

@@ -212,7 +212,10 @@ def test_other_coded_tiers_and_long_exact_stretches_hold_it_too(tier):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"tier": "exact"}, "^8 bits round the first and the newest tokens, and the exact tier keeps every bit. Give a profile"),
+        (
+            {"tier": "exact"},
+            "^8 bits round the first and the newest tokens, and the exact tier keeps every bit. Give a profile",
+        ),
         ({"exact_bits": 4}, "exact_bits=4 is not one of 8, 16"),
         ({"exact_bits": True}, "exact_bits=True is not one of 8, 16"),
     ],

@@ -14,7 +14,9 @@ import torch
 from spectralquant.integrations.archive import ChunkArchive
 from spectralquant.integrations.vllm.pages import RowLayout
 from spectralquant.integrations.vllm.tiered.rows import HostRows
+from spectralquant.streams import reserve_pinned
 
+LEAST_RATIO = 8  # packets of a lower one take pinned memory anew
 log = logging.getLogger(__name__)
 Workers = tuple[ThreadPoolExecutor, int, int]  # a pool, its threads, and how many chunks one of them codes at once
 
@@ -53,6 +55,9 @@ def make_ready(
     try:
         _in_every_thread(*storing[:2], encode)
         if packets:
+            if rows.device.type == "cuda":
+                chunk_bytes = archive.tokens * archive.shape.bytes_per_token
+                reserve_pinned(loading[2] * chunk_bytes // LEAST_RATIO, loading[1])
             _in_every_thread(*loading[:2], decode)
             log.info("the codec was made ready in %.1f s", time.perf_counter() - begin)
     except Exception:
