@@ -144,6 +144,10 @@ def study(
     require_read(context, name, part or ())
     if name in ONE_TEXT and len(data) > 1:
         raise InputError(f"The {name} study reads one text, not {len(data)}: give --data once.")
+    if name == "domains" and set(other_data or DEFAULT_OTHER) == set(data):
+        raise InputError(
+            f"The domains study compares two texts, and --data and --other-data are both {', '.join(data)}. Change one."
+        )
     if name in WITH_PROFILE and profile is None and not makes_its_own(name, part or ()):
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from research.run import Desk, StudyRequest, run_study

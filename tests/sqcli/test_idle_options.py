@@ -46,6 +46,10 @@ def test_every_study_has_its_options():
         (("serving", "-p", "p", "--device", "cpu"), "--device has no effect on the serving study"),
         (("serving-hot", "--part", "large", "--model", "x"), "--model has no effect on the large part of serving-hot"),
         (("serving-hot", "-p", "p", "-d", "builtin:pydoc", "-d", "builtin:stdlib"), "reads one text, not 2"),
+        (
+            ("domains", "-d", "builtin:stdlib"),
+            "compares two texts, and --data and --other-data are both builtin:stdlib",
+        ),
         (("shapes", "-d", "builtin:pydoc", "-d", "builtin:stdlib"), "reads one text, not 2"),
     ],
 )
