@@ -122,7 +122,7 @@ def check(spec: MethodSpec) -> None:
     for part in parts:
         check_part = REGISTRY[part].check
         checked.append(None if check_part is None else check_part(**_options_of(part, spec.options)))
-    if len(parts) == 2 and not isinstance(checked[0], Evictor):
+    if len(parts) == 2 and (not isinstance(checked[0], Evictor) or isinstance(checked[1], Evictor)):
         raise InputError(f"{spec.name}: compose an evicting method with a codec, as h2o+spectral.")
 
 

@@ -153,7 +153,8 @@ def calibrate(
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
 
-    tiers = TIERS if tier == "all" else tuple(t.strip() for t in tier.split(","))
+    named = tuple(dict.fromkeys(t.strip() for t in tier.split(",")))
+    tiers = TIERS if "all" in named else named
     settings = CalibrationSettings(
         steps=steps,
         window=window,
@@ -179,6 +180,10 @@ def calibrate(
             ["span", "basis", "shrinkage", "profile_budget", *(["predict"] if predict == "tokens" else [])],
             "without the cold tier, whose bases it shapes",
         )
+    elif span in ("head", "layer", "1"):
+        refuse_idle(context, ["shrinkage"], f"with --span {span}, where no layers are taken together")
+        if basis == "two-level":
+            refuse_idle(context, ["basis"], f"with --span {span}: a second level joins layers")
     if "hot" not in tiers:
         refuse_idle(context, ["hot_bits"], "without the hot tier")
     stem = out or Path("profiles") / (_default_name(model, data) + ("-serving" if settings.serving else ""))

@@ -117,8 +117,8 @@ def compare(
     for group in groups:
         for spec in group:
             check(spec)
-    named = {text.partition(":")[0] for text in names}
-    always = [name for name in ("none", "spectral") if name not in named]
+    wanted = {spec.name for group in groups for spec in group}
+    always = [name for name in ("none", "spectral") if name not in wanted]
     groups = [parse(name) for name in always] + groups
     from spectralquant.claims import claimed
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison, modes_of
@@ -139,7 +139,7 @@ def compare(
     loaded_profile = CalibrationProfile.load(profile)
     sources = open_sources(data, offline=offline, report=output.note)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
-    if "spectral" not in named:
+    if "spectral" not in wanted:
         place = always.index("spectral")
         groups[place] = [spec for spec in groups[place] if spec.options.get("tier", "cold") in loaded_profile.tiers]
     text = tokenize_sources(
@@ -175,8 +175,8 @@ def compare(
 
         write_page(html, report_page([("compare", result)]))
         output.note(f"Wrote {html}")
-    if all(row.failed or row.method in ("none", "spectral") for row in result.rows):
-        raise InputError("No method but none and spectral could be measured; see the reasons above.")
+    if all(row.failed for row in result.rows if row.method in wanted):
+        raise InputError("None of the methods that were named could be measured; see the reasons above.")
 
 
 def _once(groups: list[list[MethodSpec]]) -> list[list[MethodSpec]]:

@@ -104,6 +104,13 @@ WITHOUT_COLD = ("calibrate", "--tier", "hot,warm", "--out", "p")
         ((*WITHOUT_COLD, "--shrinkage", 0.1), "--shrinkage has no effect without the cold tier"),
         ((*WITHOUT_COLD, "--profile-budget", "20MB"), "--profile-budget has no effect without the cold tier"),
         ((*WITHOUT_COLD, "--predict", "tokens"), "--predict has no effect without the cold tier"),
+        (("calibrate", "--span", "head", "--shrinkage", 0.1), "--shrinkage has no effect with --span head"),
+        (("calibrate", "--span", "1", "--basis", "two-level"), "--basis has no effect with --span 1"),
+        (("calibrate", "--target", "ratio=9", "--target", "cold:ratio=8"), "is the second one for the cold tier"),
+        (
+            ("calibrate", "--tier", "warm,all", "--target", "ratio=9", "--target", "cold:kl=0.1"),
+            "second one for the cold",
+        ),
         (("calibrate", "--hot-bits", "even", "--tier", "cold,warm"), "--hot-bits has no effect without the hot tier"),
         (("calibrate", "-p", "p", "--check", "builtin:pydoc", "--steps", 3), "--steps has no effect with --profile"),
         (("calibrate", "-p", "p", "--check", "builtin:pydoc", "--dry-run"), "--dry-run has no effect with --profile"),

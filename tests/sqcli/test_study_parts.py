@@ -53,6 +53,8 @@ def test_a_part_that_a_study_lacks_is_refused(words, said, tmp_path, capsys):
         ("h2o+spectral:tier=warm,adaptive_tables=true", "belong to the cold tier, not to warm"),
         ("spectral:bound=0", "bound=0 is not a KL above 0"),
         ("spectral:bound=nan", "bound=nan is not a KL above 0"),
+        ("turboquant:variant=prod,bits=1.5", "variant=prod needs at least 2 bits"),
+        ("h2o+snapkv:keep=0.5", "compose an evicting method with a codec"),
         ("turboquant:bits=3,bits=4", "gives bits twice. Several values are several methods: turboquant:bits=…"),
         ("spectral:tier=hot,exact_bits=4", "exact_bits=4 is not one of 8, 16"),
         ("spectral:tier=warm,exact_bits=0", "exact_bits=0 is not one of 8, 16"),
