@@ -91,7 +91,7 @@ def study(
         Path | None,
         typer.Option(help="Where `cold-speed` keeps what it takes from the model, to run without it elsewhere."),
     ] = None,
-    train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
+    train_seconds: Annotated[float, typer.Option(min=1, help="Training time of `second-model`.")] = 75.0,
     part: Annotated[
         list[str] | None,
         typer.Option(
