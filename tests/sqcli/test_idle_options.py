@@ -89,6 +89,12 @@ WITHOUT_COLD = ("calibrate", "--tier", "hot,warm", "--out", "p")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("profile", "--new-tokens", 3), "--new-tokens has no effect without --generate"),
+        (("profile", "--generate", "--kernels", "x", "--bits", 2), "--kernels, --bits have no effect with --generate"),
+        (("profile", "--show", "r.json", "--share", 0.2, "--seed", 3), "--share, --seed have no effect with --show"),
+        (("profile", "--device-model", "h100", "--end-to-end"), "--end-to-end has no effect with --device-model"),
+        (("serve-check", "m", "--long-prompts", 3), "--long-prompts has no effect without --long"),
+        (("serve-check", "m", "--trace", 0, "--trace-share", 0.5), "--trace-share has no effect with --trace 0"),
         (("compare", "h2o", "--task-trials", 3), "--task-trials has no effect without --tasks"),
         (("compare", "h2o", "--task-context", "512"), "--task-context has no effect without --tasks"),
         (("unpack", "x.sqkv", "-p", "x", "--new-tokens", 3), "--new-tokens has no effect without --then"),
