@@ -15,6 +15,7 @@ from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.run import CalibrationRun
 from spectralquant.calibration.solve import Trials, choose_centroids
 from spectralquant.codec.block import KVBlock
+from spectralquant.errors import InputError
 from spectralquant.evaluation.curve import best_under_bar, ratio_at_kl, times_smaller
 from spectralquant.evaluation.measure import measure
 from spectralquant.evaluation.needle import needle_retrieval
@@ -65,8 +66,17 @@ def cold_study(
     progress: Progress = lambda stage, done, total: None,
     kept: Kept = NOTHING_KEPT,
 ) -> ColdResults:
-    """Calibrate, measure every point, and summarize; returns a results file."""
+    """Calibrate, measure every point, and summarize; returns a results file.
+
+    Raises:
+        InputError: the scored windows together do not make one long one.
+    """
     windows = scored_windows(text, study.steps, study.window, study.windows, study.part)
+    if study.long_ratios and windows.numel() < study.long_context:
+        raise InputError(
+            f"Long windows have {study.long_context:,} tokens, and {len(windows)} scored windows of {study.window:,} together "
+            "fewer. Give more or longer --windows."
+        )
     times: dict[str, float] = {}
     start = time.perf_counter()
     settings = CalibrationSettings(

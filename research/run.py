@@ -255,8 +255,6 @@ def _shapes(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     """Finished models are in the results file before the next is begun."""
     from research.shapes import MODELS, ShapeStudy, failures, shape_study
 
-    if len(request.data) != 1:
-        raise InputError(f"--data: this study reads one text, not {len(request.data)}.")
     study, device = ShapeStudy(request.steps, request.window, data=request.data[0]), pick_device(request.device)
     models = request.shapes or MODELS
     with desk.unfinished(replace(request, shapes=()), on=str(device)) as kept:
@@ -322,7 +320,6 @@ def _serving_hot(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]
 def _serving(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     from research.serving.study import serving_study
 
-    assert request.profile is not None
     named = {"offline": request.offline, "report": desk.report, "out": desk.out}
     result = serving_study(request.model, request.profile, request.parts, **named)
     return result, []

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from research.cold import ColdStudy, cold_study
+from research.windows import scored_windows
 from spectralquant.models.load import LoadedModel
 from spectralquant.models.probe import probe_geometry
 from spectralquant.results.schema import ColdResults
@@ -35,6 +36,15 @@ SHAPE = {
     "tie_word_embeddings": True,
 }
 WINDOW, BATCH, PEAK_RATE, HELD_OUT = 1024, 16, 1.5e-3, 0.1
+STUDY = ColdStudy(
+    steps=60,
+    window=WINDOW,
+    windows=16,
+    ratios=(12, 20, 30, 42, 55, 70, 95),
+    long_ratios=(),
+    needle_contexts=(),
+    needle_ratios=(),
+)
 
 
 def second_model_study(
@@ -47,6 +57,9 @@ def second_model_study(
     kept: Kept = NOTHING_KEPT,
 ) -> ColdResults:
     """Train for `train_seconds`, then measure the cold curve on text the model has not seen."""
+    scored_windows(
+        text, STUDY.steps, STUDY.window, STUDY.windows
+    )  # a text that is too short is refused before training
     cut = int(len(text.ids) * (1 - HELD_OUT))
     learnt = TokenText(text.ids[:cut], text.bos)
 
@@ -61,16 +74,7 @@ def second_model_study(
     model.load_state_dict(saved["weights"])
     model.eval()
     loaded = LoadedModel("qwen3-12x384-trained-here", model, tokenizer, probe_geometry(model))
-    study = ColdStudy(
-        steps=60,
-        window=WINDOW,
-        windows=16,
-        ratios=(12, 20, 30, 42, 55, 70, 95),
-        long_ratios=(),
-        needle_contexts=(),
-        needle_ratios=(),
-    )
-    result = cold_study(loaded, text, study, text_name, progress, kept)
+    result = cold_study(loaded, text, STUDY, text_name, progress, kept)
     result.training = saved["facts"]
     return result
 

@@ -75,9 +75,13 @@ def require_unseen(text: Any, sources: Any, count: int, window: int) -> None:
     """The last `count` windows of a text (`MixedText`) hold nothing that a profile was calibrated on.
 
     Raises:
-        InputError: they do.
+        InputError: they do, or the text has fewer.
     """
     every = len(text.windows(window))
+    if count > every:
+        raise InputError(
+            f"The text has {every} windows of {window} tokens, and {count} are to be scored. Give more text (--data), or fewer --windows."
+        )
     seen = text.seen(sources)
     if (every - count) * text.body(window) < seen:
         raise InputError(

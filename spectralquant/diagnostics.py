@@ -187,8 +187,11 @@ def _smoke() -> Check:
 
 def _cpu_coder() -> Check:
     from sqkernels.entropy import native
+    from sqkernels.entropy.compiled import compiler_missing
 
-    missing = native.missing()
+    missing, passed_over = native.missing(), compiler_missing()
+    if missing is None and passed_over is not None:
+        return Check("CPU coder", WARN, f"compiled; {passed_over}", "Let CC name a C compiler, or unset it.")
     if missing is None:
         return Check("CPU coder", OK, "compiled")
     gain = "Packets are coded by numpy, to the same bytes; compiled it is about five times as fast."
@@ -197,10 +200,12 @@ def _cpu_coder() -> Check:
 
 def _compiler_fix(missing: str) -> str:
     if "SPECTRALQUANT_COMPILE" in missing:
-        return "Unset SPECTRALQUANT_COMPILE."
+        return "Unset SPECTRALQUANT_COMPILE, or set it to 1."
     if "no C compiler" in missing:
         return "Install gcc or clang."
-    return "See that CC names a C compiler and that SPECTRALQUANT_CACHE/compiled can be written; remove a damaged library there."
+    if " failed: " in missing:
+        return "Repair that compiler, or let CC name another."
+    return "See that the folder compiled in the user's cache (SPECTRALQUANT_CACHE) can be written."
 
 
 CHECKS: dict[str, Callable[[], Check]] = {

@@ -62,9 +62,23 @@ def to_device(parts: Sequence[np.ndarray], device: torch.device, axis: int = 0) 
         return torch.from_numpy(np.concatenate(parts, axis=axis))
     shape = list(parts[0].shape)
     shape[axis] = sum(part.shape[axis] for part in parts)
-    pinned = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, parts[0].dtype)).dtype, pin_memory=True)
-    np.concatenate(parts, axis=axis, out=pinned.numpy())
-    return pinned.to(device, non_blocking=True)
+    host = on_the_way(shape, parts[0].dtype, device)
+    np.concatenate(parts, axis=axis, out=host.numpy())
+    return host.to(device, non_blocking=True)
+
+
+def on_the_way(shape: Sequence[int], dtype: np.dtype, device: torch.device) -> Tensor:
+    """Memory of the host to fill before it goes to a device without anybody waiting: pinned for a GPU."""
+    kind = torch.from_numpy(np.empty(0, dtype)).dtype
+    return torch.empty(list(shape), dtype=kind, pin_memory=device.type == "cuda")
+
+
+def reserve_pinned(largest: int, times: int) -> None:
+    """Have PyTorch keep pinned memory for `times` pieces of each size up to `largest` bytes; taking it anew is slow (1 GB in about a
+    second), and it keeps sizes that are powers of two."""
+    sizes = [1 << bits for bits in range(12, max(13, (largest - 1).bit_length() + 1))]
+    pieces = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes for _ in range(times)]
+    pieces.clear()
 
 
 def to_host(tensor: Tensor) -> Callable[[], np.ndarray]:

@@ -85,10 +85,11 @@ def home(
     sums, samples = run.first_pass()
     fitter = run.cold_fitter(sums, samples)
     methods, tiers = [], {}
+    counted = {"sliding_layers": "as held"} if any(loaded.geometry.windows) else {}
     for ratio in study.ratios:
         tier, report = fitter.fit(fitter.step_for_ratio(ratio))
         tiers[ratio] = (choose_centroids(tier, Trials(loaded, run.held_out, measure_tiers, lambda *_: None))[0], report)
-        methods.append(tier_method(tiers[ratio][0], loaded, target_ratio=ratio))
+        methods.append(tier_method(tiers[ratio][0], loaded, target_ratio=ratio, **counted))
     found = measured(unfinished, loaded, windows, methods, lambda d, t: progress("scoring", d, t))
     rows = [m.row(loaded.geometry, loaded.name, study.window).updated(text=name) for m in found]
     tier, report = tiers[study.ratios[len(study.ratios) // 2]]

@@ -10,7 +10,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from spectralquant.text.mix import MixedText
 from spectralquant.text.tokens import TokenText, tokens_sha256
 
 PARTS = ("home", "general", "texts")
+AS_HELD = "-as-held"
+"""Ends the name of a home whose sliding layers let tokens go; without it all layers keep all tokens, as a prefix's packet does."""
 Text = tuple[str, str, Callable[[], MixedText]]
 
 
@@ -52,12 +54,16 @@ class QualityParts:
         return self.folder / "general"
 
     def home(self, text: TokenText, name: str) -> None:
-        """See `parts.home`."""
-        self._once(
-            f"home-{self._model}",
-            lambda unfinished: home(self.loaded, text, name, self.study, unfinished, self.progress),
-            text=tokens_sha256(text.ids),
-        )
+        """See `parts.home`: of all tokens in all layers, and, of a model with sliding layers, of what these hold."""
+        geometry = self.loaded.geometry
+        ways = {"": replace(geometry, windows=())} | ({AS_HELD: geometry} if any(geometry.windows) else {})
+        for way, coded in ways.items():
+            loaded = replace(self.loaded, geometry=coded)
+            self._once(
+                f"home-{self._model}{way}",
+                lambda unfinished, loaded=loaded: home(loaded, text, name, self.study, unfinished, self.progress),
+                text=tokens_sha256(text.ids),
+            )
 
     def general(self, mix: TokenText, name: str) -> None:
         """See `parts.general`."""
@@ -165,7 +171,11 @@ def summary(homes: dict[str, Any], texts: list[dict[str, Any]]) -> dict[str, flo
     out: dict[str, float | None] = {
         f"ratio_at_kl_{kl}_{name}": homes[model]["ratio_at_kl"][kl] if model in homes else None
         for kl in ("0.01", "0.004")
-        for name, model in (("smollm2", "smollm2-135m"), ("gemma3", "gemma3-270m"))
+        for name, model in (
+            ("smollm2", "smollm2-135m"),
+            ("gemma3", "gemma3-270m"),
+            ("gemma3_as_held", f"gemma3-270m{AS_HELD}"),
+        )
     }
     out |= {
         "general_in_mix_min_ratio": least(kinds["in the mix"]),

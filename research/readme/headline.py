@@ -158,9 +158,10 @@ def of_curve(result: Any, facts: Facts) -> Iterator[tuple[Key, str, str]]:
 
 
 def of_quality(result: Any) -> Iterator[tuple[Key, str, str]]:
-    """Ratios of own profiles at home, from the curve of each model."""
+    """Ratios of own profiles at home, from the curve of each model; sliding layers as they hold tokens, as rivals' are counted."""
     for model in MODELS:
-        ratio = result.summary.get(f"ratio_at_kl_{KL:g}_{model.partition('-')[0]}")
+        name = f"ratio_at_kl_{KL:g}_{model.partition('-')[0]}"
+        ratio = result.summary.get(f"{name}_as_held", result.summary.get(name))
         if ratio is not None:
             yield (model, TEXTS[0], OURS), RATIO, f"{ratio:.1f}"
 

@@ -40,7 +40,11 @@ def _title(result: Any) -> str:
 
 def _at_home(summary: dict[str, float | None]) -> str:
     """Own profiles' figures, of those that were measured."""
-    names = {"smollm2": "SmolLM2-135M", "gemma3": "Gemma 3 270M"}
+    names = {
+        "smollm2": "SmolLM2-135M",
+        "gemma3": "Gemma 3 270M (all tokens of all layers)",
+        "gemma3_as_held": "Gemma 3 270M (sliding layers as they hold tokens)",
+    }
     said = []
     for kl in ("0.01", "0.004"):
         known = {t: summary.get(f"ratio_at_kl_{kl}_{n}") for n, t in names.items()}

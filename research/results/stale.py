@@ -1,7 +1,7 @@
 """Which results files are stale: made by code, a tree or a command that cannot be had from this checkout.
 
 `make results-check` lists them. `profiles/results/stale.toml` is the one place that admits to them, with the reason;
-`python -m research.results.stale --write` writes it anew. Figures of these files are marked in the docs.
+`python -m research.results.stale --write` writes it anew. The docs name these files below their figures.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESULTS = ROOT / "profiles" / "results"
 LIST = RESULTS / "stale.toml"
 NAMED_FILES = 4
 HEAD = """\
-# Results files that this checkout's code did not make, with the reason; their figures are marked in the docs.
+# Results files that this checkout's code did not make, with the reason; the docs name them below their figures.
 # A test fails when a file is stale and not listed, or listed and not stale.
 # `python -m research.results.stale --write` writes this list anew; `make results` and `make results-gpu` make files anew.
 """

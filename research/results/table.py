@@ -88,6 +88,10 @@ def index_entry(name: str, model: str) -> Entry:
     return Entry(f"index-{name}-wikitext2", command, "gpu", 4, before=(made,))
 
 
+LONG_TEXT = (
+    "--steps 100 --data builtin:code=45 --data builtin:languages=25 --data builtin:stdlib=24 --data builtin:prose=4 "
+    "--data builtin:pydoc=2"
+)
 BUILTIN = {"smollm2": "--model builtin:smollm2-135m", "gemma3": GEMMA}
 TABLE = (
     Entry("architectures", "sq study architectures --out {out}", "cpu", 4),
@@ -273,7 +277,13 @@ TABLE = (
         "serving-gpu",
         10,
     ),
-    Entry("calibrate-scale", "sq study calibrate-scale --out {out}", "gpu", 15),
+    Entry(
+        "calibrate-scale",
+        f"sq study calibrate-scale {LONG_TEXT} --out {{out}}",
+        "gpu",
+        40,
+        before=(f"sq study calibrate-scale {GEMMA} --part steps --part forms {LONG_TEXT} --out {{out}}",),
+    ),
 )
 
 TOLERANCES: tuple[tuple[str, float, float], ...] = (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 from spectralquant.errors import InputError
+from spectralquant.integrations.serve_check.process import usable_gpus
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 NONE = "-1"
@@ -19,7 +18,7 @@ def cards() -> list[str]:
         InputError: the variable names others. An engine that is then started with one of its names has a GPU where this process, which
             chooses the engine's arguments, has none.
     """
-    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    usable = usable_gpus()
     visible = os.environ.get(VISIBLE)
     if visible is None:
         return [str(i) for i in range(usable)]

@@ -98,6 +98,17 @@ def _large(rows: list[Any]) -> str:
         body.append(line)
     return table(head, body) + (
         "\n\nFiles are read from the page cache. The ratio of the large shape is the target its profile was fitted to, not a result."
+        + "".join(_stages(row) for row in rows)
+    )
+
+
+def _stages(row: Any) -> str:
+    """When, after a request's first lookup, each stage of restoring it ended."""
+    return "".join(
+        f" {int(n):,} tokens restored by {NAMES[row['way'].removeprefix('8b/')]}: read after {s['read_after_s']:.3f} s, decoded after "
+        f"{s['decoded_after_s']:.3f}, in CPU memory after {s['copied_after_s']:.3f}, of {row['long_first_token_s'][n]:.3f} to the first token; "
+        f"the first of its length took {row['long_samples_s'][n][0]:.3f}."
+        for n, s in (row.get("long_stages_s") or {}).items()
     )
 
 

@@ -37,11 +37,9 @@ def serving_hot_speed(
     """
     if unknown := [name for name in only if name not in ways(gpu=True)]:
         raise InputError(f"No way is called {', '.join(unknown)}. They are {', '.join(ways(gpu=True))}.")
-    require_vllm()
+    require_vllm(1, "The large part of serving-hot")
     cards()
     arguments, gpu = engine_arguments(study.long + 2048, eager=False)
-    if not gpu:
-        raise InputError("The large part of serving-hot needs a GPU.")
     with tempfile.TemporaryDirectory(prefix="sq-serving-hot-") as made:
         folder = keep or Path(made)
         model, profile = folder / "8b", folder / "8b-hot"

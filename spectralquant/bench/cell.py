@@ -56,7 +56,7 @@ class Bench:
             time_samples=[round(t, 3) for t in timing.samples],
             bytes_read=traffic["bytes"],
             tb_per_s=rate,
-            peak_share=rate / self.peaks.copy_tb_per_s,
+            peak_share=rate / self.peaks.memory_tb_per_s,
             baseline=None,
             baseline_time_us=None,
             speedup=None,
@@ -87,7 +87,7 @@ def dense_rows(bench: Bench, batch: int, context: int, baselines: dict[str, Dens
     nbytes = dense_bytes(shape, batch, context)
     size = (batch, shape.kv_heads, context, shape.head_dim)
     sets = []
-    for _ in range(rotation(nbytes, bench.peaks.cache, most=4)):
+    for _ in range(rotation(nbytes, bench.peaks.cache)):
         query = torch.randn(batch, shape.heads, shape.head_dim, device=device, dtype=torch.bfloat16)
         sets.append((query, *(torch.randn(size, device=device, dtype=torch.bfloat16) for _ in range(2))))
     first = tuple(x[:1] for x in sets[0])
@@ -103,7 +103,7 @@ def dense_rows(bench: Bench, batch: int, context: int, baselines: dict[str, Dens
             rows.append(KernelRow(kernel=name, batch=batch, context=context, failed=_first_line(reason)))
             continue
         row = bench.row(name, batch, context, timing, {"bytes": nbytes})
-        row.ideal_us = nbytes / bench.peaks.copy_tb_per_s / 1e6
+        row.ideal_us = nbytes / bench.peaks.memory_tb_per_s / 1e6
         row.error, row.correct = error, error <= 4 * torch.finfo(torch.bfloat16).eps
         rows.append(row)
     return rows
@@ -130,7 +130,7 @@ def spectral_rows(
         row.error, row.error_limit, row.correct, row.input_sets = error, limit, error <= limit, count
         if operator_of(name) in ATTENTION:
             row.bytes_share_of_dense = traffic["bytes"] / dense_bytes(bench.shape, batch, context)
-            row.ideal_us = traffic["bytes"] / bench.peaks.copy_tb_per_s / 1e6
+            row.ideal_us = traffic["bytes"] / bench.peaks.memory_tb_per_s / 1e6
             if best is not None and row.correct:
                 row.baseline, row.baseline_time_us = best.kernel, best.time_us
                 row.speedup = best.time_us / timing.median

@@ -17,7 +17,7 @@ from sqkernels.common import RowMatrices
 
 @dataclass(frozen=True)
 class Roof:
-    """Sustained bandwidth (TB/s) and 16-bit matrix rate (TFLOP/s), where the figures come from, and multiprocessors."""
+    """Bandwidth (TB/s) and 16-bit matrix rate (TFLOP/s), where the figures come from, and multiprocessors."""
 
     tb_per_s: float
     tflops: float
@@ -34,7 +34,7 @@ class Roof:
     @classmethod
     def measured(cls, peaks: Peaks) -> Roof:
         """Of this device."""
-        return cls(peaks.copy_tb_per_s, peaks.matmul_tflops, "measured on this device", peaks.processors)
+        return cls(peaks.memory_tb_per_s, peaks.matmul_tflops, "measured on this device", peaks.processors)
 
     def time_us(self, nbytes: float, flops: float) -> float:
         """Microseconds that the slower of both needs."""

@@ -158,7 +158,7 @@ def parse_targets(texts: list[str], tiers: tuple[str, ...]) -> dict[str, Target]
     """`ratio=33` for the (first) calibrated tier, or `warm:ratio=8` for a named one.
 
     Raises:
-        InputError: a malformed target, or one for a tier that is not calibrated.
+        InputError: a malformed target, one for a tier that is not calibrated, or two for one tier.
     """
     out: dict[str, Target] = {}
     for text in texts:
@@ -167,6 +167,11 @@ def parse_targets(texts: list[str], tiers: tuple[str, ...]) -> dict[str, Target]
             tier, rest = tiers[0], text
         if tier not in tiers:
             raise InputError(f"--target {text!r} names tier {tier!r}, but only {', '.join(tiers)} will be calibrated.")
+        if tier in out:
+            raise InputError(
+                f"--target {text!r} is the second one for the {tier} tier, which has one. Name the tier of each, as "
+                "--target cold:ratio=33 --target warm:ratio=8."
+            )
         out[tier] = parse_target(rest)
         if out[tier].quantity == "error" and tier != "cold":
             raise InputError(f"--target {text!r}: an error is a target of the cold tier; {tier} has a fixed rate.")

@@ -40,6 +40,10 @@ class ChunkArchive:
         """Whether there seems to be a packet: enough to save the work of making it again."""
         return key in self.store
 
+    def has(self, key: bytes) -> bool:
+        """As `key in archive`, but the packet does not count as used."""
+        return self.store.has(key)
+
     def lookup(self, key: bytes) -> bool:
         """Whether there is a whole packet."""
         return self.store.lookup(key)
@@ -59,7 +63,7 @@ class ChunkArchive:
         except Exception:  # an engine must not end because a chunk could not be coded
             log.exception("%d chunks were not coded", len(new))
             return len(keys) - len(new)
-        self.store.add_times(encode_s=time.perf_counter() - start)
+        self.store.count(encode_s=time.perf_counter() - start)
         token = self.shape.bytes_per_token
         kept = sum(
             self.store.save(key, packet, chunk.tokens * token)
@@ -77,7 +81,7 @@ class ChunkArchive:
         there = [(i, packet) for i, packet in enumerate(packets) if packet is not None]
         start = time.perf_counter()
         chunks = self._decode([packet for _, packet in there])
-        self.store.add_times(decode_s=time.perf_counter() - start)
+        self.store.count(decode_s=time.perf_counter() - start, decodings=int(bool(there)))
         result: list[Chunk | None] = [None] * len(keys)
         for (i, _), chunk in zip(there, chunks, strict=True):
             result[i] = chunk

@@ -85,6 +85,10 @@ class ChunkCodec(Protocol):
             InputError: another number of layers, heads or dimensions, or an element type that is not coded.
         """
 
+    def sample(self, count: int, tokens: int, shape: ChunkShape) -> list[Chunk]:
+        """Chunks of made-up numbers, one after the other from position 0 on, to code before the first real one: what a codec
+        compiles, loads and reserves at its first use. None where that is nothing."""
+
     def encode(self, chunks: Sequence[Chunk]) -> list[bytes]:
         """One packet a chunk. Chunks need not follow each other, and each packet decodes by itself."""
 

@@ -24,6 +24,10 @@ class LosslessChunks:
     def require(self, shape: ChunkShape) -> None:
         """Any shape will do."""
 
+    def sample(self, count: int, tokens: int, shape: ChunkShape) -> list[Chunk]:
+        """See `ChunkCodec.sample`."""
+        return []
+
     def encode(self, chunks: Sequence[Chunk]) -> list[bytes]:
         """See `ChunkCodec.encode`."""
         return [_serialized(chunk) for chunk in chunks]

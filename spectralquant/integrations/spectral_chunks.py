@@ -67,6 +67,12 @@ class SpectralChunks:
                 "Serve with --kv-cache-dtype auto."
             )
 
+    def sample(self, count: int, tokens: int, shape: ChunkShape) -> list[Chunk]:
+        """See `ChunkCodec.sample`: on a GPU alone, where kernels are compiled."""
+        if self.codec.device.type != "cuda":
+            return []
+        return [Chunk(c.start, c.keys, c.values) for c in self.codec.sample(count, tokens, shape.dtype)]
+
     def encode(self, chunks: Sequence[Chunk]) -> list[bytes]:
         """See `ChunkCodec.encode`."""
         return self.codec.encode([KVChunk(c.start, stacked_layers(c.keys), stacked_layers(c.values)) for c in chunks])

@@ -22,10 +22,8 @@ class Composed:
     decided on when it leaves.
     """
 
-    exact_bits = 16
-
     def __init__(self, evictor: Evictor, codec: Method) -> None:
-        self.evictor, self.codec = evictor, codec
+        self.evictor, self.codec, self.exact_bits = evictor, codec, codec.exact_bits
         self.mode, self.reads_content = evictor.mode, evictor.reads_content
         self.name = f"{evictor.name}+{codec.name}"
         self.options: dict[str, Any] = {**codec.options, **evictor.options}

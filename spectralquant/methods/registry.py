@@ -103,6 +103,10 @@ def parse(text: str) -> list[MethodSpec]:
         key, equals, value = item.partition("=")
         if not equals or not key or not value:
             raise InputError(f"{text!r}: write options as {name}:option=value,option=value.")
+        if key in options:
+            raise InputError(
+                f"{text!r} gives {key} twice. Several values are several methods: {name}:{key}=… {name}:{key}=…."
+            )
         options[key] = value
     return [get(name, **options)]
 
@@ -118,7 +122,7 @@ def check(spec: MethodSpec) -> None:
     for part in parts:
         check_part = REGISTRY[part].check
         checked.append(None if check_part is None else check_part(**_options_of(part, spec.options)))
-    if len(parts) == 2 and not isinstance(checked[0], Evictor):
+    if len(parts) == 2 and (not isinstance(checked[0], Evictor) or isinstance(checked[1], Evictor)):
         raise InputError(f"{spec.name}: compose an evicting method with a codec, as h2o+spectral.")
 
 

@@ -47,7 +47,7 @@ def error_limits(summary: TierSummary, kl: float) -> ErrorLimits:
     if summary.error_measure != MEASURE:
         raise InputError(
             f"A bound of {kl:g} nats: this profile's table of errors is of an earlier version, which measured them otherwise. "
-            f"Calibrate again (sq calibrate --target error={kl:g}), or use bound=None."
+            f"Calibrate again (sq calibrate --target error={kl:g}), or go without a bound (bound=None in Python)."
         )
     low = min(p.kl for p in points) / REACH
     if kl < low:

@@ -11,7 +11,9 @@ class ServingRow(Row):
     way: `recompute`, `lossless`, `spectral`, or a tier of vLLM's own (`vllm-cpu-memory`, `vllm-files`). hit_share: of lookups
     in the store. kl_nats: mean KL of log-probabilities from recomputing. over_recompute: its time over that of recomputing.
     bytes_ratio: bytes of stored chunks as the engine holds them by their bytes on disk. trace_*: a trace of requests over
-    shared prefixes, with `trace_budget` bytes of disk. pages: how many the engine has in its memory.
+    shared prefixes, with `trace_budget` bytes of disk. long_samples_s: in their order, so that the first is that of a process
+    that has restored nothing of this length yet. long_stages_s: by length, means of seconds from a request's first lookup until
+    its last chunk was read, decoded, copied, and taken by the engine. pages: how many the engine has in its memory.
     """
 
     way: str
@@ -33,6 +35,7 @@ class ServingRow(Row):
     long_first_token_s: dict[str, float] = {}
     long_samples_s: dict[str, list[float]] = {}
     long_over_recompute: dict[str, float] = {}
+    long_stages_s: dict[str, dict[str, float]] = {}
     encode_s: Figure = None
     decode_s: Figure = None
     decode_tokens_per_s: dict[str, float] = {}

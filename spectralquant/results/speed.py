@@ -10,8 +10,9 @@ from spectralquant.results.base import Figure, Row
 class KernelRow(Row):
     """One kernel at one context and batch: measured (time_us), predicted (predicted_us), or failed.
 
-    time_us: median of n graph replays; time_spread: 20th and 80th percentile. peak_share: of the measured copy rate. error
-    is relative to float64; a speed-up over `baseline` stands only where it is within error_limit (correct).
+    time_us: median of n graph replays; time_spread: 20th and 80th percentile. peak_share: of the fastest rate
+    that memory was measured at (of a copy in files whose peaks have no read_tb_per_s: reads alone are faster, and go over 1).
+    error is relative to float64; a speed-up over `baseline` stands only where it is within error_limit (correct).
     """
 
     kernel: str

@@ -19,7 +19,27 @@ if TYPE_CHECKING:
     from sqcli.output import Output
 
 
+OF_CALIBRATING = (
+    *(
+        "data",
+        "steps",
+        "window",
+        "target",
+        "tier",
+        "metric",
+        "span",
+        "basis",
+        "hot_bits",
+        "purpose",
+        "shrinkage",
+        "predict",
+    ),
+    *("profile_budget", "held_out", "held_out_window", "held_out_data", "out", "resume", "dry_run", "memory", "seed"),
+)
+
+
 def calibrate(
+    context: typer.Context,
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
     steps: Annotated[int, typer.Option(help="Batches of text, forward and backward.")] = 100,
@@ -131,8 +151,10 @@ def calibrate(
     from spectralquant.sizes import parse_size
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
+    from sqcli.refusals.idle import refuse_idle
 
-    tiers = TIERS if tier == "all" else tuple(t.strip() for t in tier.split(","))
+    named = tuple(dict.fromkeys(t.strip() for t in tier.split(",")))
+    tiers = TIERS if "all" in named else named
     settings = CalibrationSettings(
         steps=steps,
         window=window,
@@ -152,6 +174,18 @@ def calibrate(
     )
     if dtype == "float16":
         raise InputError("--dtype float16 overflows in the backward pass. Use float32 or bfloat16.")
+    if "cold" not in tiers:
+        refuse_idle(
+            context,
+            ["span", "basis", "shrinkage", "profile_budget", *(["predict"] if predict == "tokens" else [])],
+            "without the cold tier, whose bases it shapes",
+        )
+    elif span in ("head", "layer", "1"):
+        refuse_idle(context, ["shrinkage"], f"with --span {span}, where no layers are taken together")
+        if basis == "two-level":
+            refuse_idle(context, ["basis"], f"with --span {span}: a second level joins layers")
+    if "hot" not in tiers:
+        refuse_idle(context, ["hot_bits"], "without the hot tier")
     stem = out or Path("profiles") / (_default_name(model, data) + ("-serving" if settings.serving else ""))
 
     def open_output() -> Output:
@@ -178,6 +212,7 @@ def calibrate(
             raise InputError(
                 "--profile is for --check, as in sq calibrate --profile profiles/demo --check file:LOG.txt."
             )
+        refuse_idle(context, OF_CALIBRATING, "with --profile, which is checked as it is")
         _check_profile(profile, check, model, device, dtype, offline, open_output)
         return
     if dry_run:

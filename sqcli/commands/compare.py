@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,9 @@ from sqcli.options import (
 )
 from sqcli.typos import check_methods, checked
 
+if TYPE_CHECKING:
+    from spectralquant.methods.registry import MethodSpec
+
 DEFAULT_PROFILE = Path("profiles/demo")
 QUICK_WINDOWS, QUICK_CONTEXT, QUICK_CALIBRATION = 2, 768, 8
 CALIBRATION_CONTEXT = 2048
@@ -35,6 +38,7 @@ READ_TOKENS = 4_000_000
 
 
 def compare(
+    call: typer.Context,
     methods: Annotated[
         list[str],
         typer.Argument(
@@ -60,7 +64,13 @@ def compare(
     ] = "",
     task_context: Annotated[str, typer.Option(help="Tokens per task; several as 2048,8192.")] = "2048",
     task_trials: Annotated[int, typer.Option(min=1, help="Trials per task and method.")] = 10,
-    quick: Annotated[bool, typer.Option("--quick", help="Two minutes on two cores; too small to quote.")] = False,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Two minutes on two cores, by fewer and shorter windows where none are given; too small to quote.",
+        ),
+    ] = False,
     resume: Resume = False,
     quotable: Quotable = False,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
@@ -88,21 +98,27 @@ def compare(
     from sqcli.collisions import profile_files, text_files
     from sqcli.loading import load_for
     from sqcli.output import Output
+    from sqcli.refusals.idle import given, refuse_idle
 
     begin(quotable)
     level = None if match is None else parse_match(match)
+    if quick:
+        context = context if given(call, "context") else str(QUICK_CONTEXT)
+        windows = windows if given(call, "windows") else QUICK_WINDOWS
+        calibration_windows = calibration_windows if given(call, "calibration_windows") else QUICK_CALIBRATION
     lengths = _lengths(context)
     more = parse_tasks(tasks)
+    if not more:
+        refuse_idle(call, ["task_context", "task_trials"], "without --tasks")
     task_lengths = tuple(_lengths(task_context, "--task-context")) if more else ()
     every = [name for name in REGISTRY if name not in ("none", "spectral")]
     names = [name for text in methods for name in (every if text == "all" else [text])]
-    groups = [parse(text) for text in names]
+    groups = _once([parse(text) for text in names])
     for group in groups:
         for spec in group:
             check(spec)
-            _require_exact_bits(spec)
-    given = {text.partition(":")[0] for text in names}
-    always = [name for name in ("none", "spectral") if name not in given]
+    wanted = {spec.name for group in groups for spec in group}
+    always = [name for name in ("none", "spectral") if name not in wanted]
     groups = [parse(name) for name in always] + groups
     from spectralquant.claims import claimed
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison, modes_of
@@ -123,19 +139,20 @@ def compare(
     loaded_profile = CalibrationProfile.load(profile)
     sources = open_sources(data, offline=offline, report=output.note)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
-    if "spectral" not in given:
+    if "spectral" not in wanted:
         place = always.index("spectral")
         groups[place] = [spec for spec in groups[place] if spec.options.get("tier", "cold") in loaded_profile.tiers]
-    if quick:
-        lengths, windows = [QUICK_CONTEXT], QUICK_WINDOWS
     text = tokenize_sources(
         loaded.tokenizer, sources, lengths[0] * windows, window=max(lengths), read=READ_TOKENS, report=output.note
     )
     scored = _scored(text, loaded_profile, lengths, windows)
     free = min((len(text.windows(n)) - len(some)) * n for n, some in scored.items()) // CALIBRATION_CONTEXT
-    calibration = text.windows(CALIBRATION_CONTEXT)[: min(free, QUICK_CALIBRATION if quick else calibration_windows)]
+    calibration = text.windows(CALIBRATION_CONTEXT)[: min(free, calibration_windows)]
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
-    protocol = QUICK if quick else replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
+    if quick:
+        protocol = replace(QUICK, needle_trials=needle if given(call, "needle") else QUICK.needle_trials)
+    else:
+        protocol = replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
     claim = contextlib.nullcontext() if json in (None, "-") else claimed(json, "--json")
     protocol = replace(protocol, tasks=more, task_contexts=task_lengths, task_trials=task_trials if more else 0)
     both = [(group[0].name, mode) for mode in modes_of(groups) for group in groups if _some_in(group, mode)]
@@ -158,23 +175,19 @@ def compare(
 
         write_page(html, report_page([("compare", result)]))
         output.note(f"Wrote {html}")
-    if all(row.failed or row.method in ("none", "spectral") for row in result.rows):
-        raise InputError("No method but none and spectral could be measured; see the reasons above.")
+    if all(row.failed for row in result.rows if row.method in wanted):
+        raise InputError("None of the methods that were named could be measured; see the reasons above.")
 
 
-def _require_exact_bits(spec: Any) -> None:
-    """Refuse widths of the exact tokens that `spectral` does not measure, before a profile is read."""
-    from spectralquant.errors import InputError
-
-    if spec.name != "spectral" or (bits := spec.options.get("exact_bits", 16)) == 16:
-        return
-    if bits != 8:
-        raise InputError(f"spectral: exact_bits={bits} is not one of 8, 16.")
-    if (tier := spec.options.get("tier", "cold")) != "cold":
-        raise InputError(
-            f"spectral: exact_bits=8 is measured for the cold tier alone, not for {tier}. Leave it out here; `sq generate --tier {tier} "
-            "--exact-bits 8` holds such a cache and says its bytes."
-        )
+def _once(groups: list[list[MethodSpec]]) -> list[list[MethodSpec]]:
+    """Every method and budget once, where it is first named: `all turboquant:bits=3` measures no budget twice."""
+    seen: list[MethodSpec] = []
+    out = []
+    for group in groups:
+        new = [spec for spec in group if spec not in seen]
+        seen += new
+        out += [new] if new else []
+    return out
 
 
 def _some_in(group, mode: str) -> bool:

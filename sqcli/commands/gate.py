@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def gate(
+    context: typer.Context,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", "-b", help="What to compare with: a results file (JSON).")
     ] = None,
@@ -72,18 +73,34 @@ def gate(
     from spectralquant.results.files import read_results
     from sqcli.output import Output
     from sqcli.progress.plans import smoke_plan
+    from sqcli.refusals.idle import refuse_idle
 
     given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
     if len(given) != 1:
         raise InputError(
             f"Give one of --current FILE, --run SUITE and --against PATH{', not ' + ' and '.join(given) if given else ''}."
         )
+    if against is None:
+        refuse_idle(context, ["rounds"], "without --against")
+    else:
+        refuse_idle(context, ["baseline"], "with --against, whose other side is the baseline")
+    if run is None:
+        refuse_idle(context, ["save"], "without --run, whose results it keeps")
+        refuse_idle(context, ["model", "data", "device"], "without --run, which measures")
+    elif run == "gpu":
+        refuse_idle(context, ["model", "data"], "on the suite gpu, which times kernels at a shape of its own")
+    if not update_baseline:
+        refuse_idle(context, ["force"], "without --update-baseline")
     if resume and run is None:
         raise InputError("--resume is for --run: a file needs none, and --against times two installs in one go.")
     if update_baseline and (baseline is None or against is not None):
         raise InputError("--update-baseline needs --baseline FILE to write, and --run or --current to take it from.")
     if baseline is None and against is None and save is None:
         raise InputError("--baseline FILE is missing: what should be compared with? (--save FILE measures only.)")
+    if against is None and (baseline is None or (update_baseline and not baseline.is_file())):
+        refuse_idle(
+            context, ["junit", "markdown", "json", "csv", "svg", "limits"], "where there is no baseline to compare with"
+        )
     writes = {
         "--save": save,
         "--junit": junit,

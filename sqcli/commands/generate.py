@@ -12,6 +12,7 @@ from sqcli.typos import check_model, checked, one_of
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
     profile: Annotated[Path | None, typer.Option("--profile", "-p", help="Calibrated profile (not for exact).")] = None,
     file: Annotated[Path | None, typer.Option("--file", help="Read the prompt from this text file.")] = None,
@@ -62,11 +63,14 @@ def generate(
 
     if (prompt is None) == (file is None):
         raise InputError('Give one prompt: as an argument, "…", or with --file FILE.')
+    if exact_bits not in (8, 16):
+        raise InputError(f"--exact-bits {exact_bits} is not one of 8, 16.")
     if profile is None and tier not in ("exact", "auto"):
         raise InputError(f"--tier {tier} needs --profile; calibrate one with `sq calibrate --tier all --out PROFILE`.")
     if file is not None:
         prompt = read_text_file(file)
     limit = None if budget is None else parse_size(budget, "--budget")
+    from spectralquant.cache.policy import make_policy
     from spectralquant.models.identity import weights_sha256
     from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
@@ -76,11 +80,18 @@ def generate(
     from sqcli.collisions import profile_files
     from sqcli.loading import load_for
     from sqcli.output import Output
+    from sqcli.refusals.idle import refuse_idle
     from sqcli.terminal.cache import cache_view, not_compressed_view
 
     reads = {"--file": file, "--profile": profile_files(profile)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     loaded_profile = None if profile is None else CalibrationProfile.load(profile)
+    policy = make_policy(tier, () if loaded_profile is None else loaded_profile.tiers, None, limit)
+    reached = {policy.first, *(policy.available if limit is not None else ())}
+    if not any(name in reached and not policy.lower(policy.first, name) for name in ("warm", "cold")):
+        refuse_idle(
+            context, ["working_set"], "where no block comes into the warm or the cold tier, the ones that are decoded"
+        )
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     from spectralquant.cache.generation import GenerationOptions, generate_text
 

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from sqcli.output import Output
 
 
+MEASURING = ("kernels", "bits", "index_rank", "window", "end_to_end", "flex", "device_model", "seed")
+"""Options of timing kernels alone."""
+OF_A_DEVICE = ("kernels", "end_to_end", "flex", "device", "resume", "seed")
+"""Options of timing kernels here."""
+
+
 def profile(
+    call: typer.Context,
     context: Annotated[
         str | None, typer.Option(help="Tokens, one or several: 2048,32768. Default: 32768, with --show all.")
     ] = None,
@@ -97,9 +104,20 @@ def profile(
     from spectralquant.models.load import pick_device
     from spectralquant.models.shapes import parse_shape
     from sqcli.output import Output
+    from sqcli.refusals.idle import refuse_idle
 
     if shape is not None and model is not None:
         raise InputError("--shape and --model both name a shape; give one of them.")
+    if stored is not None:
+        refuse_idle(
+            call, (*MEASURING, "shape", "model", "share", "device", "resume", "generate", "new_tokens"), "with --show"
+        )
+    elif generate:
+        refuse_idle(call, MEASURING, "with --generate")
+    else:
+        refuse_idle(call, ["new_tokens"], "without --generate")
+    if device_model is not None:
+        refuse_idle(call, OF_A_DEVICE, "with --device-model, which times nothing")
     output = Output(
         json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads={"--show": stored}
     )

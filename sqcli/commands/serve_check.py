@@ -12,6 +12,7 @@ from sqcli.typos import check_model, checked
 
 
 def serve_check(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(help="builtin:smollm2-135m, builtin:gemma3-270m or a folder.", callback=checked(check_model)),
@@ -70,8 +71,13 @@ def serve_check(
     from spectralquant.integrations.serve_check.process import require_vllm
     from sqcli.collisions import profile_files
     from sqcli.output import Output
+    from sqcli.refusals.idle import refuse_idle
     from sqcli.terminal.times.serving import serving_view
 
+    if not long:
+        refuse_idle(context, ["long_prompts"], "without --long")
+    if not trace:
+        refuse_idle(context, ["trace_prefixes", "trace_share"], "with --trace 0")
     reads = {"--profile": profile_files(profile)} if profile else {}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     require_vllm()

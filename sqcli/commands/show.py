@@ -11,11 +11,14 @@ from sqcli.options import Config, Csv, Json, Quiet, Svg
 
 
 def show(
+    context: typer.Context,
     profile: Annotated[Path, typer.Argument(help="Profile path, with or without .json.")],
     layer: Annotated[int | None, typer.Option(min=0, help="Show this layer's heads.")] = None,
     head: Annotated[int | None, typer.Option(min=0, help="Show this head (needs --layer).")] = None,
     diff: Annotated[Path | None, typer.Option(help="A second profile to compare with.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the same as one self-contained page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the whole profile, or --diff, as one self-contained page.")
+    ] = None,
     json: Json = None,
     csv: Csv = None,
     svg: Svg = None,
@@ -33,12 +36,15 @@ def show(
     from sqcli.html.page import write_page
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
+    from sqcli.refusals.idle import refuse_idle
     from sqcli.results import show_result
     from sqcli.terminal.calibrated import diff_view, head_view, layer_view, profile_view
     from sqcli.terminal.outcome import next_text, outcome_text, serving_tiers
 
     if head is not None and layer is None:
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")
+    if diff is not None:
+        refuse_idle(context, ["layer", "head"], "with --diff, which compares whole profiles")
     reads = {"PROFILE": profile_files(profile), "--diff": profile_files(diff)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
     one = ProfileView.load(profile)

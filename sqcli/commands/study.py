@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from sqcli.commands.study_parts import part_names, require_parts
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Quotable, Resume, Svg
+from sqcli.refusals.study_options import makes_its_own, require_read
+from sqcli.refusals.study_parts import part_names, require_parts
 
 STUDIES = (
     "cold",
@@ -34,6 +35,7 @@ STUDIES = (
 )
 WITH_PROFILE = ("packet", "cache", "index", "coder", "cold-speed", "serving", "serving-hot")
 DEFAULT_OTHER = ("builtin:stdlib",)
+ONE_TEXT = ("shapes", "serving-hot")
 
 
 def _known(name: str) -> str:
@@ -46,6 +48,7 @@ def _known(name: str) -> str:
 
 
 def study(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(callback=_known, help=f"{', '.join(STUDIES[:-1])} or {STUDIES[-1]}.")],
     json: Annotated[str, typer.Option("--out", "--json", help="Results file to write (JSON; - = stdout alone).")],
     model: Model = "builtin:smollm2-135m",
@@ -88,7 +91,7 @@ def study(
         Path | None,
         typer.Option(help="Where `cold-speed` keeps what it takes from the model, to run without it elsewhere."),
     ] = None,
-    train_seconds: Annotated[float, typer.Option(min=0, help="Training time of `second-model`.")] = 75.0,
+    train_seconds: Annotated[float, typer.Option(min=1, help="Training time of `second-model`.")] = 75.0,
     part: Annotated[
         list[str] | None,
         typer.Option(
@@ -138,10 +141,14 @@ def study(
             "Studies are not part of the installed package. Run them from a checkout of the repository (pip install -e .)."
         )
     require_parts(name, part or ())
-    makes_its_own = name == "serving-hot" and part == ["large"]
-    if makes_its_own and profile is not None:
-        raise InputError("The large part of serving-hot makes the profile of its shape. Leave out --profile.")
-    if name in WITH_PROFILE and profile is None and not makes_its_own:
+    require_read(context, name, part or ())
+    if name in ONE_TEXT and len(data) > 1:
+        raise InputError(f"The {name} study reads one text, not {len(data)}: give --data once.")
+    if name == "domains" and set(other_data or DEFAULT_OTHER) == set(data):
+        raise InputError(
+            f"The domains study compares two texts, and --data and --other-data are both {', '.join(data)}. Change one."
+        )
+    if name in WITH_PROFILE and profile is None and not makes_its_own(name, part or ()):
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from research.run import Desk, StudyRequest, run_study
     from spectralquant.origin.quotable import begin

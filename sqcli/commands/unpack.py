@@ -12,6 +12,7 @@ from sqcli.typos import check_model, checked
 
 
 def unpack(
+    context: typer.Context,
     packet: Annotated[Path, typer.Argument(help="Packet file.")],
     profile: Annotated[Path, typer.Option("--profile", "-p", help="The profile that packed it.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write keys and values as safetensors.")] = None,
@@ -33,6 +34,10 @@ def unpack(
 
     Example: [bold]sq unpack manual.sqkv --profile profiles/demo --then " In short,"[/bold]
     """
+    from sqcli.refusals.idle import refuse_idle
+
+    if then is None:
+        refuse_idle(context, ["new_tokens"], "without --then")
     import time
 
     from spectralquant.cache.persist.prompt import require_packet, unpack_cache

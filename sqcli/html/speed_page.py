@@ -7,7 +7,7 @@ from typing import Any
 
 from sqcli.html.charts import xy_chart
 from sqcli.html.page import Page
-from sqcli.terminal.speed import context_text, crossover_text
+from sqcli.terminal.speed import context_text, crossover_text, peak_name
 
 Row = dict[str, Any]
 OURS = ("spectral_decode", "spectral_index_decode")
@@ -56,7 +56,18 @@ def _few(values: Sequence[int]) -> list[int]:
 
 
 def _tables(page: Page, name: str, title: str, result: dict[str, Any], field: str) -> None:
-    head = ("Kernel", "Context", "Batch", "µs", "Spread", "MB", "TB/s", "Of a copy", "Against dense", "Error")
+    head = (
+        "Kernel",
+        "Context",
+        "Batch",
+        "µs",
+        "Spread",
+        "MB",
+        "TB/s",
+        f"Of {peak_name(result)}",
+        "Against dense",
+        "Error",
+    )
     table = [
         head
         if field == "time_us"

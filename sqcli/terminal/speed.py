@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -26,12 +27,9 @@ def speed_view(result: BenchResults) -> list[RenderableType]:
     if predicted:
         parts.append(Text(prediction_note(result), "yellow"))
     else:
-        peaks = result.peaks
-        parts.append(
-            Text(f"measured peaks: copy {peaks['copy_tb_per_s']:.2f} TB/s, matmul {peaks['matmul_tflops']:.0f} TFLOP/s")
-        )
+        parts.append(Text(peaks_text(result.peaks)))
     measured_on = result["provenance"].get("device")
-    make = _predicted_table if predicted else functools.partial(_table, device=measured_on)
+    make = _predicted_table if predicted else functools.partial(_table, device=measured_on, peak=peak_name(result))
     cells = [r for r in result["rows"] if r["kernel"] != "spectral_compress"]
     for context, batch in dict.fromkeys((r["context"], r["batch"]) for r in cells):
         parts.append(make([r for r in cells if (r["context"], r["batch"]) == (context, batch)], context, batch))
@@ -68,13 +66,26 @@ def prediction_note(result: BenchResults) -> str:
     return note if other == fit["device"] else f"{note} Whether they hold on {other} was not measured."
 
 
-def _table(rows: Sequence[KernelRow], context: int, batch: int, device: str | None) -> Table:
+def peaks_text(peaks: dict[str, float]) -> str:
+    """The measured ceilings; files of earlier versions know no reads and writes alone."""
+    kinds = [kind for kind in ("copy", "read", "write") if f"{kind}_tb_per_s" in peaks]
+    rates = ", ".join(f"{kind} {peaks[f'{kind}_tb_per_s']:.2f}" for kind in kinds)
+    return f"measured peaks: {rates} TB/s, matmul {peaks['matmul_tflops']:.0f} TFLOP/s"
+
+
+def peak_name(result: BenchResults | dict[str, Any]) -> str:
+    """What `peak_share` is a share of: the fastest rate of memory, in files of earlier versions a copy's."""
+    peaks = result.get("peaks") or {}
+    return "peak" if "read_tb_per_s" in peaks else "copy"
+
+
+def _table(rows: Sequence[KernelRow], context: int, batch: int, device: str | None, peak: str) -> Table:
     from spectralquant.bench.fit import shipped_fit
     from spectralquant.bench.prediction import predicted_beside
 
     beside = predicted_beside(rows, device, shipped_fit())
     predicted = ["predicted\nµs"] if beside else []
-    columns = ("kernel", "µs", "±", *predicted, "MB", "TB/s", "of copy", "against\ndense")
+    columns = ("kernel", "µs", "±", *predicted, "MB", "TB/s", f"of {peak}", "against\ndense")
     good = sorted((r for r in rows if "failed" not in r), key=lambda r: r["time_us"])
     n = good[0]["n"] if good else 0
     table = _new_table(f"\ncontext {context:,}, batch {batch}; medians of {n} graph replays", columns)

@@ -15,6 +15,8 @@ from sqcli.terminal.headline import headline_tables
 from sqcli.terminal.times.cold_speed import cold_speed_table
 from sqcli.terminal.times.serving import serving_view
 
+NO_CACHES = "\nWhat caches hold was not measured: the scored windows together have too few tokens. Give more --windows, or longer ones."
+
 
 def study_view(result: Results) -> list[RenderableType]:
     """All rows of a study, one table a text and context length; or the times of the packet study."""
@@ -64,7 +66,7 @@ def study_view(result: Results) -> list[RenderableType]:
             )
         parts.append(table)
     if "resident" in result:
-        parts.append(resident_table(result.resident))
+        parts.append(resident_table(result.resident) if result.resident else Text(NO_CACHES, style="yellow"))
     return parts
 
 

@@ -4,13 +4,16 @@ import json
 from dataclasses import replace
 
 import pytest
+from conftest import random_model, small_tokenizer
 
 from research.quality import run as study_run
 from research.quality.parts import QualityStudy
 from research.quality.run import QualityTexts, run_quality
-from research.quality.study import QualityParts
+from research.quality.study import AS_HELD, QualityParts
 from research.quality.texts import IN_MIX, MIX, MORE, OUTSIDE, names, text_file, words
 from spectralquant.errors import InputError, SourceError
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.probe import probe_geometry
 from spectralquant.text.read import load_text
 
 STUDY = QualityStudy(steps=4, general_steps=4, window=512, windows=6, per_text=1, ratios=(10, 20), cost_windows=1)
@@ -99,6 +102,20 @@ def test_home_goes_on_from_the_windows_that_are_scored(small, texts, tmp_path):
     assert [r["kl_nats"] for r in rows] == pytest.approx([r["kl_nats"] for r in whole])
     assert [r["coded_bytes"] for r in rows] == [r["coded_bytes"] for r in whole]
     assert sum(w["coded_bytes"] for w in first[0]) < rows[0]["coded_bytes"]
+
+
+@pytest.mark.slow  # calibrates for an error: a table of many kinds of text
+def test_sliding_layers_are_counted_with_all_tokens_and_with_what_they_hold(texts, tmp_path):
+    model = random_model("gemma3_text")
+    sliding = LoadedModel("small-sliding", model, small_tokenizer(), probe_geometry(model))
+    result = run(sliding, texts, tmp_path / "quality.json", "home").as_json()
+
+    assert set(result["homes"]) == {"small-sliding", f"small-sliding{AS_HELD}"}
+    held = [r for r in result["rows"] if r["options"].get("sliding_layers") == "as held"]
+    every = [r for r in result["rows"] if "sliding_layers" not in r["options"]]
+    assert len(held) == len(every) == 2
+    bytes_of = [sum(r["payload_ratio"] * r["coded_bytes"] for r in some) for some in (every, held)]
+    assert bytes_of[0] > 2 * bytes_of[1], "two of three layers hold 64 of 512 tokens"
 
 
 @pytest.mark.slow  # calibrates for an error: a table of many kinds of text

@@ -71,6 +71,8 @@ def test_a_profile_of_the_scored_text_is_refused():
     require_unseen(text, [Source], count=2, window=50)
     with pytest.raises(InputError, match="calibrated on the first 900 tokens"):
         require_unseen(text, [Source], count=3, window=50)
+    with pytest.raises(InputError, match="has 20 windows of 50 tokens, and 21 are to be scored"):
+        require_unseen(text, [], count=21, window=50)
 
 
 def test_no_study_takes_windows_from_the_end_by_itself():

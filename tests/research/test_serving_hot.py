@@ -12,6 +12,7 @@ from research.serving.cards import VISIBLE, cards
 from research.serving.hot import FP8, HOT, PLAIN, HotStudy, run_ways, serving_hot_study, ways
 from research.serving.hot_speed import serving_hot_speed
 from spectralquant.errors import InputError, ProfileError
+from spectralquant.integrations.serve_check import process
 from spectralquant.integrations.serve_check.orders import Order
 from spectralquant.integrations.vllm.hot.variable import VARIABLE
 
@@ -119,3 +120,17 @@ def test_memory_of_pages_is_what_the_engine_was_given(monkeypatch):
     assert hot._space({}, gpu=False) == "1 GiB"
     assert hot._space({"gpu_memory_utilization": 0.3}, gpu=True) == "30% of the GPU"
     assert hot._space({"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 2 << 30}, gpu=True) == "2 GiB"
+
+
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        (True, r"^The large part of serving-hot needs a GPU, and PyTorch can use none here\.$"),
+        (False, r"^The large part of serving-hot needs a GPU, .* none here\. vLLM is not installed here\."),
+    ],
+)
+def test_the_large_part_names_the_gpu_first_and_both_where_both_lack(installed, said, monkeypatch):
+    gpus(monkeypatch, 0)
+    monkeypatch.setattr(process, "find_spec", lambda name: name if installed else None)
+    with pytest.raises(InputError, match=said):
+        serving_hot_speed(HotStudy(), report=quiet)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from research.serving import study
 from spectralquant.errors import InputError
-from spectralquant.results.files import results_file
+from spectralquant.integrations.serve_check import process
+from spectralquant.results.files import read_results, results_file
 from spectralquant.results.serving import ServingRow
 
 
@@ -20,6 +22,11 @@ def part(name: str, **fields):
     )
 
 
+def gpus(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
 @pytest.fixture
 def measured(monkeypatch):
     names: list[str] = []
@@ -28,9 +35,10 @@ def measured(monkeypatch):
         names.append(name)
         return part(name)
 
-    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 2)
+    gpus(monkeypatch, 2)
+    monkeypatch.setattr(process, "find_spec", lambda name: name)
     monkeypatch.setattr(study, "_small", lambda *_: None)
-    monkeypatch.setattr(study, "serve_check", lambda *_: measure("small"))
+    monkeypatch.setattr(study, "serve_check", lambda *_, **__: measure("small"))
     monkeypatch.setattr(study, "_large", lambda *_: measure("large"))
     monkeypatch.setattr(study, "_two_ranks", lambda *_: measure("tp"))
     return names
@@ -54,8 +62,29 @@ def test_parts_that_are_there_are_joined_and_the_others_measured(measured, tmp_p
     assert measured[3:] == ["large"]
 
 
+def test_what_a_run_that_is_cut_off_has_measured_is_there(measured, tmp_path, monkeypatch):
+    out = tmp_path / "serving-x.json"
+    run(out, "small")
+
+    def cut_off(folder, report, keep):
+        half = part("large")
+        half.settings["unfinished"] = ["vllm-files"]
+        keep(half)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "_large", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(out, "large")
+    assert [row.way for row in read_results(out).rows] == ["spectral", "8b/spectral"]
+    monkeypatch.setattr(study, "_large", lambda *_: part("large"))
+    run(out)  # the half part is measured again, the whole one is not
+    assert measured == ["small", "tp"]
+    assert all("unfinished" not in settings for settings in read_results(out).settings.values())
+
+
 def test_a_part_that_this_machine_cannot_run_is_refused(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr(study.torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(InputError, match="tp two"):
-        run(tmp_path / "x.json", "tp")
+    gpus(monkeypatch, 1)
+    with pytest.raises(InputError, match=r"^Part tp of serving needs 2 GPUs, and PyTorch can use 1 here\.$"):
+        run(tmp_path / "x.json", "small", "tp")
+    assert measured == []
     assert [row.way for row in run(tmp_path / "x.json").rows] == ["spectral", "8b/spectral"]

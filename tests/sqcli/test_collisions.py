@@ -23,7 +23,7 @@ CASES = {
     "inspect over the profile": "inspect p.safetensors --json p.json",
     "report over its results": "report r.json b.json --out b.json",
     "a shown profile over itself": "profile --show r.json --json r.json",
-    "gate over its current": "gate --baseline b.json --current r.json --save r.json",
+    "gate over its current": "gate --baseline b.json --current r.json --json r.json",
     "gate over its baseline": "gate --baseline b.json --current r.json --junit b.json",
     "gate over its limits": "gate --baseline b.json --current r.json --limits l.toml --markdown l.toml",
     "generate over its prompt": "generate --file prompt.txt --tier exact --json prompt.txt",

@@ -137,7 +137,10 @@ def test_generate_says_what_it_did_not_compress(place, tmp_path):
         ([], "Give one prompt"),
         (["x", "--tier", "hot"], "needs --profile"),
         (["x", "--budget", "lots"], "not a size"),
-        (["x", "--tier", "exact", "--exact-bits", "8"], "the exact tier keeps every bit"),
+        (
+            ["x", "--tier", "exact", "--exact-bits", "8"],
+            "one of the tiers hot, warm and cold, or hold these tokens at 16",
+        ),
         (["x", "--file", "nowhere.txt"], "one prompt"),
         (["--file", "nowhere.txt"], "no file"),
         (["x", "--new-tokens", "9999"], "positions"),

@@ -56,6 +56,7 @@ NUMBERS = [
     ("study", "--windows", 0),
     ("study", "--window", -2048),
     ("study", "--train-seconds", -1),
+    ("study", "--train-seconds", 0),
     ("profile", "--bits", -4),
     ("profile", "--index-rank", -16),
     ("profile", "--share", -0.1),

@@ -10,7 +10,7 @@ from research.headline.study import STAGES
 from research.quality.study import PARTS as QUALITY
 from research.scale.study import PARTS as SCALE
 from research.serving.study import PARTS as SERVING
-from sqcli.commands.study_parts import PARTS
+from sqcli.refusals.study_parts import PARTS
 
 
 def test_the_names_are_those_of_the_studies():
@@ -31,7 +31,10 @@ def test_the_names_are_those_of_the_studies():
         (("index", "--part", "cpu", "--profile", "none"), "The index study has no parts"),
         (("cold-speed", "--part", "cdec", "--profile", "none"), "no part 'cdec'; there are codec, coders"),
         (("serving-hot", "--part", "bogus"), "no part 'bogus'; there are small, large."),
-        (("serving-hot", "--part", "large", "--profile", "none"), "makes the profile of its shape"),
+        (
+            ("serving-hot", "--part", "large", "--profile", "none"),
+            "--profile has no effect on the large part of serving-hot, which makes those of its shape",
+        ),
         (("cold-speed", "--part", "cpu:1", "--profile", "none"), "no part 'cpu:1'"),
     ],
 )
@@ -44,10 +47,19 @@ def test_a_part_that_a_study_lacks_is_refused(words, said, tmp_path, capsys):
     ("spec", "said"),
     [
         ("spectral:exact_bits=4", "exact_bits=4 is not one of 8, 16"),
-        ("spectral:tier=hot,exact_bits=8", "measured for the cold tier alone, not for hot"),
-        ("spectral:tier=warm,exact_bits=8", "measured for the cold tier alone, not for warm"),
+        ("h2o+spectral:exact_bits=4", "exact_bits=4 is not one of 8, 16"),
+        ("spectral:tier=luke", "tier='luke' is not one of cold, warm, hot"),
+        ("spectral:tier=hot,bound=0.01", "belong to the cold tier, not to hot"),
+        ("h2o+spectral:tier=warm,adaptive_tables=true", "belong to the cold tier, not to warm"),
+        ("spectral:bound=0", "bound=0 is not a KL above 0"),
+        ("spectral:bound=nan", "bound=nan is not a KL above 0"),
+        ("turboquant:variant=prod,bits=1.5", "variant=prod needs at least 2 bits"),
+        ("h2o+snapkv:keep=0.5", "compose an evicting method with a codec"),
+        ("turboquant:bits=3,bits=4", "gives bits twice. Several values are several methods: turboquant:bits=…"),
+        ("spectral:tier=hot,exact_bits=4", "exact_bits=4 is not one of 8, 16"),
+        ("spectral:tier=warm,exact_bits=0", "exact_bits=0 is not one of 8, 16"),
     ],
 )
-def test_exact_bits_that_would_not_be_measured_are_refused_before_a_profile_is_read(spec, said, tmp_path, capsys):
+def test_options_of_methods_are_judged_before_a_profile_is_read(spec, said, tmp_path, capsys):
     assert sq("compare", spec, "--profile", tmp_path / "none") == 2
     assert said in " ".join(capsys.readouterr().err.split())

@@ -15,6 +15,9 @@ WARPS: int | None = None  # of a stream; None: by the number of streams
 MANY_STREAMS = 1500  # from which they keep a GPU busy with fewer warps each
 COPY_TILE = 1024
 ESCAPE_STEPS, ESCAPE_WARPS = 32, 4
+ALIGNED = (
+    2  # rows of int64 that begin at multiples of 16 bytes: else Triton compiles a kernel for each way they can lie
+)
 
 
 def decode(
@@ -29,7 +32,11 @@ def decode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `api.decode`."""
     device = words.device
-    head = torch.stack([counts.cumsum(0) - counts, counts, escapes.cumsum(0) - escapes, escapes])
+    head = torch.empty(4, -(-len(counts) // ALIGNED) * ALIGNED, dtype=torch.int64)
+    for row, numbers in zip(
+        head, (counts.cumsum(0) - counts, counts, escapes.cumsum(0) - escapes, escapes), strict=True
+    ):
+        row[: len(counts)] = numbers
     total = int(escapes.sum())
     out = torch.ops.sqkernels.rans_decode(
         words.view(torch.int16),

@@ -16,6 +16,7 @@ REPLAYS, LEAST_REPLAYS = 25, 7
 TOTAL_US = 300_000.0
 GRAPH_US = 400.0
 MAX_CALLS = 24
+MAX_SETS = 256
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Timing:
     samples: tuple[float, ...] = ()
 
 
-def rotation(bytes_read: int, cache_bytes: int, most: int = 24) -> int:
-    """Input sets to rotate among, so that a call does not find its inputs in the device's cache."""
-    return max(1, min(most, -(-3 * cache_bytes // max(1, bytes_read))))
+def rotation(bytes_read: int, cache_bytes: int) -> int:
+    """Input sets to rotate among, so that a call does not find its inputs in the device's cache (nor most of them)."""
+    return max(1, min(MAX_SETS, -(-3 * cache_bytes // max(1, bytes_read))))
 
 
 def graph_time(calls: Sequence[Callable[[], object]], replays: int = REPLAYS) -> Timing:

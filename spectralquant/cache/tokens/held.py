@@ -176,8 +176,8 @@ def require_exact_bits(bits: int, *, lossless: bool) -> None:
         raise InputError(f"exact_bits={bits!r} is not one of 8, 16.")
     if lossless and bits == 8:
         raise InputError(
-            "exact_bits=8 rounds sinks and window, and the exact tier keeps every bit. Give a profile and tier='cold' (or "
-            "warm, hot), or leave exact_bits at 16."
+            "8 bits round the first and the newest tokens, and the exact tier keeps every bit. Give a profile and one of the "
+            "tiers hot, warm and cold, or hold these tokens at 16 bits."
         )
 
 

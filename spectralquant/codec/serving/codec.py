@@ -17,9 +17,9 @@ from torch import Tensor
 from spectralquant.codec.block import KVBlock
 from spectralquant.codec.block_rotary import rotate_keys, unrotate_keys
 from spectralquant.codec.cold.coded_block import MAX_TOKENS, RAW_DTYPES
-from spectralquant.codec.cold.fused.decode import FusedDecoder
+from spectralquant.codec.cold.fused.decode import DecodedRun, FusedDecoder
 from spectralquant.codec.cold.fused.encode import BlockRun, FusedEncoder
-from spectralquant.codec.cold.fused.layer_slots import LayerSlots, turns_of
+from spectralquant.codec.cold.fused.layer_slots import LayerSlots, padded, turns_of
 from spectralquant.codec.cold.spectral import SpectralCodec
 from spectralquant.codec.serving import chunk_bytes
 from spectralquant.codec.serving.chunk_bytes import ChunkParts
@@ -28,6 +28,8 @@ from spectralquant.geometry import SINKS
 from spectralquant.hooks.rotary_frequencies import RotaryFrequencies
 from spectralquant.hooks.rotary_tables import Rotations
 from sqkernels.spectral_rows import TokenSlots
+
+SAMPLE_SPARSITY = 4
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,44 @@ class ServingCodec:
         places = [torch.arange(p.start + p.exact.shape[3], p.start + p.tokens) for p in chunks]
         rotations = self.rotary(torch.cat(places), dtype)
         if self.decoder is not None and all(map(self.decoder.takes, blocks)):
-            run = self.decoder.decode(blocks)
-            g = self.codec.geometry
-            keys, values = (
-                torch.empty(g.layers, g.kv_heads, run.tokens, g.head_dim, dtype=dtype, device=self.device)
-                for _ in range(2)
-            )
-            layers = [x[None] for x in keys], [x[None] for x in values]
-            self.decoder.write(run, LayerSlots.of(*layers, _slots(layers[0][0]), turns_of(rotations)))
-            return keys, values
+            return self._written(self.decoder, self.decoder.decode(blocks), rotations, dtype)
         some = [self.codec.decode_coefficients(coded) for coded in self.codec.coefficients_run(blocks)]
         plain, values = (torch.cat([pair[i] for pair in some]) for i in range(2))
         keys = rotate_keys(rotations, plain).to(dtype)
         return keys.permute(1, 2, 0, 3), values.to(dtype).permute(1, 2, 0, 3)
+
+    def _written(
+        self, decoder: FusedDecoder, run: DecodedRun, rotations: Rotations, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values `[L, Hk, N, D]` of a run."""
+        g = self.codec.geometry
+        keys, values = (
+            torch.empty(g.layers, g.kv_heads, run.tokens, g.head_dim, dtype=dtype, device=self.device) for _ in range(2)
+        )
+        layers = [x[None] for x in keys], [x[None] for x in values]
+        decoder.write(run, LayerSlots.of(*layers, _slots(layers[0][0]), turns_of(rotations)))
+        return keys, values
+
+    def sample(self, count: int, tokens: int, dtype: torch.dtype) -> list[KVChunk]:
+        """Chunks of the profile's spread: two steps up or down in one of `SAMPLE_SPARSITY` components of each token, else its mean.
+        None with a codec in float32, which compiles nothing."""
+        if self.decoder is None:
+            return []
+        total = count * tokens
+        draw = torch.Generator(self.device).manual_seed(0)
+        drawn = torch.randint(
+            2 * SAMPLE_SPARSITY,
+            (self.decoder.rows, padded(total)),
+            generator=draw,
+            device=self.device,
+            dtype=torch.int8,
+        )
+        coefficients = ((drawn == 0).half() - (drawn == 1).half()).mul_(2 * self.decoder.scale.half()[:, None])
+        run = DecodedRun(coefficients, total, 1.0, None)
+        keys, values = self._written(self.decoder, run, self._rotations(0, total, dtype), dtype)
+        return [
+            KVChunk(at, keys[:, :, at : at + tokens], values[:, :, at : at + tokens]) for at in range(0, total, tokens)
+        ]
 
 
 def joined(chunks: Sequence[KVChunk], blocks: Sequence[bytes]) -> list[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from spectralquant.errors import InputError
+from spectralquant.files import read_json
 from spectralquant.integrations.chunks import LOSSLESS
 from spectralquant.integrations.serve_check.child import numbers_file
 from spectralquant.integrations.serve_check.compare import compare
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
 from spectralquant.integrations.serve_check.process import require_vllm, run
+from spectralquant.integrations.serve_check.spares import Spares
 from spectralquant.integrations.serve_check.ways import (
     FILES,
     MEMORY,
@@ -46,6 +48,10 @@ SUMMARY = (
     "hot_tokens_per_s_over_fp8_b8_32k",
 )
 Report = Callable[[str], None]
+Keep = Callable[[Results], None]
+FROM_FILES = " from files"
+STAGES = ("read_after_s", "decoded_after_s", "copied_after_s", "taken_after_s")
+UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,8 @@ class ServeCheck:
     of their own; `new` tokens are generated. long: lengths of long prompts that are restored, `long_prompts` of each.
     trace: requests over `trace_prefixes` prefixes of `prefix` tokens; the disk budget holds `trace_share` of the prefixes as
     the engine holds them. own_tiers: measure vLLM's own too, which need a GPU. cpu_bytes: of vLLM's tier in CPU memory before
-    ours; memory_bytes: of it alone. one_process: store and restore in one, which tells something only where cpu_bytes are fewer
-    than what is stored. batch: sequences decoded together, with and without the tier (0: not measured). lossless: measure the
+    ours; memory_bytes: of it before vLLM's files. rounds: how often long prompts are restored on a GPU, each time with nothing of
+    them in CPU memory. one_process: store and restore in one. batch: sequences decoded together, with and without the tier (0: not measured). lossless: measure the
     tier that keeps every bit beside a profile's. trace_cpu_bytes: of vLLM's tier in CPU memory during the trace (0: as ever).
     """
 
@@ -70,6 +76,7 @@ class ServeCheck:
     new: int = 8
     long: tuple[int, ...] = ()
     long_prompts: int = 3
+    rounds: int = 1
     trace: int = 40
     trace_prefixes: int = 12
     trace_share: float = 0.25
@@ -88,8 +95,18 @@ class ServeCheck:
     text: str = "builtin:pydoc"
 
 
-def serve_check(check: ServeCheck, report: Report, folder: Path | None = None) -> Results:
+def serve_check(
+    check: ServeCheck,
+    report: Report,
+    folder: Path | None = None,
+    *,
+    keep: Keep | None = None,
+    spares: Spares | None = None,
+) -> Results:
     """Run every way and compare.
+
+    keep: gets what is measured so far after every way; ways to come are faults there, and in its settings `unfinished`. spares:
+    processes for the engines, as many as `engines` says; on a GPU they are made where none are given.
 
     Raises:
         InputError: vLLM is missing, or an engine did not do what it was told; the message shows its last lines.
@@ -97,8 +114,18 @@ def serve_check(check: ServeCheck, report: Report, folder: Path | None = None) -
     require_vllm()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="sq-serve-check-") as made:
-            return serve_check(check, report, Path(made))
-    return _Runs(check, report, folder).results()
+            return serve_check(check, report, Path(made), keep=keep, spares=spares)
+    if spares is not None or check.device == "cpu":
+        return _Runs(check, report, folder, spares).results(keep)
+    config = read_json(Path(check.model) / "config.json", "The model's configuration")
+    with Spares(folder, engines(check), config.get("architectures") or ()) as own:
+        return _Runs(check, report, folder, own).results(keep)
+
+
+def engines(check: ServeCheck) -> int:
+    """How many engines a check starts, one after the other."""
+    ours = 1 + (check.codec != LOSSLESS and check.lossless)
+    return 1 + ours * ((1 if check.one_process else 2) + bool(check.trace)) + check.own_tiers
 
 
 def own_tokens(prefix: int, own: int) -> int:
@@ -111,19 +138,31 @@ def own_tokens(prefix: int, own: int) -> int:
 
 
 class _Runs:
-    def __init__(self, check: ServeCheck, report: Report, folder: Path) -> None:
-        self.check, self.report, self.folder = check, report, folder
+    def __init__(self, check: ServeCheck, report: Report, folder: Path, spares: Spares | None) -> None:
+        self.check, self.report, self.folder, self.spares = check, report, folder, spares
         self.shared = Prompts("shared", check.prompts, check.prefix, own_tokens(check.prefix, check.own))
         self.base = self._run(RECOMPUTE, None, [*self._measured(), *self._batch(), *self._trace()])
         self.faults: list[str] = []
 
-    def results(self) -> Results:
+    def results(self, keep: Keep | None) -> Results:
         check = self.check
         ways = [way for way in (LOSSLESS, SPECTRAL) if check.codec != LOSSLESS or way == LOSSLESS]
         ways = ways if check.lossless else ways[-1:]
-        rows = [self._recomputed(), *(self._or_failed(way, self._ours) for way in ways)]
-        rows += [self._or_failed(way, self._vllm) for way in (MEMORY, FILES) if check.own_tiers]
-        last = rows[len(ways)]
+        plan: list[tuple[tuple[str, ...], Callable[[], list[ServingRow]]]] = [
+            ((way,), lambda way=way: [self._ours(way)]) for way in ways
+        ]
+        if check.own_tiers:
+            plan.append(((MEMORY, FILES), self._vllm))
+        rows = [self._recomputed()]
+        for at, (names, measure) in enumerate(plan):
+            if keep is not None:
+                keep(self._file(rows, ways, [name for later, _ in plan[at:] for name in later]))
+            rows += self._or_failed(names, measure)
+        return self._file(rows, ways, [])
+
+    def _file(self, rows: list[ServingRow], ways: list[str], unfinished: list[str]) -> Results:
+        check = self.check
+        last = next((row for row in rows if row.way == ways[-1]), ServingRow(way=ways[-1]))
         summary: dict[str, float | None] = dict.fromkeys(SUMMARY)
         summary |= {"hit_share": last.hit_share, "kl_nats": last.kl_nats, "bytes_ratio": last.bytes_ratio}
         summary["decode_over_recompute"] = _faster(last, rows[0])
@@ -133,6 +172,7 @@ class _Runs:
             "model": check.name or Path(check.model).name,
             "codec": Path(check.codec).name,
             "long": list(check.long),
+            **({UNFINISHED: unfinished} if unfinished else {}),
         }
         settings = {name: x for name, x in asdict(check).items() if name != "name"} | named
         return results_file(
@@ -142,31 +182,36 @@ class _Runs:
             summary=summary,
             settings=settings,
             engine=self.base["facts"],
-            faults=self.faults,
+            faults=[*self.faults, *(f"{way}: cut off before it was measured" for way in unfinished)],
         )
 
-    def _or_failed(self, way: str, measure: Callable[[str], ServingRow]) -> ServingRow:
-        """A way whose engine ended early is a fault of its own, and the others are measured."""
+    def _or_failed(self, ways: Sequence[str], measure: Callable[[], list[ServingRow]]) -> list[ServingRow]:
+        """Ways whose engine ended early are faults of their own, and the others are measured."""
         try:
-            return measure(way)
+            return measure()
         except InputError as error:
-            self.faults.append(f"{way}: {error}")
-            return ServingRow(way=way, note=str(error))
+            self.faults += [f"{way}: {error}" for way in ways]
+            return [ServingRow(way=way, note=str(error)) for way in ways]
 
     def _run(self, name: str, transfer: dict[str, Any] | None, steps: list[Step]) -> dict[str, Any]:
         self.report(f"{name}: starting vLLM")
-        return run(Order(self.check.model, self.check.engine, transfer, steps, self.check.text), self.folder, name)
+        order = Order(self.check.model, self.check.engine, transfer, steps, self.check.text)
+        return run(order, self.folder, name, starter=None if self.spares is None else self.spares.take())
 
     def _long(self) -> dict[str, Prompts]:
         """Prompts a little shorter than the length, so that the first token fits."""
         count = self.check.long_prompts
         return {str(n): Prompts("distinct", count, n - 2 * self.check.own, part=1) for n in self.check.long}
 
-    def _measured(self) -> list[Step]:
-        steps = [Step("times", "times", self.shared)]
+    def _measured(self, after: str = "", cold: bool = False) -> list[Step]:
+        """after: what the names of the steps end with. cold: long prompts come from the tier behind CPU memory, every time."""
+        rounds = self.check.rounds
+        steps = [Step("times", f"times{after}", self.shared)]
         if self.check.texts:
-            steps.append(Step("texts", "texts", self.shared, self.check.new))
-        return steps + [Step("times", f"long {n}", prompts) for n, prompts in self._long().items()]
+            steps.append(Step("texts", f"texts{after}", self.shared, self.check.new))
+        return steps + [
+            Step("times", f"long {n}{after}", prompts, rounds=rounds, cold=cold) for n, prompts in self._long().items()
+        ]
 
     def _fills(self) -> list[Step]:
         steps = [Step("fill", "fill", self.shared)]
@@ -193,7 +238,7 @@ class _Runs:
         check, store = self.check, self.folder / f"store-{way}"
         codec = codec_of(way, check.codec)
         transfer = ours(store, ROOMY, codec, check.device if way == SPECTRAL else "cpu", check.cpu_bytes)
-        measured = [*self._measured(), *self._batch()]
+        measured = [*self._measured(cold=check.device == "cuda"), *self._batch()]
         if check.one_process:
             filled = restored = self._run(f"{way}-restore", transfer, [*self._fills(), *measured])
             stored = filled["steps"]["settle"]["tally"]
@@ -216,24 +261,31 @@ class _Runs:
             encode_s=stored["encode_s"],
             decode_s=tally["decode_s"],
         )
-        row = row.updated(**self._times(restored), **self._against(way, restored), **self._rates(restored))
+        row = row.updated(**self._times(restored), **self._against(f"{way}-restore", restored), **self._rates(restored))
+        row = row.updated(long_stages_s=self._stages(restored))
         row = row.updated(**self._ours_traced(way, codec, stored))
         self._judge(row)
         return row
 
-    def _vllm(self, way: str) -> ServingRow:
-        check = self.check
-        transfer = vllm_own(way, self.folder / way, check.memory_bytes if way == MEMORY else check.cpu_bytes)
-        restored = self._run(way, transfer, [*self._fills(), *self._measured(), *self._batch()])
-        row = ServingRow(way=way, prompts=check.prompts, prefix_tokens=check.prefix)
-        row = row.updated(cached_tokens_share=_cached_share(restored["steps"]["times"]), **self._times(restored))
-        row = row.updated(**self._against(way, restored), **self._rates(restored))
-        files = [p for p in (self.folder / way).rglob("*.bin") if p.is_file()]
-        return row.updated(stored_bytes=sum(p.stat().st_size for p in files)) if files else row
+    def _vllm(self) -> list[ServingRow]:
+        """Both tiers of vLLM's own by one engine: what CPU memory holds is restored first, then what is in files alone."""
+        check, folder = self.check, self.folder / FILES
+        from_files = self._measured(FROM_FILES, cold=True)
+        steps = [*self._fills(), *self._measured(), Step("forget", "forget"), *from_files, *self._batch()]
+        done = self._run("vllm-own", vllm_own(folder, check.memory_bytes), steps)
+        rows = []
+        for way, after in ((MEMORY, ""), (FILES, FROM_FILES)):
+            row = ServingRow(way=way, prompts=check.prompts, prefix_tokens=check.prefix)
+            row = row.updated(
+                cached_tokens_share=_cached_share(done["steps"][f"times{after}"]), **self._times(done, after)
+            )
+            rows.append(row.updated(**self._against("vllm-own", done, after), **self._rates(done)))
+        size = sum(p.stat().st_size for p in folder.rglob("*.bin") if p.is_file())
+        return [rows[0], rows[1].updated(stored_bytes=size)]
 
-    def _times(self, report: dict[str, Any]) -> dict[str, Any]:
-        samples = report["steps"]["times"]["seconds"]
-        long = {n: report["steps"][f"long {n}"]["seconds"] for n in self._long()}
+    def _times(self, report: dict[str, Any], after: str = "") -> dict[str, Any]:
+        samples = report["steps"][f"times{after}"]["seconds"]
+        long = {n: report["steps"][f"long {n}{after}"]["seconds"] for n in self._long()}
         fields: dict[str, Any] = {
             "first_token_s": statistics.median(samples),
             "first_token_samples_s": samples,
@@ -248,16 +300,27 @@ class _Runs:
             }
         return fields
 
-    def _against(self, way: str, report: dict[str, Any]) -> dict[str, Any]:
+    def _stages(self, report: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """Of each length, means over the requests that restored: seconds from the first lookup to the end of each stage."""
+        tallies = {name: step.get("tally") for name, step in report["steps"].items()}
+        before = dict(zip(tallies, [None, *tallies.values()], strict=False))
+        out = {}
+        for n in self._long():
+            tally, old = tallies[f"long {n}"], before[f"long {n}"]
+            if tally and old and tally["restores"] > old["restores"]:
+                count = tally["restores"] - old["restores"]
+                out[n] = {stage: (tally[stage] - old[stage]) / count for stage in STAGES}
+        return out
+
+    def _against(self, engine: str, report: dict[str, Any], after: str = "") -> dict[str, Any]:
         if not self.check.texts:
             return {}
-        name = way if way in (MEMORY, FILES) else f"{way}-restore"
-        exact, other = (self._numbers(which) for which in (RECOMPUTE, name))
-        texts = [r["steps"]["texts"]["tokens"] for r in (self.base, report)]
+        exact, other = self._numbers(RECOMPUTE, "texts"), self._numbers(engine, f"texts{after}")
+        texts = [r["steps"][name]["tokens"] for r, name in ((self.base, "texts"), (report, f"texts{after}"))]
         return asdict(compare(exact, other, *texts))
 
-    def _numbers(self, name: str) -> np.ndarray:
-        return np.load(numbers_file(self.folder / f"{name}.report.json", "texts"), mmap_mode="r")
+    def _numbers(self, engine: str, step: str) -> np.ndarray:
+        return np.load(numbers_file(self.folder / f"{engine}.report.json", step), mmap_mode="r")
 
     def _rates(self, report: dict[str, Any]) -> dict[str, Any]:
         rates = report["steps"].get("batch", {}).get("tokens_per_s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,9 +16,11 @@ import numpy as np
 
 from spectralquant.files import read_json, write_json
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Report, Step, order_of
+from spectralquant.integrations.serve_check.process import WAIT
 
 SETTLE_SECONDS = 600.0
 STILL_SECONDS = 0.5
+STILL_SECONDS_GPU = 0.1  # vLLM knows of everything that is on its way there
 LAST_PART = 0.8
 RESET_TRIES = 50
 BATCHES = 5
@@ -94,10 +97,11 @@ class Engine:
         connector = self.llm.llm_engine.engine_core.engine_core.scheduler.get_kv_connector()
         return connector is not None and bool(connector.has_pending_push_work())
 
-    def forget(self) -> None:
-        """Empty the engine's own prefix cache; what tiers hold stays. It can only when no page is in use any more."""
+    def forget(self, cold: bool = False) -> None:
+        """Empty the engine's own prefix cache; what tiers hold stays, with `cold` only what is behind vLLM's CPU memory. It can only
+        when no page is in use any more."""
         for _ in range(RESET_TRIES):
-            if self.llm.reset_prefix_cache():
+            if self.llm.reset_prefix_cache(**({"reset_connector": True} if cold else {})):
                 return
             self.run([[1, 2, 3]], max_tokens=2)
         raise RuntimeError("vLLM does not empty its prefix cache: pages stay in use")
@@ -116,6 +120,9 @@ def do(engine: Engine, step: Step, beside: Path) -> dict[str, Any]:
     """Carry out one step; its report."""
     if step.do == "settle":
         return {"seconds": settle(engine)}
+    if step.do == "forget":
+        engine.forget(cold=True)
+        return {}
     assert step.prompts is not None
     if step.if_fits and not engine.holds(step):
         return {"left_out": "the engine's pages do not hold these prompts at once"}
@@ -124,7 +131,9 @@ def do(engine: Engine, step: Step, beside: Path) -> dict[str, Any]:
         start = time.perf_counter()
         for ids in prompts:
             engine.run([ids], max_tokens=4)
-            settle(engine)  # chunks that wait for the tier keep vLLM's rows, and others would not be taken
+            settle(
+                engine, still_seconds()
+            )  # chunks that wait for the tier keep vLLM's rows, and others would not be taken
         return {"seconds": time.perf_counter() - start}
     if step.do == "batch":
         engine.run(prompts, max_tokens=4)
@@ -139,15 +148,15 @@ def do(engine: Engine, step: Step, beside: Path) -> dict[str, Any]:
         return {"tokens_per_s": [len(prompts) * step.new / s for s in seconds]}
     if step.do == "texts":
         return texts(engine, prompts, step, beside)
-    return times(engine, prompts, forget=True)
+    return times(engine, prompts * step.rounds, forget=True, cold=step.cold)
 
 
-def times(engine: Engine, prompts: list[list[int]], forget: bool) -> dict[str, Any]:
+def times(engine: Engine, prompts: list[list[int]], forget: bool, cold: bool = False) -> dict[str, Any]:
     """Seconds to the first token of each prompt alone, and how many of its tokens were not computed."""
     seconds, cached = [], []
     for ids in prompts:
         if forget:
-            engine.forget()
+            engine.forget(cold)
         start = time.perf_counter()
         output = engine.run([ids], max_tokens=1)[0]
         seconds.append(time.perf_counter() - start)
@@ -176,7 +185,14 @@ def numbers_file(report_file: Path, step: str) -> Path:
     return report_file.with_name(f"{report_file.name}.{step}.npy")
 
 
-def settle(engine: Engine) -> float:
+def still_seconds() -> float:
+    """How long nothing may happen before nothing is on its way any more."""
+    import torch
+
+    return STILL_SECONDS_GPU if torch.cuda.is_available() else STILL_SECONDS
+
+
+def settle(engine: Engine, still: float = STILL_SECONDS) -> float:
     """Step the engine as a server would until nothing is on its way to a store; seconds waited."""
     start = last = time.perf_counter()
     before: Any = None
@@ -185,7 +201,7 @@ def settle(engine: Engine) -> float:
         now = [engine.pending(), *(a.tally for a in archives())]
         if now != before or now[0]:
             before, last = now, time.perf_counter()
-        if time.perf_counter() - last > STILL_SECONDS:
+        if time.perf_counter() - last > still:
             break
         time.sleep(0.02)
     return last - start
@@ -218,5 +234,27 @@ def main(order_file: str, report_file: str) -> None:
         print(f"{step.name}: {step.do} done", file=sys.stderr, flush=True)
 
 
+def wait_for_order(architectures: list[str]) -> None:
+    """Import the engine; then carry out the order whose file, and its report's, come by standard input. At its end, nothing.
+
+    architectures: of the model; vLLM looks at one in a process of its own, for half a minute on a machine that is new to it.
+    """
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    import vllm
+
+    vllm.LLM, vllm.SamplingParams  # noqa: B018  (imported when they are asked for)
+    with contextlib.suppress(Exception):  # else it looks later
+        from vllm.model_executor.models import ModelRegistry
+
+        for name in architectures:
+            ModelRegistry.models[name].inspect_model_cls()
+    order_file, report_file = (sys.stdin.readline().strip() for _ in range(2))
+    if report_file:
+        main(order_file, report_file)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:2] == [WAIT]:
+        wait_for_order(sys.argv[2:])
+    else:
+        main(*sys.argv[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Does = Literal["times", "texts", "fill", "settle", "batch", "trace"]
+Does = Literal["times", "texts", "fill", "settle", "batch", "trace", "forget"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Prompts:
 class Step:
     """One thing to do. `name` is the key of its report.
 
-    times: seconds to the first token, each prompt alone, nothing of it in the engine's own prefix cache.
+    times: seconds to the first token, each prompt alone, nothing of it in the engine's own prefix cache; `rounds` times all of
+    them. cold: nor in what vLLM keeps in CPU memory, so that every one comes from the tier behind that.
     texts: greedy tokens and their log-probabilities (all of the vocabulary, in a file beside the report).
     fill: run the prompts so that the tier stores them. settle: wait until everything is stored.
-    batch: decode `prompts` together, `new` tokens each: tokens a second. trace: as `times`, in order, hits counted.
+    forget: empty what vLLM keeps in CPU memory, once. batch: decode `prompts` together, `new` tokens each: tokens a second. trace: as `times`, in order, hits counted.
     if_fits: leave it out where the engine's pages do not hold all prompts and new tokens at once.
     """
 
@@ -42,6 +43,8 @@ class Step:
     prompts: Prompts | None = None
     new: int = 1
     if_fits: bool = False
+    rounds: int = 1
+    cold: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,14 @@ def ours(store: Path, budget: int, codec: str, device: str, cpu_bytes: int | Non
     }
 
 
-def vllm_own(way: str, folder: Path, cpu_bytes: int) -> dict[str, Any]:
-    """`KVTransferConfig` of vLLM's tier in CPU memory, or of that with files behind it. Both need a GPU."""
-    extra: dict[str, Any] = {"block_size": VLLM_CHUNK, "cpu_bytes_to_use": cpu_bytes, "spec_name": "CPUOffloadingSpec"}
-    if way == FILES:
-        extra["spec_name"] = "TieringOffloadingSpec"
-        extra["secondary_tiers"] = [{"type": "fs", "root_dir": str(folder)}]
+def vllm_own(folder: Path, cpu_bytes: int) -> dict[str, Any]:
+    """`KVTransferConfig` of vLLM's tier in CPU memory with files behind it. Both need a GPU."""
+    extra: dict[str, Any] = {
+        "block_size": VLLM_CHUNK,
+        "cpu_bytes_to_use": cpu_bytes,
+        "spec_name": "TieringOffloadingSpec",
+        "secondary_tiers": [{"type": "fs", "root_dir": str(folder)}],
+    }
     return {"kv_connector": "OffloadingConnector", "kv_role": "kv_both", "kv_connector_extra_config": extra}
 
 

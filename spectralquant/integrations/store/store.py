@@ -66,6 +66,10 @@ class PacketStore:
         touch(path)
         return True
 
+    def has(self, key: bytes) -> bool:
+        """As `key in store`, but its packet does not count as used."""
+        return self._path(key).exists()
+
     def lookup(self, key: bytes) -> bool:
         """Whether there is a whole packet for `key`: the file is read and verified."""
         return self.look(key) is not None
@@ -114,9 +118,9 @@ class PacketStore:
         with contextlib.suppress(OSError):
             self._path(key).unlink(missing_ok=True)
 
-    def add_times(self, encode_s: float = 0.0, decode_s: float = 0.0) -> None:
-        """Count a codec's time in this store's tally."""
-        self._count.add(encode_s=encode_s, decode_s=decode_s)
+    def count(self, **amounts: float) -> None:
+        """Add what a codec or an engine's adapter did to fields of this store's tally."""
+        self._count.add(**amounts)
 
     @property
     def tally(self) -> StoreTally:
@@ -144,8 +148,9 @@ class PacketStore:
         except (OSError, MemoryError) as error:
             log.warning("%s cannot be read: %s", path, error)
             return None
+        middle = time.perf_counter()
         packet = opened(data, key, self.namespace)
-        self._count.add(read_s=time.perf_counter() - start)
+        self._count.add(read_s=middle - start, verify_s=time.perf_counter() - middle)
         if packet is None:
             log.warning("%s is damaged: deleted", path)
             self.discard(key)

@@ -13,6 +13,11 @@ class StoreTally:
 
     A lookup that finds a whole packet is a hit. A load reads and verifies the packet again; `lost` counts packets that were
     whole at lookup and not at load. `damaged` files were deleted. `raw_bytes` are the stored chunks as the engine holds them.
+
+    Seconds of threads, which work side by side: `read_s` files, `verify_s` their digests, `write_s`, `encode_s`, `decode_s`
+    (in `decodings` batches), `copy_s` of what was decoded to where the engine takes it. Seconds on the clock, summed over
+    `restores` (requests that got chunks), each since the request's first lookup: until its chunks were read (`read_after_s`),
+    decoded (`decoded_after_s`), copied (`copied_after_s`) and the engine asked for them (`taken_after_s`).
     """
 
     lookups: int = 0
@@ -30,6 +35,14 @@ class StoreTally:
     write_s: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
+    verify_s: float = 0.0
+    copy_s: float = 0.0
+    decodings: int = 0
+    restores: int = 0
+    read_after_s: float = 0.0
+    decoded_after_s: float = 0.0
+    copied_after_s: float = 0.0
+    taken_after_s: float = 0.0
 
     @property
     def hit_share(self) -> float | None:
@@ -47,14 +60,19 @@ class Counting:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tally = StoreTally()
+        self._amounts = dataclasses.asdict(StoreTally())
+        self._tally: StoreTally | None = StoreTally()
 
     def add(self, **amounts: float) -> None:
         """Add to the named fields."""
         with self._lock:
-            old = {name: getattr(self._tally, name) for name in amounts}
-            self._tally = dataclasses.replace(self._tally, **{name: old[name] + amounts[name] for name in amounts})
+            for name, amount in amounts.items():
+                self._amounts[name] += amount
+            self._tally = None
 
     def read(self) -> StoreTally:
-        """The sums so far."""
-        return self._tally
+        """The sums so far; the very same object where nothing was added."""
+        with self._lock:
+            if self._tally is None:
+                self._tally = StoreTally(**self._amounts)
+            return self._tally

@@ -11,6 +11,7 @@ from spectralquant.integrations.vllm.facts import facts_of, known
 from spectralquant.integrations.vllm.idle import AWAITED
 from spectralquant.integrations.vllm.plugin import register
 from spectralquant.integrations.vllm.settings import complete
+from spectralquant.integrations.vllm.tiered.ended import remember_ended
 
 
 class SpectralConnector(OffloadingConnector):
@@ -26,6 +27,8 @@ class SpectralConnector(OffloadingConnector):
         _complete(vllm_config)
         with known(facts_of(vllm_config, kv_cache_config, _layout(type(self), vllm_config, kv_cache_config))):
             super().__init__(vllm_config, role, kv_cache_config)
+        if self.connector_scheduler is not None:
+            remember_ended(self.connector_scheduler.manager)
 
     @property
     def prefer_cross_layer_blocks(self) -> bool:

@@ -107,7 +107,7 @@ class SpectralManager(OffloadingManager):
         return LookupResult.RETRY if there is None else LookupResult.HIT if there else LookupResult.MISS
 
     def prepare_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> LoadStoreSpec:
-        return RestoredChunks([self._fetching.chunk(key) for key in keys])
+        return RestoredChunks(self._fetching.take(list(keys), req_context.req_id))
 
     def complete_load(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         self._fetching.done(req_context.req_id, list(keys))

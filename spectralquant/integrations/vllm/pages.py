@@ -61,6 +61,8 @@ class RowLayout:
         """order[i]: which row of L is the model's layer i. pages: n, how many a chunk has."""
         self._view, self._order = view, torch.tensor(list(order))
         self._ranks, self._heads, self._dim, self._block, self._pages = ranks, kv_heads // ranks, head_dim, block, pages
+        ordered = list(order) == sorted(order)
+        self._back = None if ordered else torch.argsort(self._order)
         self._dtype = dtype
         self.bytes = ranks * len(order) * pages * self._page * dtype.itemsize
 
@@ -75,18 +77,19 @@ class RowLayout:
         sides = []
         for side in self._view(pages, self._heads, self._block, self._dim):  # [m, R, L, n, h, N, D]
             heads_first = side.permute(0, 2, 1, 4, 3, 5, 6).flatten(2, 3).flatten(3, 4)  # [m, L, Hk, n·N, D]
-            sides.append(heads_first[:, self._order.to(heads_first.device)])
+            sides.append(heads_first if self._back is None else heads_first[:, self._order.to(heads_first.device)])
         keys, values = sides
-        return [Chunk(start, list(keys[i]), list(values[i])) for i, start in enumerate(starts)]
+        return [Chunk(start, keys[i], values[i]) for i, start in enumerate(starts)]
 
     def write(self, chunks: Sequence[Chunk], device: torch.device | str = "cpu") -> Tensor:
         """Rows `[m, bytes]` (int8) of chunks, made on `device`."""
         layers, m = len(self._order), len(chunks)
         pages = torch.empty(m, self._ranks, layers, self._pages, self._page, dtype=self._dtype, device=device)
-        views = self._view(pages, self._heads, self._block, self._dim)
-        back = torch.argsort(self._order)
-        for view, side in zip(views, ("keys", "values"), strict=True):
-            stacked = torch.stack([stacked_layers(getattr(c, side)) for c in chunks]).to(device)  # [m, L, Hk, T, D]
-            split = stacked[:, back.to(stacked.device)].unflatten(2, (self._ranks, self._heads))
-            view.copy_(split.unflatten(4, (self._pages, self._block)).permute(0, 2, 1, 4, 3, 5, 6))
+        for view, side in zip(self._view(pages, self._heads, self._block, self._dim), ("keys", "values"), strict=True):
+            for row, chunk in zip(view, chunks, strict=True):  # [R, L, n, h, N, D]
+                numbers = stacked_layers(getattr(chunk, side))  # [L, Hk, T, D]
+                if self._back is not None:
+                    numbers = numbers[self._back.to(numbers.device)]
+                split = numbers.unflatten(1, (self._ranks, self._heads)).unflatten(3, (self._pages, self._block))
+                row.copy_(split.permute(1, 0, 3, 2, 4, 5))
         return pages.view(m, -1).view(torch.int8)

@@ -7,6 +7,7 @@ Works with the interface of vLLM 0.26 (blocks, a job succeeds or fails whole, po
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -23,23 +24,28 @@ from spectralquant.errors import InputError
 from spectralquant.integrations.vllm.archives import open_archive, require_shared_hashes
 from spectralquant.integrations.vllm.facts import current
 from spectralquant.integrations.vllm.idle import AWAITED
-from spectralquant.integrations.vllm.kept import KeptPackets
 from spectralquant.integrations.vllm.pages import RowLayout, layout_named
-from spectralquant.integrations.vllm.rows import HostRows
 from spectralquant.integrations.vllm.settings import read_settings
+from spectralquant.integrations.vllm.tiered.kept import KeptPackets
+from spectralquant.integrations.vllm.tiered.metrics import Told, definitions
+from spectralquant.integrations.vllm.tiered.ready import make_ready
+from spectralquant.integrations.vllm.tiered.restores import Restores
+from spectralquant.integrations.vllm.tiered.rows import HostRows
+from spectralquant.integrations.vllm.tiered.together import Lookups
 
 log = logging.getLogger(__name__)
 AVOID_SECONDS = 60.0
 STORED_TOGETHER, LOADED_TOGETHER = 16, 32  # chunks
 LOADERS = 2  # one decodes while the other's chunks are on their way to vLLM
-READERS = 8  # threads that read and verify, nearly all of it without Python's lock
+READERS = min(16, max(8, os.cpu_count() or 8))  # threads that read and verify, nearly all of it without Python's lock
 
 
 @dataclass
 class Loading:
-    """A job of vLLM's: its number, how many of its chunks are still to come, and whether all did."""
+    """A job of vLLM's: its number and request, how many of its chunks are still to come, and whether all did."""
 
     number: int
+    request: str
     waiting: int
     success: bool = True
 
@@ -78,42 +84,73 @@ class SpectralTier(SecondaryTierManager):
             )
         self._archive = open_archive(settings, facts, self._tokens)
         self._storing = ThreadPoolExecutor(settings.threads, thread_name_prefix="sq-store")
-        self._loading = ThreadPoolExecutor(max(LOADERS, settings.threads), thread_name_prefix="sq-load")
+        self._loaders = max(LOADERS, settings.threads)
+        self._loading = ThreadPoolExecutor(self._loaders, thread_name_prefix="sq-load")
         self._reading = ThreadPoolExecutor(READERS, thread_name_prefix="sq-read")
         self._streams = threading.local()
         self._packets = KeptPackets(settings.ready)
         self._lock = threading.Lock()
         self._running: set[Future[None]] = set()
-        self._results: list[JobResult] = []
-        self._lookups: dict[bytes, Future[bool]] = {}
+        self._results: list[tuple[str | None, JobResult]] = []
+        self._lookups: dict[bytes, tuple[Future[bool], Lookups]] = {}
+        self._together: dict[str, Lookups] = {}
+        self._open: list[Lookups] = []
+        self._restores = Restores(self._archive.store)
+        self._told = Told(self._archive.tally)
         self._wanted: set[bytes] = set()
         self._wanted_rows: deque[tuple[Loading, bytes, int]] = deque()
         self._asked: dict[str, set[bytes]] = {}
         self._positions: dict[str, dict[bytes, int]] = {}
         self._avoided: dict[bytes, float] = {}
+        make_ready(
+            self._archive,
+            self._layout,
+            self._rows,
+            (self._storing, settings.threads, STORED_TOGETHER),
+            (self._loading, self._loaders, LOADED_TOGETHER),
+            self._stream,
+        )
 
     def lookup(self, key: OffloadKey, req_context: ReqContext) -> LookupResult:
         if self._avoided and self._avoided.get(key, 0.0) > time.monotonic():
             return LookupResult.MISS
-        answer = self._lookups.get(key)
-        if answer is None:
-            if key not in self._archive:
+        request = req_context.req_id
+        if key not in self._lookups:
+            if not self._archive.has(key):
                 self._archive.lookup(key)  # counts the miss
                 return LookupResult.MISS
-            self._wanted.add(key)
-            answer = self._lookups[key] = self._reading.submit(self._look, key)
-            AWAITED.add(answer)
-        self._asked.setdefault(req_context.req_id, set()).add(key)
-        if not answer.done():
+            self._lookups[key] = self._begin(key, request)
+        answer, together = self._lookups[key]
+        self._asked.setdefault(request, set()).add(key)
+        if not answer.done() or not together.answered:
             return LookupResult.RETRY
         return LookupResult.HIT if answer.result() else LookupResult.MISS
 
-    def _look(self, key: bytes) -> bool:
+    def _begin(self, key: bytes, request: str) -> tuple[Future[bool], Lookups]:
+        together = self._together.get(request)
+        if together is None or together.full:
+            together = self._together[request] = Lookups()
+            self._open.append(together)
+        together.begin()
+        self._restores.asked(request)
+        self._wanted.add(key)
+        answer = self._reading.submit(self._look, key, request)
+        answer.add_done_callback(lambda _: together.end())
+        AWAITED.add(answer)
+        return answer, together
+
+    def on_schedule_end(self, context: Any) -> None:
+        for together in self._open:
+            together.close()
+        self._open = []
+
+    def _look(self, key: bytes, request: str) -> bool:
         try:
             packet = self._archive.look(key)
         except Exception:  # a lookup's answer is read by the engine
             log.exception("a chunk could not be looked up")
             return False
+        self._restores.mark([request], "read")
         if packet is not None:
             self._packets.keep(key, packet)
             if key not in self._wanted:  # given up meanwhile
@@ -147,18 +184,19 @@ class SpectralTier(SecondaryTierManager):
                 log.exception("%d chunks were not stored", len(chosen))
                 success = False
             with self._lock:
-                self._results.append(JobResult(job_id=job_metadata.job_id, success=success))
+                self._results.append((None, JobResult(job_id=job_metadata.job_id, success=success)))
 
         self._start_work(self._storing, work)
 
     def submit_load(self, job_metadata: Any, expedited: bool = False) -> None:
         keys, rows = list(job_metadata.keys), _rows_of(job_metadata)
 
-        job = Loading(job_metadata.job_id, len(keys))
+        job = Loading(job_metadata.job_id, job_metadata.req_context.req_id, len(keys))
         if not keys:
-            self._results.append(JobResult(job_id=job.number, success=True))
+            self._results.append((None, JobResult(job_id=job.number, success=True)))
         self._wanted_rows.extend((job, key, row) for key, row in zip(keys, rows, strict=True))
-        AWAITED.add(self._start_work(self._loading, self._load))
+        for _ in range(min(self._loaders, -(-len(keys) // LOADED_TOGETHER))):
+            AWAITED.add(self._start_work(self._loading, self._load))
 
     def _load(self) -> None:
         """Decode what is wanted, many chunks of any jobs at once; another thread may take the rest."""
@@ -166,31 +204,39 @@ class SpectralTier(SecondaryTierManager):
             lost: set[bytes] = set()
             try:
                 with self._rows.working(self._stream()):
-                    lost = self._restore([key for _, key, _ in taken], [row for _, _, row in taken])
+                    lost = self._restore(taken)
             except Exception:
                 log.exception("%d chunks were not restored", len(taken))
                 lost = {key for _, key, _ in taken}
             with self._lock:
                 self._avoided |= dict.fromkeys(lost, time.monotonic() + AVOID_SECONDS)
+            self._restores.mark({job.request for job, _, _ in taken}, "copied")
             for job, key, _ in taken:
                 self._forget(key)
                 with self._lock:
                     job.success &= key not in lost
                     job.waiting -= 1
                     if not job.waiting:
-                        self._results.append(JobResult(job_id=job.number, success=job.success))
+                        self._results.append((job.request, JobResult(job_id=job.number, success=job.success)))
 
     def _take(self) -> list[tuple[Loading, bytes, int]]:
         with self._lock:
             return [self._wanted_rows.popleft() for _ in range(min(LOADED_TOGETHER, len(self._wanted_rows)))]
 
-    def _restore(self, keys: list[bytes], rows: list[int]) -> set[bytes]:
+    def _restore(self, taken: list[tuple[Loading, bytes, int]]) -> set[bytes]:
         """Put chunks into vLLM's rows; keys of those that cannot be had."""
+        keys = [key for _, key, _ in taken]
         chunks = self._archive.get(keys, {key: self._packets.take(key) for key in keys})
-        there = [i for i, chunk in enumerate(chunks) if chunk is not None]
+        there = [(row, chunk) for (_, _, row), chunk in zip(taken, chunks, strict=True) if chunk is not None]
+        self._rows.finish_work()
+        self._restores.mark({job.request for job, _, _ in taken}, "decoded")
         if there:
-            made = self._layout.write([chunks[i] for i in there], self._rows.device)
-            self._rows.write([rows[i] for i in there], made)
+            begin = time.perf_counter()
+            self._rows.write(
+                [row for row, _ in there], self._layout.write([chunk for _, chunk in there], self._rows.device)
+            )
+            self._rows.finish_work()
+            self._archive.store.count(copy_s=time.perf_counter() - begin)
         return {key for key, chunk in zip(keys, chunks, strict=True) if chunk is None}
 
     def _start_work(self, pool: ThreadPoolExecutor, work: Callable[[], None]) -> Future[None]:
@@ -208,7 +254,8 @@ class SpectralTier(SecondaryTierManager):
     def get_finished_jobs(self) -> Iterable[JobResult]:
         with self._lock:
             finished, self._results = self._results, []
-        return finished
+        self._restores.mark({request for request, _ in finished if request is not None}, "taken")
+        return [result for _, result in finished]
 
     def touch(self, keys: Collection[OffloadKey], req_context: ReqContext) -> None:
         """vLLM names all chunks of a request in order; before 0.32 nothing else tells where one begins."""
@@ -226,11 +273,20 @@ class SpectralTier(SecondaryTierManager):
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self._positions.pop(req_context.req_id, None)
+        self._together.pop(req_context.req_id, None)
+        self._restores.done(req_context.req_id)
         for key in self._asked.pop(req_context.req_id, ()):
             self._forget(key)
         now = time.monotonic()
         with self._lock:  # threads that load add to it
             self._avoided = {key: until for key, until in self._avoided.items() if until > now}
+
+    @classmethod
+    def build_metric_definitions(cls, extra_config: dict[str, Any]) -> dict[str, Any]:
+        return definitions()
+
+    def get_stats(self) -> Any:
+        return self._told.news(self._archive.tally)
 
     def drain_jobs(self) -> None:
         wait(list(self._running))

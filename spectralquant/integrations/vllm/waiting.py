@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from spectralquant.integrations.archive import ChunkArchive
 from spectralquant.integrations.chunks import Chunk
 from spectralquant.integrations.vllm.idle import AWAITED
+from spectralquant.integrations.vllm.tiered.restores import Restores
 
 log = logging.getLogger(__name__)
 TOGETHER = 32
@@ -92,6 +93,7 @@ class Fetching:
         self._archive = archive
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sq-fetch")
         self._most = most_bytes // max(1, archive.tokens * archive.shape.bytes_per_token)
+        self._restores = Restores(archive.store)
         self._fetches: dict[bytes, Fetch] = {}
         self._wanted: deque[tuple[bytes, Fetch]] = deque()
 
@@ -107,7 +109,8 @@ class Fetching:
                 return self._archive.lookup(key)  # counts the miss
             if len(self._fetches) >= self._most:
                 return False
-            fetch = self._fetches[key] = Fetch(start, Future(), set())
+            fetch = self._fetches[key] = Fetch(start, Future(), {request})
+            self._restores.asked(request)
             AWAITED.add(fetch.future)
             self._wanted.append((key, fetch))
             self._pool.submit(self._fetch)
@@ -121,13 +124,18 @@ class Fetching:
         while taken := self._take():
             chunks: list[Chunk | None] = [None] * len(taken)
             try:
+                requests = set().union(*(fetch.requests for _, fetch in taken))
                 whole = [i for i, (key, _) in enumerate(taken) if self._archive.lookup(key)]
+                self._restores.mark(requests, "read")
                 for i, chunk in zip(whole, self._archive.get([taken[i][0] for i in whole]), strict=True):
                     key, fetch = taken[i]
                     if chunk is not None and chunk.start != fetch.start:
                         self._archive.store.discard(key)
                     else:
                         chunks[i] = chunk
+                if any(chunk is not None for chunk in chunks):
+                    self._restores.mark(requests, "decoded")
+                    self._restores.mark(requests, "copied")  # an engine's pages take it from here
             except Exception:
                 log.exception("%d chunks were not restored", len(taken))
             for (_, fetch), chunk in zip(taken, chunks, strict=True):
@@ -140,14 +148,20 @@ class Fetching:
                 taken.append(self._wanted.popleft())
         return taken
 
-    def chunk(self, key: bytes) -> Chunk:
-        """A chunk that `look` found ready for a request that is not done yet."""
-        chunk = self._fetches[key].future.result()
-        assert chunk is not None
-        return chunk
+    def take(self, keys: Sequence[bytes], request: str) -> list[Chunk]:
+        """Chunks that `look` found ready for a request that is not done yet."""
+        chunks = []
+        for key in keys:
+            chunk = self._fetches[key].future.result()
+            assert chunk is not None
+            chunks.append(chunk)
+        self._restores.mark([request], "taken")
+        return chunks
 
     def done(self, request: str, keys: Sequence[bytes] | None = None) -> None:
         """A request needs its chunks (all, or those of `keys`) no longer."""
+        if keys is None:
+            self._restores.done(request)
         for key in list(self._fetches) if keys is None else keys:
             fetch = self._fetches.get(key)
             if fetch is not None:

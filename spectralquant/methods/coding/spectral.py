@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,11 +75,12 @@ class SpectralFixed:
     """Warm or hot tier: packed fixed-rate codes, by the codec that a cache uses."""
 
     name = "spectral"
-    exact_bits = 16
 
-    def __init__(self, codec: FixedRateCodec | HotCodec, **options: Any) -> None:
+    def __init__(self, codec: FixedRateCodec | HotCodec, exact_bits: int = 16, **options: Any) -> None:
         self.codec = codec
-        self.options = {"tier": "hot" if isinstance(codec, HotCodec) else "warm", **options}
+        self.exact_bits = exact_bits
+        rounded = {"exact_bits": exact_bits} if exact_bits != 16 else {}
+        self.options = {"tier": "hot" if isinstance(codec, HotCodec) else "warm", **rounded, **options}
 
     def encode(self, block: KVBlock) -> FixedBlock | HotBlock:
         return self.codec.encode(block)
@@ -90,6 +92,30 @@ class SpectralFixed:
 def fixed_codec(hot: bool) -> type[FixedRateCodec] | type[HotCodec]:
     """The codec of the hot or of the warm tier."""
     return HotCodec if hot else FixedRateCodec
+
+
+def require_options(
+    tier: str = "cold",
+    step_scale: float = 1.0,
+    exact_bits: int = 16,
+    adaptive_tables: bool = False,
+    bound: float | None = None,
+) -> None:
+    """Refuse options out of range, and those that the tier does not have.
+
+    Raises:
+        InputError: naming the constraint.
+    """
+    if tier not in ("cold", "warm", "hot"):
+        raise InputError(f"spectral: tier={tier!r} is not one of cold, warm, hot.")
+    if not 0.05 <= step_scale <= 20:
+        raise InputError(f"spectral: step_scale={step_scale:g} is outside 0.05 to 20.")
+    if exact_bits not in (8, 16):
+        raise InputError(f"spectral: exact_bits={exact_bits} is not one of 8, 16.")
+    if bound is not None and not (math.isfinite(bound) and bound > 0):
+        raise InputError(f"spectral: bound={bound:g} is not a KL above 0, in nats a token.")
+    if tier != "cold" and (step_scale != 1.0 or adaptive_tables or bound is not None):
+        raise InputError(f"spectral: step_scale, adaptive_tables and bound belong to the cold tier, not to {tier}.")
 
 
 def spectral_from_profile(
@@ -105,26 +131,24 @@ def spectral_from_profile(
     Raises:
         InputError: no profile, or options out of range. ProfileError: it lacks the tier, or is another model's.
     """
+    require_options(tier, step_scale, exact_bits, adaptive_tables, bound)
     profile = context.need_profile("spectral")
     loaded = context.loaded
-    if tier not in ("cold", "warm", "hot"):
-        raise InputError(f"spectral: tier={tier!r} is not one of cold, warm, hot.")
-    if not 0.05 <= step_scale <= 20:
-        raise InputError(f"spectral: step_scale={step_scale:g} is outside 0.05 to 20.")
-    if exact_bits not in (8, 16):
-        raise InputError(f"spectral: exact_bits={exact_bits} is not one of 8, 16.")
-    if tier != "cold" and (step_scale != 1.0 or adaptive_tables or bound is not None):
-        raise InputError(f"spectral: step_scale, adaptive_tables and bound belong to the cold tier, not to {tier}.")
     if tier != "cold":
-        return tier_method(profile.tier(tier), loaded, hot=tier == "hot")
-    options = {} if step_scale == 1.0 else {"step_scale": step_scale}
+        return tier_method(profile.tier(tier), loaded, exact_bits, hot=tier == "hot")
+    options, bounded = ({} if step_scale == 1.0 else {"step_scale": step_scale}), None
     if bound is not None:
         options |= {"bound": bound}
         limits = error_limits(profile.sidecar.tiers["cold"], bound)
-        spec = BoundedSpec(profile.heads, profile.sidecar.tiers["cold"].step, limits)
-        return tier_method(profile.tier("cold"), loaded, exact_bits, step=step_scale, bounded=spec, **options)
+        bounded = BoundedSpec(profile.heads, profile.sidecar.tiers["cold"].step, limits)
     return tier_method(
-        profile.tier("cold"), loaded, exact_bits, step=step_scale, adaptive_tables=adaptive_tables, **options
+        profile.tier("cold"),
+        loaded,
+        exact_bits,
+        step=step_scale,
+        adaptive_tables=adaptive_tables,
+        bounded=bounded,
+        **options,
     )
 
 
@@ -167,7 +191,7 @@ def tier_method(
                 "such layers apart."
             )
         if isinstance(tensors, FixedTier):
-            return SpectralFixed(fixed_codec(hot)(tensors, geometry, loaded.device), **options)
+            return SpectralFixed(fixed_codec(hot)(tensors, geometry, loaded.device), exact_bits, **options)
         heads = limit = None
         if bounded is not None:
             heads = WeightedHeads(bounded.heads.part(layers), bounded.step, geometry, loaded.device)
@@ -188,4 +212,5 @@ METHOD = MethodEntry(
     spectral_from_profile,
     {"tier": str, "step_scale": float, "exact_bits": int, "adaptive_tables": bool, "bound": float},
     ({"step_scale": 0.5}, {}, {"step_scale": 2.0}, {"tier": "warm"}, {"tier": "hot"}),
+    check=require_options,
 )

@@ -115,6 +115,8 @@ def require_options(
         raise InputError(f"turboquant: variant={variant!r} is not one of mse, prod.")
     if bits * 2 % 1 or not 1 <= bits <= 8:
         raise InputError(f"turboquant: bits={bits:g} must be 1 to 8 in steps of a half.")
+    if variant == "prod" and bits < 2:
+        raise InputError(f"turboquant: variant=prod needs at least 2 bits, one of them for the sketch, not {bits:g}.")
     if outliers is None:
         if outlier_bits is not None:
             raise InputError("turboquant: outlier_bits needs outliers, a share of the channels, as outliers=0.25.")

@@ -38,7 +38,7 @@ def on_the_cpu(monkeypatch):
     device = torch.device("cpu")
     monkeypatch.setattr(cell, "graph_time", host_clock)
     monkeypatch.setattr(compression, "graph_time", host_clock)
-    monkeypatch.setattr(run, "measure_peaks", lambda d: Peaks(0.02, 0.1, 1, 2))
+    monkeypatch.setattr(run, "measure_peaks", lambda d: Peaks(0.02, 0.1, 1, 2, 0.03, 0.025))
     monkeypatch.setattr(run, "dense_baselines", lambda: {"ours": dense_decode, "broken": lambda *a: 1 / 0})
     monkeypatch.setattr(run, "device_facts", lambda d: {"device": "cpu"})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda d: "cpu")
@@ -68,7 +68,7 @@ def test_every_row_is_checked_and_compared(on_the_cpu):
         assert r["time_us"] > 0 and r["bytes_read"] > 0
         if r["kernel"].endswith("decode") and r["kernel"] != "ours":
             assert r["baseline"] == "ours" and r["speedup"] == pytest.approx(r["baseline_time_us"] / r["time_us"])
-            assert r["peak_share"] == pytest.approx(r["tb_per_s"] / 0.02)
+            assert r["peak_share"] == pytest.approx(r["tb_per_s"] / 0.03), "of reads, which are faster than a copy"
     assert {(r["batch"], r["method"]) for r in result["end_to_end"]} == {
         (1, m) for m in ("ours", "spectral_decode", "spectral_index_decode")
     }

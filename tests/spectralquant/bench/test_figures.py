@@ -121,7 +121,8 @@ def test_throttling_and_silence_are_inconclusive():
 def test_inputs_rotate_until_they_do_not_fit_the_cache():
     assert rotation(10**9, 50 * 10**6) == 1
     assert rotation(10**7, 50 * 10**6) == 15
-    assert rotation(10, 50 * 10**6) == 24
+    assert rotation(2_500_000, 50 * 10**6) == 60, "24 of them would have been 60 MB, most of it found in the cache"
+    assert rotation(10, 50 * 10**6) == 256
 
 
 PROFILE = Path(__file__).resolve().parents[3] / "profiles" / "results" / "profile-h100.json"

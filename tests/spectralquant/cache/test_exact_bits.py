@@ -17,9 +17,11 @@ from spectralquant.cache.persist.snapshot_file import content_sha256
 from spectralquant.cache.tokens.held import RoundedTokens
 from spectralquant.codec.exact import int8_round_trip
 from spectralquant.errors import InputError
+from spectralquant.evaluation.measure import Measurement
 from spectralquant.evaluation.streaming import stream_window
 from spectralquant.geometry import BLOCK, SINKS
-from spectralquant.methods.coding.spectral import tier_method
+from spectralquant.methods.coding.spectral import spectral_from_profile
+from spectralquant.methods.context import MethodContext
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
 
@@ -50,23 +52,29 @@ def streamed_kl(model, cache, ids):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tier", ["cold", "warm", "hot"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
-def test_streaming_kl_and_bytes_are_those_of_the_harness(architecture):
+def test_streaming_kl_and_bytes_are_those_of_the_harness(architecture, tier):
+    """The method as `sq compare spectral:tier=…,exact_bits=…` makes it, against the cache with the same options."""
     loaded, profile = profile_of(architecture)
     g, ids = loaded.geometry, text_ids(loaded, 7 * BLOCK)
-    kl, bytes_of_exact = {}, {}
+    kl, bytes_of_exact, measured = {}, {}, {}
     for bits in (16, 8):
-        found = stream_window(loaded.model, g, ids, [tier_method(profile.tier("cold"), loaded, bits)])[0]
-        cache = SpectralCache(loaded.model, profile, tier="cold", background=False, exact_bits=bits)
+        method = spectral_from_profile(MethodContext(loaded, profile), tier=tier, exact_bits=bits)
+        found = stream_window(loaded.model, g, ids, [method])[0]
+        row = Measurement(method.name, method.options, method.exact_bits, [found])
+        measured[bits] = row.held_bytes(g) - found.coded_bytes
+        cache = SpectralCache(loaded.model, profile, tier=tier, background=False, exact_bits=bits)
         kl[bits] = streamed_kl(loaded.model, cache, ids)
         assert kl[bits] == pytest.approx(found.kl / found.tokens, rel=0.02)
         stats = cache.stats()
-        received = 4 * sum(layer.received.numel() for layer in cache.layers)
+        received = 4 * sum(layer.received.numel() for layer in cache.layers if layer.received is not None)
         bytes_of_exact[bits] = stats.exact_bytes - received - (0 if cache.state.ids is None else 4 * len(ids))
     assert kl[8] != kl[16], "the window was really rounded"
     vectors = bytes_of_exact[16] / (4 * g.head_dim)  # a float32 model
     assert bytes_of_exact[8] == vectors * (g.head_dim + 2)
     assert vectors >= 2 * g.kv_heads * (SINKS + BLOCK), "of one layer at least"
+    assert measured[16] - measured[8] == vectors * (g.head_dim - 2), "numbers of 16 bits against 8 and a scale a vector"
 
 
 @settings(max_examples=60, deadline=None)
@@ -204,7 +212,10 @@ def test_other_coded_tiers_and_long_exact_stretches_hold_it_too(tier):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"tier": "exact"}, "the exact tier keeps every bit. Give a profile and tier='cold'"),
+        (
+            {"tier": "exact"},
+            "^8 bits round the first and the newest tokens, and the exact tier keeps every bit. Give a profile",
+        ),
         ({"exact_bits": 4}, "exact_bits=4 is not one of 8, 16"),
         ({"exact_bits": True}, "exact_bits=True is not one of 8, 16"),
     ],

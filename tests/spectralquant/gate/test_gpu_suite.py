@@ -28,7 +28,7 @@ def small(monkeypatch):
 
     for module in (gpu, cell):
         monkeypatch.setattr(module, "graph_time", clock)
-    monkeypatch.setattr(gpu, "measure_peaks", lambda device: Peaks(0.02, 0.1, 1, 2))
+    monkeypatch.setattr(gpu, "measure_peaks", lambda device: Peaks(0.02, 0.1, 1, 2, 0.03, 0.025))
     monkeypatch.setattr(gpu, "dense_baselines", lambda flex: {"ours": dense_decode})
     monkeypatch.setattr(gpu, "device_facts", lambda device: {"device": "a GPU", "driver": "1", "cuda": "1"})
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")

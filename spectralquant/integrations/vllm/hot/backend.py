@@ -15,9 +15,7 @@ from torch import Tensor
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import (
     AttentionBackend,
-    AttentionImpl,
     AttentionMetadataBuilder,
-    AttentionType,
     MultipleOf,
 )
 from vllm.v1.kv_cache_interface import KVCacheLayout, SlidingWindowSpec
@@ -25,8 +23,8 @@ from vllm.v1.kv_cache_interface import KVCacheLayout, SlidingWindowSpec
 from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
 from spectralquant.integrations.vllm.hot.attend import attend
+from spectralquant.integrations.vllm.hot.layer import HotLayer, require_heads
 from spectralquant.integrations.vllm.hot.profile import pages_profile
-from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.rows import HotRows
 from spectralquant.integrations.vllm.hot.variable import hot_profile
 
@@ -80,13 +78,7 @@ class HotBackend(AttentionBackend):
         Raises:
             InputError: a layer that the profile does not fit, or that slides.
         """
-        g = pages_profile(hot_profile()).geometry
-        if (spec.num_kv_heads, spec.head_size, spec.head_size_v) != (g.kv_heads, g.head_dim, g.head_dim):
-            raise InputError(
-                f"The engine's layers have {spec.num_kv_heads} key/value heads of {spec.head_size}, the hot tier's profile "
-                f"{g.kv_heads} of {g.head_dim}: it is of another model, or the engine runs tensor parallel, which this backend "
-                "does not."
-            )
+        require_heads(spec, pages_profile(hot_profile()).geometry)
         if isinstance(spec, SlidingWindowSpec):
             raise InputError(
                 "The hot backend does not read sliding windows yet. Serve this model with vLLM's own attention."
@@ -122,33 +114,8 @@ class HotMetadataBuilder(AttentionMetadataBuilder[HotMetadata]):
         )
 
 
-class HotAttention(AttentionImpl[HotMetadata]):
+class HotAttention(HotLayer):
     """One layer."""
-
-    def __init__(
-        self,
-        num_heads: int,
-        head_size: int,
-        scale: float,
-        num_kv_heads: int | None = None,
-        alibi_slopes: list[float] | None = None,
-        sliding_window: int | None = None,
-        kv_cache_dtype: str = "auto",
-        logits_soft_cap: float | None = None,
-        attn_type: str = AttentionType.DECODER,
-        kv_sharing_target_layer_name: str | None = None,
-        sinks: Tensor | None = None,
-    ) -> None:
-        refuse(
-            alibi_slopes,
-            sliding_window,
-            kv_cache_dtype,
-            logits_soft_cap,
-            attn_type,
-            kv_sharing_target_layer_name,
-            sinks,
-        )
-        self.num_heads, self.num_kv_heads, self.head_size, self.scale = num_heads, num_kv_heads, head_size, scale
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor

@@ -16,10 +16,8 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import (
     AttentionBackend,
     AttentionCGSupport,
-    AttentionImpl,
     AttentionMetadata,
     AttentionMetadataBuilder,
-    AttentionType,
 )
 from vllm.v1.attention.backends.fa_utils import flash_attn_varlen_func, get_flash_attn_version
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
@@ -29,8 +27,8 @@ from spectralquant.errors import InputError
 from spectralquant.geometry import BLOCK
 from spectralquant.integrations.vllm.hot.gpu_attend import Piece, Pieces, attend_pieces
 from spectralquant.integrations.vllm.hot.gpu_pages import HotPages, Sequences
+from spectralquant.integrations.vllm.hot.layer import HotLayer, require_heads
 from spectralquant.integrations.vllm.hot.profile import pages_profile
-from spectralquant.integrations.vllm.hot.refused import refuse
 from spectralquant.integrations.vllm.hot.variable import hot_profile
 from sqkernels.common.checks import MAX_GROUP
 
@@ -48,12 +46,7 @@ def hot_spec(layer: Any, spec: Any) -> Any:
         InputError: the profile does not fit the layer.
     """
     hot = hot_pages()
-    g = hot.geometry
-    if (spec.num_kv_heads, spec.head_size, spec.head_size_v) != (g.kv_heads, g.head_dim, g.head_dim):
-        raise InputError(
-            f"The engine's layers have {spec.num_kv_heads} key/value heads of {spec.head_size}, the hot tier's profile "
-            f"{g.kv_heads} of {g.head_dim}: it is of another model, or the engine runs tensor parallel, which this backend does not."
-        )
+    require_heads(spec, hot.geometry)
     return TQFullAttentionSpec(
         block_size=spec.block_size,
         num_kv_heads=spec.num_kv_heads,
@@ -164,40 +157,17 @@ def _lengths(m: Any) -> list[int]:
     return (m.seq_lens if known is None else known).tolist()
 
 
-class HotGpuAttention(AttentionImpl[HotGpuMetadata]):
+class HotGpuAttention(HotLayer):
     """One layer."""
 
-    def __init__(
-        self,
-        num_heads: int,
-        head_size: int,
-        scale: float,
-        num_kv_heads: int | None = None,
-        alibi_slopes: list[float] | None = None,
-        sliding_window: int | None = None,
-        kv_cache_dtype: str = "auto",
-        logits_soft_cap: float | None = None,
-        attn_type: str = AttentionType.DECODER,
-        kv_sharing_target_layer_name: str | None = None,
-        sinks: Tensor | None = None,
-    ) -> None:
-        refuse(
-            alibi_slopes,
-            sliding_window,
-            kv_cache_dtype,
-            logits_soft_cap,
-            attn_type,
-            kv_sharing_target_layer_name,
-            sinks,
-        )
-        if num_heads > MAX_GROUP * (num_kv_heads or num_heads):
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        if self.num_heads > MAX_GROUP * (self.num_kv_heads or self.num_heads):
             raise InputError(
-                f"{num_heads} query heads over {num_kv_heads} key heads are more than {MAX_GROUP} a key head, the most that the hot "
-                "backend's kernel takes. Unset SPECTRALQUANT_HOT_PROFILE."
+                f"{self.num_heads} query heads over {self.num_kv_heads} key heads are more than {MAX_GROUP} a key head, the most that "
+                "the hot backend's kernel takes. Unset SPECTRALQUANT_HOT_PROFILE."
             )
-        self.num_heads, self.num_kv_heads, self.head_size, self.scale = num_heads, num_kv_heads, head_size, scale
-        self.kv_cache_dtype = kv_cache_dtype
-        self.version = get_flash_attn_version(head_size=head_size)
+        self.version = get_flash_attn_version(head_size=self.head_size)
 
     def do_kv_cache_update(
         self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectralquant.streams import finish_here
+
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,10 @@ class HostRows:
                 yield
             finally:
                 stream.synchronize()
+
+    def finish_work(self) -> None:
+        """Wait for what the current stream was given."""
+        finish_here(self.device)
 
     def read(self, rows: Sequence[int], count: int) -> Tensor:
         """The first `count` bytes of some rows `[n, count]`, on the device."""

@@ -1,0 +1,1 @@
+"""What the command line refuses before a model, a profile or a text is read."""
