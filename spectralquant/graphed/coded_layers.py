@@ -9,7 +9,6 @@ from torch import Tensor
 
 from spectralquant.geometry import BLOCK, SINKS, CacheGeometry
 from spectralquant.graphed.lengths import Lengths
-from sqkernels.append import append
 from sqkernels.common import ExactTokens, RowMatrices, RowPages
 from sqkernels.spectral_compress import spectral_compress
 from sqkernels.spectral_decode import spectral_decode
@@ -69,7 +68,9 @@ class CodedLayers:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Write one new token's keys and values `[B, Hk, 1, D]` behind the exact ones; `lengths.advance` came before."""
-        append(keys, values, self.lengths.place, self.keys[layer], self.values[layer], backend=self.backend)
+        at = self.lengths.place.view(-1, 1, 1, 1).expand_as(keys)
+        self.keys[layer].scatter_(2, at, keys)
+        self.values[layer].scatter_(2, at, values)
 
     def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         """Attention `[B, H, D]` of one query a sequence `[B, H, D]` over all of its tokens."""

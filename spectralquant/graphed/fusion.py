@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
 from spectralquant.hooks.decoder import attention_modules
-from sqkernels.gated import ACTIVATIONS, gated
 from sqkernels.rotate import rotate
 
 CLOSE = 0.02  # of the norm, in 16 bits
@@ -23,20 +22,20 @@ CLOSE = 0.02  # of the norm, in 16 bits
 
 @contextlib.contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
-    """Inside, RMSNorm, rotary embedding and gated products of `model` run as one kernel each, where they compute the same.
+    """Inside, RMSNorm and rotary embedding of `model` run as one kernel each, where they compute the same.
 
     Every replacement is tried against the model's own on random input first and left out where it differs.
     """
-    modules = [*_quick_norms(model), *_quick_gates(model)]
+    norms = _quick_norms(model)
     rotaries = _quick_rotary(model)
     try:
-        for module, forward in modules:
+        for module, forward in norms:
             module.forward = forward
         for space, function, _ in rotaries:
             space.apply_rotary_pos_emb = function
         yield
     finally:
-        for module, _ in modules:
+        for module, _ in norms:
             del module.forward
         for space, _, own in rotaries:
             space.apply_rotary_pos_emb = own
@@ -65,39 +64,6 @@ def _quick_norms(model: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], T
 
 def _norm(weight: Tensor, epsilon: float, x: Tensor) -> Tensor:
     return rms_norm(x, (weight.shape[0],), weight, epsilon)
-
-
-def _quick_gates(model: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    quick = []
-    for module in model.modules():
-        parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-        activation = _activation(getattr(module, "act_fn", None))
-        if activation is None or not all(isinstance(part, nn.Linear) for part in parts) or "forward" in vars(module):
-            continue
-        weight = parts[0].weight
-        generator = torch.Generator(device=weight.device).manual_seed(0)
-        x = torch.randn(1, 1, weight.shape[1], generator=generator, device=weight.device, dtype=weight.dtype)
-        forward = functools.partial(_gated, *parts, activation)
-        with torch.no_grad():
-            if _close(forward(x), module(x)):
-                quick.append((module, forward))
-    return quick
-
-
-def _activation(function: Callable[[Tensor], Tensor] | None) -> str | None:
-    """Which of the kernel's activations a model's function is, if it is one."""
-    if function is None:
-        return None
-    x = torch.linspace(-8, 8, 1000)
-    with torch.no_grad():
-        own = function(x)
-    return next(
-        (name for name in ACTIVATIONS if torch.allclose(own, gated(x, torch.ones_like(x), name), atol=1e-5)), None
-    )
-
-
-def _gated(gate: nn.Module, up: nn.Module, down: nn.Module, activation: str, x: Tensor) -> Tensor:
-    return down(gated(gate(x), up(x), activation))
 
 
 def _quick_rotary(model: nn.Module) -> list[tuple[ModuleType, Callable[..., Any], Callable[..., Any]]]:

@@ -22,7 +22,7 @@ class Lengths:
         self.room = SINKS + window + BLOCK
         self.pages = max(1, self.coded_of(max_tokens) // BLOCK)
         self.coded, self.exact, self.total = (torch.zeros(batch, dtype=torch.int32, device=device) for _ in range(3))
-        self.place, self.position = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(2))
+        self.place = torch.zeros(batch, dtype=torch.int64, device=device)
         self.host = [0] * batch
         self._exact = [0] * batch
 
@@ -48,10 +48,9 @@ class Lengths:
         return self.exact >= self.room
 
     def advance(self) -> None:
-        """On the device: one token more a sequence, number `position`; `place` is where it goes among the exact ones."""
-        self.position.copy_(self.total)
-        self.place.copy_(self.exact)
+        """On the device: one token more a sequence; `place` is where it goes among the exact ones."""
         self.total += 1
+        self.place.copy_(self.exact)
         self.exact += 1
 
     def compressed(self) -> None:

@@ -104,7 +104,7 @@ class GraphedModel:
     @torch.no_grad()
     def _one_token(self, ids: Tensor) -> Tensor:
         """Logits `[B, 1, V]` of ids `[B, 1]`, the device's counters already advanced."""
-        positions = self.cache.lengths.position[:, None]
+        positions = (self.cache.lengths.total - 1).long()[:, None]
         with Switch(self._configs, IMPLEMENTATION):
             output = self._forward(
                 input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True, return_dict=True

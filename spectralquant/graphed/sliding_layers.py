@@ -10,7 +10,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from spectralquant.geometry import CacheGeometry
 from spectralquant.graphed.lengths import Lengths
-from sqkernels.append import append
 
 
 class SlidingLayers:
@@ -33,7 +32,9 @@ class SlidingLayers:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """See `CodedLayers.append`."""
-        append(keys, values, self.lengths.position, self.keys[layer], self.values[layer])
+        at = ((self.lengths.total - 1).long() % self.window).view(-1, 1, 1, 1).expand_as(keys)
+        self.keys[layer].scatter_(2, at, keys)
+        self.values[layer].scatter_(2, at, values)
 
     def attend(self, layer: int, query: Tensor, scaling: float) -> Tensor:
         """See `CodedLayers.attend`."""

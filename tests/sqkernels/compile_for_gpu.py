@@ -48,13 +48,10 @@ torch.cuda.get_device_capability = lambda device=None: (9, 0)
 from codes_for_tests import exact_for, matrices_for, pages_for, query_for  # noqa: E402
 from test_rans import draw  # noqa: E402
 
-from sqkernels.append.triton import launch as append  # noqa: E402
 from sqkernels.attention_received.launch import attention_received  # noqa: E402
 from sqkernels.common import runtime  # noqa: E402
 from sqkernels.dense_decode.launch import launch as dense  # noqa: E402
 from sqkernels.entropy import ops as entropy  # noqa: E402
-from sqkernels.gated.triton import launch as gated  # noqa: E402
-from sqkernels.rotate.triton import launch as rotate  # noqa: E402
 from sqkernels.spectral_compress.ops import compress  # noqa: E402
 from sqkernels.spectral_decode.ops import decode  # noqa: E402
 from sqkernels.spectral_index_decode.ops import index_decode  # noqa: E402
@@ -100,11 +97,6 @@ def main() -> None:
             entropy.encode(symbols, initial, table, contexts, tables)
         entropy.escape_positions(symbols, table, contexts, tables)
     spectral_rows()
-    token, room, table = torch.zeros(2, 3, 1, 96), torch.zeros(2, 3, 5, 96), torch.zeros(2, 1, 96)
-    append(token, token, torch.zeros(2, dtype=torch.int64), room, room)
-    rotate(token, token, table, table)
-    gated(token, token, "silu")
-    gated(token, token, "gelu_tanh")
     query = torch.zeros(1, 4, 100, 128, dtype=torch.bfloat16)
     attention_received(query, query[:, :2], torch.zeros(1, 4, 100), 0.1, 128)
 

@@ -30,9 +30,6 @@ KERNELS = {
     "store_rows_kernel",
     "gather_rows_kernel",
     "received_kernel",
-    "append_kernel",
-    "rotate_kernel",
-    "gated_kernel",
 }
 
 

@@ -15,8 +15,6 @@ import torch
 
 from spectralquant.bench.inputs import CodeSettings, random_inputs, random_matrices
 from spectralquant.models.shapes import ModelShape
-from sqkernels.append import append
-from sqkernels.gated import gated
 from sqkernels.rotate import rotate
 from sqkernels.spectral_compress import spectral_compress
 from sqkernels.spectral_decode import spectral_decode
@@ -53,8 +51,6 @@ def _main() -> None:
     spectral_index_decode(inputs.query, inputs.pages, inputs.exact, 0.05)
     spectral_compress(block, block, matrices, storage, where)
     rotate(inputs.query[:, :, None], block[:, :, :1], table, table)
-    append(block[:, :, :1], block[:, :, :1], where, block, block)
-    gated(table, table, "silu")
     torch.cuda.synchronize()
     print(json.dumps({"seconds": time.perf_counter() - begin}))
 
