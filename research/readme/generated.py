@@ -77,16 +77,20 @@ def _sentences(result: Any) -> list[str]:
     ]
     if not result["complete"]:
         out.append("The run was cut off: cells that are not in the table, and the largest batch, are not measured.")
-    first = {r["method"]: r["ttft_ms"] for r in result["rows"] if r["kind"] == "first_token" and r.get("ttft_ms")}
-    if {"dynamic", "hot"} <= set(first):
-        out.append(
-            f"A second prompt of 32,768 tokens has its first token after {first['hot']:,.0f} ms, and after "
-            f"{first['dynamic']:,.0f} ms with DynamicCache."
-        )
+    timed = [r for r in result["rows"] if r["kind"] == "first_token" and r.get("ttft_ms")]
+    for context in sorted({r["context"] for r in timed}):
+        first = {r["method"]: r["ttft_ms"] for r in timed if r["context"] == context}
+        if {"dynamic", "hot"} <= set(first):
+            out.append(
+                f"A second prompt of {context:,} tokens has its first token after {first['hot']:,.0f} ms, and after "
+                f"{first['dynamic']:,.0f} ms with DynamicCache."
+            )
     for batch in (1, 8):
         share = s.get(f"share_of_whole_step_32k_b{batch}")
         if share is not None:
-            out.append(f"At batch {batch} that is {100 * share:.0f} % of the speed of `sq profile`'s whole step.")
+            out.append(
+                f"At 32,768 tokens and batch {batch} `generate` runs at {100 * share:.0f} % of the speed of `sq profile`'s whole step."
+            )
     if s.get("first_calls_s") is not None:
         out.append(
             f"First calls of all kernels take a new process {s['first_calls_s']:.1f} s, and "

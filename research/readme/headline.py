@@ -87,7 +87,7 @@ def sceptic() -> str:
         facts.add("domains-smollm2", f"at KL {result.table[0].kl_nats:.4f}, not {KL:g}", of_domains(result))
     head = [f"at KL {KL:g} nats/token", "method", *COLUMNS]
     read = (
-        f"`{UNKNOWN}`: not measured. `{NOTHING}`: no budget is that good, or the method has no such thing. `≥`: its smallest code is better than that "
+        f"`{UNKNOWN}`: not measured, or (spectral) every budget that was fitted is coarser. `{NOTHING}`: no budget is that good, or the method has no such thing. `≥`: its smallest code is better than that "
         "KL. Spectral's own profile is calibrated on other windows of the same text; of a rival the best of its variants and protocols counts. GB/s of "
         "float16 keys and values, a window's blocks one by one; next token: after all of them are decoded."
     )
@@ -111,9 +111,11 @@ def of_headline(result: Any) -> Iterator[tuple[Key, str, str]]:
             streamed = [r for r in some if r.mode != "prompt"]
             for column, kind in ((RATIO, "own"), (GENERAL, "general"), (FOREIGN, "foreign")):
                 best = _best([r for r in streamed if (r.profile or "").startswith(kind)])
-                if best is not None:
+                if (
+                    best is not None and best.payload_ratio is not None
+                ):  # coarse budgets alone say nothing of finer ones
                     yield key, column, _ratio(best)
-                if column == RATIO and best is not None and best.profile_bytes:
+                if column == RATIO and best is not None and best.payload_ratio is not None and best.profile_bytes:
                     yield key, PROFILE, f"{best.profile_bytes / 1e6:.0f}"
     ratios = {(r.model, r.method): r for r in result.rows if r.text == TEXTS[0] and (r.profile or "own") == "own"}
     for model, method in dict.fromkeys((r.model, r.method) for r in result.speed):
@@ -131,7 +133,7 @@ def of_comparison(result: Any, model: str) -> Iterator[tuple[Key, str, str]]:
     good = [r for r in result.rows if not r.failed]
     every = [r for r in matched(good, KL) if r.method not in ("spectral hot", "spectral warm")]
     for method in METHODS:
-        some = [r for r in every if r.method.partition(" ")[0] == method]
+        some = [r for r in every if r.method.partition(" ")[0] == method and (method != OURS or r.mode != "prompt")]
         if not some:
             continue
         key = (model, TEXTS[0], method)

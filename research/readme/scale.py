@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -155,7 +156,8 @@ VARIED = {
 
 def scale_quality() -> str:
     """Steps, metric, form of the bases, size and shrinkage at equal bytes: a row a case, models beside each other."""
-    rows = [r for r in load("calibrate-scale")["rows"] if r["part"] == "quality"]
+    result = load("calibrate-scale")
+    rows = [r for r in result["rows"] if r["part"] == "quality"]
     if not rows:
         return "Not run yet."
     models = list(dict.fromkeys(r["model"] for r in rows))
@@ -177,9 +179,16 @@ def scale_quality() -> str:
     first = rows[0]
     return table(head, body) + (
         f"\n\nKL in 1e-3 nats a token at equal bytes, between measured points; a cold tier's size at {RATIOS[1]}:1. Steps of "
-        f"{first['window']:,} tokens of prose and code in English and German; {first['n_tokens']:,} scored tokens of the same mix; "
+        f"{first['window']:,} tokens of {_texts(result)}; {first['n_tokens']:,} scored tokens of the same mix; "
         f"{first['device']}; measured." + _curve_said(rows)
     )
+
+
+def _texts(result: Any) -> str:
+    """The texts of the mix and their weights, as the command names them."""
+    words = shlex.split(result["provenance"]["command"])
+    named = [words[i + 1] for i, word in enumerate(words) if word == "--data"]
+    return ", ".join(f"`{name}`" for name in named) or "the default text"
 
 
 def _curve_said(rows: Sequence[Any]) -> str:

@@ -88,10 +88,7 @@ def index_entry(name: str, model: str) -> Entry:
     return Entry(f"index-{name}-wikitext2", command, "gpu", 4, before=(made,))
 
 
-LONG_TEXT = (
-    "--steps 100 --data builtin:code=45 --data builtin:languages=25 --data builtin:stdlib=24 --data builtin:prose=4 "
-    "--data builtin:pydoc=2"
-)
+LONG_TEXT = "--steps 100 --data builtin:code=59 --data builtin:stdlib=30 --data file:{text}=8 --data builtin:pydoc=3"
 BUILTIN = {"smollm2": "--model builtin:smollm2-135m", "gemma3": GEMMA}
 TABLE = (
     Entry("architectures", "sq study architectures --out {out}", "cpu", 4),
