@@ -231,7 +231,7 @@ def show(file: Path, page: bool) -> None:
     ProfileView.load(file)
     html = file.with_suffix(".html") if page else None
     with contextlib.redirect_stdout(io.StringIO()):
-        command(file, layer=None, head=None, diff=None, html=html, json=None, csv=None, svg=None, quiet=True)
+        command(None, file, layer=None, head=None, diff=None, html=html, json=None, csv=None, svg=None, quiet=True)
 
 
 # Edits: operation, position (two bytes), value

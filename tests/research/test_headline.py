@@ -10,6 +10,7 @@ from research.headline import texts
 from research.headline.parts import HeadlineStudy, rivals_profiles
 from research.headline.study import STAGES, HeadlineParts, foreign_of, joined
 from research.headline.texts import KINDS, PACKAGED, text_file
+from research.run import Desk, _timed_or_not
 from spectralquant.errors import InputError, SourceError
 from spectralquant.evaluation.measure import measure
 from spectralquant.methods.context import MethodContext
@@ -34,6 +35,19 @@ def cache(tmp_path, monkeypatch):
     wiki = tmp_path / "wiki.txt"
     wiki.write_text(words[200_000:240_000])
     return wiki
+
+
+def test_sliding_layers_are_not_timed_and_that_is_said():
+    """A window's blocks are coded together where all layers read equally far; elsewhere there is no one time of a block."""
+    told: list[str] = []
+    desk = Desk(lambda *_: None, told.append, lambda _: None, resume=False)
+    sliding, full = profile_of("gemma3_text")[0], profile_of("llama")[0]
+    assert _timed_or_not(full, (), desk) == () and not told
+    assert _timed_or_not(sliding, (), desk) == ("fit", "score")
+    assert len(told) == 1 and "sliding layers" in told[0]
+    assert _timed_or_not(sliding, ("score:bible",), desk) == ("score:bible",)
+    with pytest.raises(InputError, match="Leave it out"):
+        _timed_or_not(sliding, ("fit", "speed"), desk)
 
 
 def run_of(loaded, wiki, out, study=STUDY):
