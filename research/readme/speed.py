@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from research.readme.tools import load, table
+from research.readme.tools import is_there, load, table
 from sqcli.terminal.speed import crossover_text
 
 OURS = ("spectral_decode", "spectral_index_decode")
@@ -154,24 +154,27 @@ def growth() -> str:
 
 
 def index() -> str:
-    """Quality of reading a part."""
-    result = load("index-smollm2-wikitext2")
-    body = [
-        [
-            f"{100 * r['options']['share']:g} %",
-            f"{r['delta_ppl']:+.3f}",
-            f"{r['kl_nats']:.4f}",
-            f"{100 * r['top1']:.1f} %",
-        ]
-        for r in result["rows"]
-    ]
-    first = result["rows"][0]
-    head = [
-        f"coded tokens read, {first['context']:,}-token windows",
-        f"ΔPPL (base {first['base_ppl']:.2f})",
-        "KL, nats/token",
-    ]
-    return table([*head, "top-1 kept"], body)
+    """Quality of reading a part, on both built-in models."""
+    body, base = [], []
+    for name in ("smollm2", "gemma3"):
+        if not is_there(f"index-{name}-wikitext2"):
+            continue
+        result = load(f"index-{name}-wikitext2")
+        first = result["rows"][0]
+        base.append(f"{first['base_ppl']:.2f}")
+        for r in result["rows"]:
+            solved = "shares" in r["options"]
+            body.append(
+                [
+                    first["model"].removeprefix("builtin:"),
+                    f"{100 * r['options']['share']:g} %" + (", layer by layer" if solved else ""),
+                    f"{r['delta_ppl']:+.3f}",
+                    f"{r['kl_nats']:.4f}",
+                    f"{100 * r['top1']:.1f} %",
+                ]
+            )
+    head = [f"{first['context']:,}-token windows", "coded tokens read", f"ΔPPL (base {' and '.join(base)})"]
+    return table([*head, "KL, nats/token", "top-1 kept"], body)
 
 
 def gate() -> str:

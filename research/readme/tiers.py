@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from research.readme.tools import load, table
+from typing import Any
+
+from research.readme.tools import is_there, load, missing, table
+
+RATIOS = ("free-3.14", "free-4", "even-4")
+BITS = {"free": "bits by head", "even": "even bits, as kernels read fastest"}
 
 
 def tiers() -> str:
@@ -32,6 +37,34 @@ def tiers() -> str:
     r = result["resident"][0]
     head = [f"cache of {r['context']:,} tokens, {r['dtype']}", "payload ratio", "resident ratio"]
     return first + "\n\n" + table([*head, "bytes held", "KL, nats/token"], body)
+
+
+def hot_rivals() -> str:
+    """The hot tier at KIVI's ratios, on both built-in models."""
+    body, kivi = [], {}
+    for model in ("smollm2", "gemma3"):
+        for name in (f"hot-{model}-{ratio}" for ratio in RATIOS):
+            if not is_there(name):
+                return missing(name)
+            for r in load(name)["rows"]:
+                if r["method"] == "kivi":
+                    kivi[model, str(r["options"])] = r
+                elif r["options"].get("tier") == "hot":
+                    body.append(_quality_row(r, f"**hot**, {BITS[name.split('-')[2]]}"))
+        for (of, _), r in kivi.items():
+            if of == model:
+                body.append(_quality_row(r, f"KIVI, {r['options']['bits']} bits, groups of {r['options']['group']}"))
+    return table(["model", "method", "payload ratio", "KL, nats/token", "top-1 kept"], body)
+
+
+def _quality_row(r: Any, method: str) -> list[str]:
+    return [
+        r["model"].removeprefix("builtin:"),
+        method,
+        f"{r['payload_ratio']:.2f}",
+        f"{r['kl_nats']:.4f}",
+        f"{100 * r['top1']:.1f} %",
+    ]
 
 
 def costs() -> str:

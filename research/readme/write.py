@@ -26,7 +26,7 @@ from research.readme.rivals.outliers import outliers
 from research.readme.rivals.tasks import tasks
 from research.readme.scale import scale, scale_predicted, scale_quality
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
-from research.readme.tiers import costs, tiers
+from research.readme.tiers import costs, hot_rivals, tiers
 from research.readme.tools import OPENED, load, table
 from research.results.marks import dagger, stale
 from research.serving.engine_figures import serving_vllm
@@ -238,6 +238,7 @@ BLOCKS = {
     "times": times,
     "spectrum": spectrum,
     "tiers": tiers,
+    "hot-rivals": hot_rivals,
     "costs": costs,
     "quality": quality,
     "quality-texts": bounded,
