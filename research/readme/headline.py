@@ -46,7 +46,7 @@ class Facts:
         """Cells `(key, column, text)` of a file."""
         for key, column, text in found:
             row = self.cells.setdefault(key, {})
-            if column not in row:
+            if column not in row or (row[column].startswith(NOTHING) and not text.startswith(NOTHING)):
                 self.notes.setdefault(file, note)
                 row[column] = f"{text}<sup>{self._mark(file)}</sup>"
 
@@ -54,13 +54,19 @@ class Facts:
         return chr(ord("a") + list(self.notes).index(file))
 
     def grid(self) -> list[list[str]]:
-        """A row a model, text and method: models and texts in their order, ours first."""
-        out = []
+        """A row a model, text and method: models and texts in their order, ours first. Methods that are good enough at no budget
+        share a row.
+        """
+        out: list[list[str]] = []
         for key in sorted(self.cells, key=_place):
             model, text, method = key
             row = {**_without_meaning(method), **self.cells[key]}
             name = f"**{method}**" if method == OURS else method
-            out.append([f"{model}, {text}", name, *(row.get(column, UNKNOWN) for column in COLUMNS)])
+            line = [f"{model}, {text}", name, *(row.get(column, UNKNOWN) for column in COLUMNS)]
+            if out and _nothing(line) and [line[0], *line[2:]] == [out[-1][0], *out[-1][2:]]:
+                out[-1][1] += f", {name}"
+            else:
+                out.append(line)
         return out
 
     def legend(self) -> str:
@@ -210,6 +216,11 @@ def _best(rows: Iterable[Any]) -> Any:
 
 def _ratio(row: Any) -> str:
     return NOTHING if row is None or row.payload_ratio is None else bound_text(row)
+
+
+def _nothing(line: list[str]) -> bool:
+    """Whether a row says of a method that no budget is good enough, and no more."""
+    return line[2].startswith(NOTHING) and all(cell == NOTHING for cell in line[3:])
 
 
 def _distance(target: float | None, wanted: Any) -> float:
