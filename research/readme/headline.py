@@ -53,16 +53,20 @@ class Facts:
     def _mark(self, file: str) -> str:
         return chr(ord("a") + list(self.notes).index(file))
 
-    def grid(self) -> list[list[str]]:
-        """A row a model, text and method: models and texts in their order, ours first. Methods that are good enough at no budget
+    def models(self) -> list[str]:
+        """Models in their order."""
+        return list(dict.fromkeys(key[0] for key in sorted(self.cells, key=_place)))
+
+    def grid(self, model: str) -> list[list[str]]:
+        """A row a text and method of a model: texts in their order, ours first. Methods that are good enough at no budget
         share a row.
         """
         out: list[list[str]] = []
-        for key in sorted(self.cells, key=_place):
-            model, text, method = key
+        for key in sorted((key for key in self.cells if key[0] == model), key=_place):
+            _, text, method = key
             row = {**_without_meaning(method), **self.cells[key]}
             name = f"**{method}**" if method == OURS else method
-            line = [f"{model}, {text}", name, *(row.get(column, UNKNOWN) for column in COLUMNS)]
+            line = [text, name, *(row.get(column, UNKNOWN).replace(" ", "&nbsp;") for column in COLUMNS)]
             if out and _nothing(line) and [line[0], *line[2:]] == [out[-1][0], *out[-1][2:]]:
                 out[-1][1] += f", {name}"
             else:
@@ -91,13 +95,13 @@ def sceptic() -> str:
     if is_there("domains-smollm2"):
         result = load("domains-smollm2")
         facts.add("domains-smollm2", f"at KL {result.table[0].kl_nats:.4f}, not {KL:g}", of_domains(result))
-    head = [f"at KL {KL:g} nats/token", "method", *COLUMNS]
+    tables = [table([f"{model} at KL {KL:g}", "method", *COLUMNS], facts.grid(model)) for model in facts.models()]
     read = (
         f"`{UNKNOWN}`: not measured, or (spectral) every budget that was fitted is coarser. `{NOTHING}`: no budget is that good, or the method has no such thing. `≥`: its smallest code is better than that "
         "KL. Spectral's own profile is calibrated on other windows of the same text; of a rival the best of its variants and protocols counts. GB/s of "
         "float16 keys and values, a window's blocks one by one; next token: after all of them are decoded."
     )
-    return "\n\n".join([table(head, facts.grid()), read, facts.legend(), *real_size()])
+    return "\n\n".join([*tables, read, facts.legend(), *real_size()])
 
 
 def of_headline(result: Any) -> Iterator[tuple[Key, str, str]]:
