@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from spectralquant.bench.cell import kernel_traffic
-from spectralquant.bench.device.devices import parse_device
+from spectralquant.bench.device.devices import device_named, parse_device
 from spectralquant.bench.fit import DENSE, fit_terms, medians, relative_errors
 from spectralquant.bench.inputs import CodeSettings, random_matrices
+from spectralquant.errors import InputError
 from spectralquant.files import write_json
 from spectralquant.models.shapes import parse_shape
 from spectralquant.provenance import provenance
@@ -51,7 +52,7 @@ def fitted(measured: dict[str, Any], device: str, name: str) -> tuple[dict[str, 
         "held_out_error": _spread(held_out),
         "roofline_error": _spread([abs(b / r["measured_us"] - 1) for r, b in zip(rows, roof, strict=True)]),
         "speedup": _speedups(rows),
-        "measured_in": {"file": name, "git_commit": measured["provenance"].get("git_commit")},
+        "measured_in": {"file": name, "commit": measured["provenance"].get("git_commit")},
     }
     result = results_file("prediction", rows, provenance() | {"device_model": device}, **facts)
     shipped = {
@@ -94,15 +95,28 @@ def _speedups(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {"fitted_over_measured_worst": worst("predicted_us"), "roofline_over_measured_worst": worst("roofline_us")}
 
 
+def _measured_on(profile: dict[str, Any]) -> str:
+    """The device model of a measured profile.
+
+    Raises:
+        InputError: none is known by the name of its device.
+    """
+    name = profile["provenance"].get("device")
+    if (model := device_named(name)) is None:
+        raise InputError(f"{name} is no device model that is known: give --device-model, as in sq profile.")
+    return model.name
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("measured", nargs="?", default=MEASURED, help="Of this checkout where it is not found here.")
-    parser.add_argument("--device-model", default="h100", help="The device it was measured on, as in sq profile.")
+    parser.add_argument("--device-model", help="As in sq profile; default: the one that the file was measured on.")
     parser.add_argument("--out", default="profiles/results/prediction-h100.json")
     parser.add_argument("--shipped", default=str(ROOT / "spectralquant" / "bench" / "fit.json"))
     given = parser.parse_args(arguments)
     measured = given.measured if Path(given.measured).exists() else ROOT / given.measured
-    result, shipped = fitted(read_results(measured).as_json(), given.device_model, given.measured)
+    profile = read_results(measured).as_json()
+    result, shipped = fitted(profile, given.device_model or _measured_on(profile), given.measured)
     write_json(given.out, result.as_json())
     write_json(given.shipped, shipped)
     print(
