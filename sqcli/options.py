@@ -18,6 +18,9 @@ DATA_HELP = (
 DEFAULT_DATA = ("builtin:pydoc",)
 
 Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP, callback=checked(check_model))]
+ProfileModel = Annotated[
+    str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
+]
 Data = Annotated[list[str], typer.Option("--data", "-d", help=DATA_HELP, callback=checked(check_data))]
 Device = Annotated[
     str,

@@ -152,6 +152,7 @@ def calibrate(
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.sources import chosen, given
 
     named = tuple(dict.fromkeys(t.strip() for t in tier.split(",")))
     tiers = TIERS if "all" in named else named
@@ -186,6 +187,7 @@ def calibrate(
             refuse_idle(context, ["basis"], f"with --span {span}: a second level joins layers")
     if "hot" not in tiers:
         refuse_idle(context, ["hot_bits"], "without the hot tier")
+    checking = profile is not None and bool(check or given(context, "profile"))
     stem = out or Path("profiles") / (_default_name(model, data) + ("-serving" if settings.serving else ""))
 
     def open_output() -> Output:
@@ -194,27 +196,27 @@ def calibrate(
             csv_file=csv,
             svg_file=svg,
             quiet=quiet,
-            writes={"--out": profile_files(stem)},
+            writes={} if checking else {"--out": profile_files(stem)},
             reads={
                 "--data": text_files(data),
                 "--held-out-data": text_files(held_out_data or ()),
                 "--check": text_files(check or ()),
-                "--profile": profile_files(profile),
+                "--profile": profile_files(profile) if checking else None,
             },
         )
 
-    if check and settings.serving:
-        raise InputError(
-            "--check measures caches of transformers; a profile for serving engines codes otherwise. Leave it out."
-        )
-    if profile is not None:
+    if checking:
         if not check:
             raise InputError(
                 "--profile is for --check, as in sq calibrate --profile profiles/demo --check file:LOG.txt."
             )
         refuse_idle(context, OF_CALIBRATING, "with --profile, which is checked as it is")
-        _check_profile(profile, check, model, device, dtype, offline, open_output)
+        _check_profile(profile, check, model if chosen(context, "model") else None, device, dtype, offline, open_output)
         return
+    if check and settings.serving:
+        raise InputError(
+            "--check measures caches of transformers; a profile for serving engines codes otherwise. Leave it out."
+        )
     if dry_run:
         _dry_run(model, settings, device, dtype, memory, offline, open_output())
         return
@@ -266,22 +268,21 @@ def calibrate(
 def _check_profile(
     path: Path,
     texts: Sequence[str],
-    model: str,
+    model: str | None,
     device: str,
     dtype: str,
     offline: bool,
     open_output: Callable[[], Output],
 ) -> None:
     """What an existing profile takes on other text."""
-    from spectralquant.models.load import load_model
     from spectralquant.profile.model import CalibrationProfile
+    from sqcli.loading import load_for
     from sqcli.results import check_result
     from sqcli.terminal.calibration import check_view
 
     output = open_output()
     profile = CalibrationProfile.load(path)
-    loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
-    profile.require_model(loaded.model, loaded.name)
+    loaded = load_for(profile, model, device, dtype, offline, output.note)
     checks = _checked(profile, loaded, texts, offline, output)
     title = f"sq calibrate --profile {path.name} --check"
     output.finish(check_result(profile, checks), title=title, view=lambda: [check_view(checks)])

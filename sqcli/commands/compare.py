@@ -18,8 +18,8 @@ from sqcli.options import (
     Device,
     Dtype,
     Json,
-    Model,
     Offline,
+    ProfileModel,
     Quiet,
     Quotable,
     Resume,
@@ -49,7 +49,7 @@ def compare(
     profile: Annotated[
         Path, typer.Option("--profile", "-p", help="Calibrated profile of the model.")
     ] = DEFAULT_PROFILE,
-    model: Model = "builtin:smollm2-135m",
+    model: ProfileModel = None,
     data: Data = DEFAULT_DATA,
     context: Annotated[str, typer.Option(help="Tokens per window; several as 2048,8192.")] = "2048",
     windows: Annotated[int, typer.Option(min=1, help="Windows of the first length; others score as many tokens.")] = 24,
@@ -98,14 +98,16 @@ def compare(
     from sqcli.collisions import profile_files, text_files
     from sqcli.loading import load_for
     from sqcli.output import Output
-    from sqcli.refusals.idle import given, refuse_idle
+    from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.sources import chosen, given
 
     begin(quotable)
     level = None if match is None else parse_match(match)
+    stands = given if given(call, "quick") else chosen  # --quick is stronger than a file that does not name it
     if quick:
-        context = context if given(call, "context") else str(QUICK_CONTEXT)
-        windows = windows if given(call, "windows") else QUICK_WINDOWS
-        calibration_windows = calibration_windows if given(call, "calibration_windows") else QUICK_CALIBRATION
+        context = context if stands(call, "context") else str(QUICK_CONTEXT)
+        windows = windows if stands(call, "windows") else QUICK_WINDOWS
+        calibration_windows = calibration_windows if stands(call, "calibration_windows") else QUICK_CALIBRATION
     lengths = _lengths(context)
     more = parse_tasks(tasks)
     if not more:
@@ -150,7 +152,7 @@ def compare(
     calibration = text.windows(CALIBRATION_CONTEXT)[: min(free, calibration_windows)]
     holder = MethodContext(loaded, loaded_profile, calibration, seed)
     if quick:
-        protocol = replace(QUICK, needle_trials=needle if given(call, "needle") else QUICK.needle_trials)
+        protocol = replace(QUICK, needle_trials=needle if stands(call, "needle") else QUICK.needle_trials)
     else:
         protocol = replace(FULL, needle_trials=needle, needle_context=min(2048, max(lengths)))
     claim = contextlib.nullcontext() if json in (None, "-") else claimed(json, "--json")

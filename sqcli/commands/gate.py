@@ -74,11 +74,13 @@ def gate(
     from sqcli.output import Output
     from sqcli.progress.plans import smoke_plan
     from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.sources import flags_win, given
 
-    given = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
-    if len(given) != 1:
+    current, run, against = flags_win(context, current=current, run=run, against=against)
+    modes = [n for n, v in (("--current", current), ("--run", run), ("--against", against)) if v is not None]
+    if len(modes) != 1:
         raise InputError(
-            f"Give one of --current FILE, --run SUITE and --against PATH{', not ' + ' and '.join(given) if given else ''}."
+            f"Give one of --current FILE, --run SUITE and --against PATH{', not ' + ' and '.join(modes) if modes else ''}."
         )
     if against is None:
         refuse_idle(context, ["rounds"], "without --against")
@@ -91,9 +93,13 @@ def gate(
         refuse_idle(context, ["model", "data"], "on the suite gpu, which times kernels at a shape of its own")
     if not update_baseline:
         refuse_idle(context, ["force"], "without --update-baseline")
-    if resume and run is None:
+    if run is None and given(context, "resume"):
         raise InputError("--resume is for --run: a file needs none, and --against times two installs in one go.")
-    if update_baseline and (baseline is None or against is not None):
+    if run is None:  # what a configuration file gives for other runs is passed over
+        save = None
+    if against is not None:
+        baseline, update_baseline = None, given(context, "update_baseline")
+    if update_baseline and baseline is None:
         raise InputError("--update-baseline needs --baseline FILE to write, and --run or --current to take it from.")
     if baseline is None and against is None and save is None:
         raise InputError("--baseline FILE is missing: what should be compared with? (--save FILE measures only.)")

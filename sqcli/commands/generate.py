@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Resume, Seed, Svg
-from sqcli.typos import check_model, checked, one_of
+from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, ProfileModel, Quiet, Resume, Seed, Svg
+from sqcli.typos import one_of
 
 
 def generate(
@@ -34,9 +34,7 @@ def generate(
     ] = 16,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill step.")] = 1024,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the first choice.")] = False,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
-    ] = None,
+    model: ProfileModel = None,
     resume: Resume = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -60,7 +58,9 @@ def generate(
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size
     from spectralquant.text.documents.encoding import read_text_file
+    from sqcli.refusals.sources import flags_win
 
+    prompt, file = flags_win(context, prompt=prompt, file=file)
     if (prompt is None) == (file is None):
         raise InputError('Give one prompt: as an argument, "…", or with --file FILE.')
     if exact_bits not in (8, 16):

@@ -7,20 +7,19 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Resume, Svg
-from sqcli.typos import check_model, checked, one_of
+from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, ProfileModel, Quiet, Resume, Svg
+from sqcli.typos import one_of
 
 EXACT = ("auto", "float16", "bfloat16", "float32", "int8")
 
 
 def pack(
+    context: typer.Context,
     profile: Annotated[Path, typer.Option("--profile", "-p", help="Calibration profile with a cold tier.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Packet file to write.")],
     prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this text file.")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
-    ] = None,
+    model: ProfileModel = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Cut the prompt after this many tokens.")] = None,
     exact: Annotated[
         str,
@@ -54,7 +53,9 @@ def pack(
     """
     from spectralquant.errors import InputError
     from spectralquant.text.documents.encoding import read_text_file
+    from sqcli.refusals.sources import flags_win
 
+    prompt, file = flags_win(context, prompt=prompt, file=file)
     if (prompt is None) == (file is None):
         raise InputError("Give either a prompt or --file, as in sq pack --file manual.txt.")
     if not 0.05 <= step_scale <= 20:

@@ -105,7 +105,9 @@ def profile(
     from spectralquant.models.shapes import parse_shape
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.sources import flags_win, given
 
+    shape, model = flags_win(call, shape=shape, model=model)
     if shape is not None and model is not None:
         raise InputError("--shape and --model both name a shape; give one of them.")
     if stored is not None:
@@ -125,7 +127,7 @@ def profile(
         _show(stored, context, batch, output, html)
         return
     if generate:
-        if model is not None:
+        if given(call, "model"):
             raise InputError("--generate times a model with random weights at --shape; --model is not for it.")
         contexts = _numbers(context or "8192,32768,131072", "--context")
         batches = _numbers(batch or "1,4,8,16", "--batch")

@@ -37,14 +37,17 @@ def show(
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.sources import given
     from sqcli.results import show_result
     from sqcli.terminal.calibrated import diff_view, head_view, layer_view, profile_view
     from sqcli.terminal.outcome import next_text, outcome_text, serving_tiers
 
-    if head is not None and layer is None:
+    if head is not None and layer is None and given(context, "head"):
         raise InputError("--head needs --layer as well, as in --layer 12 --head 1.")
     if diff is not None:
         refuse_idle(context, ["layer", "head"], "with --diff, which compares whole profiles")
+    if diff is not None or layer is None:
+        layer = head = None  # of a configuration file
     reads = {"PROFILE": profile_files(profile), "--diff": profile_files(diff)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
     one = ProfileView.load(profile)

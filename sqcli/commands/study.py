@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Quotable, Resume, Svg
-from sqcli.refusals.study_options import makes_its_own, require_read
-from sqcli.refusals.study_parts import part_names, require_parts
+from sqcli.refusals.sources import chosen
+from sqcli.refusals.study_options import READS, makes_its_own, require_read
+from sqcli.refusals.study_parts import part_names, parts_of, require_parts
 
 STUDIES = (
     "cold",
@@ -140,6 +141,7 @@ def study(
         raise InputError(
             "Studies are not part of the installed package. Run them from a checkout of the repository (pip install -e .)."
         )
+    part = parts_of(context, name, part)
     require_parts(name, part or ())
     require_read(context, name, part or ())
     if name in ONE_TEXT and len(data) > 1:
@@ -148,10 +150,12 @@ def study(
         raise InputError(
             f"The domains study compares two texts, and --data and --other-data are both {', '.join(data)}. Change one."
         )
-    if name in WITH_PROFILE and profile is None and not makes_its_own(name, part or ()):
+    its_own = makes_its_own(name, part or ())
+    if name in WITH_PROFILE and profile is None and not its_own:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
     from research.run import Desk, StudyRequest, run_study
     from spectralquant.origin.quotable import begin
+    from spectralquant.profile.sidecar import load_sidecar
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
     from sqcli.quotable import quotable_note
@@ -159,6 +163,8 @@ def study(
 
     begin(quotable)
 
+    if profile is not None and {"model", "profile"} <= set(READS[name]) and not its_own and not chosen(context, "model"):
+        model = load_sidecar(profile).model.name
     others = tuple(other_data or (() if name == "quality" else DEFAULT_OTHER))
     reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(others)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads, json_option="--out")

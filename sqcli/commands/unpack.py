@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, Quiet, Svg
-from sqcli.typos import check_model, checked
+from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, ProfileModel, Quiet, Svg
 
 
 def unpack(
@@ -18,9 +17,7 @@ def unpack(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write keys and values as safetensors.")] = None,
     then: Annotated[str | None, typer.Option(help="Go on with this text and generate.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate after --then.")] = 40,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
-    ] = None,
+    model: ProfileModel = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     offline: Offline = False,

@@ -6,15 +6,13 @@ from collections.abc import Iterable
 
 import typer
 
-
-def given(context: typer.Context, name: str) -> bool:
-    """Whether a parameter was given on the command line. A configuration file, which serves many runs, does not count."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+from sqcli.refusals.sources import given
 
 
 def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
-    """Refuse parameters that were given and change nothing.
+    """Refuse parameters that were given on the command line and change nothing.
+
+    A configuration file serves many runs: what one of them does not use is passed over.
 
     Args:
         why: as in "has no effect without --tasks": what stands after "has no effect".

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import typer
+
+from sqcli.refusals.sources import given
+
 PARTS: dict[str, tuple[str, ...]] = {
     "quality": ("home", "general", "texts"),
     "headline": ("fit", "score", "speed"),
@@ -19,6 +23,11 @@ SHARED = ("quality", "headline")
 def part_names() -> str:
     """For `--help`."""
     return ", ".join(f"`{study}` ({', '.join(parts)})" for study, parts in PARTS.items())
+
+
+def parts_of(context: typer.Context, study: str, parts: list[str] | None) -> list[str] | None:
+    """The parts that were asked for; those of a configuration file are not for a study that has none."""
+    return parts if study in PARTS or given(context, "part") else None
 
 
 def require_parts(study: str, parts: Sequence[str]) -> None:
