@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from inspect import cleandoc
 from typing import Annotated
 
 import typer
@@ -46,6 +47,11 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+def _unwrapped(text: str | None) -> str:
+    """A docstring with one line a paragraph: the terminal's width breaks lines, not that of the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in cleandoc(text or "").split("\n\n"))
+
+
 @app.callback()
 def root(
     version: Annotated[
@@ -74,7 +80,7 @@ for command in (
     serve_check.serve_check,
     study.study,
 ):
-    app.command(command.__name__.replace("_", "-"))(command)
+    app.command(command.__name__.replace("_", "-"), help=_unwrapped(command.__doc__))(command)
 
 
 def run(arguments: list[str]) -> int:

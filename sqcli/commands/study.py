@@ -163,7 +163,12 @@ def study(
 
     begin(quotable)
 
-    if profile is not None and {"model", "profile"} <= set(READS[name]) and not its_own and not chosen(context, "model"):
+    if (
+        profile is not None
+        and {"model", "profile"} <= set(READS[name])
+        and not its_own
+        and not chosen(context, "model")
+    ):
         model = load_sidecar(profile).model.name
     others = tuple(other_data or (() if name == "quality" else DEFAULT_OTHER))
     reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(others)}

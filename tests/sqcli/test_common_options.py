@@ -41,6 +41,13 @@ def test_every_command_lists_them(name):
     assert all(p.help for p in GROUP.commands[name].params if set(p.opts) & set(COMMON))
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_broken_by_the_terminal_alone(name):
+    paragraphs = GROUP.commands[name].help.split("\n\n")
+    assert len(paragraphs) > 1 or name == "doctor"
+    assert not [p for p in paragraphs if "\n" in p or "  " in p]
+
+
 def test_the_root_takes_a_config_for_any_command(tmp_path, capsys):
     config = tmp_path / "sq.toml"
     config.write_text("[gate]\nlimits = 'nowhere.toml'\n")
