@@ -75,7 +75,9 @@ def write_page(path: str | Path, page: Page) -> None:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Nested mappings and lists as named lines, `outer, inner`."""
+    """Nested mappings and lists as named lines, `outer, inner`; what is not known has none."""
+    if value is None:
+        return {}
     if isinstance(value, dict):
         out: dict[str, str] = {}
         for key, inner in value.items():
@@ -85,5 +87,5 @@ def flat(value: Any, prefix: str = "") -> dict[str, str]:
         numbered = {str(n): v for n, v in enumerate(value, 1)}
         return flat(value[0] if len(value) == 1 else numbered, prefix)
     if isinstance(value, (list, tuple)):
-        return {prefix: ", ".join(str(v) for v in value)}
+        return {prefix: ", ".join("–" if v is None else str(v) for v in value)}
     return {prefix: str(value)}

@@ -197,6 +197,6 @@ def _cell(value: Any) -> str:
 
 def _provenance(page: Page, name: str, result: dict[str, Any]) -> None:
     source = {k: v for k, v in result["provenance"].items() if k != "code"}
-    facts = {k: v for k, v in flat(source).items() if v not in ("", "None")}
+    facts = {k: v for k, v in flat(source).items() if v}
     first = result["provenance"].get("command") or result["provenance"].get("created") or "details"
     page.facts(f"{name}: provenance", facts, folded=str(first))

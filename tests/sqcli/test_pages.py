@@ -48,6 +48,14 @@ def test_no_python_reaches_the_reader(report):
     assert not re.search(r"\{&#39;|\{'|\bNone\b", text)
 
 
+def test_what_is_not_known_takes_no_line():
+    assert flat({"a": None, "b": {"c": None, "d": 0}, "e": [1, None], "f": False}) == {
+        "b, d": "0",
+        "e": "1, –",
+        "f": "False",
+    }
+
+
 def test_nothing_is_fetched(report):
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", report)
     assert "<script" not in report
