@@ -51,3 +51,11 @@ Resume = Annotated[
     bool,
     typer.Option("--resume", help="Go on with an interrupted run of the same command (see what it says on Ctrl-C)."),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="I/N",
+        help="Only the I-th of N parts, to share the work of one command among N processes, on a GPU each; when all have ended, --resume puts the rows together.",
+    ),
+]

@@ -92,7 +92,7 @@ class UnfinishedRun(Kept):
     def __enter__(self) -> UnfinishedRun:
         self._refuse_other_code()
         try:
-            self._claim.enter_context(claimed(self._own.with_suffix(".run"), f"unfinished sq {self.command}"))
+            self._claim_run(f"unfinished sq {self.command}")
             self._begin()
             self.folder = self._own
         except BusyError:
@@ -107,6 +107,15 @@ class UnfinishedRun(Kept):
         if self.folder is not None and (kind is None or not self._finished()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._claim.close()
+
+    def _claim_run(self, what: str) -> None:
+        """Hold the run for this process: no other one does it, nor a part of it."""
+        self._claim.enter_context(claimed(self._claim_file(), what))
+        for lock in self._own.parent.glob(f".{self._own.name}.part-*.run.lock"):
+            self._claim.enter_context(claimed(lock.with_name(lock.name[1:].removesuffix(".lock")), what))
+
+    def _claim_file(self) -> Path:
+        return self._own.with_suffix(".run")
 
     def advice(self) -> str:
         """What is left when the run ends now."""

@@ -19,6 +19,7 @@ from sqcli.options import (
     Dtype,
     Json,
     Offline,
+    Part,
     ProfileModel,
     Quiet,
     Quotable,
@@ -72,6 +73,7 @@ def compare(
         ),
     ] = False,
     resume: Resume = False,
+    part: Part = None,
     quotable: Quotable = False,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML report.")] = None,
     device: Device = "auto",
@@ -95,13 +97,17 @@ def compare(
     from spectralquant.evaluation.tasks.run import parse_tasks
     from spectralquant.methods.registry import REGISTRY, check, parse
     from spectralquant.origin.quotable import begin
+    from spectralquant.results.part_of_run import PartOfRun, parse_part
     from sqcli.collisions import profile_files, text_files
     from sqcli.loading import load_for
     from sqcli.output import Output
-    from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.idle import WITH_PART, WRITES, refuse_idle
     from sqcli.refusals.sources import chosen, given
 
     begin(quotable)
+    own = None if part is None else parse_part(part)
+    if own is not None:
+        refuse_idle(call, WRITES, WITH_PART)
     level = None if match is None else parse_match(match)
     stands = given if given(call, "quick") else chosen  # --quick is stronger than a file that does not name it
     if quick:
@@ -163,6 +169,11 @@ def compare(
     with claim, output.progress(plan) as bar:
         comparison = Comparison(holder, scored, protocol, text_name(sources), bar)
         inputs = {**comparison.identity, "text": text_name(sources), "device": str(loaded.device)}
+        if own is not None:
+            with PartOfRun("compare", inputs, own, report=output.note) as shared:
+                comparison.run(groups, shared)
+            output.note(shared.ending())
+            return
         with UnfinishedRun("compare", inputs, resume=resume, report=output.note) as kept:
             result = comparison.run(groups, kept)
     result.provenance["sources"] = [asdict(share) for share in text.shares()]

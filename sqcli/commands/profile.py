@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sqcli.options import Config, Csv, Device, Json, Offline, Quiet, Resume, Seed, Svg
+from sqcli.options import Config, Csv, Device, Json, Offline, Part, Quiet, Resume, Seed, Svg
 from sqcli.typos import check_model, check_shape, checked, device_models, one_of
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def profile(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write tables and curves as one HTML page.")] = None,
     resume: Resume = False,
+    part: Part = None,
     device: Device = "auto",
     offline: Offline = False,
     seed: Seed = 0,
@@ -103,8 +104,9 @@ def profile(
     from spectralquant.models.config import load_config, shape_of_model
     from spectralquant.models.load import pick_device
     from spectralquant.models.shapes import parse_shape
+    from spectralquant.results.part_of_run import parse_part
     from sqcli.output import Output
-    from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.idle import WITH_PART, WRITES, refuse_idle
     from sqcli.refusals.sources import flags_win, given
 
     shape, model = flags_win(call, shape=shape, model=model)
@@ -118,6 +120,11 @@ def profile(
         refuse_idle(call, MEASURING, "with --generate")
     else:
         refuse_idle(call, ["new_tokens"], "without --generate")
+    if not generate:
+        refuse_idle(call, ["part"], "without --generate")
+    own = None if part is None else parse_part(part)
+    if own is not None:
+        refuse_idle(call, WRITES, WITH_PART)
     if device_model is not None:
         refuse_idle(call, OF_A_DEVICE, "with --device-model, which times nothing")
     output = Output(
@@ -132,7 +139,7 @@ def profile(
         contexts = _numbers(context or "8192,32768,131072", "--context")
         batches = _numbers(batch or "1,4,8,16", "--batch")
         wanted = GenerateRequest(contexts, batches, new_tokens, share)
-        _generate(shape or "llama-3.1-8b", wanted, pick_device(device), output, html, resume)
+        _generate(shape or "llama-3.1-8b", wanted, pick_device(device), output, html, resume, own)
         return
     request = BenchRequest(
         shape=shape_of_model(model, offline=offline) if model else parse_shape(shape or "llama-3.1-8b"),
@@ -176,17 +183,25 @@ def _render(result: BenchResults, output: Output, html: Path | None) -> None:
 
 
 def _generate(
-    shape: str, request: GenerateRequest, device: Any, output: Output, html: Path | None, resume: bool
+    shape: str,
+    request: GenerateRequest,
+    device: Any,
+    output: Output,
+    html: Path | None,
+    resume: bool,
+    part: tuple[int, int] | None,
 ) -> None:
     """Calibrate a model with random weights for two steps, and time `generate` over its caches."""
     from dataclasses import asdict
 
+    from spectralquant.bench.generate.plan import pair_of
     from spectralquant.bench.generate.run import generate_results
     from spectralquant.calibrating.api import calibrate
     from spectralquant.calibration.options import CalibrationSettings
     from spectralquant.models.load import load_model
     from spectralquant.models.shapes import parse_shape
     from spectralquant.provenance import device_facts
+    from spectralquant.results.part_of_run import PartOfRun
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.read import load_text
     from sqcli.html.page import write_page
@@ -199,12 +214,20 @@ def _generate(
         window=384, tiers=("hot", "warm"), held_out_windows=1, held_out_window=512, hot_bits="even"
     )
     inputs = {"kind": "generate", "shape": shape, **asdict(request), **device_facts(device)}
-    with output.progress() as bar, UnfinishedRun("profile", inputs, resume=resume, report=output.note) as kept:
+    run = (
+        UnfinishedRun("profile", inputs, resume=resume, report=output.note)
+        if part is None
+        else PartOfRun("profile", inputs, part, unit=pair_of, report=output.note)
+    )
+    with output.progress() as bar, run as kept:
         profile = calibrate(
             loaded.model, loaded.tokenizer, load_text("builtin:pydoc"), steps=2, settings=settings, progress=bar
         )
         facts = {"calibration_steps": 2, "calibration_window": settings.window, "hot_bits": settings.hot_bits}
         result = generate_results(loaded, profile, parse_shape(shape), request, facts, bar, output.keep, kept)
+    if isinstance(run, PartOfRun):
+        output.note(run.ending())
+        return
     output.finish(result, title="sq profile --generate", view=lambda: generate_view(result))
     if html is not None:
         write_page(html, report_page([("generate", result)]))

@@ -8,6 +8,9 @@ import typer
 
 from sqcli.refusals.sources import given
 
+WRITES = ("json", "csv", "svg", "html", "resume", "match")
+WITH_PART = "with --part, whose rows wait for the whole command"
+
 
 def refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
     """Refuse parameters that were given on the command line and change nothing.

@@ -151,3 +151,28 @@ def test_generate_refuses_wrong_input(place, arguments, message):
     done = sq("generate", *arguments, "--model", place[0], "--device", "cpu")
     assert done.returncode == 2, done.stderr
     assert message in " ".join((done.stderr + done.stdout).split())
+
+
+@pytest.mark.slow
+def test_a_comparison_is_shared_by_processes(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path / "cache"))
+    named = ("turboquant:bits=3", "h2o:keep=0.2", "--quick", "--needle", "0")
+    for part in ("1/2", "2/2"):
+        done = compare(place, *named, "--part", part)
+        assert done.returncode == 0 and f"Part {part[0]} of 2 is kept" in " ".join(done.stderr.split()), done.stderr
+        assert "turboquant" not in done.stdout, "no table of half the rows"
+    out = tmp_path / "out.json"
+    done = compare(place, *named, "--resume", "--json", out)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert {row["method"] for row in result["rows"]} == {"none", "spectral", "turboquant", "h2o"}
+    modes = len({(row["method"], row.get("mode")) for row in result["rows"]})
+    assert 0 < result["provenance"]["resumed_parts"] <= modes
+    assert "nothing was finished" not in done.stderr
+
+
+def test_a_part_writes_no_results(place, tmp_path):
+    done = compare(place, "h2o", "--part", "1/2", "--json", tmp_path / "out.json")
+    assert done.returncode == 2 and "--json has no effect with --part" in " ".join(done.stderr.split())
+    done = compare(place, "h2o", "--part", "3/2")
+    assert done.returncode == 2 and "first of two parts" in " ".join(done.stderr.split())

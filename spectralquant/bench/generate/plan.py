@@ -7,6 +7,7 @@ shape, and 128 steps of 10 to 115 ms), then eager caches (128 steps of 40 to 100
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -62,6 +63,11 @@ class Cell:
     method: str
     context: int = 0
     batch: int = 0
+
+
+def pair_of(name: str) -> str:
+    """Context and batch of a cell by its name (`str`): cells that are compared with each other are measured on one GPU."""
+    return " ".join(re.findall(r"(?:context|batch)=\d+", name))
 
 
 def cells_of(request: GenerateRequest, *, gpu: bool) -> Iterator[Cell]:
