@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -19,6 +19,8 @@ from torch import Tensor, distributed
 from spectralquant.errors import InputError, SpectralQuantError
 
 TIMEOUT = timedelta(minutes=30)
+BUCKET = 1 << 26
+"""Bytes of small tensors that are added up at once: sums are thousands of tiles, and each operation has a latency."""
 
 
 class LostProcessError(SpectralQuantError):
@@ -27,10 +29,11 @@ class LostProcessError(SpectralQuantError):
 
 @dataclass
 class Processes:
-    """This process among `size` that share the work; alone without torchrun. seconds, bytes: spent on adding up.
+    """This process among `size` that share the work; alone without torchrun.
 
     control: a gloo group, which notices at once when another process is gone. group: the processes that add up, where they
-    are not all that were started.
+    are not all that were started. seconds, bytes: spent on adding up. waited: seconds before that until the slowest process
+    came. connecting: seconds that making the connections took, before the work began.
     """
 
     rank: int = 0
@@ -39,11 +42,38 @@ class Processes:
     group: Any = field(default=None, compare=False)
     seconds: float = field(default=0.0, compare=False)
     bytes: int = field(default=0, compare=False)
+    waited: float = field(default=0.0, compare=False)
+    connecting: float = field(default=0.0, compare=False)
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes and shows progress."""
         return self.rank == 0
+
+    def connect(self, device: torch.device | str) -> None:
+        """Make the connections that adding up on `device` needs: NCCL makes its communicators and channels in a group's first
+        operation of a kind, which takes longer than adding up itself.
+
+        Raises:
+            LostProcessError: one of the others ended.
+        """
+        if self.size == 1:
+            return
+        start = time.perf_counter()
+        with self._together("connecting"):
+            distributed.reduce(torch.zeros(1, device=device), dst=0, group=self.group)
+            _finish()
+        self.connecting += time.perf_counter() - start
+
+    def meet(self) -> None:
+        """Wait until all are here.
+
+        Raises:
+            LostProcessError: one of the others ended.
+        """
+        if self.size > 1:
+            with self._together("waiting for the others"):
+                distributed.monitored_barrier(self.control, timeout=TIMEOUT)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:
         """Add tensors of equal shapes over all processes in the first; in the others they are undefined afterwards.
@@ -53,18 +83,24 @@ class Processes:
         """
         if self.size == 1:
             return
+        _finish()  # its own work is no part of waiting for others
         start = time.perf_counter()
         with self._together("adding up what the processes found"):
             distributed.monitored_barrier(self.control, timeout=TIMEOUT)
-            waiting = []
-            for tensor in tensors:
-                waiting.append(distributed.reduce(tensor, dst=0, group=self.group, async_op=True))
-                self.bytes += tensor.numel() * tensor.element_size()
-            for work in waiting:
-                work.wait()
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - start
+            begin = time.perf_counter()
+            for bucket in _buckets(tensors):
+                self._add_up_bucket(bucket)
+            _finish()
+        self.waited += begin - start
+        self.seconds += time.perf_counter() - begin
+
+    def _add_up_bucket(self, tensors: Sequence[Tensor]) -> None:
+        whole = tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.reduce(whole, dst=0, group=self.group)
+        self.bytes += _size(whole)
+        if self.first and len(tensors) > 1:
+            for tensor, part in zip(tensors, whole.split([tensor.numel() for tensor in tensors]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def agree(self, value: int) -> int:
         """The first process's value, in all of them.
@@ -94,11 +130,37 @@ class Processes:
     def _together(self, what: str) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:  # a trouble of this one's own
+            raise
         except RuntimeError as error:  # gloo and NCCL raise it and its descendants when a peer is gone
             raise LostProcessError(
                 f"Process {self.rank} of {self.size} lost another one while {what}: it ended, or did not come in "
                 f"{TIMEOUT.seconds // 60} minutes. Its own message stands above."
             ) from error
+
+
+def _finish() -> None:
+    """Wait for what was begun on the GPU, where there is one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one device and type that are added up at once: some of at most `BUCKET` bytes together, or a larger one."""
+    filling: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], int]] = {}
+    for tensor in tensors:
+        kind = tensor.device, tensor.dtype
+        bucket, size = filling.get(kind, ([], 0))
+        if bucket and size + _size(tensor) > BUCKET:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        filling[kind] = bucket, size + _size(tensor)
+    yield from (bucket for bucket, _ in filling.values())
 
 
 def launched() -> bool:
@@ -145,7 +207,13 @@ def processes(device: str = "auto") -> Iterator[tuple[Processes, str]]:
         distributed.init_process_group(backend, timeout=TIMEOUT, rank=rank, world_size=size)
         own.control = distributed.new_group(backend="gloo", timeout=TIMEOUT)
     try:
+        own.connect(device if on_gpu else "cpu")
         yield own, device
+    except BaseException:
+        if on_gpu and distributed.is_initialized():
+            with contextlib.suppress(RuntimeError):  # NCCL's farewell would wait for the others, and they may be gone
+                distributed.group.WORLD.abort()
+        raise
     finally:
         if distributed.is_initialized():
             with contextlib.suppress(RuntimeError):

@@ -81,10 +81,17 @@ def _one_card(result: Any) -> list[str]:
 def _scaling(r: dict[str, Any]) -> str:
     return (
         f"{r['gpus']} GPUs ({r['device']}, NCCL), {r['steps']} steps: {r['step_s_shared']:.2f} s a step, {r['step_s_alone']:.2f} s on "
-        f"one, efficiency {r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s; spectra of heads "
+        f"one, efficiency {r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s{_waited(r)}; spectra of heads "
         f"differ by at most {r['largest_difference_of_head_spectra']:.1e} of the largest, ranks by {r['largest_difference_of_ranks']}"
         f"{_compared(r)}."
     )
+
+
+def _waited(r: dict[str, Any]) -> str:
+    """What of the time was no adding up, where that is known."""
+    if r.get("wait_s") is None:
+        return ""
+    return f" after {r['wait_s']:.2f} s of waiting for the slowest (connecting, before the clock, took {r['connect_s']:.1f} s)"
 
 
 def _compared(r: dict[str, Any]) -> str:

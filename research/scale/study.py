@@ -26,7 +26,6 @@ SEVENTY = ("--model", "random:llama-3.1-70b", *COMMON, "--device", "all", "--tie
 STEPS = 100
 SEVENTY_STEPS = 6
 STREAMED_STEPS = 2
-SCALING_STEPS = 48
 SMALL_CARD = "24GB"
 EQUAL_RATIO = 40.0
 Progress = Callable[[str, int, int], None]
@@ -124,7 +123,7 @@ def _runs(part: str, folder: Path, gpus: int, done: set[int | None]) -> Iterator
         yield streamed(SEVENTY[1], STREAMED_STEPS, 2048, folder / "row.json")
     elif part == "scaling":
         if gpus > 1 and {2, gpus} - done:
-            yield from together(folder / "rows.json", gpus, EIGHT[1], SCALING_STEPS, 2048)
+            yield from together(folder / "rows.json", gpus, EIGHT[1], STEPS, 2048)
         for count in (2, 4):
             if count > gpus:
                 yield {"gpus": count, "ok": False, "error": f"not run: {gpus} GPUs"}

@@ -71,7 +71,12 @@ class ScaleRow(Row):
     step_s_alone: Figure = None
     step_s_shared: Figure = None
     efficiency: Figure = None
+    counted: str | None = None
+    step_s_alone_each: list[float] | None = None
+    step_s_of_processes: list[float] | None = None
+    wait_s: Figure = None
     add_up_s: Figure = None
+    connect_s: Figure = None
     added_bytes: int | None = None
     largest_difference_of_sums: Figure = None
     largest_difference_of_sums_of_two_equal_runs: Figure = None

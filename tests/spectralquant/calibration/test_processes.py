@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from spectralquant import processes as several
 from spectralquant.calibration.first_pass import shares
 from spectralquant.errors import InputError
 from spectralquant.files import read_json
@@ -99,6 +100,17 @@ def test_steps_are_shared_evenly_and_the_first_does_the_kept_ones(size):
     assert sorted(index for part in parts for index in part) == list(range(50, 75))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1 + size // 4
     assert set(range(50, 75, 5)) & set(parts[0]) == set(sorted(range(50, 75, 5))[: len(parts[0])])
+
+
+def test_small_tensors_of_a_kind_are_added_up_together(monkeypatch):
+    monkeypatch.setattr(several, "BUCKET", 100)
+    single, whole = [torch.zeros(n) for n in (10, 15, 1, 40, 2)], [torch.tensor(n) for n in range(2)]
+    parts = list(several._buckets([single[0], whole[0], *single[1:], whole[1]]))
+    assert [[t.numel() for t in part] for part in parts] == [[10, 15], [1], [40], [2], [1, 1]]
+    assert sorted(id(t) for part in parts for t in part) == sorted(map(id, single + whole))
+    for part in parts:
+        assert len({(t.device, t.dtype) for t in part}) == 1
+        assert len(part) == 1 or sum(t.numel() * t.element_size() for t in part) <= 100
 
 
 def test_a_half_launched_process_is_told_how(monkeypatch):
