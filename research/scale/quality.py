@@ -118,7 +118,7 @@ class QualityRun:
             yield from self._fisher()
 
     def _fisher(self) -> Iterator[list[Row]]:
-        """One pass over all steps; what is known after some of them is fitted on the way."""
+        """One pass over all steps; what is known after some of them is fitted on the way, shrinkage when the curve is there."""
         cases = {steps: self._cases(steps) for steps in self.steps}
         last = max((steps for steps, some in cases.items() if some), default=0)
         if not last:
@@ -130,16 +130,29 @@ class QualityRun:
         wanted = {steps: self._sampled(steps) for steps in self.steps if steps <= last}
         samples: dict[int, Any] = {}
         at = 0
-        for steps in wanted:
+        later: list[tuple[list[Case], list[Any], dict[str, Any]]] = []
+        for steps, indices in wanted.items():
             at = work.share(at, steps, sorted({i for some in wanted.values() for i in some}), samples)
-            sums.finish()
-            solved: tuple[Any, Fitter] | None = None
-            for case in cases[steps]:
-                self.progress(f"{case.varied} {case.variant}", steps, last)
-                if solved is None or solved[0] != case.solves:
-                    solved = None  # one at a time on the device
-                    solved = case.solves, self._fitter(run, sums, [samples[i] for i in wanted[steps]], case)
-                yield self._case(solved[1], case)
+            own = [samples[i] for i in indices]
+            yield from self._fitted(run, sums, own, [case for case in cases[steps] if case.varied != "shrinkage"])
+            if others := [case for case in cases[steps] if case.varied == "shrinkage"]:
+                later.append((others, own, {name: tensor.clone() for name, tensor in sums.state().items()}))
+        for others, own, state in later:
+            sums.load_state(state)
+            yield from self._fitted(run, sums, own, others)
+
+    def _fitted(
+        self, run: CalibrationRun, sums: CalibrationSums, samples: list[Any], cases: Sequence[Case]
+    ) -> Iterator[list[Row]]:
+        """Rows of cases that the same sums and samples make."""
+        sums.finish()
+        solved: tuple[Any, Fitter] | None = None
+        for number, case in enumerate(cases):
+            self.progress(f"{case.varied} {case.variant} {case.settings.steps}", number, len(cases))
+            if solved is None or solved[0] != case.solves:
+                solved = None  # one at a time on the device
+                solved = case.solves, self._fitter(run, sums, samples, case)
+            yield self._case(solved[1], case)
 
     def _sampled(self, steps: int) -> list[int]:
         size = sample_bytes(self.loaded.geometry, self.study.window, self.loaded.model.dtype.itemsize, backward=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from research.scale.predicted import predicted_rows
-from research.scale.quality import QualityStudy, kl_at
+from research.scale.quality import QualityRun, QualityStudy, kl_at
 from research.scale.runs import calibration, seconds_per_step, streamed, together
 from research.scale.study import joined, scale_study
 from spectralquant.text.read import load_text
@@ -54,6 +56,11 @@ def test_quality_rows_are_measured_and_kept_beside_others(small):
     }
     assert size["size", "two-level"] < size["bases", "two-level"] and size["size", "dense"] < size["steps", "dense"]
     assert result["summary"]["seconds_8b_100_steps"] is None
+    curve = [r for r in rows if r["varied"] in ("steps", "shrinkage")]
+    assert [r["varied"] for r in curve] == ["steps"] * 6 + ["shrinkage"] * 4  # what may be cut off comes last
+    few = QualityRun(small, text, replace(study, steps=(2,), usual=2), lambda *_: None, curve=True)
+    of_few = [r["tier_bytes"] for case in few.rows() for r in case if r["varied"] == "shrinkage"]
+    assert of_few == [r["tier_bytes"] for r in curve if r["varied"] == "shrinkage" and r["steps"] == 2]
     cut = [r for r in result["rows"] if r.get("metric") != "energy"]  # as a run that was stopped leaves it
     again = scale_study(parts, cut, lambda: (small, text), saved.append, model=small.name, quality=study, anew=False)
     measured_anew = [r for r in again["rows"] if r not in cut]
