@@ -213,24 +213,8 @@ def _headline(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]:
     loaded = load_for(None, request.model, request.device, request.dtype, request.offline, desk.report)
     study = HeadlineStudy(request.steps, request.window, request.windows, part=request.part_of_text)
     run = HeadlineParts(desk.out, loaded, study, request.data, request.offline, desk.report, desk.progress)
-    run.run(_timed_or_not(loaded, request.parts, desk))
+    run.run(request.parts)
     return joined(desk.out, study), []
-
-
-def _timed_or_not(loaded: LoadedModel, parts: tuple[str, ...], desk: Desk) -> tuple[str, ...]:
-    """The parts to run: times are of blocks of all layers together, which sliding layers do not share.
-
-    Raises:
-        InputError: times are asked for of a model with sliding layers.
-    """
-    if not any(loaded.geometry.windows):
-        return parts
-    why = f"{loaded.name} has sliding layers, whose blocks are coded apart: the part speed cannot time it."
-    if "speed" in parts:
-        raise InputError(f"{why} Leave it out.")
-    if not parts:
-        desk.report(why)
-    return parts or ("fit", "score")
 
 
 def _second_model(request: StudyRequest, sources: list[TextSource], desk: Desk) -> Results:

@@ -7,12 +7,13 @@ puts all together. A part of another commit is made anew.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from research.headline.parts import GENERAL, HeadlineStudy, Progress, fit, profile_path, score, spectral_methods
+from research.headline.parts import GENERAL, OWN, HeadlineStudy, Progress, fit, profile_path, score, spectral_method
 from research.headline.speed import speed_rows
 from research.headline.texts import KINDS, text_file
 from spectralquant.errors import InputError, did_you_mean
@@ -21,6 +22,7 @@ from spectralquant.methods.context import MethodContext
 from spectralquant.methods.registry import parse
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.load import LoadedModel
+from spectralquant.profile.model import CalibrationProfile
 from spectralquant.provenance import device_facts, provenance
 from spectralquant.results.files import results_file
 from spectralquant.results.schema import Results
@@ -38,6 +40,11 @@ def foreign_of(name: str) -> str:
     return FOREIGN.get(name, "wikitext")
 
 
+def sources(name: str) -> dict[str, str]:
+    """The kinds of profile that a text is scored with, and which text's each is."""
+    return {OWN: name, GENERAL: GENERAL, f"foreign {foreign_of(name)}": foreign_of(name)}
+
+
 @dataclass
 class HeadlineParts:
     """The parts of one model. wikitext: `--data` of WikiText, which comes in no package."""
@@ -53,6 +60,7 @@ class HeadlineParts:
     def __post_init__(self) -> None:
         self.folder = self.out.with_suffix(".parts")
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.further: dict[tuple[str, float], tuple[dict[str, Any], CalibrationProfile]] = {}
         name = self.loaded.name.removeprefix("builtin:").strip("/")
         self.model = "".join(c if c.isalnum() or c in "-." else "-" for c in name)
 
@@ -60,7 +68,7 @@ class HeadlineParts:
         """Make what is asked for (nothing named: everything) and is not there.
 
         Raises:
-            InputError: an unknown part, or profiles that `score` needs and `fit` has not made.
+            InputError: an unknown part, or one that needs what another part has not made: profiles, budgets to time.
         """
         for part in parts or STAGES:
             stage, _, name = part.partition(":")
@@ -89,41 +97,69 @@ class HeadlineParts:
             self.loaded.tokenizer, sources, 4 * window, window=window, read=read, report=self.report
         )
 
-    def _stems(self, name: str, kind: str) -> list[Path]:
-        ratios = self.study.ratios if kind == "own" else self.study.other_ratios
-        return [profile_path(self.folder, self.model, name, ratio) for ratio in ratios]
+    def _stem(self, name: str, ratio: float) -> Path:
+        return profile_path(self.folder, self.model, name, ratio)
+
+    def _ratios(self, name: str) -> list[float]:
+        """Payload ratios that the profile of a text is fitted for: all that some text is scored with."""
+        kinds = [(kind, source) for text in KINDS for kind, source in sources(text).items()]
+        return sorted({ratio for kind, source in kinds if source == name for ratio in self.study.ratios_of(kind)})
 
     def _fit(self, name: str) -> dict[str, Any]:
-        ratios = sorted({*self.study.ratios, *self.study.other_ratios})
-        if name == GENERAL:
-            ratios = sorted(self.study.other_ratios)
-        stems = {ratio: profile_path(self.folder, self.model, name, ratio) for ratio in ratios}
-        return fit(self.loaded, self.text(name), name, stems, self.study, self.progress)
+        def keep(ratio: float, profile: CalibrationProfile) -> None:
+            profile.save(self._stem(name, ratio))
+
+        return fit(self.loaded, self.text(name), name, self._ratios(name), keep, self.study, self.progress)
 
     def _score(self, name: str) -> dict[str, Any]:
-        foreign = foreign_of(name)
-        profiles = {
-            "own": self._stems(name, "own"),
-            GENERAL: self._stems(GENERAL, "other"),
-            f"foreign {foreign}": self._stems(foreign, "other"),
-        }
-        for stems in profiles.values():
-            for stem in stems:
+        of = sources(name)
+        for kind, source in of.items():
+            for stem in (self._stem(source, ratio) for ratio in self.study.ratios_of(kind)):
                 if not stem.with_name(stem.name + ".json").is_file():
                     raise InputError(f"--part score:{name} needs {stem}, which --part fit makes.")
-        return score(self.loaded, self.text(name), name, profiles, self.study, self.progress)
+        further: dict[tuple[str, float], dict[str, Any]] = {}
+
+        def profile_at(kind: str, ratio: float) -> CalibrationProfile:
+            source = of[kind]
+            if ratio in self._ratios(source):
+                return CalibrationProfile.load(self._stem(source, ratio))
+            further[source, ratio], profile = self._further(source, ratio)
+            return profile
+
+        result = score(self.loaded, self.text(name), name, tuple(of), profile_at, self.study, self.progress)
+        return {**result, "further": list(further.values())}
+
+    def _further(self, name: str, ratio: float) -> tuple[dict[str, Any], CalibrationProfile]:
+        """A profile of a text at a ratio that `fit` did not foresee; it stays in memory for other texts."""
+        if (name, ratio) not in self.further:
+            profiles: dict[float, CalibrationProfile] = {}
+            facts = fit(self.loaded, self.text(name), name, [ratio], profiles.__setitem__, self.study, self.progress)
+            facts.pop("code")
+            self.further[name, ratio] = facts, profiles[ratio]
+        return self.further[name, ratio]
 
     def _speed(self) -> dict[str, Any]:
+        """Every method at the budget that is nearest to the KL on WikiText."""
+        scored = self._file("score-wikitext")
+        if not scored.is_file():
+            raise InputError(f"--part speed needs {scored}, which --part score:wikitext makes.")
         text = self.text("wikitext")
-        methods = spectral_methods(self.loaded, self._stems("wikitext", "own"), "own")
         windows = text.windows(self.study.window)
         context = MethodContext(self.loaded, None, windows[: self.study.steps_of(text)], 0)
-        methods += [spec.build(context) for rival in self.study.rivals for spec in parse(rival)]
+        rivals = {rival.method: rival for rival in self.study.rivals}
+        nearest = json.loads(scored.read_text())["at_kl"]
+        methods = [parse(rivals[name].label(b))[0].build(context) for name, b in nearest.values() if name in rivals]
+        ratio = min(self.study.ratios, key=lambda ratio: abs(math.log(ratio / nearest[OWN][1])))
+        profile = CalibrationProfile.load(self._stem("wikitext", ratio))
+        methods.insert(0, spectral_method(self.loaded, profile, OWN, ratio)[0])
         rows = speed_rows(self.loaded, self.study.scored(text)[-1], methods)
         return {"speed": [row.as_json() for row in rows]}
 
+    def _file(self, part: str) -> Path:
+        return self.folder / f"{self.model}.{part}.json"
+
     def _once(self, part: str, make: Callable[[], dict[str, Any]]) -> None:
-        file = self.folder / f"{self.model}.{part}.json"
+        file = self._file(part)
         facts = provenance(
             **device_facts(self.loaded.device),
             model=self.loaded.name,
@@ -161,6 +197,10 @@ def joined(out: Path, study: HeadlineStudy) -> Results:
         whole,
         points=[row for part in parts.values() for row in part.get("points", ())],
         speed=[row for part in parts.values() for row in part.get("speed", ())],
-        profiles=[{"part": name, **part} for name, part in parts.items() if "profile_bytes" in part],
+        profiles=[
+            {"part": name, **fitted}
+            for name, part in parts.items()
+            for fitted in ([part] if "profile_bytes" in part else part.get("further", ()))
+        ],
         study=asdict(study),
     )

@@ -4,22 +4,36 @@ import subprocess
 
 import pytest
 import torch
-from conftest import profile_of
+from conftest import profile_of, random_model, small_tokenizer
 
 from research.headline import texts
-from research.headline.parts import HeadlineStudy, rivals_profiles
+from research.headline.curves import Budgets
+from research.headline.parts import HeadlineStudy, SharedPca, shared_bytes
+from research.headline.speed import _pieces, speed_rows
 from research.headline.study import STAGES, HeadlineParts, foreign_of, joined
 from research.headline.texts import KINDS, PACKAGED, text_file
-from research.run import Desk, _timed_or_not
 from spectralquant.errors import InputError, SourceError
-from spectralquant.evaluation.measure import measure
 from spectralquant.methods.context import MethodContext
 from spectralquant.methods.grouped import GroupedMethod
 from spectralquant.methods.registry import get
+from spectralquant.models.load import LoadedModel
+from spectralquant.models.probe import probe_geometry
 from spectralquant.text.read import load_text
 
+KEEPS = (0.95, 0.5, 0.15)
 STUDY = HeadlineStudy(
-    steps=3, window=384, windows=2, ratios=(6, 10), other_ratios=(3, 6), rivals=("fp8", "kvtc", "h2o"), kl=0.001
+    steps=3,
+    window=384,
+    windows=2,
+    ratios=(4, 8),
+    other_ratios=(3, 6),
+    rivals=(
+        Budgets("kvtc:ratio={}", (2, 4, 8, 16), 4),
+        Budgets("turboquant:bits={}", (8, 4, 2), 4),
+        Budgets("h2o:keep={},mode=streaming", KEEPS, 0.5),
+        Budgets("h2o:keep={},mode=prompt", KEEPS, 0.5),
+    ),
+    kl=0.005,
 )
 
 
@@ -37,17 +51,27 @@ def cache(tmp_path, monkeypatch):
     return wiki
 
 
-def test_sliding_layers_are_not_timed_and_that_is_said():
-    """A window's blocks are coded together where all layers read equally far; elsewhere there is no one time of a block."""
-    told: list[str] = []
-    desk = Desk(lambda *_: None, told.append, lambda _: None, resume=False)
-    sliding, full = profile_of("gemma3_text")[0], profile_of("llama")[0]
-    assert _timed_or_not(full, (), desk) == () and not told
-    assert _timed_or_not(sliding, (), desk) == ("fit", "score")
-    assert len(told) == 1 and "sliding layers" in told[0]
-    assert _timed_or_not(sliding, ("score:bible",), desk) == ("score:bible",)
-    with pytest.raises(InputError, match="Leave it out"):
-        _timed_or_not(sliding, ("fit", "speed"), desk)
+def test_sliding_layers_are_timed_too():
+    """All of a window's blocks count in the rates; the next token waits for those within its reach."""
+    model = random_model("gemma3_text", sliding_window=320)
+    loaded = LoadedModel("small-sliding", model, small_tokenizer(), probe_geometry(model))
+    ids = torch.randint(5, 500, (900,), generator=torch.Generator().manual_seed(0))
+    context = MethodContext(loaded, windows=ids[None, :640])
+    methods = [get("kvtc", ratio=4).build(context), get("turboquant", bits=4).build(context), get("h2o").build(context)]
+    assert isinstance(methods[0], GroupedMethod)
+    rows = speed_rows(loaded, ids, methods)
+    assert [r.method for r in rows] == ["kvtc", "turboquant"] and all(r.blocks == 7 for r in rows)
+    assert all(min(r.encode_gb_s, r.decode_gb_s, r.first_token_s, r.prefill_s) > 0 for r in rows)
+    for method in methods[:2]:
+        pieces = _pieces(loaded, ids, method)
+        sliding = [p for p in pieces if p.block.keys.shape[1] == 2]
+        full = [p for p in pieces if p.block.keys.shape[1] == 1]
+        assert all(p.read for p in full) and [p.read for p in sliding] == [False] * 4 + [True] * 3
+        width = 4 * 16 * 2  # bytes of keys and values of 2 heads of 16 in a layer
+        assert sum(p.block.fp16_bytes for p in pieces) == 3 * width * (7 * 128 - 4)
+        for piece in pieces:
+            keys, values = piece.codec.decode(piece.encoded)
+            assert keys.shape == values.shape == piece.block.keys.shape
 
 
 def run_of(loaded, wiki, out, study=STUDY):
@@ -59,18 +83,20 @@ def test_what_kvtc_shares_between_requests_is_counted(architecture):
     """In fp16 two means, and the components that a code keeps."""
     loaded, _ = profile_of(architecture)
     windows = torch.randint(5, 500, (3, 640), generator=torch.Generator().manual_seed(0))
-    context = MethodContext(loaded, windows=windows)
+    context = SharedPca(loaded, windows=windows)
     method = get("kvtc", ratio=12).build(context)
     parts = list(method.parts.values()) if isinstance(method, GroupedMethod) else [method]
-    [row] = [m.row(loaded.geometry, "m", 640) for m in measure(loaded.model, loaded.geometry, windows[-1:], [method])]
-    found = rivals_profiles([method], [row])["kvtc"][row.payload_ratio]
     numbers = 0
     for part in parts:
         live = torch.cat([part.order[g.start : g.stop] for g in part.groups])
         width = len(part.bases[0].mean)
         numbers += 2 * width + len(set(live.tolist())) * width
         assert 0 < len(live) < 2 * width, "some components are dropped"
-    assert found == 2 * numbers
+    assert shared_bytes(method) == 2 * numbers
+    again = get("kvtc", ratio=6).build(context)
+    some = next(iter(again.parts.values())) if isinstance(again, GroupedMethod) else again
+    assert some.bases[0].rows is parts[0].bases[0].rows, "the bases are solved once"
+    assert shared_bytes(again) > shared_bytes(method) and shared_bytes(get("turboquant", bits=4).build(context)) is None
 
 
 @pytest.mark.slow  # five calibrations and four comparisons
@@ -79,6 +105,8 @@ def test_every_model_text_and_method_has_a_row(cache, tmp_path, monkeypatch):
     out = tmp_path / "headline.json"
     with pytest.raises(InputError, match=r"needs .*which --part fit makes"):
         run_of(loaded, cache, out).run(("score:bible",))
+    with pytest.raises(InputError, match=r"needs .*which --part score:wikitext makes"):
+        run_of(loaded, cache, out).run(("speed",))
     run = run_of(loaded, cache, out)
     run.run(())
     result = joined(out, STUDY)
@@ -89,23 +117,50 @@ def test_every_model_text_and_method_has_a_row(cache, tmp_path, monkeypatch):
         assert rows.keys() == kinds | {
             ("spectral", "own", "prompt"),
             ("h2o", None, "prompt"),
-            *((m, None, "streaming") for m in ("fp8", "kvtc", "h2o")),
+            *((m, None, "streaming") for m in ("turboquant", "kvtc", "h2o")),
         }
-        for row in rows.values():
-            assert row.bound in ("interpolated", "at least", "never") and (row.payload_ratio is None) == (
-                row.bound == "never"
+        for (method, profile, mode), row in rows.items():
+            points = [p for p in result.points if (p.text, p.method, p.mode) == (name, method, mode)]
+            points = [p for p in points if p.options.get("variant") == profile]
+            good = [p.kl_nats <= STUDY.kl for p in points]
+            assert row.bound == (
+                "interpolated" if any(good) and not all(good) else "at least" if any(good) else "never"
             )
+            budgets = {p.options.get(k) for p in points for k in ("target_ratio", "ratio", "bits", "keep")} - {None}
+            last = {
+                "spectral": ({2, 1.5}, {16, 12}),
+                "kvtc": ({2}, {16}),
+                "turboquant": ({8}, {2}),
+                "h2o": ({0.95}, {0.15}),
+            }[method]
+            if row.bound != "interpolated":  # walked to the last budget on the side that was missing
+                assert budgets & last[all(good)], (name, method, profile, budgets)
         kvtc = rows["kvtc", None, "streaming"]
         assert kvtc.payload_ratio is None or kvtc.profile_bytes > 0
-    points = [p for p in result.points if p.method == "spectral"]
-    assert len(points) == 4 * 8 and all(p.payload_ratio > 1 for p in points)
-    assert {r.method for r in result.speed} == {"spectral", "fp8", "kvtc"} and all(
-        r.decode_gb_s > 0 for r in result.speed
-    )
-    assert len(result.profiles) == 5 and all(p["profile_bytes"] for p in result.profiles)
+    assert all(p.payload_ratio > 1 for p in result.points if p.method == "spectral")
+    assert sorted(r.method for r in result.speed) == ["kvtc", "spectral", "turboquant"]
+    assert all(r.decode_gb_s > 0 for r in result.speed)
+    fits = [p for p in result.profiles if ".fit-" in p["part"]]
+    assert len(fits) == 5 and all(p["profile_bytes"] for p in result.profiles)
+    assert {p["text"]: set(p["profile_bytes"]) for p in fits} == {
+        "wikitext": {"3", "4", "6", "8"},
+        "python": {"3", "4", "6", "8"},
+        "french": {"4", "8"},
+        "bible": {"4", "8"},
+        "general": {"3", "6"},
+    }
+    asked = {
+        (p.text, p.options["variant"], f"{p.options['target_ratio']:g}")
+        for p in result.points
+        if p.method == "spectral" and p.options["target_ratio"] in (2, 16, 1.5, 12)
+    }
+    further = {
+        (p["part"].partition("score-")[2], r) for p in result.profiles if p not in fits for r in p["profile_bytes"]
+    }
+    assert further == {(text, ratio) for text, _, ratio in asked}, "every tier that was fitted later is told"
     parts = result.provenance["parts"]
     assert len(parts) == 10 and "research/headline" in parts[f"{run.model}.score-bible"]["code"]
-    seen = {p["text"]: p["calibration_sha256"] for p in result.profiles}
+    seen = {p["text"]: p["calibration_sha256"] for p in fits}
     assert len(set(seen.values())) == 5, "no two texts are the same"
     monkeypatch.setattr("research.headline.study.fit", None)  # the second time nothing is made
     monkeypatch.setattr("research.headline.study.score", None)
