@@ -6,6 +6,7 @@ The library decodes the blocks of a packet together, which is faster (`sq study 
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -79,9 +80,21 @@ def speed_rows(loaded: LoadedModel, ids: Tensor, methods: Sequence[Any]) -> list
                 decode_gb_s=size / decode_s / 1e9,
                 first_token_s=first_s,
                 prefill_s=prefill_s,
+                **beside(loaded.device),
             )
         )
     return out
+
+
+def beside(device: torch.device) -> dict[str, Any]:
+    """What else runs on the device and its host: see `MethodSpeedRow`."""
+    facts: dict[str, Any] = {"host_cores": os.cpu_count()}
+    if hasattr(os, "getloadavg"):
+        facts["host_load"] = os.getloadavg()[0]
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        facts["other_bytes"] = max(0, total - free - torch.cuda.memory_reserved(device))
+    return facts
 
 
 def _pieces(loaded: LoadedModel, ids: Tensor, method: Any) -> list[_Piece]:

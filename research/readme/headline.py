@@ -22,14 +22,17 @@ RATIO, GENERAL, FOREIGN, ENCODE, DECODE, FIRST, PROFILE = (
     "next token",
     "profile MB",
 )
-COLUMNS = (RATIO, GENERAL, FOREIGN, ENCODE, DECODE, FIRST, PROFILE)
+COLUMNS = (RATIO, GENERAL, FOREIGN, PROFILE)
+SPEEDS = (ENCODE, DECODE, FIRST)
 OURS = "spectral"
 METHODS = (OURS, "kvtc", "turboquant", "kivi", "h2o", "snapkv", "expected_attention", "streaming_llm", "scissorhands")
 FORGET = ("h2o", "snapkv", "expected_attention", "streaming_llm", "scissorhands", "heavy_hitter")
 FIXED = ("turboquant", "kivi", *FORGET)
 COMPARISONS = {"compare-smollm2-wikitext2": "smollm2-135m", "compare-gemma3-wikitext2": "gemma3-270m"}
 MODELS = tuple(COMPARISONS.values())
-TEXTS = ("wikitext", "python", "french", "bible", "stdlib")
+TEXTS = ("wikitext", "python", "french", "bible")
+BUSY_BYTES = 2e9
+"""What a card holds beyond this much of other processes is not their start alone."""
 
 Key = tuple[str, str, str]
 """Model, text, method."""
@@ -65,6 +68,8 @@ class Facts:
         for key in sorted((key for key in self.cells if key[0] == model), key=_place):
             _, text, method = key
             row = {**_without_meaning(method), **self.cells[key]}
+            if row.get(RATIO, "").startswith(NOTHING):
+                row.setdefault(PROFILE, NOTHING)
             name = f"**{method}**" if method == OURS else method
             line = [text, name, *(row.get(column, UNKNOWN).replace(" ", "&nbsp;") for column in COLUMNS)]
             if out and _nothing(line) and [line[0], *line[2:]] == [out[-1][0], *out[-1][2:]]:
@@ -72,6 +77,18 @@ class Facts:
             else:
                 out.append(line)
         return out
+
+    def costs(self) -> list[list[str]]:
+        """A row a model and method that decodes: what coding costs."""
+        keys = [key for key in sorted(self.cells, key=_place) if key[1] == TEXTS[0] and key[2] not in FORGET]
+        return [
+            [
+                model,
+                f"**{method}**" if method == OURS else method,
+                *(self.cells[model, text, method].get(column, UNKNOWN).replace(" ", "&nbsp;") for column in SPEEDS),
+            ]
+            for model, text, method in keys
+        ]
 
     def legend(self) -> str:
         """Which file a letter stands for, and what it is of."""
@@ -92,16 +109,20 @@ def sceptic() -> str:
         facts.add("cold-smollm2-wikitext2", "profile bytes", of_curve(load("cold-smollm2-wikitext2"), facts))
     if is_there("quality"):
         facts.add("quality", "own profile at home", of_quality(load("quality")))
-    if is_there("domains-smollm2"):
-        result = load("domains-smollm2")
-        facts.add("domains-smollm2", f"at KL {result.table[0].kl_nats:.4f}, not {KL:g}", of_domains(result))
     tables = [table([f"{model} at KL {KL:g}", "method", *COLUMNS], facts.grid(model)) for model in facts.models()]
     read = (
-        f"`{UNKNOWN}`: not measured, or (spectral) every budget that was fitted is coarser. `{NOTHING}`: no budget is that good, or the method has no such thing. `≥`: its smallest code is better than that "
-        "KL. Spectral's own profile is calibrated on other windows of the same text; of a rival the best of its variants and protocols counts. GB/s of "
-        "float16 keys and values, a window's blocks one by one; next token: after all of them are decoded."
+        "Ratios lie between two measured budgets, one better and one worse than that KL (log–log). "
+        f"`{NOTHING}`: no budget is that good, or the method has no such thing. `≥`: its smallest code is better than that KL. Spectral's own "
+        "profile is calibrated on other windows of the same text; of a rival the best of its variants and protocols counts."
     )
-    return "\n\n".join([*tables, read, facts.legend(), *real_size()])
+    costs = (
+        "What coding costs, on WikiText, each method at the budget nearest to that KL: a window's blocks one by one, in GB/s of float16 keys and "
+        "values, and the time to the next token after all of them are decoded. Other texts were not timed."
+    )
+    parts = [*tables, read, costs, table(["model", "method", *SPEEDS], facts.costs()), facts.legend()]
+    if any(UNKNOWN in line for lines in (*map(facts.grid, facts.models()), facts.costs()) for line in lines):
+        parts.append(f"`{UNKNOWN}`: not measured, or (spectral) every budget that was fitted is coarser.")
+    return "\n\n".join([*parts, *real_size()])
 
 
 def of_headline(result: Any) -> Iterator[tuple[Key, str, str]]:
@@ -178,15 +199,6 @@ def of_quality(result: Any) -> Iterator[tuple[Key, str, str]]:
             yield (model, TEXTS[0], OURS), RATIO, f"{ratio:.1f}"
 
 
-def of_domains(result: Any) -> Iterator[tuple[Key, str, str]]:
-    """Own and foreign profiles of two texts, at the KL that its own reaches."""
-    rows = [r for r in result.table if not r.adaptive_tables]
-    for text in dict.fromkeys(r.text for r in rows):
-        key = (MODELS[0], {"builtin:stdlib": "stdlib"}.get(text, TEXTS[0]), OURS)
-        for r in (r for r in rows if r.text == text):
-            yield key, RATIO if r.profile == text else FOREIGN, f"{r.payload_ratio:.1f}"
-
-
 def real_size() -> list[str]:
     """What coding costs at a real size on the named GPU."""
     if not is_there("cold-speed-h100"):
@@ -205,8 +217,22 @@ def _headline_note(result: Any) -> str:
     first = result.rows[0]
     windows = sorted({r.n_windows for r in result.rows})
     many = f"{windows[0]} to {windows[-1]}" if len(windows) > 1 else str(windows[0])
-    speeds = f", speeds on {result.speed[0].device}" if result.speed else ""
-    return f"{many} windows of {first.context:,} tokens a text{speeds}"
+    return f"{many} windows of {first.context:,} tokens a text{_speeds_note(result.speed)}"
+
+
+def _speeds_note(rows: list[Any]) -> str:
+    """On which device speeds were taken, and what else ran there."""
+    if not rows:
+        return ""
+    held, loads = (
+        [getattr(r, name) for r in rows if getattr(r, name) is not None] for name in ("other_bytes", "host_load")
+    )
+    beside = []
+    if held and max(held) > BUSY_BYTES:
+        beside.append(f"other runs held {max(held) / 1e9:.0f} GB of the card")
+    if loads:
+        beside.append(f"the load of the host's {rows[0].host_cores} cores was {max(loads):.0f}")
+    return f", speeds on {rows[0].device}" + (f" while {' and '.join(beside)}" if beside else "")
 
 
 def _comparison_note(result: Any) -> str:

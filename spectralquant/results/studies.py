@@ -222,7 +222,9 @@ class HeadlineRow(Row):
 class MethodSpeedRow(Row):
     """Coding a window's blocks one by one, and the time to its next token when they are all decoded first; medians in seconds.
 
-    gb_s: gigabytes of float16 keys and values a second. prefill_s: computing the window instead.
+    gb_s: gigabytes of float16 keys and values a second. prefill_s: computing the window instead. What else ran there meanwhile:
+    other_bytes: memory of the device in use that is not this process's tensors; host_load: processes that ran or waited for one of
+    host_cores, on the average of a minute.
     """
 
     model: str
@@ -235,6 +237,9 @@ class MethodSpeedRow(Row):
     decode_gb_s: Figure
     first_token_s: Figure
     prefill_s: Figure
+    other_bytes: int | None = None
+    host_load: float | None = None
+    host_cores: int | None = None
 
 
 class ShapeRow(Row):

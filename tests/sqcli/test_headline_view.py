@@ -109,21 +109,49 @@ def test_the_docs_table_says_which_file_a_figure_is_from(monkeypatch):
         for name in ("**spectral**", "kivi")
     )
     assert [c.strip().replace("&nbsp;", " ") for c in ours.split("|")[3:-1]] == [
-        f"{x}<sup>a</sup>" for x in ("80.0", "≥ 41.3", "9.0", "1.50", "2.50", "12 ms", "90")
+        f"{x}<sup>a</sup>" for x in ("80.0", "≥ 41.3", "9.0", "90")
     ]
-    assert [c.strip() for c in kivi.split("|")[3:-1]] == [
-        "4.0<sup>b</sup>", "–", "–", "2.30<sup>b</sup>", "1.15<sup>b</sup>", "?", "–",
-    ]  # fmt: skip
+    assert [c.strip() for c in kivi.split("|")[3:-1]] == ["4.0<sup>b</sup>", "–", "–", "–"]
+    costs = [line for line in text.splitlines() if line.startswith("| smollm2-135m | ")]
+    assert [[c.strip().replace("&nbsp;", " ") for c in line.split("|")[2:-1]] for line in costs] == [
+        ["**spectral**", "1.50<sup>a</sup>", "2.50<sup>a</sup>", "12 ms<sup>a</sup>"],
+        ["turboquant", "?", "?", "?"],
+        ["kivi", "2.30<sup>b</sup>", "1.15<sup>b</sup>", "?"],
+    ]
+    assert "`?`: not measured" in text
     assert "| bible | **spectral** | 80.0<sup>a</sup> |" in text and "| h2o | –<sup>a</sup> |" in text
     assert (
         "a `headline.json`: 2 windows of 2,048 tokens a text, speeds on GPU X; b `compare-smollm2-wikitext2.json`"
         in text
+    )
+    for row in files["headline"].speed:
+        row.other_bytes, row.host_load, row.host_cores = 54_000_000_000, 22.7, 64
+    assert (
+        "speeds on GPU X while other runs held 54 GB of the card and the load of the host's 64 cores was 23;"
+        in headline.sceptic()
     )
     del files["headline"]
     text = headline.sceptic()
     assert (
         "a `compare-smollm2-wikitext2.json`: 2 windows of 2,048 tokens, GPU Y." in text and "headline.json" not in text
     )
+
+
+def test_where_all_is_measured_there_is_no_question_mark(monkeypatch):
+    """A method that reaches the KL at no budget has no profile bytes; speeds are told once a model and method."""
+    found = results()
+    found.rows.append(
+        found.rows[0].updated(method="kvtc", profile=None, payload_ratio=None, bound="never", profile_bytes=None)
+    )
+    for row in (*found.rows, *found.speed):
+        row.model = "builtin:smollm2-135m"
+    found.speed += [found.speed[0].updated(method=m, options={"bits": 4}) for m in ("turboquant", "kvtc")]
+    files = {"headline": found}
+    monkeypatch.setattr(headline, "load", files.get)
+    monkeypatch.setattr(headline, "is_there", files.__contains__)
+    text = headline.sceptic()
+    assert "?" not in text and "| wikitext | kvtc | –<sup>a</sup> | – | – | – |" in text
+    assert text.count("12&nbsp;ms") == 3
 
 
 @pytest.mark.parametrize("part", ["rows", "speed"])
