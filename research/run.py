@@ -310,7 +310,7 @@ def _serving_hot(request: StudyRequest, desk: Desk) -> tuple[Results, list[str]]
 
     study = HotStudy(text=request.data[0])
     if request.parts == ("large",):
-        return serving_hot_speed(study, report=desk.report), []
+        return serving_hot_speed(study, report=desk.report, out=desk.out), []
     if request.parts not in ((), ("small",)):
         raise InputError("Parts of `serving-hot` are small and large; give one of them, or none for small.")
     offline = request.offline

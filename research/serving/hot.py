@@ -6,22 +6,23 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import numpy as np
 
-from research.serving.cards import VISIBLE, cards
+from research.serving.cards import cards
+from research.serving.engine import ENGINE
+from research.serving.side_by_side import Variables, side_by_side
 from research.serving.turboquant import NOTE, lacks_flash_attention_2
 from spectralquant.errors import InputError
 from spectralquant.integrations.serve_check.child import numbers_file
 from spectralquant.integrations.serve_check.compare import compare
 from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
-from spectralquant.integrations.serve_check.process import CHILD, require_vllm, run
+from spectralquant.integrations.serve_check.process import require_vllm, run
 from spectralquant.integrations.vllm.hot.profile import pages_profile
 from spectralquant.integrations.vllm.hot.variable import VARIABLE
 from spectralquant.provenance import provenance
@@ -32,15 +33,16 @@ from spectralquant.results.serving import ServingRow
 Report = Callable[[str], None]
 PLAIN, FP8, TURBO, HOT = "bf16 pages", "fp8 pages", "turboquant_4bit_nc pages", "hot pages"
 
-CHANGED = "research.serving.turboquant"
-SMALL_SHARE = 0.3
+Done = Callable[[str, dict[str, Any]], None]
+SMALL_SHARE, SMALL_BYTES = 0.15, 4 << 30
+TOGETHER = 4  # engines of the small model on one GPU, which are not timed
 
 
 @dataclass(frozen=True)
 class HotStudy:
     """prompts of one shared prefix of `prefix` tokens, `new` tokens each; on a CPU `batch` sequences decode together. Prompts are read
     `step` tokens at a time, so that most of a prefix is read from pages. batches: on a GPU, sequences of `long` tokens of the large
-    shape that decode `long_new` tokens together, as many as fit in the engine's pages.
+    shape that decode `long_new` tokens together, as many as fit in the engine's pages; each batch has the prompts of the one before.
     """
 
     prompts: int = 6
@@ -52,7 +54,7 @@ class HotStudy:
     text: str = "builtin:pydoc"
     batches: tuple[int, ...] = (1, 8, 16, 32, 64)
     long: int = 32_768
-    long_new: int = 64
+    long_new: int = 168
     engine: dict[str, Any] = field(default_factory=dict)
 
 
@@ -68,14 +70,16 @@ def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bo
     cards()
     arguments, gpu = engine_arguments(study.prefix + 512, eager=True)
     engine = {**arguments, "block_size": 128, "max_num_batched_tokens": study.step, "max_num_seqs": 8}
-    engine |= ({"gpu_memory_utilization": SMALL_SHARE} if gpu else {}) | study.engine
+    engine |= (
+        {"gpu_memory_utilization": SMALL_SHARE, "kv_cache_memory_bytes": SMALL_BYTES} if gpu else {}
+    ) | study.engine
     folder = str(model_folder(model, offline=offline, report=report))
     steps = [Step("texts", "texts", Prompts("shared", study.prompts, study.prefix), study.new)]
     if not gpu:
         steps.append(Step("batch", "batch", Prompts("distinct", study.batch, study.prefix, part=2), study.batch_tokens))
     with tempfile.TemporaryDirectory(prefix="sq-serving-hot-") as made:
         orders = {name: Order(folder, engine | way, None, steps, study.text) for name, way in ways(gpu).items()}
-        runs = run_ways(orders, profile, Path(made), report)
+        runs = run_ways(orders, profile, Path(made), report, together=TOGETHER if gpu else 1)
         rows = [_row(name, runs, study, Path(made)) for name in runs]
     by = {row.way: row for row in rows}
     summary = {
@@ -98,45 +102,48 @@ def ways(gpu: bool) -> dict[str, dict[str, Any]]:
     return out | {TURBO: {"kv_cache_dtype": "turboquant_4bit_nc"}, HOT: {"attention_backend": "CUSTOM"}}
 
 
-def run_ways(orders: dict[str, Order], profile: Path, folder: Path, report: Report) -> dict[str, dict[str, Any]]:
-    """Reports by way; where there are several GPUs, every way has one of its own and they run together.
+def run_ways(
+    orders: dict[str, Order],
+    profile: Path,
+    folder: Path,
+    report: Report,
+    *,
+    together: int = 1,
+    make_profile: Callable[[Variables], None] | None = None,
+    done: Done | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Reports by way; where there are several GPUs, every way has one of its own and they run together; `together` of them share one.
 
     One of vLLM's turboquant holds a `note` where it is not run as vLLM has it; where it does not start, it is left out, and that is said.
-    Hot pages, which have most to refuse, begin; where an engine fails, those that have not begun are not started.
+    Hot pages, which have most to refuse, begin; where an engine fails, those that have not begun are not started. make_profile: called
+    before hot pages, beside the other ways. done: gets each report as soon as it is there.
     """
-    gpus, failed, tasks = cards(), Event(), {}
 
-    def start(name: str, variables: dict[str, str]) -> dict[str, Any] | None:
-        if failed.is_set():
-            return None
-        try:
-            return _run(name, orders[name], folder, variables, report)
-        except BaseException:
-            failed.set()
-            raise
+    def start(name: str, gpu: Variables) -> dict[str, Any] | None:
+        if name == HOT and make_profile is not None:
+            make_profile(gpu)
+        result = _run(
+            name, orders[name], folder, {VARIABLE: str(profile.absolute()) if name == HOT else "", **gpu}, report
+        )
+        if result is not None and done is not None:
+            done(name, result)
+        return result
 
-    with ThreadPoolExecutor(max_workers=max(1, len(gpus))) as pool:
-        for i, name in enumerate(sorted(orders, key=lambda name: name != HOT)):
-            variables = {VARIABLE: str(profile.absolute()) if name == HOT else ""}
-            if len(gpus) > 1:
-                variables[VISIBLE] = gpus[i % len(gpus)]
-            tasks[name] = pool.submit(start, name, variables)
-    runs = {name: tasks[name].result() for name in orders}  # raises what an engine raised
-    return {name: done for name, done in runs.items() if done is not None}
+    first = sorted(orders, key=lambda name: name != HOT)
+    runs = side_by_side({name: partial(start, name) for name in first}, together)
+    return {name: run for name in orders if (run := runs.get(name)) is not None}
 
 
-def _run(name: str, order: Order, folder: Path, variables: dict[str, str], report: Report) -> dict[str, Any] | None:
+def _run(name: str, order: Order, folder: Path, variables: Variables, report: Report) -> dict[str, Any] | None:
     report(f"{name}: starting vLLM")
-    changed = name == TURBO and lacks_flash_attention_2()
-    child = CHANGED if changed else CHILD
     try:
-        done = run(order, folder, name.replace(" ", "-"), child=child, variables=variables)
+        done = run(order, folder, name.replace(" ", "-"), child=ENGINE, variables=variables)
     except InputError as error:
         if name != TURBO:
             raise
         report(f"{name}: not measured, the engine does not start: {error}")
         return None
-    return done | {"note": NOTE} if changed else done
+    return done | {"note": NOTE} if name == TURBO and lacks_flash_attention_2() else done
 
 
 def _space(engine: dict[str, Any], gpu: bool) -> str:

@@ -1,7 +1,7 @@
-"""`python -m research.serving.hot_large FOLDER PROFILE SPEC`: the configuration of a large shape, and a hot profile that fits its cache.
+"""`python -m research.serving.hot_large PROFILE SPEC`: a hot profile that fits the cache of a large shape.
 
-The engine draws its own weights (`load_format="dummy"`). The profile is of another random model with the same cache but thin layers,
-which takes seconds; how many bits its codes have is what counts, its qualities mean nothing.
+It is of a random model with the same cache but thin layers, which takes seconds; how many bits its codes have is what counts, its
+qualities mean nothing.
 """
 
 from __future__ import annotations
@@ -12,31 +12,25 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from research.serving.shape import cache_sizes
 from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import LoadedModel, load_model
 from spectralquant.models.probe import probe_geometry
-from spectralquant.models.shapes import parse_shape
 from spectralquant.text.mix import tokenize_sources
 from spectralquant.text.read import open_sources
 
 STEPS, WINDOW, TARGET = 2, 384, "ratio=4"
 HIDDEN = 256
-POSITIONS = 65_536
 
 
-def make(folder: Path, profile: Path, spec: str) -> None:
-    """`config.json` of the shape in `folder`, and the profile."""
-    s = parse_shape(spec)
-    sizes = {"num_hidden_layers": s.layers, "num_attention_heads": s.heads, "num_key_value_heads": s.kv_heads}
-    sizes |= {"head_dim": s.head_dim, "max_position_embeddings": POSITIONS, "architectures": ["LlamaForCausalLM"]}
-    whole = {"hidden_size": s.hidden, "intermediate_size": s.intermediate, "vocab_size": s.vocab}
-    AutoConfig.for_model("llama", **sizes, **whole, dtype="bfloat16").save_pretrained(folder)
+def make(profile: Path, spec: str) -> None:
+    """The profile."""
     tokenizer = load_model("builtin:smollm2-135m", device="cpu", offline=True).tokenizer
     thin = {"hidden_size": HIDDEN, "intermediate_size": HIDDEN, "vocab_size": len(tokenizer)}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes, **thin)).eval()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **cache_sizes(spec), **thin)).eval()
     for (
         layer
     ) in model.model.layers:  # every layer then sees tokens as the first does, and keys and values get bits alike
@@ -65,4 +59,4 @@ def make(folder: Path, profile: Path, spec: str) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    make(Path(sys.argv[1]), sys.argv[2])

@@ -1,5 +1,5 @@
-"""`python -m research.serving.large FOLDER PROFILE SPEC [RATIO]`: a random model's folder, and a profile for serving it (none where
-PROFILE is empty)."""
+"""`python -m research.serving.large FOLDER PROFILE SPEC [RATIO]`: a random model's folder, and a profile for serving it; neither
+where its name is empty."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ STEPS = 2
 WINDOW = 384
 
 
-def make(folder: Path, profile: Path | None, spec: str, ratio: float = 20) -> None:
+def make(folder: Path | None, profile: Path | None, spec: str, ratio: float = 20) -> None:
     """Random weights in bfloat16 (the engine reads the very same), and statistics of two short windows."""
     loaded = load_model(spec, device="auto", dtype="bfloat16", offline=True)
-    loaded.model.save_pretrained(folder)
+    if folder is not None:
+        loaded.model.save_pretrained(folder)
     if profile is None:
         return
     sources = open_sources(["builtin:pydoc"], offline=True)
@@ -41,4 +42,5 @@ def make(folder: Path, profile: Path | None, spec: str, ratio: float = 20) -> No
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(sys.argv[2]) if sys.argv[2] else None, sys.argv[3], *map(float, sys.argv[4:]))
+    model, profile = (Path(word) if word else None for word in sys.argv[1:3])
+    make(model, profile, sys.argv[3], *map(float, sys.argv[4:]))

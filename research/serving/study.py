@@ -7,27 +7,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from research.serving.floor import Floor, floor_study
 from research.serving.join import joined
+from research.serving.rounds import Rounds, Turns, decoding_results, take_turns
+from research.serving.shape import save_shape
 from spectralquant.errors import InputError
 from spectralquant.files import write_json
 from spectralquant.integrations.serve_check.check import UNFINISHED, Keep, ServeCheck, engines, serve_check
 from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
+from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
 from spectralquant.integrations.serve_check.process import require_vllm, usable_gpus
 from spectralquant.integrations.serve_check.spares import Spares
+from spectralquant.integrations.serve_check.ways import RECOMPUTE, SPECTRAL, ours, vllm_own
 from spectralquant.results.files import read_results
 from spectralquant.results.schema import Results
 
 LARGE = "random:llama-3.1-8b"
 LARGE_RATIO = 20
-TWO_RANKS = "random:custom:layers=6,heads=16,kv_heads=4,head_dim=128,hidden=2048,intermediate=5632,vocab=32000"
+SHAPE = LARGE.removeprefix("random:")
+VLLM_OWN = "vllm-tiers"
 GIB = 1 << 30
-NEEDS = {"small": 0, "large": 1, "tp": 2}
+NEEDS = {"small": 0, "large": 1, "tp": 2, "floor": 0, "decode": 1}
 """GPUs by part."""
 PARTS = tuple(NEEDS)
+DECODED, DECODE_PROMPT, DECODE_ROUNDS = 384, 512, 8
+DECODE_BATCH = 8
+DECODE_BYTES = 6 * GIB  # of pages: 48 thousand tokens of the 8B shape
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
 Report = Callable[[str], None]
 
@@ -41,8 +51,9 @@ def serving_study(
     report: Report,
     out: Path | None = None,
 ) -> Results:
-    """Quality with `model` and its profile for serving (part `small`); on a GPU also times with an 8B shape (part `large`), and
-    with two GPUs the same texts from two ranks (part `tp`).
+    """Quality with `model` and its profile for serving (part `small`), and how far texts are from recomputing where every bit is kept,
+    by our tier and by vLLM's own ways (part `floor`); on a GPU also times with an 8B shape (part `large`), speed of decoding with and without tiers
+    (part `decode`), and with two GPUs the 8B shape by two ranks (part `tp`).
 
     Each part is written to OUT-part-NAME.json, and all of them to OUT, whenever a way to serve has been measured: what a run that
     is cut off has measured is there, with what it has not among its faults. Parts that are there whole are taken, unless they are
@@ -78,8 +89,10 @@ def serving_study(
             if name == "small":
                 check = _small(model, profile, gpus > 0, offline, report)
                 kept(serve_check(check, report, folder, keep=kept))
+            elif name == "floor":
+                kept(_floor(model, folder, gpus > 0, offline, report))
             else:
-                kept((_large if name == "large" else _two_ranks)(folder, report, kept))
+                kept({"large": _large, "tp": _two_ranks, "decode": _decode}[name](folder, report, kept))
     return all_parts()
 
 
@@ -122,7 +135,6 @@ def _large(folder: Path, report: Report, keep: Keep) -> Results:
         long_prompts=2,
         rounds=3,
         trace=0,
-        batch=8,
         texts=False,
         own_tiers=True,
         lossless=False,
@@ -142,23 +154,69 @@ def _large(folder: Path, report: Report, keep: Keep) -> Results:
             return serve_check(replace(check, engine=plain), report, folder, keep=keep, spares=spares)
 
 
+def _floor(model: str, folder: Path, gpu: bool, offline: bool, report: Report) -> Results:
+    engine, _ = engine_arguments(2048, eager=True)
+    path = str(model_folder(model, offline=offline, report=report))
+    floor = Floor(path, model, engine=engine | {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 2 * GIB})
+    if not gpu:
+        floor = replace(floor, engine=engine, own_tiers=False, cpu_bytes=0)
+    return floor_study(floor, folder, report)
+
+
+def _decode(folder: Path, report: Report, keep: Keep) -> Results:
+    """Three engines on one GPU take turns; after every round there is a result."""
+    model, profile = folder / "8b", folder / "8b-profile"
+    engine, _ = engine_arguments(2048, eager=False)
+    engine |= {"load_format": "dummy", "skip_tokenizer_init": True, "max_num_seqs": DECODE_BATCH}
+    engine |= {"compilation_config": GRAPHS, "gpu_memory_utilization": 0.2, "kv_cache_memory_bytes": DECODE_BYTES}
+    steps = [Step("batch", "batch", Prompts("distinct", DECODE_BATCH, DECODE_PROMPT), DECODED)]
+    transfers = {
+        RECOMPUTE: None,
+        VLLM_OWN: vllm_own(folder / "files", 4 * GIB),
+        SPECTRAL: ours(folder / "store", 1 << 38, str(profile), "cuda", 4 * GIB),
+    }
+    save_shape(model, SHAPE)
+    orders = {name: Order(str(model), engine, transfer, steps) for name, transfer in transfers.items()}
+    settings = {
+        **{"model": f"{LARGE}, dummy weights", "batch": DECODE_BATCH, "prompt": DECODE_PROMPT, "new": DECODED},
+        **{"rounds": DECODE_ROUNDS, "engine": engine, "codec": profile.name, "ratio": LARGE_RATIO},
+    }
+
+    def results(done: dict[str, Rounds], finished: bool = True) -> Results:
+        to_come = {} if finished else {UNFINISHED: ["later rounds"]}
+        return decoding_results(done, RECOMPUTE, VLLM_OWN, SPECTRAL, orders[RECOMPUTE], settings | to_come)
+
+    with ExitStack() as stack:
+        engines = {name: stack.enter_context(Turns(name, order, folder)) for name, order in orders.items()}
+        report("making a profile for serving an 8B shape")
+        _python("research.serving.large", "", str(profile), LARGE, str(LARGE_RATIO))
+        return results(take_turns(engines, DECODE_ROUNDS, report, lambda done: keep(results(done, finished=False))))
+
+
 def _two_ranks(folder: Path, report: Report, keep: Keep) -> Results:
-    """Every bit kept, by two ranks of a small random model: texts must be those of computing again."""
-    model = folder / "two-ranks"
-    _python("research.serving.large", str(model), "", TWO_RANKS)
-    engine, _ = engine_arguments(4096, eager=True)
+    """An 8B shape by two ranks, every bit kept: texts must be those of computing again, and a prefix of 8,192 tokens comes sooner."""
+    model = folder / "8b"
+    engine, _ = engine_arguments(8448, eager=True)
     engine |= {"tensor_parallel_size": 2, "disable_custom_all_reduce": True, "gpu_memory_utilization": 0.6}
     check = ServeCheck(
         model=str(model),
-        name=TWO_RANKS,
+        name=LARGE,
+        device="cuda",
         prompts=4,
         prefix=2000,
+        long=(8192,),
+        long_prompts=2,
+        rounds=2,
         trace=0,
         new=4,
-        cpu_bytes=GIB,
+        cpu_bytes=4 * GIB,
+        one_process=True,
         engine={**engine, "skip_tokenizer_init": True},
     )
-    return serve_check(check, report, folder, keep=keep)
+    with Spares(folder, engines(check), ["LlamaForCausalLM"]) as spares:
+        report("making an 8B shape with random weights")
+        _python("research.serving.large", str(model), "", LARGE)
+        return serve_check(check, report, folder, keep=keep, spares=spares)
 
 
 def _python(module: str, *words: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m research.serving.turboquant ORDER.json REPORT.json`: vLLM's turboquant where FlashAttention 2 was not built.
+"""vLLM's turboquant where FlashAttention 2 was not built.
 
 It keeps the first and last two layers in bfloat16 for FlashAttention 2 and reads prompts with it. Without it, all layers are coded and prompts
 are read by FlashAttention 3; nothing of its codes or of how they are read by decode steps is changed.
@@ -6,11 +6,8 @@ are read by FlashAttention 3; nothing of its codes or of how they are read by de
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
 from pathlib import Path
-
-from spectralquant.integrations.serve_check.child import main
 
 NOTE = "all layers coded, prompts read by FlashAttention 3: this build of vLLM lacks FlashAttention 2"
 
@@ -29,8 +26,3 @@ def without_flash_attention_2() -> None:
 
     TurboQuantConfig.get_boundary_skip_layers = staticmethod(lambda model_config, n=2: [])
     turboquant_attn.get_flash_attn_version = lambda *_, **__: 3
-
-
-if __name__ == "__main__":
-    without_flash_attention_2()
-    main(*sys.argv[1:])

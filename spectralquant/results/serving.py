@@ -14,6 +14,10 @@ class ServingRow(Row):
     shared prefixes, with `trace_budget` bytes of disk. long_samples_s: in their order, so that the first is that of a process
     that has restored nothing of this length yet. long_stages_s: by length, means of seconds from a request's first lookup until
     its last chunk was read, decoded, copied, and taken by the engine. pages: how many the engine has in its memory.
+
+    decode_tokens_per_s: by how many sequences decode together, while nothing is stored that the store does not have;
+    decode_storing_tokens_per_s: while all that is decoded is stored. decode_samples_tokens_per_s: of each round, by `stored` and
+    `storing` (or by the number of sequences). decode_step_s: median of a step; decode_connector_s: mean seconds of a step that are spent in vLLM's connector.
     """
 
     way: str
@@ -39,6 +43,10 @@ class ServingRow(Row):
     encode_s: Figure = None
     decode_s: Figure = None
     decode_tokens_per_s: dict[str, float] = {}
+    decode_storing_tokens_per_s: dict[str, float] = {}
+    decode_samples_tokens_per_s: dict[str, list[float]] = {}
+    decode_step_s: dict[str, float] = {}
+    decode_connector_s: dict[str, float] = {}
     pages: int | None = None
     trace_requests: int | None = None
     trace_prefixes: int | None = None

@@ -13,7 +13,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "headline": ("fit", "score", "speed"),
     "calibrate-scale": ("8b", "8b-small", "scaling", "70b", "70b-one-card", "steps", "forms", "predicted"),
     "cold-speed": ("codec", "coders", "prefill", "cpu", "blocks", "quality"),
-    "serving": ("small", "large", "tp"),
+    "serving": ("small", "large", "tp", "floor", "decode"),
     "serving-hot": ("small", "large"),
 }
 SHARED = ("quality", "headline")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from research.serving import hot
+from research.serving import hot, hot_speed
 from research.serving.cards import VISIBLE, cards
 from research.serving.hot import FP8, HOT, PLAIN, HotStudy, run_ways, serving_hot_study, ways
-from research.serving.hot_speed import serving_hot_speed
+from research.serving.hot_speed import Rows, serving_hot_speed
+from research.serving.side_by_side import side_by_side
 from spectralquant.errors import InputError, ProfileError
+from spectralquant.files import write_json
 from spectralquant.integrations.serve_check import process
 from spectralquant.integrations.serve_check.orders import Order
 from spectralquant.integrations.vllm.hot.variable import VARIABLE
+from spectralquant.results.files import read_results
 
 
 def quiet(line: str) -> None:
@@ -113,6 +119,82 @@ def test_every_engine_has_a_gpu_of_its_own(engines, monkeypatch):
         "bf16-pages": "6",
         "fp8-pages": "7",
     }
+
+
+def test_a_gpu_is_taken_as_soon_as_it_is_free(engines, monkeypatch):
+    gpus(monkeypatch, 2)
+    began, first_ends = [], threading.Event()
+
+    def task(name, gpu):
+        began.append((name, gpu[VISIBLE]))
+        if name == "first":
+            assert first_ends.wait(10)
+        if name == "last":
+            first_ends.set()
+
+    side_by_side({name: partial(task, name) for name in ("first", "second", "third", "last")})
+    assert dict(began)["first"] == "0"
+    assert [gpu for name, gpu in began if name != "first"] == ["1", "1", "1"]
+
+
+def test_the_profile_is_made_on_the_gpu_of_hot_pages_while_others_run(engines, monkeypatch):
+    gpus(monkeypatch, 2)
+    made_on, others_ran = [], threading.Event()
+
+    def make(gpu):
+        assert others_ran.wait(10)
+        made_on.append(gpu[VISIBLE])
+
+    def done(name, result):
+        if name == PLAIN:
+            others_ran.set()
+
+    run_ways(orders(PLAIN, FP8, HOT), Path("p"), Path("f"), quiet, make_profile=make, done=done)
+    assert made_on == ["0"]
+
+
+def finished(pages: int, device: str = "H") -> dict:
+    rates = {"tokens_per_s": [10.0, 12.0, 11.0], "step_s": 0.1}
+    return {
+        "facts": {"pages": pages, "start_s": 1.0, "device": device},
+        "steps": {"batch 8": rates, "batch 16": {"left_out": "no"}},
+    }
+
+
+def test_rows_are_written_as_ways_end_and_taken_by_the_next_run(tmp_path):
+    out, study = tmp_path / "x.json", HotStudy(batches=(8, 16))
+    rows = Rows(study, [PLAIN, FP8, HOT], out, quiet)
+    rows.add(HOT, finished(400))
+    rows.add(PLAIN, finished(100))
+    half = read_results(out)
+    assert [row.way for row in half.rows] == [f"8b/{PLAIN}", f"8b/{HOT}"] and half.settings["unfinished"] == [FP8]
+    assert half.rows[0].decode_tokens_per_s == {"8": 11.0} and half.faults
+    later = Rows(study, [PLAIN, FP8, HOT], out, quiet)
+    assert later.missing == [FP8]
+    later.add(FP8, finished(200))
+    whole = later.results(finished=True)
+    assert whole.summary == {"hot_capacity_over_bf16": 4.0, "hot_tokens_per_s_over_fp8_b8_32k": 1.0}
+    assert "unfinished" not in whole.settings and not whole.faults
+    write_json(out, whole.as_json())
+    assert Rows(study, [PLAIN], out, quiet).missing == [PLAIN]  # a whole one is measured again
+
+
+@pytest.mark.parametrize("change", ["commit", "study"])
+def test_rows_of_another_commit_or_study_are_not_taken(change, tmp_path, monkeypatch):
+    out, study = tmp_path / "x.json", HotStudy(batches=(8, 16))
+    Rows(study, [PLAIN, HOT], out, quiet).add(HOT, finished(400))
+    if change == "study":
+        study = replace(study, long_new=99)
+    else:
+        monkeypatch.setattr(hot_speed, "provenance", lambda **_: {"git_commit": "another"})
+    assert Rows(study, [PLAIN, HOT], out, quiet).missing == [PLAIN, HOT]
+
+
+def test_rows_of_another_device_make_way(tmp_path):
+    rows = Rows(HotStudy(batches=(8, 16)), [PLAIN, HOT], None, quiet)
+    rows.add(HOT, finished(400, "one"))
+    rows.add(PLAIN, finished(100, "two"))
+    assert rows.missing == [HOT]
 
 
 def test_memory_of_pages_is_what_the_engine_was_given(monkeypatch):

@@ -41,6 +41,8 @@ def measured(monkeypatch):
     monkeypatch.setattr(study, "serve_check", lambda *_, **__: measure("small"))
     monkeypatch.setattr(study, "_large", lambda *_: measure("large"))
     monkeypatch.setattr(study, "_two_ranks", lambda *_: measure("tp"))
+    monkeypatch.setattr(study, "_floor", lambda *_: measure("floor"))
+    monkeypatch.setattr(study, "_decode", lambda *_: measure("decode"))
     return names
 
 
@@ -52,14 +54,17 @@ def test_parts_that_are_there_are_joined_and_the_others_measured(measured, tmp_p
     out = tmp_path / "serving-x.json"
     assert [row.way for row in run(out, "tp").rows] == ["tp2/spectral"]
     result = run(out)
-    assert measured == ["tp", "small", "large"]
-    assert [row.way for row in result.rows] == ["spectral", "8b/spectral", "tp2/spectral"]
+    assert measured == ["tp", "small", "large", "floor", "decode"]
+    assert [row.way for row in result.rows] == [
+        f"{part}spectral" for part in ("", "8b/", "tp2/", "floor/", "8b-decode/")
+    ]
     assert result.summary["kl_nats"] == 0.01 and result.summary["tp2_same_text"] == 1.0
-    assert result.faults == ["small!", "8b/large!", "tp2/tp!"] and set(result.settings) == {"small", "large", "tp"}
+    assert result.faults == ["small!", "8b/large!", "tp2/tp!", "floor/floor!", "8b-decode/decode!"]
+    assert set(result.settings) == {"small", "large", "tp", "floor", "decode"}
     run(out)
-    assert len(measured) == 3
+    assert len(measured) == 5
     run(out, "large")
-    assert measured[3:] == ["large"]
+    assert measured[5:] == ["large"]
 
 
 def test_what_a_run_that_is_cut_off_has_measured_is_there(measured, tmp_path, monkeypatch):
@@ -78,7 +83,7 @@ def test_what_a_run_that_is_cut_off_has_measured_is_there(measured, tmp_path, mo
     assert [row.way for row in read_results(out).rows] == ["spectral", "8b/spectral"]
     monkeypatch.setattr(study, "_large", lambda *_: part("large"))
     run(out)  # the half part is measured again, the whole one is not
-    assert measured == ["small", "tp"]
+    assert measured == ["small", "tp", "floor", "decode"]
     assert all("unfinished" not in settings for settings in read_results(out).settings.values())
 
 
@@ -87,4 +92,5 @@ def test_a_part_that_this_machine_cannot_run_is_refused(measured, tmp_path, monk
     with pytest.raises(InputError, match=r"^Part tp of serving needs 2 GPUs, and PyTorch can use 1 here\.$"):
         run(tmp_path / "x.json", "small", "tp")
     assert measured == []
-    assert [row.way for row in run(tmp_path / "x.json").rows] == ["spectral", "8b/spectral"]
+    rows = run(tmp_path / "x.json").rows
+    assert [row.way for row in rows] == ["spectral", "8b/spectral", "floor/spectral", "8b-decode/spectral"]
