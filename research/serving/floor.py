@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from research.serving.engine import ENGINE, texts_after
-from research.serving.side_by_side import Variables, side_by_side
+from research.serving.engines.engine import ENGINE, texts_after
+from research.serving.engines.side_by_side import Variables, side_by_side
 from spectralquant.integrations.chunks import LOSSLESS
 from spectralquant.integrations.serve_check.check import own_tokens
 from spectralquant.integrations.serve_check.child import numbers_file

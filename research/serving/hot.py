@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from research.serving.cards import cards
-from research.serving.engine import ENGINE
-from research.serving.side_by_side import Variables, side_by_side
-from research.serving.turboquant import NOTE, lacks_flash_attention_2
+from research.serving.engines.cards import cards
+from research.serving.engines.engine import ENGINE
+from research.serving.engines.side_by_side import Variables, side_by_side
+from research.serving.engines.turboquant import NOTE, lacks_flash_attention_2
 from spectralquant.errors import InputError
 from spectralquant.integrations.serve_check.child import numbers_file
 from spectralquant.integrations.serve_check.compare import compare
@@ -49,7 +49,7 @@ class HotStudy:
     prefix: int = 1000
     new: int = 10
     batch: int = 2
-    batch_tokens: int = 16
+    batch_tokens: int = 32
     step: int = 256
     text: str = "builtin:pydoc"
     batches: tuple[int, ...] = (1, 8, 16, 32, 64)

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from research.serving.cards import cards
+from research.serving.engines.cards import cards
+from research.serving.engines.side_by_side import Variables
 from research.serving.hot import FP8, HOT, PLAIN, HotStudy, Report, run_ways, ways
 from research.serving.shape import save_shape
-from research.serving.side_by_side import Variables
 from spectralquant.errors import InputError
 from spectralquant.files import write_json
 from spectralquant.integrations.serve_check.check import UNFINISHED

@@ -12,9 +12,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from research.serving.engines.rounds import Rounds, Turns, decoding_results, take_turns
 from research.serving.floor import Floor, floor_study
 from research.serving.join import joined
-from research.serving.rounds import Rounds, Turns, decoding_results, take_turns
 from research.serving.shape import save_shape
 from spectralquant.errors import InputError
 from spectralquant.files import write_json

@@ -130,7 +130,8 @@ def study(
     several, a 70B shape on several and with layers streamed through one; and what --steps and shrinkage (part steps), metric and
     form of the bases (part forms) are worth on --model. serving-codec: bytes and quality of prefixes that
     a serving engine's tier restores, with and without token ids and attention. serving: vLLM with and without the tier, on --model
-    with a --profile for serving; on a GPU also times at an 8B shape, and on two ranks. serving-hot: vLLM with a --profile's hot tier in
+    with a --profile for serving, and what its texts have in common with those that vLLM's own ways restore; on a GPU also times, and
+    speed of decoding, at an 8B shape, and on two ranks. serving-hot: vLLM with a --profile's hot tier in
     its pages, beside its own pages; --part large (on a GPU): an 8B shape's capacity and speed.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]

@@ -35,7 +35,7 @@ SOME = frozenset({*MODEL, *SPLIT, "other_data", "in_mix", "more", "profile", "bo
     "train_seconds"
 }
 """Options that some studies read; --part is judged with its name, and all others hold for every study."""
-OWN_SHAPE = {"serving": ("large", "tp"), "serving-hot": ("large",)}
+OWN_SHAPE = {"serving": ("large", "tp", "decode"), "serving-hot": ("large",)}
 """Parts that make a model and a profile of their own. Those of `serving` join the results of its part small, so the command of all
 parts, with its --model and --profile, may be given for each."""
 

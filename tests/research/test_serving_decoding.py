@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from research.serving import decoding
-from research.serving.decoding import SKIPPED, Decoded, decode
-from research.serving.rounds import Rounds, decoding_results
+from research.serving.engines import decoding
+from research.serving.engines.decoding import SKIPPED, Decoded, decode
+from research.serving.engines.rounds import Rounds, decoding_results
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Step
 
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from research.serving import hot, hot_speed
-from research.serving.cards import VISIBLE, cards
+from research.serving.engines.cards import VISIBLE, cards
+from research.serving.engines.side_by_side import side_by_side
 from research.serving.hot import FP8, HOT, PLAIN, HotStudy, run_ways, serving_hot_study, ways
 from research.serving.hot_speed import Rows, serving_hot_speed
-from research.serving.side_by_side import side_by_side
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import write_json
 from spectralquant.integrations.serve_check import process

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from threading import Event
 from typing import TypeVar
 
-from research.serving.cards import VISIBLE, cards
+from research.serving.engines.cards import VISIBLE, cards
 
 Variables = dict[str, str]
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from research.serving.engine import ENGINE
+from research.serving.engines.engine import ENGINE
 from spectralquant.errors import InputError
 from spectralquant.files import write_json
 from spectralquant.integrations.serve_check.orders import Order

@@ -1,4 +1,4 @@
-"""`python -m research.serving.engine ORDER.json REPORT.json`: an engine's process that does more than that of `serve_check.child`.
+"""`python -m research.serving.engines.engine ORDER.json REPORT.json`: an engine's process that does more than that of `serve_check.child`.
 
 batch: decodes prompts together, timed step by step. texts: as there, but with what `texts_after` names done before each prompt.
 With a third word, the number of a pipe, it answers each line of its standard input there: see `rounds`.
@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from research.serving.decoding import ConnectorClock, Decoded, decode
-from research.serving.turboquant import lacks_flash_attention_2, without_flash_attention_2
+from research.serving.engines.decoding import ConnectorClock, Decoded, decode
+from research.serving.engines.turboquant import lacks_flash_attention_2, without_flash_attention_2
 from spectralquant.files import read_json, write_json
 from spectralquant.integrations.serve_check import child
 from spectralquant.integrations.serve_check.orders import Order, Prompts, Report, Step, order_of
 
-ENGINE = "research.serving.engine"
+ENGINE = "research.serving.engines.engine"
 PIECES = 5
 AFTER = " after "
 Before = Literal["forget", "forget-memory", "read"]
