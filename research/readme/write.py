@@ -30,7 +30,7 @@ from research.readme.tiers import costs, hot_rivals, tiers
 from research.readme.tools import OPENED, load, table
 from research.results.marks import dagger, stale
 from research.serving.engine_figures import serving_vllm
-from research.serving.figures import serving_codec
+from research.serving.figures import serving_codec, serving_hot
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -261,6 +261,7 @@ BLOCKS = {
     "coder": coder,
     "serving-codec": serving_codec,
     "serving-vllm": serving_vllm,
+    "serving-hot": serving_hot,
     "cold-speed": cold_speed,
     "cold-speed-cpu": cold_speed_cpu,
     "durations": durations,

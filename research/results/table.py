@@ -255,7 +255,7 @@ TABLE = (
         "serving-h100",
         "sq study serving --profile {out}.serving/profile --out {out}",
         "serving-gpu",
-        12,
+        16,
         before=(
             "sq calibrate --for serving --device cuda --steps 100 --window 1024 --target ratio=30 --held-out 4 --held-out-window 1024 "
             "--out {out}.serving/profile",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from research.readme.tools import RESULTS, load, table
@@ -12,7 +13,11 @@ NAMES = {
     "spectral": "the tier, profile for serving",
     "vllm-cpu-memory": "vLLM's tier in CPU memory",
     "vllm-files": "vLLM's tier of files",
+    "vllm-tiers": "vLLM's tiers of CPU memory and files",
+    "recompute-again": "computing again, another process",
+    "engine-cache": "vLLM's own prefix cache",
 }
+KINDS = ("stored", "storing")
 
 
 def serving_vllm() -> str:
@@ -37,12 +42,21 @@ def _soak(result: Any) -> str:
 
 def _machine(result: Any) -> str:
     rows = [row for row in result["rows"] if "/" not in row["way"]]
-    large, ranks = ([row for row in result["rows"] if row["way"].startswith(name)] for name in ("8b/", "tp2/"))
+    large, decode, ranks, floor = (
+        [row.updated(way=row["way"].removeprefix(name)) for row in result["rows"] if row["way"].startswith(name)]
+        for name in ("8b/", "8b-decode/", "tp2/", "floor/")
+    )
     parts = [_small(result, rows)] if rows else []
+    if floor:
+        parts.append(_floor(floor, result["summary"]))
+    elif rows and result["engine"].get("cuda"):
+        parts.append("How often texts differ that vLLM's own tiers restored was not measured.")
     if large:
         parts.append(_large(large))
+    if decode:
+        parts.append(_decode(decode, result["summary"]))
     if ranks:
-        parts.append(_ranks(ranks[-1]))
+        parts.append(_ranks(ranks))
     if result.get("faults"):
         parts.append("What the check found: " + "; ".join(result["faults"]) + ".")
     return "\n\n".join(parts)
@@ -90,7 +104,7 @@ def _large(rows: list[Any]) -> str:
     body = []
     for row in rows:
         over = row.get("long_over_recompute") or {}
-        line = [NAMES[row["way"].removeprefix("8b/")], *(_long(row, n) for n in longs)]
+        line = [NAMES[row["way"]], *(_long(row, n) for n in longs)]
         line += [f"{over[n]:.2f}" if n in over else "–" for n in longs] + [_number(row, "bytes_ratio", 1)]
         if batch:
             rate = (row.get("decode_tokens_per_s") or {}).get(batch)
@@ -105,18 +119,80 @@ def _large(rows: list[Any]) -> str:
 def _stages(row: Any) -> str:
     """When, after a request's first lookup, each stage of restoring it ended."""
     return "".join(
-        f" {int(n):,} tokens restored by {NAMES[row['way'].removeprefix('8b/')]}: read after {s['read_after_s']:.3f} s, decoded after "
+        f" {int(n):,} tokens restored by {NAMES[row['way']]}: read after {s['read_after_s']:.3f} s, decoded after "
         f"{s['decoded_after_s']:.3f}, in CPU memory after {s['copied_after_s']:.3f}, of {row['long_first_token_s'][n]:.3f} to the first token; "
         f"the first of its length took {row['long_samples_s'][n][0]:.3f}."
         for n, s in (row.get("long_stages_s") or {}).items()
     )
 
 
-def _ranks(row: Any) -> str:
+def _floor(rows: list[Any], summary: Any) -> str:
+    """What differs from computing again where nothing is compressed."""
+    body = [[NAMES[row["way"]], _share(row, "same_text"), _number(row, "kl_nats", 5)] for row in rows[1:]]
+    same, kl = (summary[f"lossless_{name}"] for name in ("same_text_as_engine_cache", "kl_from_engine_cache_nats"))
     return (
-        f"Two ranks (`--tensor-parallel-size 2`, a small random model, every bit kept): {row['prompts']} prompts that share "
-        f"{row['prefix_tokens']:,} tokens, {_share(row, 'hit_share')} of the chunks restored in a second process, "
-        f"{_share(row, 'same_text')} of the texts the same."
+        f"How far that is from computing again where no codec has a part, {rows[0]['prompts']} such prompts:\n\n"
+        + table(["served by", "same text", "KL, nats"], body)
+        + f"\n\nThe tier with every bit kept, beside vLLM's own prefix cache (nothing leaves the GPU, and the same tokens are computed): "
+        f"{100 * same:.0f} % of the texts are the same, KL {kl:.5f}."
+    )
+
+
+def _decode(rows: list[Any], summary: Any) -> str:
+    """Decoding with and without tiers, by engines that took turns."""
+    batch, rounds = rows[0]["prompts"], len(rows[0]["decode_samples_tokens_per_s"]["stored"])
+    body = [
+        [
+            NAMES[row["way"]],
+            *(
+                f"{_middle(row, kind):.0f} ({min(_samples(row, kind)):.0f} … {max(_samples(row, kind)):.0f})"
+                for kind in KINDS
+            ),
+            f"{1e3 * row['decode_step_s']['stored']:.3f}",
+            f"{1e3 * row['decode_connector_s']['stored']:.3f}",
+        ]
+        for row in rows
+    ]
+    head = [
+        "8B shape, random weights",
+        "tokens/s, nothing to store",
+        "tokens/s, all stored",
+        "a step, ms",
+        "of it in vLLM's connector, ms",
+    ]
+    return (
+        f"Decoding {batch} sequences behind {rows[0]['prefix_tokens']} tokens each, the engines of all ways on one GPU in turns, {rounds} rounds "
+        "(median, least … most):\n\n"
+        + table(head, body)
+        + f"\n\nOver computing without a tier: {_change(summary, 'decode_over_recompute')} ({_change(summary, 'decode_over_recompute_least')} … "
+        f"{_change(summary, 'decode_over_recompute_most')}) with nothing to store, {_change(summary, 'decode_storing_over_recompute')} while all is stored; "
+        f"over vLLM's own tiers {_change(summary, 'decode_over_vllm_tiers')} and {_change(summary, 'decode_storing_over_vllm_tiers')}. "
+        f"Rounds without a tier are {100 * summary['decode_noise']:.1f} % apart."
+    )
+
+
+def _samples(row: Any, kind: str) -> list[float]:
+    return row["decode_samples_tokens_per_s"][kind]
+
+
+def _middle(row: Any, kind: str) -> float:
+    return statistics.median(_samples(row, kind))
+
+
+def _change(summary: Any, name: str) -> str:
+    return f"{100 * (summary[name] - 1):+.1f} %"
+
+
+def _ranks(rows: list[Any]) -> str:
+    row = rows[-1]
+    longs = "".join(
+        f" A prefix of {int(n):,} tokens: {seconds:.2f} s to the first token, {row['long_over_recompute'][n]:.2f} of computing it."
+        for n, seconds in (row.get("long_first_token_s") or {}).items()
+    )
+    return (
+        f"Two ranks (`--tensor-parallel-size 2`, 8B shape, random weights, every bit kept): {row['prompts']} prompts that share "
+        f"{row['prefix_tokens']:,} tokens, {_share(row, 'hit_share')} of the chunks restored, {_share(row, 'same_text')} of the texts the "
+        f"same (KL {_number(row, 'kl_nats', 5)}). A packet holds the heads of both ranks.{longs}"
     )
 
 

@@ -65,13 +65,10 @@ def _ratio(x: float | None, digits: int = 1) -> str:
 
 
 def serving_hot() -> str:
-    """Hot pages in vLLM's engines."""
-    parts = [_hot(load("serving-hot-cpu"))]
-    if (RESULTS / "serving-hot-h100.json").exists():
-        parts.append(_hot(load("serving-hot-h100")))
-    if (RESULTS / "serving-hot-8b-h100.json").exists():
-        parts.append(_hot_speed(load("serving-hot-8b-h100")))
-    return "\n\n".join(parts)
+    """Hot pages in vLLM's engines, on the machines where they were measured."""
+    files = (("serving-hot-cpu", _hot), ("serving-hot-h100", _hot), ("serving-hot-8b-h100", _hot_speed))
+    parts = [block(load(name)) for name, block in files if (RESULTS / f"{name}.json").exists()]
+    return "\n\n".join(parts) or "Not measured at this version's commit."
 
 
 def _hot(result: Any) -> str:
@@ -94,12 +91,12 @@ def _notes(rows: list[Any]) -> str:
 
 def _hot_speed(result: Any) -> str:
     rows, s, engine = result["rows"], result["settings"], result["engine"]
-    plain = rows[0]["pages"]
+    plain = next((r["pages"] for r in rows if r["way"] == "8b/bf16 pages"), None)
     batches = sorted({int(b) for r in rows for b in r["decode_tokens_per_s"]})
     body = []
     for r in rows:
         rates = r["decode_tokens_per_s"]
-        line = [r["way"].removeprefix("8b/"), f"{r['pages'] * 128:,}", f"{r['pages'] / plain:.2f}"]
+        line = [r["way"].removeprefix("8b/"), f"{r['pages'] * 128:,}", _ratio(plain and r["pages"] / plain, 2)]
         body.append(line + [f"{rates[str(b)]:.0f}" if str(b) in rates else "does not fit" for b in batches])
     head = [
         f"{s['shape']} shape, random weights, vLLM {engine['vllm']}, {engine['device']}",
@@ -109,4 +106,5 @@ def _hot_speed(result: Any) -> str:
     return table(head + [f"tokens/s, batch {b}" for b in batches], body) + (
         f"\n\nTokens a second are those of decoding behind prompts of {s['long']:,} tokens, with graphs of decode steps."
         + _notes(rows)
+        + "".join(f"\n\n{fault}." for fault in result.get("faults") or ())
     )
