@@ -82,7 +82,12 @@ def _hot(result: Any) -> str:
         body.append(line + [f"{rate:.1f}" for rate in rates.values()])
     head = [f"vLLM {engine['vllm']}, {engine['device']}: pages of 128 tokens in {settings['space']}"]
     head += ["pages", "capacity", "KL, nats/token", "top-1 kept"]
-    return table(head + (["tokens/s"] if rows[0].get("decode_tokens_per_s") else []), body) + _notes(rows)
+    page = table(head + (["tokens/s"] if rows[0].get("decode_tokens_per_s") else []), body) + _notes(rows)
+    return page + _faults(result)
+
+
+def _faults(result: Any) -> str:
+    return "".join(f"\n\n{fault.removeprefix('8b/')}." for fault in result.get("faults") or ())
 
 
 def _notes(rows: list[Any]) -> str:
@@ -106,5 +111,5 @@ def _hot_speed(result: Any) -> str:
     return table(head + [f"tokens/s, batch {b}" for b in batches], body) + (
         f"\n\nTokens a second are those of decoding behind prompts of {s['long']:,} tokens, with graphs of decode steps."
         + _notes(rows)
-        + "".join(f"\n\n{fault}." for fault in result.get("faults") or ())
+        + _faults(result)
     )

@@ -33,6 +33,7 @@ from spectralquant.results.serving import ServingRow
 Report = Callable[[str], None]
 PLAIN, FP8, TURBO, HOT = "bf16 pages", "fp8 pages", "turboquant_4bit_nc pages", "hot pages"
 
+NOT_STARTED = "not measured, its engine did not start"
 Done = Callable[[str, dict[str, Any]], None]
 SMALL_SHARE, SMALL_BYTES = 0.15, 4 << 30
 TOGETHER = 4  # engines of the small model on one GPU, which are not timed
@@ -91,7 +92,10 @@ def serving_hot_study(model: str, profile: Path, study: HotStudy, *, offline: bo
     facts = runs[PLAIN]["facts"]
     known = {k: v for k, v in facts.items() if k not in ("start_s", "pages")}
     settings = asdict(study) | {"profile": profile.name, "space": _space(engine, gpu)}
-    return results_file("serving", rows, provenance(**known), summary=summary, settings=settings, engine=facts)
+    faults = [f"{name}: {NOT_STARTED}" for name in orders if name not in runs]
+    return results_file(
+        "serving", rows, provenance(**known), summary=summary, settings=settings, engine=facts, faults=faults
+    )
 
 
 def ways(gpu: bool) -> dict[str, dict[str, Any]]:
@@ -141,7 +145,7 @@ def _run(name: str, order: Order, folder: Path, variables: Variables, report: Re
     except InputError as error:
         if name != TURBO:
             raise
-        report(f"{name}: not measured, the engine does not start: {error}")
+        report(f"{name}: {NOT_STARTED}: {error}")
         return None
     return done | {"note": NOTE} if name == TURBO and lacks_flash_attention_2() else done
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from research.serving.engines.cards import cards
 from research.serving.engines.side_by_side import Variables
-from research.serving.hot import FP8, HOT, PLAIN, HotStudy, Report, run_ways, ways
+from research.serving.hot import FP8, HOT, NOT_STARTED, PLAIN, HotStudy, Report, run_ways, ways
 from research.serving.shape import save_shape
 from spectralquant.errors import InputError
 from spectralquant.files import write_json
@@ -32,6 +32,7 @@ SHAPE = "llama-3.1-8b"
 SHARE = 0.9
 GROUP = "8"  # the batch that the summary compares
 LARGE = "8b/"
+CUT_OFF = "cut off before it was measured"
 
 
 def serving_hot_speed(
@@ -101,7 +102,7 @@ class Rows:
                 write_json(self._out, self.results().as_json())
 
     def results(self, finished: bool = False) -> Results:
-        """Rows in the order of the ways; ways to come are faults."""
+        """Rows in the order of the ways; ways that are not there are faults."""
         rows = [self._rows[name] for name in self._wanted if name in self._rows]
         to_come = [] if finished else self.missing
         known = {k: v for k, v in self._facts.items() if k not in ("start_s", "pages")}
@@ -112,7 +113,7 @@ class Rows:
             summary=_summary(rows),
             settings=self._settings() | ({UNFINISHED: to_come} if to_come else {}),
             engine=self._facts,
-            faults=[f"{LARGE}{name}: cut off before it was measured" for name in to_come],
+            faults=[f"{LARGE}{name}: {NOT_STARTED if finished else CUT_OFF}" for name in self.missing],
         )
 
     def _settings(self) -> dict[str, Any]:

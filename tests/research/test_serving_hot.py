@@ -13,7 +13,7 @@ import torch
 from research.serving import hot, hot_speed
 from research.serving.engines.cards import VISIBLE, cards
 from research.serving.engines.side_by_side import side_by_side
-from research.serving.hot import FP8, HOT, PLAIN, HotStudy, run_ways, serving_hot_study, ways
+from research.serving.hot import FP8, HOT, NOT_STARTED, PLAIN, HotStudy, run_ways, serving_hot_study, ways
 from research.serving.hot_speed import Rows, serving_hot_speed
 from spectralquant.errors import InputError, ProfileError
 from spectralquant.files import write_json
@@ -170,7 +170,7 @@ def test_rows_are_written_as_ways_end_and_taken_by_the_next_run(tmp_path):
     assert [row.way for row in half.rows] == [f"8b/{PLAIN}", f"8b/{HOT}"] and half.settings["unfinished"] == [FP8]
     assert half.rows[0].decode_tokens_per_s == {"8": 11.0} and half.faults
     later = Rows(study, [PLAIN, FP8, HOT], out, quiet)
-    assert later.missing == [FP8]
+    assert later.missing == [FP8] and later.results(finished=True).faults == [f"8b/{FP8}: {NOT_STARTED}"]
     later.add(FP8, finished(200))
     whole = later.results(finished=True)
     assert whole.summary == {"hot_capacity_over_bf16": 4.0, "hot_tokens_per_s_over_fp8_b8_32k": 1.0}

@@ -52,7 +52,15 @@ class ConnectorClock:
         "build_connector_meta",
         "update_connector_output",
     )
-    WORKER = ("bind_connector_metadata", "start_load_kv", "wait_for_save", "get_finished", "clear_connector_metadata")
+    WORKER = (
+        "handle_preemptions",
+        "bind_connector_metadata",
+        "start_load_kv",
+        "wait_for_save",
+        "get_finished",
+        "get_kv_connector_stats",
+        "build_connector_worker_meta",
+    )
 
     def __init__(self, llm: Any) -> None:
         self.seconds = 0.0
