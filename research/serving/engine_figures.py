@@ -156,7 +156,7 @@ def _decode(rows: list[Any], summary: Any) -> str:
     head = [
         "8B shape, random weights",
         "tokens/s, nothing to store",
-        "tokens/s, all stored",
+        "tokens/s, prompts being stored",
         "a step, ms",
         "of it in vLLM's connector, ms",
     ]
@@ -165,7 +165,7 @@ def _decode(rows: list[Any], summary: Any) -> str:
         "(median, least … most):\n\n"
         + table(head, body)
         + f"\n\nOver computing without a tier: {_change(summary, 'decode_over_recompute')} ({_change(summary, 'decode_over_recompute_least')} … "
-        f"{_change(summary, 'decode_over_recompute_most')}) with nothing to store, {_change(summary, 'decode_storing_over_recompute')} while all is stored; "
+        f"{_change(summary, 'decode_over_recompute_most')}) with nothing to store, {_change(summary, 'decode_storing_over_recompute')} while the prompts, just computed, are stored; "
         f"over vLLM's own tiers {_change(summary, 'decode_over_vllm_tiers')} and {_change(summary, 'decode_storing_over_vllm_tiers')}. "
         f"Rounds without a tier are {100 * summary['decode_noise']:.1f} % apart."
     )

@@ -15,8 +15,8 @@ class ServingRow(Row):
     that has restored nothing of this length yet. long_stages_s: by length, means of seconds from a request's first lookup until
     its last chunk was read, decoded, copied, and taken by the engine. pages: how many the engine has in its memory.
 
-    decode_tokens_per_s: by how many sequences decode together, while nothing is stored that the store does not have;
-    decode_storing_tokens_per_s: while all that is decoded is stored. decode_samples_tokens_per_s: of each round, by `stored` and
+    decode_tokens_per_s: by how many sequences decode together, with nothing to store; decode_storing_tokens_per_s: while their prompts,
+    which were just computed, are stored. decode_samples_tokens_per_s: of each round, by `stored` and
     `storing` (or by the number of sequences). decode_step_s: median of a step; decode_connector_s: mean seconds of a step that are spent in vLLM's connector.
     """
 

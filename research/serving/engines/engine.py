@@ -133,8 +133,8 @@ def facts(engine: child.Engine, begin: float) -> dict[str, Any]:
 
 
 def answer_rounds(order_file: str, pipe: int) -> None:
-    """For every line of standard input, the number of a part of the random tokens: decode the order's prompts of that part, and again,
-    and answer with both rounds' figures. Without an order's line it only imports.
+    """Imports; at the first line of standard input it starts vLLM. Each later line is a number: decode that many'th part of the
+    stream of tokens as the order's prompts, and once more, and answer with both rounds' figures.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     import vllm
@@ -155,7 +155,7 @@ def answer_rounds(order_file: str, pipe: int) -> None:
         step = order.steps[0]
         assert step.prompts is not None
         for line in sys.stdin:
-            prompts = engine.prompts(dataclasses.replace(step.prompts, part=int(line)))
+            prompts = engine.prompts(dataclasses.replace(step.prompts, part=int(line) * step.prompts.count))
             rounds = {}
             for name in ("storing", "stored"):
                 decoded = decoded_together(engine, prompts, step.new, clock)
