@@ -35,7 +35,7 @@ GIB = 1 << 30
 NEEDS = {"small": 0, "large": 1, "tp": 2, "floor": 0, "decode": 1}
 """GPUs by part."""
 PARTS = tuple(NEEDS)
-DECODED, DECODE_PROMPT, DECODE_ROUNDS = 384, 1024, 8
+DECODED, DECODE_PROMPT, DECODE_ROUNDS = 256, 1024, 6
 DECODE_BATCH = 8
 DECODE_BYTES = 6 * GIB  # of pages: 48 thousand tokens of the 8B shape
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]}
