@@ -88,7 +88,9 @@ def index_entry(name: str, model: str) -> Entry:
     return Entry(f"index-{name}-wikitext2", command, "gpu", 4, before=(made,))
 
 
-LONG_TEXT = "--steps 100 --data builtin:code=59 --data builtin:stdlib=30 --data file:{text}=8 --data builtin:pydoc=3"
+LONG_TEXT = (
+    "--steps 100 --data builtin:code=600 --data builtin:stdlib=298 --data file:{text}=75 --data builtin:pydoc=27"
+)
 BUILTIN = {"smollm2": "--model builtin:smollm2-135m", "gemma3": GEMMA}
 TABLE = (
     Entry("architectures", "sq study architectures --out {out}", "cpu", 4),
