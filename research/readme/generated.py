@@ -28,23 +28,28 @@ def generated() -> str:
 
 
 def generate_speed() -> str:
-    """A table of decode cells, and a sentence a figure of the summary that was measured."""
+    """A table of decode cells, those that do not fit named, and a sentence a figure of the summary that was measured."""
     result = load("generate-h100")
-    rows = [r for r in result["rows"] if r["kind"] == "decode" and r["tokens_per_s"] is not None]
-    body = [
-        [
-            NAMES[r["method"]],
-            f"{r['context']:,}",
-            str(r["batch"]),
-            f"{r['tokens_per_s']:,.0f}",
-            f"{1000 * r['batch'] / r['tokens_per_s']:.1f}",
-            "" if r.get("stall_ms") is None else f"+{r['stall_ms']:.1f} ms",
-            f"{r['peak_memory_bytes'] / 1e9:.1f}",
-        ]
-        for r in rows
-    ]
+    methods = list(NAMES)
+    rows = sorted(
+        (r for r in result["rows"] if r["kind"] == "decode"),
+        key=lambda r: (r["context"], r["batch"], methods.index(r["method"])),
+    )
     head = ["cache", "context", "batch", "tokens/s", "ms a token", "slowest token", "GB at most"]
-    return table(head, body) + "\n\n" + " ".join(_sentences(result))
+    return table(head, [_decoded(r) for r in rows]) + "\n\n" + " ".join(_sentences(result))
+
+
+def _decoded(row: Any) -> list[str]:
+    cell = [NAMES[row["method"]], f"{row['context']:,}", str(row["batch"])]
+    if "failed" in row:
+        return [*cell, row["failed"], "", "", ""]
+    return [
+        *cell,
+        f"{row['tokens_per_s']:,.0f}",
+        f"{1000 * row['batch'] / row['tokens_per_s']:.1f}",
+        "" if row.get("stall_ms") is None else f"+{row['stall_ms']:.1f} ms",
+        f"{row['peak_memory_bytes'] / 1e9:.1f}",
+    ]
 
 
 def counters() -> str:
@@ -85,6 +90,12 @@ def _sentences(result: Any) -> list[str]:
                 f"A second prompt of {context:,} tokens has its first token after {first['hot']:,.0f} ms, and after "
                 f"{first['dynamic']:,.0f} ms with DynamicCache."
             )
+    most = [r for r in result["rows"] if r["kind"] == "capacity" and "failed" not in r]
+    for r in sorted(most, key=lambda r: -r["batch"]):
+        out.append(
+            f"{NAMES[r['method']]} holds at most {r['batch']} sequences of {r['context']:,} tokens at once, "
+            f"{r['tokens_per_s']:,.0f} tokens/s in all."
+        )
     for batch in (1, 8):
         share = s.get(f"share_of_whole_step_32k_b{batch}")
         if share is not None:
