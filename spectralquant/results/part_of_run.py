@@ -64,12 +64,17 @@ class PartOfRun(UnfinishedRun):
             time.sleep(0.1)
         raise BusyError("the whole run is on its way.")
 
+    def _busy(self) -> None:
+        """Raise BusyError: another process makes this part, or the whole run."""
+        self._lose("another process works on the same run.")
+
     def _lose(self, why: str) -> None:
         """A part whose rows cannot be kept is of no use.
 
         Raises:
             BusyError: always.
         """
+        self._claim.close()
         raise BusyError(f"--part: finished rows cannot be kept: {why}")
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

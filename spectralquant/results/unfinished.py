@@ -96,7 +96,7 @@ class UnfinishedRun(Kept):
             self._begin()
             self.folder = self._own
         except BusyError:
-            self._lose("another process works on the same run.")
+            self._busy()
         except (OSError, InputError) as error:
             self._lose(str(error))
         return self
@@ -107,6 +107,20 @@ class UnfinishedRun(Kept):
         if self.folder is not None and (kind is None or not self._finished()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._claim.close()
+
+    def _busy(self) -> None:
+        """Another process works on the run.
+
+        Raises:
+            BusyError: what it has finished is asked for, which is not whole yet.
+        """
+        self._claim.close()
+        if self.resume:
+            raise BusyError(
+                f"--resume: another process works on this run of sq {self.command}, or on a part of it. Wait until it has ended; "
+                "the same command then goes on with all that is finished."
+            )
+        self._lose("another process works on the same run.")
 
     def _claim_run(self, what: str) -> None:
         """Hold the run for this process: no other one does it, nor a part of it."""
@@ -193,6 +207,7 @@ class UnfinishedRun(Kept):
         return sum(file.is_file() and file.name not in DESCRIPTIONS for file in self._own.rglob("*"))
 
     def _lose(self, why: str) -> None:
+        self._claim.close()
         self.report(f"Finished parts of this run cannot be kept: {why} An interruption would lose them.")
         self.folder, self.resume = None, False
 

@@ -168,7 +168,8 @@ def compare(
     plan = comparison_plan(both, list(scored), [*trials, *((name, n) for name in more for n in task_lengths)])
     with claim, output.progress(plan) as bar:
         comparison = Comparison(holder, scored, protocol, text_name(sources), bar)
-        inputs = {**comparison.identity, "text": text_name(sources), "device": str(loaded.device)}
+        named = [str(spec) for group in groups for spec in group]
+        inputs = {**comparison.identity, "methods": named, "text": text_name(sources), "device": str(loaded.device)}
         if own is not None:
             with PartOfRun("compare", inputs, own, report=output.note) as shared:
                 comparison.run(groups, shared)

@@ -52,6 +52,25 @@ def test_a_part_and_the_whole_run_exclude_each_other_and_parts_do_not():
         pass
 
 
+def test_what_others_still_work_on_is_not_resumed():
+    with PartOfRun("test", {"a": 1}, (1, 2)) as first:
+        first.value("row 0", lambda: [{"by": "1"}])
+        with (
+            pytest.raises(BusyError, match=r"--resume: another process .* Wait until it has ended"),
+            UnfinishedRun("test", {"a": 1}, resume=True),
+        ):
+            pass
+    with UnfinishedRun("test", {"a": 1}, resume=True) as whole:
+        assert rows(whole, "whole")[0]["by"] == "1"
+
+
+def test_a_run_that_keeps_nothing_holds_nothing():
+    with PartOfRun("test", {"a": 1}, (1, 2)), UnfinishedRun("test", {"a": 1}) as whole:
+        assert whole.folder is None
+        with PartOfRun("test", {"a": 1}, (2, 2)) as second:
+            assert second.folder is not None
+
+
 def test_a_part_whose_rows_cannot_be_kept_is_refused(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path / "file"))

@@ -171,6 +171,19 @@ def test_a_comparison_is_shared_by_processes(place, tmp_path, monkeypatch):
     assert "nothing was finished" not in done.stderr
 
 
+@pytest.mark.slow
+def test_comparisons_of_other_methods_are_other_runs(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path / "cache"))
+    named = ("--quick", "--needle", "0", "--part", "1/2")
+    for method in ("h2o:keep=0.2", "turboquant:bits=3"):
+        done = compare(place, method, *named)
+        assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "cache" / "unfinished").glob("compare-*/"))) == 2
+    done = compare(place, "h2o:keep=0.2", "--quick", "--needle", "0", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "cache" / "unfinished").glob("compare-*/"))) == 1, "the other run's parts stay"
+
+
 def test_a_part_writes_no_results(place, tmp_path):
     done = compare(place, "h2o", "--part", "1/2", "--json", tmp_path / "out.json")
     assert done.returncode == 2 and "--json has no effect with --part" in " ".join(done.stderr.split())
