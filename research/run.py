@@ -17,7 +17,7 @@ from spectralquant.results.unfinished import Kept, UnfinishedRun
 from spectralquant.text.mix import MixedText, tokenize_sources
 from spectralquant.text.read import TextSource, open_sources, text_name
 from spectralquant.text.tokens import tokens_sha256
-from sqcli.loading import load_for
+from sqcli.loading.for_profile import load_for
 
 Progress = Callable[[str, int, int], None]
 Report = Callable[[str], None]

@@ -276,7 +276,7 @@ def _check_profile(
 ) -> None:
     """What an existing profile takes on other text."""
     from spectralquant.profile.model import CalibrationProfile
-    from sqcli.loading import load_for
+    from sqcli.loading.for_profile import load_for
     from sqcli.results import check_result
     from sqcli.terminal.calibration import check_view
 

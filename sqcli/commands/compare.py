@@ -99,7 +99,7 @@ def compare(
     from spectralquant.origin.quotable import begin
     from spectralquant.results.part_of_run import PartOfRun, parse_part
     from sqcli.collisions import profile_files, text_files
-    from sqcli.loading import load_for
+    from sqcli.loading.for_profile import load_for
     from sqcli.output import Output
     from sqcli.refusals.idle import WITH_PART, WRITES, refuse_idle
     from sqcli.refusals.sources import chosen, given

@@ -78,7 +78,7 @@ def generate(
     from spectralquant.results.files import results_file
     from spectralquant.results.unfinished import UnfinishedRun
     from sqcli.collisions import profile_files
-    from sqcli.loading import load_for
+    from sqcli.loading.for_profile import load_for
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
     from sqcli.terminal.cache import cache_view, not_compressed_view

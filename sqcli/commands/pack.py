@@ -76,7 +76,7 @@ def pack(
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.tokens import prompt_ids, tokens_sha256
     from sqcli.collisions import profile_files
-    from sqcli.loading import load_for
+    from sqcli.loading.for_profile import load_for
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
 

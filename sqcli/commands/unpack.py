@@ -43,7 +43,7 @@ def unpack(
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.files import results_file
     from sqcli.collisions import profile_files
-    from sqcli.loading import load_for
+    from sqcli.loading.for_profile import load_for
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def load_for(
     """
     from spectralquant.models.foreign import refuse_foreign_model
     from spectralquant.models.load import load_model
+    from spectralquant.models.random_model import PREFIX
 
     name = spec or (profile.sidecar.model.name if profile is not None else "builtin:smollm2-135m")
     if profile is not None:
@@ -32,4 +34,8 @@ def load_for(
     loaded = load_model(name, device=device, dtype=dtype, offline=offline, report=report)
     if profile is not None:
         profile.require_model(loaded.model, loaded.name)
+    if name.startswith(PREFIX):
+        from sqcli.loading.random_text import TolerantBytes
+
+        loaded = replace(loaded, tokenizer=TolerantBytes())
     return loaded
