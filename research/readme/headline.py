@@ -8,6 +8,7 @@ from typing import Any
 
 from research.readme.tools import is_there, load, table
 from spectralquant.evaluation.match import matched
+from spectralquant.methods.eviction.evictor import STREAMING
 from sqcli.terminal.compare import bound_text
 
 KL = 0.01
@@ -25,6 +26,7 @@ RATIO, GENERAL, FOREIGN, ENCODE, DECODE, FIRST, PROFILE = (
 COLUMNS = (RATIO, GENERAL, FOREIGN, PROFILE)
 SPEEDS = (ENCODE, DECODE, FIRST)
 OURS = "spectral"
+OWN, ELSEWHERE = "own", "foreign"
 METHODS = (OURS, "kvtc", "turboquant", "kivi", "h2o", "snapkv", "expected_attention", "streaming_llm", "scissorhands")
 FORGET = ("h2o", "snapkv", "expected_attention", "streaming_llm", "scissorhands", "heavy_hitter")
 FIXED = ("turboquant", "kivi", *FORGET)
@@ -51,10 +53,13 @@ class Facts:
             row = self.cells.setdefault(key, {})
             if column not in row or (row[column].startswith(NOTHING) and not text.startswith(NOTHING)):
                 self.notes.setdefault(file, note)
-                row[column] = f"{text}<sup>{self._mark(file)}</sup>"
+                mark = self._mark(file)
+                row[column] = f"{text}<sup>{mark}</sup>" if mark else text
 
     def _mark(self, file: str) -> str:
-        return chr(ord("a") + list(self.notes).index(file))
+        """A letter; none for the file that most figures are from, which comes first."""
+        place = list(self.notes).index(file)
+        return chr(ord("a") + place - 1) if place else ""
 
     def models(self) -> list[str]:
         """Models in their order."""
@@ -92,7 +97,10 @@ class Facts:
 
     def legend(self) -> str:
         """Which file a letter stands for, and what it is of."""
-        return "; ".join(f"{self._mark(file)} `{file}.json`: {note}" for file, note in self.notes.items()) + "."
+        return (
+            "; ".join(f"{self._mark(file) or 'no letter:'} `{file}.json`: {note}" for file, note in self.notes.items())
+            + "."
+        )
 
 
 def sceptic() -> str:
@@ -123,6 +131,28 @@ def sceptic() -> str:
     if any(UNKNOWN in line for lines in (*map(facts.grid, facts.models()), facts.costs()) for line in lines):
         parts.append(f"`{UNKNOWN}`: not measured, or (spectral) every budget that was fitted is coarser.")
     return "\n\n".join([*parts, *real_size()])
+
+
+def texts_and_profiles() -> list[list[str]]:
+    """Rows of the short table: the range over texts of each model with a profile of its own, and of another text."""
+    ours = [
+        r for r in load("headline").rows if r.method == OURS and r.mode == STREAMING and r.payload_ratio is not None
+    ]
+    rows = []
+    for start, name in ((OWN, "a profile of its own"), (ELSEWHERE, "a profile of another text")):
+        said = []
+        for model in MODELS:
+            ratios = [r.payload_ratio for r in ours if r.model.endswith(model) and r.profile.startswith(start)]
+            said.append(f"{min(ratios):.0f} to {max(ratios):.0f} ({model})")
+        steps = load("headline")["study"]["steps"]
+        rows.append(
+            [
+                f"payload ratio, four texts, each with {name}",
+                f"**{said[0]}**",
+                f"KL {KL:g}; {said[1]}; {steps} calibration steps",
+            ]
+        )
+    return rows
 
 
 def of_headline(result: Any) -> Iterator[tuple[Key, str, str]]:

@@ -53,6 +53,16 @@ def headline_rows() -> list[list[str]]:
                     said,
                 ]
             )
+    most = {r["method"]: r for r in result["rows"] if r["kind"] == "capacity" and "failed" not in r}
+    if {"hot", "dynamic"} <= set(most):
+        ours, dense = most["hot"], most["dynamic"]
+        rows.append(
+            [
+                f"sequences of {ours['context']:,} tokens held at once",
+                f"**{ours['batch']}**",
+                f"{ours['tokens_per_s']:,.0f} tokens/s in all; DynamicCache: {dense['batch']}, {dense['tokens_per_s']:,.0f} tokens/s",
+            ]
+        )
     return rows
 
 

@@ -18,7 +18,7 @@ from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed, cold_speed_cpu
 from research.readme.durations import durations
 from research.readme.generated import counters, generate_speed, generated
-from research.readme.headline import sceptic
+from research.readme.headline import sceptic, texts_and_profiles
 from research.readme.quality import bounded, bounded_cpu, promise, quality
 from research.readme.rivals.claims import claims
 from research.readme.rivals.compared import compare, compare_second, eviction, others
@@ -67,6 +67,7 @@ def headline() -> str:
                 f"**{math.floor(10 * at4) / 10:.1f}x smaller**",
                 "equal KL",
             ],
+            *texts_and_profiles(),
             *headline_rows(),
         ],
     )
