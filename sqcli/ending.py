@@ -41,7 +41,8 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong usage, found by the parser
-        _say(_usage(error))
+        if error.format_message().strip():  # none: `sq` alone, which has shown its help
+            _say(_usage(error))
         return BAD_INPUT
     if isinstance(error, SystemExit) and error.code in (None, 0, 2, 3, INTERNAL):
         return error.code or 0

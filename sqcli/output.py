@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
+from spectralquant.errors import InputError
 from spectralquant.files import require_writable
 from sqcli.collisions import Paths, each_path, require_apart
 from sqcli.progress.bar import Plan, StageProgress
@@ -50,6 +51,11 @@ class Output:
             "--csv": csv_file,
             "--svg": svg_file,
         }
+        for option in ("--csv", "--svg"):
+            if files[option] == "-":
+                raise InputError(
+                    f"{option} - is no file; only --json writes to stdout. Name a file (./- is one of that name)."
+                )
         outputs: dict[str, Paths] = {**files, **(writes or {})}
         require_apart(outputs, reads or {})
         for option, paths in outputs.items():

@@ -43,7 +43,9 @@ def one_of(option: str, names: Iterable[str] | Callable[[], Iterable[str]], *, s
 
 
 def check_model(spec: str) -> None:
-    """A built-in model's name."""
+    """A built-in model's name, and a GGUF file that is there."""
+    from pathlib import Path
+
     from spectralquant.errors import SourceError, did_you_mean
     from spectralquant.models.builtin.table import BUILTIN_MODELS, PREFIX
 
@@ -51,6 +53,8 @@ def check_model(spec: str) -> None:
         raise SourceError(
             f"There is no built-in model {spec!r}; there is {', '.join(BUILTIN_MODELS)}.{did_you_mean(spec, BUILTIN_MODELS)}"
         )
+    if spec.lower().endswith(".gguf") and not Path(spec).is_file():
+        raise SourceError(f"There is no GGUF file {spec}. Check the path.")
 
 
 def check_data(spec: str) -> None:

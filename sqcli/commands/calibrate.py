@@ -43,7 +43,7 @@ def calibrate(
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,
     steps: Annotated[int, typer.Option(help="Batches of text, forward and backward.")] = 100,
-    window: Annotated[int, typer.Option(min=1, help="Tokens per step.")] = 512,
+    window: Annotated[int, typer.Option(min=1, help="Tokens per step, at least 384.")] = 512,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -218,6 +218,7 @@ def calibrate(
             "--check measures caches of transformers; a profile for serving engines codes otherwise. Leave it out."
         )
     if dry_run:
+        refuse_idle(context, ["resume"], "with --dry-run, which begins nothing")
         _dry_run(model, settings, device, dtype, memory, offline, open_output())
         return
     from spectralquant.calibrating.api import calibrate_model

@@ -104,6 +104,8 @@ def compare(
     from sqcli.refusals.idle import WITH_PART, WRITES, refuse_idle
     from sqcli.refusals.sources import chosen, given
 
+    if quick and quotable:
+        raise InputError("--quotable refuses what is too small to quote, and --quick is. Leave one of them out.")
     begin(quotable)
     own = None if part is None else parse_part(part)
     if own is not None:

@@ -10,6 +10,8 @@ import typer
 from sqcli.options import Config, Csv, Device, Dtype, Json, Offline, ProfileModel, Quiet, Resume, Seed, Svg
 from sqcli.typos import one_of
 
+MOST_CHUNK = 1_000_000
+
 
 def generate(
     context: typer.Context,
@@ -32,7 +34,7 @@ def generate(
             help="16 holds the first and the newest tokens in the model's dtype, 8 as int8 with a scale a vector."
         ),
     ] = 16,
-    chunk: Annotated[int, typer.Option(min=1, help="Tokens per prefill step.")] = 1024,
+    chunk: Annotated[int, typer.Option(min=1, max=MOST_CHUNK, help="Tokens per prefill step.")] = 1024,
     sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the first choice.")] = False,
     model: ProfileModel = None,
     resume: Resume = False,
@@ -58,6 +60,7 @@ def generate(
     from spectralquant.errors import InputError
     from spectralquant.sizes import parse_size
     from spectralquant.text.documents.encoding import read_text_file
+    from sqcli.refusals.idle import refuse_idle
     from sqcli.refusals.sources import flags_win
 
     prompt, file = flags_win(context, prompt=prompt, file=file)
@@ -69,7 +72,13 @@ def generate(
         raise InputError(f"--tier {tier} needs --profile; calibrate one with `sq calibrate --tier all --out PROFILE`.")
     if file is not None:
         prompt = read_text_file(file)
+    if not sample:
+        refuse_idle(context, ["seed"], "without --sample")
+    if tier == "exact":
+        refuse_idle(context, ["profile", "budget"], "with --tier exact, which codes nothing and holds all it is given")
     limit = None if budget is None else parse_size(budget, "--budget")
+    if limit == 0:
+        raise InputError("--budget 0 holds nothing. Give a size, as 64MB, or leave it out for no limit.")
     from spectralquant.cache.policy import make_policy
     from spectralquant.models.identity import weights_sha256
     from spectralquant.profile.model import CalibrationProfile
@@ -80,7 +89,6 @@ def generate(
     from sqcli.collisions import profile_files
     from sqcli.loading.for_profile import load_for
     from sqcli.output import Output
-    from sqcli.refusals.idle import refuse_idle
     from sqcli.terminal.cache import cache_view, not_compressed_view
 
     reads = {"--file": file, "--profile": profile_files(profile)}

@@ -35,13 +35,18 @@ def inspect(
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     if is_profile:
         from spectralquant.profile.model import CalibrationProfile
+        from sqcli.refusals.profiles import refuse_other_files
         from sqcli.terminal.packet import profile_contents
 
+        refuse_other_files(file)
         rows, view = profile_contents(CalibrationProfile.load(file))
     else:
         from spectralquant.codec.packet import SpectralPacket
+        from spectralquant.errors import InputError
         from sqcli.terminal.packet import packet_row, packet_view
 
+        if file.is_dir():
+            raise InputError(f"{file} is a folder. Name a packet or a profile in it.")
         packet = SpectralPacket.open(file)
         for section in packet.sections:
             packet.body(section)

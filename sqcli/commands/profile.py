@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 MEASURING = ("kernels", "bits", "index_rank", "window", "end_to_end", "flex", "device_model", "seed")
 """Options of timing kernels alone."""
-OF_A_DEVICE = ("kernels", "end_to_end", "flex", "device", "resume", "seed")
+TIMED = ("kernels", "end_to_end", "flex", "resume", "seed")
+OF_A_DEVICE = (*TIMED, "device")
 """Options of timing kernels here."""
 
 
@@ -32,7 +33,7 @@ def profile(
     shape: Annotated[
         str | None,
         typer.Option(
-            help="llama-3.1-8b (default), llama-3.1-70b, qwen2.5-7b, mistral-7b, smollm2-135m, or custom:layers=32,heads=32,"
+            help="llama-3.1-8b (default), llama-3.1-70b, qwen2.5-7b, mistral-7b, smollm2-135m, gemma3-270m, or custom:layers=32,heads=32,"
             "kv_heads=8,head_dim=128.",
             callback=checked(check_shape),
         ),
@@ -52,7 +53,9 @@ def profile(
     ] = None,
     bits: Annotated[int, typer.Option(min=1, help="Bits a component of the codes: 2, 3, 4 or 8.")] = 4,
     index_rank: Annotated[int, typer.Option(min=1, help="Components of the index, 4 bits each.")] = 16,
-    share: Annotated[float, typer.Option(min=0, max=1, help="Part of the coded tokens that the index selects.")] = 0.1,
+    share: Annotated[
+        float, typer.Option(min=0.0001, max=1, help="Part of the coded tokens that the index selects.")
+    ] = 0.1,
     window: Annotated[int, typer.Option(min=1, help="Recent tokens that stay exact.")] = 128,
     end_to_end: Annotated[
         bool, typer.Option("--end-to-end", help="Also whole decode steps of a model with random weights.")
@@ -98,7 +101,7 @@ def profile(
     from spectralquant.bench.device.devices import parse_device
     from spectralquant.bench.generate.plan import GenerateRequest
     from spectralquant.bench.inputs import CodeSettings
-    from spectralquant.bench.run import KERNELS, BenchRequest, predict_device
+    from spectralquant.bench.run import KERNELS, LEAST_CONTEXT, BenchRequest, predict_device
     from spectralquant.errors import InputError
     from spectralquant.hooks.decoder import position_limit_of
     from spectralquant.models.config import load_config, shape_of_model
@@ -151,6 +154,10 @@ def profile(
         flex=flex,
         seed=seed,
     )
+    if LEAST_CONTEXT <= min(request.contexts) <= window:
+        raise InputError(
+            f"--window {window:,} must be below the shortest --context, {min(request.contexts):,}: nothing would be coded."
+        )
     if model is not None:
         limit = position_limit_of(load_config(model, offline=offline).get_text_config())
         if limit is not None and max(request.contexts) > limit:
@@ -160,6 +167,9 @@ def profile(
             )
     where = pick_device(device)
     if device_model is not None or where.type != "cuda":
+        if device_model is None:
+            request.check()
+            refuse_idle(call, TIMED, "without a CUDA device, where times are predicted")
         chosen = parse_device(device_model or "h100")
         if device_model is None:
             output.note(f"No CUDA device here: what follows is predicted for {chosen.name} (--device-model).")

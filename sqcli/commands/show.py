@@ -37,6 +37,7 @@ def show(
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.profiles import refuse_other_files
     from sqcli.refusals.sources import given
     from sqcli.results import show_result
     from sqcli.terminal.calibrated import diff_view, head_view, layer_view, profile_view
@@ -50,6 +51,8 @@ def show(
         layer = head = None  # of a configuration file
     reads = {"PROFILE": profile_files(profile), "--diff": profile_files(diff)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
+    for path in (profile, *(() if diff is None else (diff,))):
+        refuse_other_files(path)
     one = ProfileView.load(profile)
     other = None if diff is None else ProfileView.load(diff)
     if other is not None:
@@ -58,7 +61,9 @@ def show(
         output.show(*profile_view(one, output.console.width))
         output.show(
             outcome_text(one.sidecar),
-            next_text(profile_stem(profile), shown=True, serving=serving_tiers(one.sidecar)),
+            next_text(
+                profile_stem(profile), tiers=tuple(one.sidecar.tiers), shown=True, serving=serving_tiers(one.sidecar)
+            ),
         )
     elif head is None:
         output.show(*layer_view(one, layer))

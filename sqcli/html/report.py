@@ -125,14 +125,16 @@ def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[
 
 
 def _tasks(page: Page, name: str, rows: Sequence[Any]) -> None:
-    """Per cent of trials answered right, the uncompressed model's in brackets."""
+    """Per cent of trials answered right, the uncompressed model's in brackets: a table a length."""
     rows = [r for r in rows if r.get("tasks")]
-    names = list(dict.fromkeys(task for r in rows for task in r["tasks"]))
-    table = [("Method", "Protocol", *names)]
-    for (mode, label), r in {(_mode(r), row_name(r)): r for r in reversed(rows)}.items():
-        table.append((label, mode, *(task_text(r["tasks"][task]) if task in r["tasks"] else "–" for task in names)))
-    if names:
-        page.table(f"{name}: tasks, % right (uncompressed)", [table[0], *reversed(table[1:])])
+    every = dict.fromkeys(task for r in rows for task in r["tasks"])
+    for length in dict.fromkeys(task.partition("@")[2] for task in every):
+        names = [task for task in every if task.partition("@")[2] == length]
+        table = [("Method", "Protocol", *(task.partition("@")[0] for task in names))]
+        for (mode, label), r in {(_mode(r), row_name(r)): r for r in reversed(rows)}.items():
+            table.append((label, mode, *(task_text(r["tasks"][task]) if task in r["tasks"] else "–" for task in names)))
+        where = f" at {int(length):,} tokens" if length else ""
+        page.table(f"{name}: tasks{where}, % right (uncompressed)", [table[0], *reversed(table[1:])])
 
 
 def _mode(r: Any) -> str:

@@ -28,7 +28,7 @@ def calibration_view(profile: CalibrationProfile, stem: Path) -> list[Renderable
         kept_table(profile.sidecar),
         layer_table(rank, bits, profile.geometry.head_dim),
         footer(profile, stem),
-        next_text(stem, serving=serving_tiers(profile.sidecar)),
+        next_text(stem, tiers=tuple(profile.tiers), serving=serving_tiers(profile.sidecar)),
     ]
 
 

@@ -96,8 +96,8 @@ def outcome_text(side: ProfileSidecar) -> Text:
     return Text.assemble((headline(side), "bold"), "\n", ("\n".join(aims(side)), "dim"))
 
 
-def next_text(stem: Path, *, shown: bool = False, serving: Collection[str] = ()) -> Text:
-    """What to type next; shown: `sq show` has run; serving: the tiers of a profile for serving engines."""
+def next_text(stem: Path, *, tiers: Collection[str], shown: bool = False, serving: Collection[str] = ()) -> Text:
+    """What to type next; tiers: the profile's; shown: `sq show` has run; serving: the tiers of a profile for serving engines."""
     sq = program()
     lines = [] if shown else [f"{sq} show {stem}"]
     if "cold" in serving:
@@ -105,8 +105,8 @@ def next_text(stem: Path, *, shown: bool = False, serving: Collection[str] = ())
     if "hot" in serving:
         lines += [f"SPECTRALQUANT_HOT_PROFILE={stem} python -m vllm.entrypoints.openai.api_server --model MODEL"]
     if not serving:
+        lines += [f"{sq} pack --profile {stem} --file FILE.txt --out FILE.sqkv"] if "cold" in tiers else []
         lines += [
-            f"{sq} pack --profile {stem} --file FILE.txt --out FILE.sqkv",
             f"{sq} compare turboquant h2o --quick --profile {stem}",
             f"{sq} generate --profile {stem} --file FILE.txt",
         ]
