@@ -74,6 +74,11 @@ def counters() -> str:
     )
 
 
+def _is_timed(options: dict[str, Any], select: float) -> bool:
+    """Whether an index reads this share of the tokens in every layer."""
+    return options.get("share") == select and "shares" not in options
+
+
 def _sentences(result: Any) -> list[str]:
     facts, settings, s = result["provenance"], result["settings"], result["summary"]
     bits = f", {facts['hot_bits']} bits" if "hot_bits" in facts else ""
@@ -109,8 +114,16 @@ def _sentences(result: Any) -> list[str]:
         )
     if s.get("index_kl_nats") is not None:
         share, source = 100 * s["index_bytes_share"], facts["index_study"]
+        model = source["model"].partition(":")[2]
         out.append(
-            f"Selecting by {share:.1f} % of the bytes costs a KL of {s['index_kl_nats']:.4f} nats a token on "
-            f"{source['model'].partition(':')[2]} (`{source['file']}`)."
+            f"Selecting by {share:.1f} % of the bytes, shared among the layers by what each needs, costs a KL of {s['index_kl_nats']:.4f} "
+            f"nats a token on {model} (`{source['file']}`)."
         )
+        timed = [
+            r for r in load(source["file"].removesuffix(".json"))["rows"] if _is_timed(r["options"], settings["select"])
+        ]
+        out += [
+            f"The selection that is timed here, {100 * settings['select']:g} % of the tokens in every layer, costs {r['kl_nats']:.4f} there."
+            for r in timed
+        ]
     return out

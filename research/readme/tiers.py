@@ -79,7 +79,7 @@ def costs() -> str:
             [
                 {"none": "uncompressed"}.get(r["tier"], r["tier"]),
                 f"{1000 * r['token_s']:.0f} ms" if coded else f"{1000 * rows[-1]['dense_token_s']:.0f} ms",
-                f"{r['token_ratio']:.2f}x" if coded else "1x",
+                f"{r['token_ratio']:.2f}x of {1000 * r['dense_token_s']:.0f} ms" if coded else "1x",
                 f"{100 * r['compress_share_of_prefill']:.1f} %" if coded else "–",
                 f"{r['peak_memory_bytes'] / 1e6:.0f} MB",
             ]
@@ -88,7 +88,7 @@ def costs() -> str:
         [
             f"{p['device']}, {p['threads']} threads, float32",
             f"per token at {first['time_context']:,}",
-            "against uncompressed",
+            "against uncompressed, timed in turn",
             "compressing / prefill",
             f"peak memory, {first['memory_context']:,} tokens",
         ],

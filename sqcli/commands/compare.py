@@ -69,7 +69,7 @@ def compare(
         bool,
         typer.Option(
             "--quick",
-            help="Two minutes on two cores, by fewer and shorter windows where none are given; too small to quote.",
+            help="Minutes on two cores, by fewer and shorter windows where none are given; too small to quote.",
         ),
     ] = False,
     resume: Resume = False,

@@ -116,7 +116,7 @@ def study(
     decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
     bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. quality:
     own profiles of the first --data (run it once a --model, with one --out); a general one of all --data with a bound on the error, on
-    --in-mix, --other-data and --more text; with none of these, on 22 texts that are fetched as packages, some of which join the mix of
+    --in-mix, --other-data and --more text; with none of these, on 21 texts, most of them fetched as packages, some of which join the mix of
     a --data that is alone. Its parts are files beside --out, and those that are there are not made again. headline: every method on four kinds of text at
     KL 0.01, spectral with own, general and foreign profiles; --data is WikiText, the others are fetched as packages; run it once a
     --model, with one --out. index: quality when a part of the hot codes is read, by the share selected.

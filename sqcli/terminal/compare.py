@@ -157,7 +157,7 @@ def _same_test(a: MatchedRow, b: MatchedRow) -> bool:
 def bound_text(row: MatchedRow | HeadlineRow) -> str:
     """`12.3`, `≥ 12.3`, or that no budget was good enough."""
     if row.payload_ratio is None:
-        return "no budget is that good"
+        return "no budget measured here is that good"
     return ("≥ " if row.bound == "at least" else "") + shown("payload_ratio", row.payload_ratio)
 
 
