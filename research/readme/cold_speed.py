@@ -97,7 +97,7 @@ def _quality(products: Any, serving: Any) -> str:
     return (
         f"Quality ({model}, {windows} windows of WikiText, {products['provenance']['device']}): products in float16 with float32 sums, as on a GPU, change "
         f"KL by {100 * (q['kl_float16_over_float32'] - 1):+.2f} % and bytes by {100 * (q['bytes_float16_over_float32'] - 1):+.2f} %, in bfloat16 KL by "
-        f"{100 * (q['kl_bfloat16_over_float32'] - 1):+.2f} %. Blocks whose attention nobody saw take {s['neutral_bytes_over_caches_mode_at_kl_0.01']:.2f} times "
+        f"{100 * (q['kl_bfloat16_over_float32'] - 1):+.2f} %. In prefixes restored once (24 windows), blocks whose attention nobody saw take {s['neutral_bytes_over_caches_mode_at_kl_0.01']:.2f} times "
         f"the bytes at KL 0.01 where nothing is known of importance, and {s['serving_bytes_over_caches_mode_at_kl_0.01']:.2f} times in the serving mode, which "
         "predicts it from a token's own key and value ([below](#prefixes-that-a-serving-engine-restores))."
     )

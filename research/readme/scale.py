@@ -136,7 +136,7 @@ def scale_predicted() -> str:
     ]
     return (
         table(head, body)
-        + "\n\nAll predicted but for the last column: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one H100 held the model: at least that."
+        + "\n\nAll predicted but for the last column: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one card held the model: at least that."
     )
 
 

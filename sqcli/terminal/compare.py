@@ -162,10 +162,17 @@ def bound_text(row: MatchedRow | HeadlineRow) -> str:
 
 
 def against(ours: MatchedRow | None, row: MatchedRow) -> str:
-    """How many times smaller spectral is, where both are known well enough to say."""
+    """How many times smaller spectral is, where both are known well enough to say: by payload, or by whole caches where a method
+    holds all its tokens in its budget, as evicting ones do."""
     if ours is None or ours.payload_ratio is None or row.payload_ratio is None or row is ours:
         return ""
     if row.bound == "at least":
-        return "unknown: its curve ends above"
-    times = math.floor(10 * ours.payload_ratio / row.payload_ratio) / 10
-    return f"spectral is {'≥ ' if ours.bound == 'at least' else ''}{times:.1f} x smaller"
+        return "unknown: its smallest code is better than that"
+    ratio, whole = ours.payload_ratio / row.payload_ratio, ""
+    if (
+        ours.whole_cache_ratio
+        and row.whole_cache_ratio
+        and math.isclose(row.whole_cache_ratio, row.payload_ratio, rel_tol=1e-3)
+    ):
+        ratio, whole = ours.whole_cache_ratio / row.whole_cache_ratio, ", whole caches"
+    return f"spectral is {'≥ ' if ours.bound == 'at least' else ''}{math.floor(10 * ratio) / 10:.1f} x smaller{whole}"

@@ -12,7 +12,7 @@ from sqcli.figures import shown
 from sqcli.terminal.compare import against, bound_text, mode_text, row_name
 
 HEAD = ["method", "payload ratio", "whole-cache ratio", "ΔPPL", "KL, nats/token", "top-1 kept"]
-EQUAL = ["at KL 0.01 nats/token", "payload ratio", "against spectral"]
+EQUAL = ["at KL 0.01 nats/token", "payload ratio", "whole-cache ratio", "against spectral"]
 OF_SHARES = (
     "In this file evicting methods keep a share of the tokens read so far, and choose after every block; `sq compare` now gives them a fixed budget of "
     "the whole length and their published once-a-prompt mode."
@@ -22,6 +22,10 @@ OF_SHARES = (
 def compare() -> str:
     """All methods at all budgets, sorted by KL."""
     return compared("compare-smollm2-wikitext2")
+
+
+def _whole(row: Any) -> str:
+    return "" if row.whole_cache_ratio is None else f"{row.whole_cache_ratio:.1f}"
 
 
 def compare_second() -> str:
@@ -42,7 +46,7 @@ def compared(name: str) -> str:
         equal = [r for r in matched(good, 0.01) if (r.mode or STREAMING) == mode]
         ours = next((r for r in equal if r.method == "spectral cold"), None)
         if ours is not None:
-            parts.append(table(EQUAL, [[r.method, bound_text(r), against(ours, r)] for r in equal]))
+            parts.append(table(EQUAL, [[r.method, bound_text(r), _whole(r), against(ours, r)] for r in equal]))
     return "\n\n".join([*parts, *failures(result)])
 
 
