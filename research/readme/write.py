@@ -25,6 +25,7 @@ from research.readme.rivals.compared import compare, compare_second, eviction, o
 from research.readme.rivals.outliers import outliers
 from research.readme.rivals.tasks import tasks
 from research.readme.scale import scale, scale_predicted, scale_quality
+from research.readme.shortfalls import shortfalls
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, hot_rivals, tiers
 from research.readme.tools import OPENED, load, table
@@ -267,6 +268,7 @@ BLOCKS = {
     "cold-speed-cpu": cold_speed_cpu,
     "durations": durations,
     "generated": generated,
+    "shortfalls": shortfalls,
     "generate-speed": generate_speed,
     "counters": counters,
     "scale": scale,

@@ -108,7 +108,7 @@ def test_the_docs_table_says_which_file_a_figure_is_from(monkeypatch):
         next(line for line in text.splitlines() if line.startswith(f"| wikitext | {name} "))
         for name in ("**spectral**", "kivi")
     )
-    assert [c.strip().replace("&nbsp;", " ") for c in ours.split("|")[3:-1]] == [*("80.0", "≥ 41.3", "9.0", "90")]
+    assert [c.strip().replace("&nbsp;", " ") for c in ours.split("|")[3:-1]] == ["80.0", "≥ 41.3", "9.0", "90"]
     assert [c.strip() for c in kivi.split("|")[3:-1]] == ["4.0<sup>a</sup>", "–", "–", "–"]
     costs = [line for line in text.splitlines() if line.startswith("| smollm2-135m | ")]
     assert [[c.strip().replace("&nbsp;", " ") for c in line.split("|")[2:-1]] for line in costs] == [
