@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from research.readme.speed import in_every_layer
 from research.readme.tools import load, table
 
 NAMES = {
@@ -74,11 +75,6 @@ def counters() -> str:
     )
 
 
-def _is_timed(options: dict[str, Any], select: float) -> bool:
-    """Whether an index reads this share of the tokens in every layer."""
-    return options.get("share") == select and "shares" not in options
-
-
 def _sentences(result: Any) -> list[str]:
     facts, settings, s = result["provenance"], result["settings"], result["summary"]
     bits = f", {facts['hot_bits']} bits" if "hot_bits" in facts else ""
@@ -120,7 +116,9 @@ def _sentences(result: Any) -> list[str]:
             f"nats a token on {model} (`{source['file']}`)."
         )
         timed = [
-            r for r in load(source["file"].removesuffix(".json"))["rows"] if _is_timed(r["options"], settings["select"])
+            r
+            for r in load(source["file"].removesuffix(".json"))["rows"]
+            if in_every_layer(r["options"], settings["select"])
         ]
         out += [
             f"The selection that is timed here, {100 * settings['select']:g} % of the tokens in every layer, costs {r['kl_nats']:.4f} there."

@@ -76,12 +76,17 @@ def headline_rows() -> list[list[str]]:
     return rows
 
 
+def in_every_layer(options: dict[str, Any], select: float) -> bool:
+    """Whether an index reads this share of the tokens in every layer."""
+    return options["share"] == select and "shares" not in options
+
+
 def _cost_of(select: float) -> str:
     """KL of an index that selects this share of the tokens in every layer, on both built-in models."""
     said = []
     for name, model in (("smollm2", "SmolLM2"), ("gemma3", "Gemma 3")):
         for r in load(f"index-{name}-wikitext2")["rows"]:
-            if r["options"]["share"] == select and "shares" not in r["options"]:
+            if in_every_layer(r["options"], select):
                 said.append(f"{r['kl_nats']:.3f} on {model}")
     return f"KL {', '.join(said)}"
 

@@ -96,6 +96,7 @@ class UnfinishedRun(Kept):
             self._begin()
             self.folder = self._own
         except BusyError:
+            self._claim.close()
             self._busy()
         except (OSError, InputError) as error:
             self._lose(str(error))
@@ -114,7 +115,6 @@ class UnfinishedRun(Kept):
         Raises:
             BusyError: what it has finished is asked for, which is not whole yet.
         """
-        self._claim.close()
         if self.resume:
             raise BusyError(
                 f"--resume: another process works on this run of sq {self.command}, or on a part of it. Wait until it has ended; "

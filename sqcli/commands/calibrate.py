@@ -276,13 +276,13 @@ def _check_profile(
     open_output: Callable[[], Output],
 ) -> None:
     """What an existing profile takes on other text."""
-    from spectralquant.profile.model import CalibrationProfile
     from sqcli.loading.for_profile import load_for
+    from sqcli.loading.profile import load_profile
     from sqcli.results import check_result
     from sqcli.terminal.calibration import check_view
 
     output = open_output()
-    profile = CalibrationProfile.load(path)
+    profile = load_profile(path)
     loaded = load_for(profile, model, device, dtype, offline, output.note)
     checks = _checked(profile, loaded, texts, offline, output)
     title = f"sq calibrate --profile {path.name} --check"

@@ -100,6 +100,7 @@ def compare(
     from spectralquant.results.part_of_run import PartOfRun, parse_part
     from sqcli.collisions import profile_files, text_files
     from sqcli.loading.for_profile import load_for
+    from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.refusals.idle import WITH_PART, WRITES, refuse_idle
     from sqcli.refusals.sources import chosen, given
@@ -133,7 +134,6 @@ def compare(
     from spectralquant.claims import claimed
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison, modes_of
     from spectralquant.methods.context import MethodContext
-    from spectralquant.profile.model import CalibrationProfile
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
@@ -146,7 +146,7 @@ def compare(
         raise InputError(
             "There is no profiles/demo yet. Run `make demo`, or `sq calibrate --out PROFILE` and --profile PROFILE."
         )
-    loaded_profile = CalibrationProfile.load(profile)
+    loaded_profile = load_profile(profile)
     sources = open_sources(data, offline=offline, report=output.note)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     if "spectral" not in wanted:

@@ -76,24 +76,26 @@ def generate(
         refuse_idle(context, ["seed"], "without --sample")
     if tier == "exact":
         refuse_idle(context, ["profile", "budget"], "with --tier exact, which codes nothing and holds all it is given")
+    if profile is None:
+        refuse_idle(context, ["budget"], "without --profile: nothing is coded, and all is held")
     limit = None if budget is None else parse_size(budget, "--budget")
     if limit == 0:
         raise InputError("--budget 0 holds nothing. Give a size, as 64MB, or leave it out for no limit.")
     from spectralquant.cache.policy import make_policy
     from spectralquant.models.identity import weights_sha256
-    from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.caches import GeneratedRow
     from spectralquant.results.files import results_file
     from spectralquant.results.unfinished import UnfinishedRun
     from sqcli.collisions import profile_files
     from sqcli.loading.for_profile import load_for
+    from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.terminal.cache import cache_view, not_compressed_view
 
     reads = {"--file": file, "--profile": profile_files(profile)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
-    loaded_profile = None if profile is None else CalibrationProfile.load(profile)
+    loaded_profile = None if profile is None else load_profile(profile)
     policy = make_policy(tier, () if loaded_profile is None else loaded_profile.tiers, None, limit)
     reached = {policy.first, *(policy.available if limit is not None else ())}
     if not any(name in reached and not policy.lower(policy.first, name) for name in ("warm", "cold")):

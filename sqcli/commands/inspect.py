@@ -34,12 +34,10 @@ def inspect(
     reads = {"FILE": profile_files(file) if is_profile else file}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     if is_profile:
-        from spectralquant.profile.model import CalibrationProfile
-        from sqcli.refusals.profiles import refuse_other_files
+        from sqcli.loading.profile import load_profile
         from sqcli.terminal.packet import profile_contents
 
-        refuse_other_files(file)
-        rows, view = profile_contents(CalibrationProfile.load(file))
+        rows, view = profile_contents(load_profile(file))
     else:
         from spectralquant.codec.packet import SpectralPacket
         from spectralquant.errors import InputError

@@ -70,19 +70,19 @@ def pack(
     import torch
 
     from spectralquant.cache.persist.prompt import pack_prompt
-    from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.files import results_file
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.tokens import prompt_ids, tokens_sha256
     from sqcli.collisions import profile_files
     from sqcli.loading.for_profile import load_for
+    from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
 
     reads = {"--file": file, "--profile": profile_files(profile)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out}, reads=reads)
-    loaded_profile = CalibrationProfile.load(profile)
+    loaded_profile = load_profile(profile)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     ids = torch.tensor([prompt_ids(loaded.tokenizer, prompt)[:max_tokens]])
     start = time.perf_counter()

@@ -39,17 +39,17 @@ def unpack(
 
     from spectralquant.cache.persist.prompt import require_packet, unpack_cache
     from spectralquant.codec.packet import SpectralPacket
-    from spectralquant.profile.model import CalibrationProfile
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.files import results_file
     from sqcli.collisions import profile_files
     from sqcli.loading.for_profile import load_for
+    from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
 
     reads = {"the packet": packet, "--profile": profile_files(profile)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out}, reads=reads)
-    loaded_profile = CalibrationProfile.load(profile)
+    loaded_profile = load_profile(profile)
     opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)

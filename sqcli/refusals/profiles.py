@@ -17,7 +17,7 @@ def refuse_other_files(path: Path) -> None:
 
     if path.is_dir() and not any(p.is_file() for p in profile_files(path)):
         raise InputError(f"{path} is a folder. Name the profile in it, as {path / 'NAME'}.")
-    sidecar = next((p for p in profile_files(path) if p.suffix == ".json"), path)
+    sidecar, _ = profile_files(path)
     if path.is_file() and not sidecar.is_file():
         raise InputError(f"{path} is no profile: that is NAME.json with NAME.safetensors beside it, named as NAME.")
     if _holds_results(sidecar):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from commands_for_tests import sq
 
+from spectralquant.results.quality import MatchedRow
+from sqcli.terminal.compare import against
 from sqcli.terminal.outcome import next_text
 
 STORED = Path(__file__).resolve().parents[2] / "profiles" / "results" / "durations.json"
@@ -17,6 +19,29 @@ STORED = Path(__file__).resolve().parents[2] / "profiles" / "results" / "duratio
 def test_results_are_not_a_damaged_profile(command, capsys):
     assert sq(command, STORED) == 2
     assert "holds results of a command, not a profile" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "x"),
+        ("compare", "h2o"),
+        ("pack", "--file", STORED, "--out", "x.sqkv"),
+        ("calibrate", "--check", "builtin:pydoc"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_every_command_that_takes_a_profile_names_other_files(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sq(*words, "--profile", STORED) == 2
+    assert "holds results of a command, not a profile" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("whole", "said"), [(2.5, "is 4.0 x smaller, whole caches"), (2.0, "is 16.0 x smaller")])
+def test_methods_that_hold_all_in_their_budget_are_compared_by_whole_caches(whole, said):
+    row = {"context": 2048, "method": "h2o", "kl_nats": 0.01, "bound": "interpolated", "payload_ratio": 2.5}
+    ours = row | {"method": "spectral cold", "payload_ratio": 40.0, "whole_cache_ratio": 10.0}
+    assert against(MatchedRow(**ours), MatchedRow(**row, whole_cache_ratio=whole)).endswith(said)
 
 
 @pytest.mark.parametrize("command", ["show", "inspect"])

@@ -24,10 +24,6 @@ def compare() -> str:
     return compared("compare-smollm2-wikitext2")
 
 
-def _whole(row: Any) -> str:
-    return "" if row.whole_cache_ratio is None else f"{row.whole_cache_ratio:.1f}"
-
-
 def compare_second() -> str:
     """The same of the second built-in model."""
     return compared("compare-gemma3-wikitext2")
@@ -91,3 +87,7 @@ def _row(r: Any) -> list[str]:
         f"{100 * r.top1:.1f} %",
         "–" if r.needle is None else f"{100 * r.needle:.0f} %",
     ]
+
+
+def _whole(row: Any) -> str:
+    return "" if row.whole_cache_ratio is None else f"{row.whole_cache_ratio:.1f}"
