@@ -76,9 +76,9 @@ def generate(
         refuse_idle(context, ["seed"], "without --sample")
     if tier == "exact":
         refuse_idle(context, ["profile", "budget"], "with --tier exact, which codes nothing and holds all it is given")
+    limit = None if budget is None else parse_size(budget, "--budget")
     if profile is None:
         refuse_idle(context, ["budget"], "without --profile: nothing is coded, and all is held")
-    limit = None if budget is None else parse_size(budget, "--budget")
     if limit == 0:
         raise InputError("--budget 0 holds nothing. Give a size, as 64MB, or leave it out for no limit.")
     from spectralquant.cache.policy import make_policy
