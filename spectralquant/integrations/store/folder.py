@@ -1,7 +1,8 @@
 """The files of a store: where each key's file is, writing one whole or not at all, and what lies there.
 
 A file is written to a temporary name and renamed. It is locked while it is written: a temporary file that can be locked is
-one whose writer was killed, and whoever looks next removes it.
+one whose writer was killed, and whoever looks next removes it. Between making a file and locking it a writer looks dead, so
+it checks, once it holds the lock, that its file is still there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 SUFFIX = ".sqchunk"
 TEMPORARY = ".tmp"
@@ -48,8 +50,7 @@ class Folder:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.time_ns()}.{next(_numbers)}{TEMPORARY}")
         try:
-            with open(temporary, "xb") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            with _made_and_locked(temporary) as handle:
                 handle.write(data)
                 handle.flush()
                 size = disk_bytes(os.fstat(handle.fileno()))
@@ -77,6 +78,20 @@ class Folder:
                         if item.name.endswith(TEMPORARY):
                             _remove_stale(item)
                         yield item
+
+
+def _made_and_locked(path: Path) -> BinaryIO:
+    """A new file that this process has locked. Raises OSError."""
+    while True:
+        handle = open(path, "xb")  # noqa: SIM115
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.fstat(handle.fileno()).st_nlink:
+                return handle
+        except BaseException:
+            handle.close()
+            raise
+        handle.close()
 
 
 def touch(path: str | os.PathLike[str]) -> None:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 LOCK = "evicting.lock"
 KEEP_SHARE = 0.95
 LOOK_AGAIN_SHARE = 0.02
+WAIT_S = 10.0
+POLL_S = 0.005
 
 
 class PacketStore:
@@ -31,7 +33,7 @@ class PacketStore:
     namespace: what two users must agree on to read each other's packets (model, codec, chunk length). Namespaces share the
         folder and its budget, and never each other's packets.
     budget: bytes on disk, of all namespaces. When they are spent, packets go until 95 % of it is left. A process looks at what
-        others wrote whenever it has written 2 % of the budget itself.
+        others wrote whenever it has written 2 % of the budget itself, and waits with its next packet while another process looks.
     """
 
     def __init__(self, root: str | os.PathLike[str], namespace: str, budget: int) -> None:
@@ -55,7 +57,7 @@ class PacketStore:
             probe.unlink()
         except OSError as error:
             raise InputError(f"The store {root} cannot be written: {error.strerror}. Choose another folder.") from error
-        self._total = sum(entry.size for entry in self._folder.entries())
+        self._total = 0
         self._make_room()
 
     def __contains__(self, key: bytes) -> bool:
@@ -128,9 +130,10 @@ class PacketStore:
         return self._count.read()
 
     def disk_usage(self) -> tuple[int, int]:
-        """Packets in the folder and their bytes on disk, of all namespaces, counted now."""
-        entries = self._folder.entries()
-        return len(entries), sum(entry.size for entry in entries)
+        """Packets in the folder and their bytes on disk, of all namespaces, counted now, while nobody makes room."""
+        with contextlib.suppress(Timeout, OSError), self._alone():
+            return _count(self._folder.entries())
+        return _count(self._folder.entries())
 
     def _path(self, key: bytes) -> Path:
         return self._folder.path(self.namespace, key)
@@ -161,15 +164,19 @@ class PacketStore:
     def _make_room(self) -> None:
         """Count the folder anew, and delete what was used least recently until it fits; one process at a time."""
         try:
-            with FileLock(self._folder.root / LOCK, timeout=0):
+            with self._alone():
                 entries = self._folder.entries()
-                total = sum(entry.size for entry in entries)
+                _, total = _count(entries)
                 if total > self.budget:
                     total -= self._evict(entries, total - KEEP_SHARE * self.budget)
                 with self._lock:
                     self._total, self._written = total, 0
-        except (Timeout, OSError):  # another process is at it; this one tries again with its next packet
-            return
+        except (Timeout, OSError) as error:  # it tries again with its next packet
+            log.warning("no room was made in %s: %s", self._folder.root, error)
+
+    def _alone(self) -> FileLock:
+        """The right to count the folder and to delete from it."""
+        return FileLock(self._folder.root / LOCK, timeout=WAIT_S, poll_interval=POLL_S)
 
     def _evict(self, entries: list[Entry], excess: float) -> int:
         freed = gone = 0
@@ -182,3 +189,8 @@ class PacketStore:
                 gone += 1
         self._count.add(evicted=gone)
         return freed
+
+
+def _count(entries: list[Entry]) -> tuple[int, int]:
+    """How many packets, and their bytes on disk."""
+    return len(entries), sum(entry.size for entry in entries)
