@@ -1,7 +1,7 @@
-"""Which source files a process used, and a hash of what each of them says.
+"""Which source files a process used, itself and in processes that it starts, and a hash of what each of them says.
 
-Comments, docstrings and blank lines are no part of the hash: it changes where the code may do something else. Files that
-only read options, write files or show figures are left out (`NO_MATTER`).
+Comments, docstrings and blank lines of Python are no part of the hash: it changes where the code may do something else. Files
+that only read options, write files or show figures are left out (`NO_MATTER`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 import tokenize
 from collections.abc import Mapping
 from pathlib import Path
+
+from spectralquant.origin.started import started_code
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TOPS = ("spectralquant", "sqkernels", "research")
@@ -37,15 +39,20 @@ DIGITS = 8
 
 
 def used_code(root: Path = ROOT) -> dict[str, str]:
-    """The files that this process has imported, a line a folder: `{"spectralquant/text": "mix 1f2e3d4c, tokens …"}`."""
-    paths = []
+    """The files that this process has imported or starts in others, and the C sources beside them, a line a folder:
+    `{"spectralquant/text": "mix 1f2e3d4c, tokens …"}`.
+    """
+    paths = set()
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name.partition(".")[0] not in TOPS and name != "__main__":
             continue
         if file is not None and Path(file).is_relative_to(root) and file.endswith(".py"):
-            paths.append(Path(file).relative_to(root).as_posix())
-    return folded({path: digest(root / path) for path in sorted(set(paths)) if matters(path)})
+            paths.add(Path(file).relative_to(root).as_posix())
+    paths |= started_code(paths, root)
+    for folder in {(root / path).parent for path in paths}:
+        paths.update(file.relative_to(root).as_posix() for file in folder.glob("*.c"))
+    return folded({path: digest(root / path) for path in sorted(paths) if matters(path)})
 
 
 def matters(path: str) -> bool:
@@ -61,7 +68,9 @@ def digest(file: Path) -> str:
 
 @functools.cache
 def _digest(file: Path, _: int) -> str:
-    return hashlib.sha256(meaning(file.read_text(encoding="utf-8")).encode()).hexdigest()[:DIGITS]
+    source = file.read_text(encoding="utf-8")
+    said = meaning(source) if file.suffix == ".py" else source
+    return hashlib.sha256(said.encode()).hexdigest()[:DIGITS]
 
 
 def meaning(source: str) -> str:
@@ -100,7 +109,7 @@ def unfolded(folders: Mapping[str, str]) -> dict[str, str]:
     for folder, names in folders.items():
         for entry in names.split(", "):
             name, _, value = entry.rpartition(" ")
-            out[f"{folder}/{name}.py"] = value
+            out[f"{folder}/{name}" if "." in name else f"{folder}/{name}.py"] = value
     return out
 
 
