@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sqcli.options import Config, Csv, Json, Offline, Quiet, Svg
-from sqcli.typos import check_model, checked
+from sqcli.typos import check_model, checked, one_of
 
 
 def serve_check(
@@ -23,7 +23,10 @@ def serve_check(
             "--profile", "-p", help="A profile for serving (sq calibrate --for serving). Default: lossless alone."
         ),
     ] = None,
-    codec_device: Annotated[str, typer.Option(help="Where chunks are coded: cpu or cuda.")] = "cpu",
+    codec_device: Annotated[
+        str,
+        typer.Option(help="Where chunks are coded: cpu or cuda.", callback=one_of("--codec-device", ("cpu", "cuda"))),
+    ] = "cpu",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts that share one prefix.")] = 20,
     prefix: Annotated[int, typer.Option(min=128, help="Tokens of that prefix.")] = 1000,
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens generated and compared, a prompt.")] = 8,
@@ -69,7 +72,9 @@ def serve_check(
     from spectralquant.integrations.serve_check.check import serve_check as measure
     from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
     from spectralquant.integrations.serve_check.process import require_vllm
+    from spectralquant.models.builtin.table import PREFIX
     from sqcli.collisions import profile_files
+    from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
     from sqcli.terminal.times.serving import serving_view
@@ -80,6 +85,10 @@ def serve_check(
         refuse_idle(context, ["trace_prefixes", "trace_share"], "with --trace 0")
     reads = {"--profile": profile_files(profile)} if profile else {}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
+    if profile is not None:
+        load_profile(profile).require_serving()
+    if not model.startswith(PREFIX):
+        model_folder(model, offline=offline, report=output.note)
     require_vllm()
     lengths = tuple(long or ())
     engine, gpu = engine_arguments(max_model_len or max([prefix + 512, *(n + 128 for n in lengths)]), eager)

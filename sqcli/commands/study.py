@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sqcli.loading.profile import load_profile
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Quotable, Resume, Svg
 from sqcli.refusals.sources import chosen
 from sqcli.refusals.study_options import READS, makes_its_own, require_read
@@ -154,9 +155,13 @@ def study(
     its_own = makes_its_own(name, part or ())
     if name in WITH_PROFILE and profile is None and not its_own:
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
+    reads_profile = profile is not None and "profile" in READS[name] and not its_own
+    if reads_profile:
+        made = load_profile(profile)
+        if name.startswith("serving"):
+            made.require_serving()
     from research.run import Desk, StudyRequest, run_study
     from spectralquant.origin.quotable import begin
-    from spectralquant.profile.sidecar import load_sidecar
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
     from sqcli.quotable import quotable_note
@@ -164,13 +169,8 @@ def study(
 
     begin(quotable)
 
-    if (
-        profile is not None
-        and {"model", "profile"} <= set(READS[name])
-        and not its_own
-        and not chosen(context, "model")
-    ):
-        model = load_sidecar(profile).model.name
+    if reads_profile and "model" in READS[name] and not chosen(context, "model"):
+        model = made.sidecar.model.name
     others = tuple(other_data or (() if name == "quality" else DEFAULT_OTHER))
     reads = {"--profile": profile_files(profile), "--data": text_files(data), "--other-data": text_files(others)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads, json_option="--out")

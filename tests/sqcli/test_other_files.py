@@ -28,13 +28,32 @@ def test_results_are_not_a_damaged_profile(command, capsys):
         ("compare", "h2o"),
         ("pack", "--file", STORED, "--out", "x.sqkv"),
         ("calibrate", "--check", "builtin:pydoc"),
+        ("serve-check", "builtin:smollm2-135m"),
+        ("study", "cache", "--out", "x.json"),
+        ("study", "serving", "--out", "x.json"),
+        ("study", "quality", "--out", "x.json"),
     ],
-    ids=lambda words: words[0],
+    ids=lambda words: " ".join(words[:2]),
 )
 def test_every_command_that_takes_a_profile_names_other_files(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert sq(*words, "--profile", STORED) == 2
     assert "holds results of a command, not a profile" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_is_wrong_with_the_model_is_told_before_what_this_machine_lacks(tmp_path, capsys):
+    assert sq("serve-check", tmp_path / "none") == 2
+    assert "is not a folder with a config.json" in " ".join(capsys.readouterr().err.split())
+    assert sq("serve-check", "builtin:smollm2-135m", "--codec-device", "tpu") == 2
+    assert "not one of cpu, cuda" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("command", [("serve-check", "builtin:smollm2-135m"), ("study", "serving", "--out", "x.json")])
+def test_a_profile_for_caches_serves_nobody(command, small_profile, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small_profile.save(tmp_path / "caches")
+    assert sq(*command, "--profile", "caches") == 2
+    assert "calibrated for caches of transformers" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(("whole", "said"), [(2.5, "is 4.0 x smaller, whole caches"), (2.0, "is 16.0 x smaller")])
