@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 SQ := $(VENV)/bin/sq
 
-.PHONY: demo test test-serving test-rivals gate setup clean readme docs lint release provenance sanitize results results-gpu results-check
+.PHONY: demo test test-serving test-rivals gate setup clean readme docs lint release provenance sanitize
+.PHONY: results results-gpu results-serving results-serving-gpu results-check
 
 demo: setup
 	$(SQ) calibrate --tier all --out profiles/demo --json profiles/demo.results.json
@@ -84,6 +85,12 @@ results: setup
 
 results-gpu: setup
 	$(VENV)/bin/python -m research.results.run --needs gpu --text $(WIKI) $(MORE)
+
+results-serving: $(SERVING)/.installed
+	$(SERVING)/bin/python -m research.results.run --needs serving --text $(WIKI) $(MORE)
+
+results-serving-gpu:
+	$(PYTHON) -m research.results.run --needs serving-gpu --text $(WIKI) $(MORE)
 
 # Which files under profiles/results this checkout's code did not make; 1 where profiles/results/stale.toml says otherwise.
 results-check: setup

@@ -1,6 +1,8 @@
 """Every results file: the one command that writes it, what it needs, and how far a second run may be from the stored one.
 
-Placeholders: {out} the file, {demo}, {wiki} and {gemma} profiles that other commands of this table make, {text} WikiText-2 raw
+A long entry has parts, each a file of its own, which processes on several GPUs make side by side; its command puts them together.
+
+Placeholders: {out} the file, {part} a part's file, {demo}, {wiki} and {gemma} profiles that other commands of this table make, {text} WikiText-2 raw
 test, {manual} Python's own manual as one file.
 """
 
@@ -9,13 +11,29 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+EVERY = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """name: its file is ENTRY-part-NAME.json. gpus: how many it takes; `EVERY` that there is. minutes: about, on an H100.
+    shares: others may use its GPU meanwhile, since its figures are no times.
+    """
+
+    name: str
+    command: str
+    minutes: int
+    gpus: int = 1
+    shares: bool = False
+
 
 @dataclass(frozen=True)
 class Entry:
     """name: of the file, without `.json`. needs: cpu, gpu, serving (vLLM's CPU build,
     `make test-serving`'s environment), or serving-gpu (vLLM on a GPU). minutes: about, on two cores or one H100. after: files that
-    this one reads, or whose command makes a profile that it reads. before: commands that add to the same file first.
-    only: where code that matters for the figures lies, if not everywhere that the command imports from.
+    this one reads, or whose command makes a profile that it reads. before: commands that come first, a profile's or those that add to
+    the same file. parts: come next, in any order. only: where code that matters for the figures lies, if not everywhere that the
+    command imports from.
     """
 
     name: str
@@ -25,8 +43,19 @@ class Entry:
     after: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    @property
+    def shares(self) -> bool:
+        """Whether others may use its GPU meanwhile: its figures are qualities, and its times are not quoted as a GPU's own."""
+        return self.name.startswith(QUALITY)
 
 
+QUALITY = (
+    *("cold-smollm2-", "cold-second-", "tiers-", "domains-", "quality", "compare-", "tasks-", "turboquant-", "hot-"),
+    *("index-", "serving-codec"),
+)
+"""Beginnings of names."""
 PROFILES = ("demo", "wiki", "gemma")
 GEMMA = "--model builtin:gemma3-270m"
 TEXT = "--data file:{text}"
@@ -262,6 +291,16 @@ TABLE = (
             "sq calibrate --for serving --device cuda --steps 100 --window 1024 --target ratio=30 --held-out 4 --held-out-window 1024 "
             "--out {out}.serving/profile",
         ),
+        parts=tuple(
+            Part(name, f"sq study serving --part {name}{more} --out {{out}}", minutes, gpus)
+            for name, more, minutes, gpus in (
+                ("tp", "", 4, 2),
+                ("large", "", 5, 1),
+                ("decode", "", 3, 1),
+                ("small", " --profile {out}.serving/profile", 3, 1),
+                ("floor", "", 2, 1),
+            )
+        ),
     ),
     Entry(
         "serving-hot-h100",
@@ -281,7 +320,28 @@ TABLE = (
         f"sq study calibrate-scale {LONG_TEXT} --out {{out}}",
         "gpu",
         40,
-        before=(f"sq study calibrate-scale {GEMMA} --part steps --part forms {LONG_TEXT} --out {{out}}",),
+        parts=(
+            *(
+                Part(name, f"sq study calibrate-scale --part {name} --out {{part}}", minutes, gpus)
+                for name, minutes, gpus in (
+                    ("scaling", 4, EVERY),
+                    ("70b", 3, EVERY),
+                    ("8b", 4, 1),
+                    ("8b-small", 4, 1),
+                    ("70b-one-card", 4, 1),
+                )
+            ),
+            *(
+                Part(
+                    f"{short}-{name}",
+                    f"sq study calibrate-scale {model} --part {name} {LONG_TEXT} --out {{part}}",
+                    8,
+                    shares=True,
+                )
+                for short, model in BUILTIN.items()
+                for name in ("steps", "forms")
+            ),
+        ),
     ),
 )
 

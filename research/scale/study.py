@@ -125,7 +125,7 @@ def _runs(part: str, folder: Path, gpus: int, done: set[int | None]) -> Iterator
         if gpus > 1 and {2, gpus} - done:
             yield from together(folder / "rows.json", gpus, EIGHT[1], STEPS, 2048)
         for count in (2, 4):
-            if count > gpus:
+            if count > gpus and count not in done:
                 yield {"gpus": count, "ok": False, "error": f"not run: {gpus} GPUs"}
 
 

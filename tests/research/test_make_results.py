@@ -9,8 +9,10 @@ import pytest
 import typer
 
 from research.results import run as runner
+from research.results.commands import command_of
 from research.results.compare import differences
-from research.results.run import chosen, command_of
+from research.results.run import chosen
+from research.results.side_by_side import Run
 from research.results.stale import RESULTS
 from research.results.table import PROFILES, TABLE, entry, tolerance
 from spectralquant.errors import InputError
@@ -34,8 +36,9 @@ def test_commands_have_options_that_exist(name, tmp_path):
     text.write_text("x")
     each = entry(name)
     assert all("{out}" in command for command in (*each.before, each.command)), "the command names the file it writes"
-    for command in (*each.before, each.command):
-        words = command_of(each, command, text)
+    parts = {part.command: part.name for part in each.parts}
+    for command in (*each.before, *parts, each.command):
+        words = command_of(each, command, text, parts.get(command, ""))
         assert not any("{" in word for word in words)
         if words[2] != "sqcli":
             done = subprocess.run([sys.executable, *words[1:3], "--help"], capture_output=True, text=True, check=True)
@@ -46,7 +49,8 @@ def test_commands_have_options_that_exist(name, tmp_path):
         ) as context:  # every option and value is read, nothing runs
             given = context.params
         profile_first = words[3] == "calibrate" and command in each.before
-        assert profile_first or str(given["json"]) == f"{name}.json", "the command writes this file"
+        written = f"{name}-part-{parts[command]}.json" if "{part}" in command else f"{name}.json"
+        assert profile_first or str(given["json"]) == written, "the command writes this file"
         if words[3] == "compare":
             lengths = given["context"], given["task_context"]
             assert all(int(n) >= 384 for text in lengths for n in text.split(","))
@@ -126,7 +130,7 @@ def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
         ["sq", "study", "gate", "--out", "gate-simulation.json", "--quotable"]
     )
     capfd.readouterr()
-    monkeypatch.setattr(runner, "run", None)  # the second time nothing runs
+    monkeypatch.setattr(Run, "_work", None)  # the second time nothing runs
     assert runner.main(["--only", short.name, "--check"]) == 0
     assert "gate-simulation: within tolerances" in capfd.readouterr().out
     changed = json.loads(stored.read_text())
