@@ -1,0 +1,110 @@
+"""What `make results-gpu` needs on a machine without a network, in one folder that can be copied there.
+
+`python -m research.results.offline FOLDER --text wiki.test.raw --wheel gguf==0.19.0 …` makes FOLDER/cache (built-in models, and the texts that
+studies fetch), FOLDER/wheels and FOLDER/wiki.test.raw, and prints how they are used. What is there already is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from research.headline.texts import PACKAGED
+from research.headline.texts import text_file as headline_text
+from research.quality.texts import TEXTS
+from research.quality.texts import text_file as quality_text
+from research.results.commands import TEXT
+from spectralquant.errors import InputError, SpectralQuantError
+from spectralquant.files import cache_folder
+from spectralquant.models.builtin.folder import builtin_folder
+from spectralquant.models.builtin.table import BUILTIN_MODELS
+
+GLIBC = range(17, 36)
+"""Minor versions of glibc 2 whose wheels are taken; pip matches each exactly."""
+
+
+def gather(folder: Path, text: Path | None, wheels: Sequence[str], python: str, offline: bool = False) -> None:
+    """Fill `folder`.
+
+    Raises:
+        InputError: no such text, or pip has no such wheel for that Python. SourceError: a model or a text cannot be fetched.
+    """
+    if text is not None and not text.is_file():
+        raise InputError(f"There is no text {text}. Check --text.")
+    cache = folder / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    if text is not None:
+        shutil.copyfile(text, folder / TEXT)
+    for name in BUILTIN_MODELS:
+        source = builtin_folder(name, offline=offline, report=print)
+        shutil.copytree(source, cache / "models" / source.name, dirs_exist_ok=True)
+    for name in PACKAGED:
+        _copy(headline_text(name, offline=offline), cache)
+    for each in TEXTS:
+        _copy(quality_text(each.name, offline=offline), cache)
+    for name in wheels:
+        _wheel(name, folder / "wheels", python)
+
+
+def _copy(file: Path, cache: Path) -> None:
+    """A file of this user's cache, at its place in the other."""
+    target = cache / file.relative_to(cache_folder())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+
+
+def _wheel(name: str, folder: Path, python: str) -> None:
+    """One package's wheel, without those it needs."""
+    machine = platform.machine()
+    tags = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC]
+    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, "-d", str(folder)]
+    command += [word for tag in tags for word in ("--platform", tag)]
+    done = subprocess.run([*command, name], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise InputError(
+            f"pip gives no wheel of {name} for Python {python} on {machine} ({said}). Name another version."
+        )
+
+
+def how_to(folder: str, wheels: bool, text: bool) -> str:
+    """Commands for the other machine, in a copy of this checkout beside FOLDER."""
+    lines = [f"export SPECTRALQUANT_CACHE={folder}/cache HF_HUB_OFFLINE=1"]
+    if wheels:
+        lines += [
+            f"python3 -m pip install --no-index --no-deps --target {folder}/site {folder}/wheels/*.whl",
+            f"export PYTHONPATH={folder}/site",
+        ]
+    more = f" --text {folder}/{TEXT}" if text else ""
+    return "\n".join([*lines, f"python3 -m research.results.run --needs gpu{more}"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: the folder is complete; 2: something is not to be had."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--text", type=Path, help="WikiText-2 raw test")
+    parser.add_argument(
+        "--wheel", action="append", default=[], help="a package that machine lacks, as NAME==VERSION (repeat it)"
+    )
+    parser.add_argument("--python", default=platform.python_version(), help="that machine's Python, as 3.12")
+    parser.add_argument("--offline", action="store_true", help="take only what this machine's cache has")
+    given = parser.parse_args(arguments)
+    try:
+        gather(given.folder, given.text, given.wheel, given.python, given.offline)
+    except SpectralQuantError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print("`make provenance` before the checkout is copied; then, there, with FOLDER's own path:")
+    print(how_to(given.folder.name, bool(given.wheel), given.text is not None))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
