@@ -14,12 +14,13 @@ OWN = {  # these start themselves, another install of this package, or a command
     "research/durations.py",
     "research/generate/counters.py",
     "research/kernels.py",
-    "research/results/run.py",
+    "research/results/commands.py",
     "spectralquant/bench/generate/first_calls.py",
     "spectralquant/gate/interleaved.py",
 }
 NO_CODE_OF_OURS = {
     "research/headline/texts.py",
+    "research/results/offline.py",
     "spectralquant/diagnostics.py",
     "spectralquant/models/builtin/fetch.py",
 }
