@@ -76,9 +76,12 @@ def _of_entry(entry: Entry, others: Sequence[str]) -> list[Job]:
 
 def with_sources(entries: Sequence[Entry], build: Path, history: History) -> list[Entry]:
     """Entries in the table's order, with those whose files or profiles they read and that `build` lacks."""
-    names = {entry.name for entry in entries}
-    for entry in entries:
-        names |= {name for name in entry.after if not entry_done(_entry(name), build, history)}
+    names: set[str] = set()
+    wanted = list(entries)
+    while wanted:
+        entry = wanted.pop()
+        names.add(entry.name)
+        wanted += [other for other in map(_entry, entry.after) if not entry_done(other, build, history)]
     return [entry for entry in TABLE if entry.name in names]
 
 

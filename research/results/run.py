@@ -28,6 +28,7 @@ from spectralquant.origin.quotable import require_quotable_source
 
 BUILD = ROOT / "build" / "results"
 SHOWN = 12
+INTERRUPTED = 130
 
 
 def chosen(needs: str, only: Sequence[str], again: bool, stale: Sequence[str]) -> list[Entry]:
@@ -48,7 +49,7 @@ def chosen(needs: str, only: Sequence[str], again: bool, stale: Sequence[str]) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: all is written, or within tolerances; 1: figures differ, or a command failed; 2: it cannot begin."""
+    """0: all is written, or within tolerances; 1: figures differ, or a command failed; 2: it cannot begin; 130: Ctrl-C."""
     given = _parser().parse_args(arguments)
     if given.list:
         for entry in TABLE:
@@ -71,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    failed = Run(jobs, cards, BUILD, given.text, given.minutes).run()
+    try:
+        failed = Run(jobs, cards, BUILD, given.text, given.minutes).run()
+    except KeyboardInterrupt:
+        print(f"Interrupted. What has ended is kept in {BUILD}; the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
     for why in failed.values():
         print(why, file=sys.stderr)
     made = [entry for entry in entries if entry_done(entry, BUILD, history)]

@@ -20,7 +20,7 @@ from spectralquant.files import write_text
 from spectralquant.origin.checkout import source_commit
 
 LAST = 6
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 
 
 class Run:
@@ -59,18 +59,18 @@ class Run:
                     elif self._ready(job, done) and (taken := self.cards.take(job)) is not None:
                         waiting.remove(job)
                         running[pool.submit(self._work, job, taken)] = job
-                for future in self._next(running):
-                    job = running.pop(future)
-                    self.cards.give(job)
-                    error = future.exception()
-                    if error is None:
-                        done.add(job.name)
-                        print(f"{job.name}: {future.result():.0f} s", flush=True)
-                    elif isinstance(error, SpectralQuantError):
-                        failed[job.name] = str(error)
-                    else:
-                        self._end()
-                        raise error
+                try:
+                    for future in self._next(running):
+                        job = running.pop(future)
+                        self.cards.give(job)
+                        try:
+                            print(f"{job.name}: {future.result():.0f} s", flush=True)
+                            done.add(job.name)
+                        except SpectralQuantError as error:
+                            failed[job.name] = str(error)
+                except BaseException:  # Ctrl-C among them
+                    self._end()
+                    raise
         return failed
 
     def _path(self, job: Job) -> int:
@@ -103,6 +103,8 @@ class Run:
         begin = time.monotonic()
         environment = surroundings() | self.cards.environment(taken)
         for command in job.commands:
+            if self.ended:
+                raise SpectralQuantError(f"{job.name}: not run: the time is over")
             words = command_of(job.entry, command, self.text, job.part)
             print(f"{job.name}: {shown(words)}", flush=True)
             log = self._log(job)

@@ -104,6 +104,23 @@ def test_a_run_ends_in_time(build):
     assert "less is left" in failed["long"] and "time is over" in failed["slow"]
 
 
+def test_ctrl_c_ends_what_works(build, monkeypatch):
+    """Nothing is left running, and nothing more begins."""
+    jobs = [job("slow", 60), job("next", after=("slow",))]
+    started = Run(jobs, Cards(["0", "1"]), build, build / "none")
+
+    def interrupted(running):
+        time.sleep(0.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(started, "_next", interrupted)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        started.run()
+    assert time.monotonic() - begin < 30 and not list(build.glob("*.json"))
+    assert [process.poll() is None for process in started.processes] == [False]
+
+
 def test_each_card_has_its_share_of_the_cores(build, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
     cards = Cards(["0", "1", "2", "3"])
