@@ -60,9 +60,9 @@ class Cards:
         return job.shares and len(users) < SHARING and all(user.shares for user in users)
 
 
-def visible_cards(needs: str) -> list[str]:
+def visible_cards(needs: Sequence[str]) -> list[str]:
     """The GPUs of this machine, or of CUDA_VISIBLE_DEVICES; one card without a name where none are needed."""
-    if "gpu" not in needs:
+    if not any("gpu" in need for need in needs):
         return [""]
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given:

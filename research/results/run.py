@@ -31,7 +31,7 @@ SHOWN = 12
 INTERRUPTED = 130
 
 
-def chosen(needs: str, only: Sequence[str], again: bool, stale: Sequence[str]) -> list[Entry]:
+def chosen(needs: Sequence[str], only: Sequence[str], again: bool, stale: Sequence[str]) -> list[Entry]:
     """Entries to run, in the table's order.
 
     Raises:
@@ -41,16 +41,17 @@ def chosen(needs: str, only: Sequence[str], again: bool, stale: Sequence[str]) -
     for name in only:
         if name not in names:
             raise InputError(f"--only {name}: there is no such results file; there are {', '.join(names)}.")
-        if names[name].needs != needs:
+        if names[name].needs not in needs:
             target = "results" if names[name].needs == "cpu" else f"results-{names[name].needs}"
             raise InputError(f"--only {name} needs {names[name].needs}: run make {target}.")
-    want = set(only) or {n for n, e in names.items() if e.needs == needs and (again or n in stale)}
+    want = set(only) or {n for n, e in names.items() if e.needs in needs and (again or n in stale)}
     return [entry for entry in TABLE if entry.name in want]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: all is written, or within tolerances; 1: figures differ, or a command failed; 2: it cannot begin; 130: Ctrl-C."""
     given = _parser().parse_args(arguments)
+    needs = tuple(given.needs or ("cpu",))
     if given.list:
         for entry in TABLE:
             print(f"{entry.name:34} {entry.needs} {entry.minutes:3} min  {entry.command}")
@@ -60,10 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     history = History()
     try:
         require_quotable_source()
-        cards = Cards(visible_cards(given.needs)[: given.gpus])
-        entries = chosen(
-            given.needs, given.only, given.again or given.check, [*missing(), *stale_files(history=history)]
-        )
+        cards = Cards(visible_cards(needs)[: given.gpus])
+        entries = chosen(needs, given.only, given.again or given.check, [*missing(), *stale_files(history=history)])
         prepare(BUILD, given.text)
         jobs = [job for job in jobs_of(with_sources(entries, BUILD, history)) if not job_done(job, BUILD, history)]
         for job in jobs:  # what cannot run is refused before hours of work
@@ -97,7 +96,10 @@ def missing() -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--needs", choices=("cpu", "gpu", "serving", "serving-gpu"), default="cpu", help="which machine this is"
+        "--needs",
+        action="append",
+        choices=("cpu", "gpu", "serving", "serving-gpu"),
+        help="which machine this is; a GPU with vLLM is gpu and serving-gpu (default: cpu)",
     )
     parser.add_argument("--only", action="append", default=[], help="this file (may be repeated)")
     parser.add_argument("--again", action="store_true", help="fresh files too")

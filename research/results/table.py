@@ -313,7 +313,7 @@ TABLE = (
         "serving-hot-8b-h100",
         "sq study serving-hot --part large --out {out}",
         "serving-gpu",
-        10,
+        6,
     ),
     Entry(
         "calibrate-scale",
@@ -326,8 +326,8 @@ TABLE = (
                 for name, minutes, gpus in (
                     ("scaling", 4, EVERY),
                     ("70b", 3, EVERY),
-                    ("8b", 4, 1),
-                    ("8b-small", 4, 1),
+                    ("8b", 3, 1),
+                    ("8b-small", 3, 1),
                     ("70b-one-card", 4, 1),
                 )
             ),

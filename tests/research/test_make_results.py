@@ -72,17 +72,19 @@ def test_code_that_matters_alone_is_there():
 
 def test_what_cannot_run_is_refused_first(tmp_path):
     with pytest.raises(InputError, match="no such results file"):
-        chosen("cpu", ["colder"], False, [])
+        chosen(("cpu",), ["colder"], False, [])
     with pytest.raises(InputError, match="needs gpu: run make results-gpu"):
-        chosen("cpu", ["tuning-h100"], False, [])
+        chosen(("cpu",), ["tuning-h100"], False, [])
     each = entry("cache-smollm2-cpu")
     with pytest.raises(InputError, match="reads WikiText-2 raw test"):
         command_of(each, each.command, tmp_path / "none")
 
 
 def test_only_what_is_stale_is_made_unless_all_is_asked_for():
-    assert [e.name for e in chosen("cpu", [], False, ["gate-simulation", "tuning-h100"])] == ["gate-simulation"]
-    assert len(chosen("cpu", [], True, [])) == sum(e.needs == "cpu" for e in TABLE)
+    assert [e.name for e in chosen(("cpu",), [], False, ["gate-simulation", "tuning-h100"])] == ["gate-simulation"]
+    both = [e.name for e in chosen(("gpu", "serving-gpu"), [], False, ["serving-h100", "tuning-h100", "durations"])]
+    assert both == ["tuning-h100", "serving-h100"]
+    assert len(chosen(("cpu",), [], True, [])) == sum(e.needs == "cpu" for e in TABLE)
 
 
 def test_figures_are_compared_by_their_tolerance():

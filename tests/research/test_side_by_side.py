@@ -131,7 +131,9 @@ def test_each_card_has_its_share_of_the_cores(build, monkeypatch):
 
 def test_cards_are_those_that_may_be_seen(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert visible_cards("gpu") == visible_cards("serving-gpu") == ["3", "5"] and visible_cards("cpu") == [""]
+    assert visible_cards(["gpu"]) == visible_cards(["cpu", "serving-gpu"]) == ["3", "5"] and visible_cards(["cpu"]) == [
+        ""
+    ]
     assert Cards([""]).environment([""]) == {} and Cards(["3"]).environment(["3"]) == {"CUDA_VISIBLE_DEVICES": "3"}
 
 
