@@ -1,6 +1,8 @@
 """What the caller has switched on around a cache changes nothing that the library computes."""
 
 import contextlib
+import threading
+import time
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import DynamicCache
 
 from spectralquant.cache.persist.prompt import pack_prompt, unpack_cache
 from spectralquant.cache.spectral_cache import SpectralCache
+from spectralquant.surroundings import PRODUCTS, own_arithmetic
 from tests.conftest import profile_of, random_model
 
 TIERS = ("exact", "hot", "warm", "cold")
@@ -192,3 +195,27 @@ def test_a_training_model_keeps_its_mode_and_its_dropout(ids, tier):
         for part in (ids[:, :600], ids[:, 600:608]):
             found = model(input_ids=part, past_key_values=again).logits
     assert torch.equal(found, kept)
+
+
+def test_threads_leave_the_products_as_their_caller_set_them():
+    """The setting is one for all threads: whoever comes and goes in whatever order, it is exact inside and as before outside."""
+    inside, failures = threading.Barrier(4), []
+
+    def work(first):
+        with own_arithmetic():
+            failures.extend(p.fp32_precision for p in PRODUCTS if p.fp32_precision != "ieee")
+            inside.wait(timeout=20)
+            time.sleep(0.01 * first)
+            failures.extend(p.fp32_precision for p in PRODUCTS if p.fp32_precision != "ieee")
+
+    with low_precision_products():
+        before = [p.fp32_precision for p in PRODUCTS]
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert [p.fp32_precision for p in PRODUCTS] == before and not failures
+    default = [p.fp32_precision for p in PRODUCTS]
+    with own_arithmetic():
+        assert [p.fp32_precision for p in PRODUCTS] == default
