@@ -60,6 +60,8 @@ def _copy(file: Path, cache: Path) -> None:
 
 def _wheel(name: str, folder: Path, python: str) -> None:
     """One package's wheel, without those it needs."""
+    if not name[:1].isalnum():
+        raise InputError(f"--wheel {name!r} is not the name of a package, as gguf==0.19.0.")
     machine = platform.machine()
     tags = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC]
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
@@ -98,6 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         gather(given.folder, given.text, given.wheel, given.python, given.offline)
+    except OSError as error:
+        print(
+            f"{given.folder} cannot be filled: {error.strerror}: {error.filename}. Give another folder.",
+            file=sys.stderr,
+        )
+        return 2
     except SpectralQuantError as error:
         print(error, file=sys.stderr)
         return 2

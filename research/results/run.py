@@ -84,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for entry in made:
         shutil.copyfile(BUILD / f"{entry.name}.json", RESULTS / f"{entry.name}.json")
     write_text(LIST, written(stale_files(history=history)))
-    print("Now run `make readme`, look at the differences, and commit.")
+    if made:
+        print("Now run `make readme`, look at the differences, and commit.")
+    elif not entries:
+        print("Nothing is stale. --again makes all files anew, --only NAME one.")
     return int(bool(failed))
 
 

@@ -50,6 +50,15 @@ def test_what_is_missing_is_told(cache, capsys):
     assert "developers-reference-fr" in capsys.readouterr().err
 
 
+def test_a_folder_that_is_a_file_is_refused(cache, capsys):
+    (cache / "there").write_text("x")
+    assert offline.main([str(cache / "there"), "--offline"]) == 2
+    assert "Give another folder" in capsys.readouterr().err
+    for name in ("", "-r x"):
+        assert offline.main([str(cache / "other"), "--offline", f"--wheel={name}"]) == 2
+        assert "not the name of a package" in capsys.readouterr().err
+
+
 def wheel_of(folder, name, tag):
     """An empty package's wheel."""
     folder.mkdir(exist_ok=True)
