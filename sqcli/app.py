@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from sqcli.streams import flush_streams, listen_to_signals, tolerant_streams
@@ -16,6 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     fault of this program, 130 Ctrl-C.
     """
     try:
+        gc.disable()  # until a command begins: what is imported and parsed stays, and looking through it is a fifth of a help
         listen_to_signals()
         tolerant_streams()
         arguments = list(sys.argv[1:] if arguments is None else arguments)

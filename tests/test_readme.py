@@ -50,10 +50,9 @@ def test_no_planning_words(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_commands_named_exist(path):
-    import typer
 
-    from sqcli.root import app
+    from sqcli.root import command_line
 
-    known = set(typer.main.get_command(app).commands)
+    known = set(command_line().commands)
     for command in re.findall(r"^\s*(?:\.venv/bin/)?sq ([a-z-]+)", path.read_text(), re.MULTILINE):
         assert command in known, command

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-import typer
 
 from research.results import run as runner
 from research.results.commands import command_of
@@ -29,9 +28,9 @@ def test_every_stored_file_has_one_command():
 
 @pytest.mark.parametrize("name", [e.name for e in TABLE])
 def test_commands_have_options_that_exist(name, tmp_path):
-    from sqcli.root import app
+    from sqcli.root import command_line
 
-    commands = typer.main.get_command(app).commands
+    commands = command_line().commands
     text = tmp_path / "t"
     text.write_text("x")
     each = entry(name)

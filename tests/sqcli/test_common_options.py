@@ -7,16 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 from commands_for_tests import COMMANDS, SENTENCE, Place, line, sq
 
 from spectralquant.results.files import read_results
 from sqcli.output import Output
-from sqcli.root import app
+from sqcli.root import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ("--json", "--csv", "--quiet", "--config")
-GROUP = typer.main.get_command(app)
+GROUP = command_line()
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from spectralquant.methods.registry import parse
 from sqcli.commands.compare import _once
 from sqcli.commands.study import STUDIES
 from sqcli.refusals.study_options import READS, SOME, require_read
-from sqcli.root import app
+from sqcli.root import command_line
 
-ROOT = typer.main.get_command(app)
+ROOT = command_line()
 
 
 def refused(capsys, *words) -> str:

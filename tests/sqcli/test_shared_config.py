@@ -11,11 +11,11 @@ from commands_for_tests import SENTENCE, sq
 
 from sqcli.refusals.sources import chosen, flags_win, given
 from sqcli.refusals.study_parts import parts_of
-from sqcli.root import app
+from sqcli.root import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 BASELINE = str(ROOT / "profiles/baselines/smoke.json")
-COMMANDS = typer.main.get_command(app)
+COMMANDS = command_line()
 
 
 @pytest.fixture
