@@ -15,6 +15,7 @@ from spectralquant.errors import InputError
 from spectralquant.text.read import load_text
 
 TEXT = "wiki.test.raw"
+RESUMABLE = ("calibrate", "compare", "profile", "study")
 MANUAL = 24_000  # characters, about 6,000 tokens: the built-in model has 8,192 positions
 
 
@@ -23,8 +24,10 @@ def part_file(entry: Entry, part: str) -> str:
     return f"{entry.name}-part-{part}.json"
 
 
-def command_of(entry: Entry, command: str, text: Path, part: str = "") -> list[str]:
+def command_of(entry: Entry, command: str, text: Path, part: str = "", resume: bool = False) -> list[str]:
     """A command of the table as arguments: paths are names in the folder it runs in, so that results name none of this machine.
+
+    resume: go on with what an interrupted run of it has kept.
 
     Raises:
         InputError: it reads WikiText, and `text` is not there.
@@ -41,6 +44,8 @@ def command_of(entry: Entry, command: str, text: Path, part: str = "") -> list[s
         words = [sys.executable, "-m", "sqcli", *words[1:]]
         if words[3] in ("study", "compare"):
             words.append("--quotable")
+        if resume and words[3] in RESUMABLE:
+            words.append("--resume")
     else:
         words[0] = sys.executable
     if TEXT in shlex.join(words) and not text.is_file():

@@ -1,8 +1,8 @@
 """Write the files under profiles/results anew, each by its one command: `make results` (CPU), `make results-gpu`.
 
 Work goes on in `build/results`, so that the tree stays clean while commands run; a file moves to profiles/results when its
-command has ended. What is there from this commit is not made again, so an interrupted run goes on; files that are fresh
-already are left alone unless `--again` or `--only` asks. On several GPUs files and their parts are made side by side, a GPU each
+command has ended. What is there from this commit is not made again, and a command that was cut off gets `--resume`, so an interrupted
+run goes on; files that are fresh already are left alone unless `--again` or `--only` asks. On several GPUs files and their parts are made side by side, a GPU each
 for what is timed, and each command's output goes to build/results/logs. `--check` moves nothing and compares with the stored files.
 """
 
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: all is written, or within tolerances; 1: figures differ, or a command failed; 2: it cannot begin; 130: Ctrl-C."""
     given = _parser().parse_args(arguments)
     needs = tuple(given.needs or ("cpu",))
+    if idle := _idle(given, needs):
+        print(idle, file=sys.stderr)
+        return 2
     if given.list:
         for entry in TABLE:
             print(f"{entry.name:34} {entry.needs} {entry.minutes:3} min  {entry.command}")
@@ -64,13 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cards = Cards(visible_cards(needs)[: given.gpus])
         entries = chosen(needs, given.only, given.again or given.check, [*missing(), *stale_files(history=history)])
         prepare(BUILD, given.text)
-        jobs = [job for job in jobs_of(with_sources(entries, BUILD, history)) if not job_done(job, BUILD, history)]
+        everything = jobs_of(with_sources(entries, BUILD, history))
+        jobs = [job for job in everything if not job_done(job, BUILD, history)]
         for job in jobs:  # what cannot run is refused before hours of work
             for command in job.commands:
                 command_of(job.entry, command, given.text, job.part)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    for job in everything:
+        if job not in jobs:
+            print(f"{job.name}: made by an earlier run of this commit, kept in {BUILD}")
     try:
         failed = Run(jobs, cards, BUILD, given.text, given.minutes).run()
     except KeyboardInterrupt:
@@ -94,6 +101,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def missing() -> list[str]:
     """Files of the table that were never made."""
     return [entry.name for entry in TABLE if not (RESULTS / f"{entry.name}.json").is_file()]
+
+
+def _idle(given: argparse.Namespace, needs: Sequence[str]) -> str:
+    """What is asked for and would do nothing; empty where there is none."""
+    asked = [name for name in ("check", "again", "only", "gpus", "minutes", "needs") if getattr(given, name)]
+    if given.list and asked:
+        return f"--{asked[0]} does nothing with --list, which shows the whole table. Leave one of them out."
+    if given.gpus and not any("gpu" in need for need in needs):
+        return "--gpus does nothing without --needs gpu or serving-gpu: other files are made on the processor. Leave it out."
+    if given.again and given.only:
+        return "--again does nothing with --only, which makes its file in any case. Leave it out."
+    return ""
 
 
 def _parser() -> argparse.ArgumentParser:

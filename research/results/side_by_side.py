@@ -19,6 +19,7 @@ from spectralquant.errors import SpectralQuantError
 from spectralquant.files import write_text
 from spectralquant.origin.checkout import source_commit
 
+BEGUN = ".begun"
 LAST = 6
 PATIENCE_S = 30.0
 
@@ -87,7 +88,7 @@ class Run:
         if lost := [name for name in job.after if name in failed]:
             return f"not run: it waits for {lost[0]}"
         if self.end is not None and time.monotonic() + 60 * job.minutes > self.end:
-            return f"not run: it takes about {job.minutes} minutes, and less is left"
+            return f"not run: it takes about {job.minutes} min, and less is left"
         return None
 
     def _next(self, running: Mapping[Future[float], Job]) -> set[Future[float]]:
@@ -101,11 +102,14 @@ class Run:
     def _work(self, job: Job, taken: Sequence[str]) -> float:
         """Seconds. Raises SpectralQuantError: a command failed, or was ended."""
         begin = time.monotonic()
+        begun, commit = self.build / f"{job.file}{BEGUN}", source_commit(ROOT).commit or ""
+        resume = begun.is_file() and begun.read_text(encoding="utf-8") == commit
+        write_text(begun, commit)
         environment = surroundings() | self.cards.environment(taken)
         for command in job.commands:
             if self.ended:
                 raise SpectralQuantError(f"{job.name}: not run: the time is over")
-            words = command_of(job.entry, command, self.text, job.part)
+            words = command_of(job.entry, command, self.text, job.part, resume)
             print(f"{job.name}: {shown(words)}", flush=True)
             log = self._log(job)
             with open(log, "ab") if log else nullcontext() as said:
@@ -119,7 +123,8 @@ class Run:
                 why = "was ended, as the time is over" if self.ended else f"ended with exit code {code}"
                 raise SpectralQuantError(f"{job.name}: the command {why}; {_last(log)}")
         if job.file.endswith(MARK):
-            write_text(self.build / job.file, source_commit(ROOT).commit or "")
+            write_text(self.build / job.file, commit)
+        begun.unlink()
         return time.monotonic() - begin
 
     def _log(self, job: Job) -> Path | None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILE = ".provenance.json"
+RESULTS, READ = "profiles/results/", ("profiles/results/profile-h100.json",)
 SOURCES = ("spectralquant", "sqcli", "kernels", "tests", "pyproject.toml")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
 FLAGS = {"1": True, "true": True, "0": False, "false": False}
@@ -32,7 +33,8 @@ FLAGS = {"1": True, "true": True, "0": False, "false": False}
 
 @dataclass(frozen=True)
 class SourceCommit:
-    """commit: hexadecimal, None where nothing tells. dirty: whether the tree differs from it, None where unknown."""
+    """commit: hexadecimal, None where nothing tells. dirty: whether the tree differs from it, None where unknown; what
+    measurements write under `profiles/results` does not count, but for the file that `research.prediction` reads."""
 
     commit: str | None = None
     dirty: bool | None = None
@@ -108,9 +110,15 @@ def _from_git(root: Path) -> SourceCommit:
         return done.stdout.strip()
 
     try:
-        return SourceCommit(run("rev-parse", "HEAD"), bool(run("status", "--porcelain", "--untracked-files=no")))
+        differing = run("diff", "--name-only", "--no-renames", "-z", "HEAD").split("\0")
+        return SourceCommit(run("rev-parse", "HEAD"), any(map(_counts, differing)))
     except (OSError, subprocess.SubprocessError):
         return SourceCommit()
+
+
+def _counts(path: str) -> bool:
+    """Whether a file that differs from the commit makes the tree another."""
+    return bool(path) and (path in READ or not path.startswith(RESULTS))
 
 
 def _from_file(root: Path) -> SourceCommit:

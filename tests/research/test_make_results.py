@@ -133,12 +133,36 @@ def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
     capfd.readouterr()
     monkeypatch.setattr(Run, "_work", None)  # the second time nothing runs
     assert runner.main(["--only", short.name, "--check"]) == 0
-    assert "gate-simulation: within tolerances" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "gate-simulation: made by an earlier run" in said and "gate-simulation: within tolerances" in said
     changed = json.loads(stored.read_text())
     changed["runs"] *= 2
     stored.write_text(json.dumps(changed))
     assert runner.main(["--only", short.name, "--check"]) == 1
     assert "runs: 2000 stored, 1000 now" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("--list --check", "--check does nothing with --list"),
+        ("--list --needs gpu", "--needs does nothing with --list"),
+        ("--gpus 2", "--gpus does nothing without --needs gpu"),
+        ("--only gate-simulation --again", "--again does nothing with --only"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(place, capsys, words, said):
+    assert runner.main(words.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_only_commands_that_can_go_on_are_told_to(tmp_path):
+    text = tmp_path / "t"
+    text.write_text("x")
+    for name, can in [("cold-smollm2-wikitext2", True), ("durations", False)]:
+        each = entry(name)
+        assert ("--resume" in command_of(each, each.command, text, resume=True)) is can
+        assert "--resume" not in command_of(each, each.command, text)
 
 
 def test_a_changed_tree_is_refused(place, monkeypatch, capsys):

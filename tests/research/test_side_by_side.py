@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from itertools import combinations
 
 import pytest
 
 from research.results import jobs as job_list
+from research.results import side_by_side
 from research.results.cards import Cards, visible_cards
 from research.results.jobs import Job, job_done, jobs_of, with_sources
 from research.results.side_by_side import Run
 from research.results.stale import History
 from research.results.table import EVERY, TABLE, Entry, Part, entry
+from spectralquant.origin.checkout import SourceCommit
 
 NOTE = """import json, os, sys, time
 name, seconds, code = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
@@ -119,6 +123,25 @@ def test_ctrl_c_ends_what_works(build, monkeypatch):
         started.run()
     assert time.monotonic() - begin < 30 and not list(build.glob("*.json"))
     assert [process.poll() is None for process in started.processes] == [False]
+
+
+def test_a_command_that_was_cut_off_is_told_to_go_on(build, monkeypatch):
+    """In the next run of the same commit, and in no other."""
+    given = []
+
+    def command_of(entry, command, text, part, resume):
+        given.append(resume)
+        return shlex.split(command.replace("python", sys.executable))
+
+    monkeypatch.setattr(side_by_side, "command_of", command_of)
+    cut, whole = job("one", code=130), job("one")
+    for each in (cut, cut, whole, whole):
+        run(build, [each])
+    assert given == [False, True, True, False]
+    run(build, [cut])
+    monkeypatch.setattr(side_by_side, "source_commit", lambda root: SourceCommit("0" * 40, False))
+    run(build, [whole])
+    assert given[4:] == [False, False] and not list(build.glob("*.begun"))
 
 
 def test_each_card_has_its_share_of_the_cores(build, monkeypatch):

@@ -47,6 +47,25 @@ def test_a_checkout_is_asked_through_git(tree):
     assert source_commit(tree, {}) == SourceCommit(head, True)
 
 
+@pytest.mark.parametrize(
+    "name, dirty",
+    [("a b.json", False), ("profile-h100.json", True), ("../baselines/smoke.json", True)],
+)
+def test_results_that_were_just_written_are_no_change_of_the_code(tree, name, dirty):
+    """Or each file that is made would have to be committed before the next one."""
+    file = tree / "profiles" / "results" / name
+    for folder in ("results", "baselines"):
+        (tree / "profiles" / folder).mkdir(parents=True)
+    file.write_text("{}")
+    git(tree, "add", "-A")
+    git(tree, "commit", "-q", "-m", "two")
+    assert source_commit(tree, {}).dirty is False
+    file.write_text("[]")
+    assert source_commit(tree, {}).dirty is dirty
+    git(tree, "add", "-A")
+    assert source_commit(tree, {}).dirty is dirty
+
+
 def test_a_copy_without_git_names_its_commit(tree, tmp_path):
     write_provenance(tree)
     assert source_commit(copied(tree, tmp_path), {}) == SourceCommit(git(tree, "rev-parse", "HEAD"), False)
