@@ -7,7 +7,10 @@ studies fetch), FOLDER/wheels and FOLDER/wiki.test.raw, and prints how they are 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,8 +37,10 @@ def gather(folder: Path, text: Path | None, wheels: Sequence[str], python: str, 
     Raises:
         InputError: no such text, or pip has no such wheel for that Python. SourceError: a model or a text cannot be fetched.
     """
-    if text is not None and not text.is_file():
-        raise InputError(f"There is no text {text}. Check --text.")
+    if text is not None:
+        _require_text(text)
+    for name in wheels:
+        _require_package(name)
     cache = folder / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     if text is not None:
@@ -51,6 +56,24 @@ def gather(folder: Path, text: Path | None, wheels: Sequence[str], python: str, 
         _wheel(name, folder / "wheels", python)
 
 
+def _require_text(text: Path) -> None:
+    if not text.is_file():
+        raise InputError(f"There is no text {text}. Check --text.")
+    try:
+        words = text.read_text(encoding="utf-8").split()
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(
+            f"--text {text} cannot be read as UTF-8 ({error}). Give WikiText-2 raw test, a text file."
+        ) from None
+    if not words:
+        raise InputError(f"--text {text} is empty. Give WikiText-2 raw test.")
+
+
+def _require_package(name: str) -> None:
+    if not name[:1].isalnum():
+        raise InputError(f"--wheel {name!r} is not the name of a package, as gguf==0.19.0.")
+
+
 def _copy(file: Path, cache: Path) -> None:
     """A file of this user's cache, at its place in the other."""
     target = cache / file.relative_to(cache_folder())
@@ -60,8 +83,7 @@ def _copy(file: Path, cache: Path) -> None:
 
 def _wheel(name: str, folder: Path, python: str) -> None:
     """One package's wheel, without those it needs."""
-    if not name[:1].isalnum():
-        raise InputError(f"--wheel {name!r} is not the name of a package, as gguf==0.19.0.")
+    folder.mkdir(parents=True, exist_ok=True)
     machine = platform.machine()
     tags = [f"manylinux_2_{minor}_{machine}" for minor in GLIBC]
     command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
@@ -75,8 +97,31 @@ def _wheel(name: str, folder: Path, python: str) -> None:
         )
 
 
+def _python(text: str) -> str:
+    """A version of Python 3; whether there are wheels for it is for pip to say."""
+    if not re.fullmatch(r"3\.\d{1,2}(\.\d{1,2})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version of Python, as 3.12")
+    return text
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name the folder to fill")
+    return Path(text)
+
+
+def _idle(given: argparse.Namespace) -> str:
+    """What is asked for and cannot go together; empty where there is none."""
+    if given.python and not given.wheel:
+        return "--python does nothing without --wheel: models and texts are the same for every Python. Leave it out."
+    if given.wheel and given.offline and not os.environ.get("PIP_NO_INDEX"):
+        return "--wheel needs the network, and --offline forbids it. Leave one of them out (or give pip a folder: PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER)."
+    return ""
+
+
 def how_to(folder: str, wheels: bool, text: bool) -> str:
     """Commands for the other machine, in a copy of this checkout beside FOLDER."""
+    folder = shlex.quote(folder)
     lines = [f"export SPECTRALQUANT_CACHE={folder}/cache HF_HUB_OFFLINE=1"]
     if wheels:
         lines += [
@@ -90,16 +135,19 @@ def how_to(folder: str, wheels: bool, text: bool) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0: the folder is complete; 2: something is not to be had."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=_folder)
     parser.add_argument("--text", type=Path, help="WikiText-2 raw test")
     parser.add_argument(
         "--wheel", action="append", default=[], help="a package that machine lacks, as NAME==VERSION (repeat it)"
     )
-    parser.add_argument("--python", default=platform.python_version(), help="that machine's Python, as 3.12")
+    parser.add_argument("--python", type=_python, help="that machine's Python, as 3.12 (default: this one's)")
     parser.add_argument("--offline", action="store_true", help="take only what this machine's cache has")
     given = parser.parse_args(arguments)
+    if idle := _idle(given):
+        print(idle, file=sys.stderr)
+        return 2
     try:
-        gather(given.folder, given.text, given.wheel, given.python, given.offline)
+        gather(given.folder, given.text, given.wheel, given.python or platform.python_version(), given.offline)
     except OSError as error:
         print(
             f"{given.folder} cannot be filled: {error.strerror}: {error.filename}. Give another folder.",
@@ -110,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print("`make provenance` before the checkout is copied; then, there, with FOLDER's own path:")
-    print(how_to(given.folder.name, bool(given.wheel), given.text is not None))
+    print(how_to(given.folder.resolve().name, bool(given.wheel), given.text is not None))
     return 0
 
 

@@ -50,13 +50,48 @@ def test_what_is_missing_is_told(cache, capsys):
     assert "developers-reference-fr" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_a_file_is_refused(cache, capsys):
+def test_a_folder_that_is_a_file_is_refused(cache, monkeypatch, capsys):
     (cache / "there").write_text("x")
     assert offline.main([str(cache / "there"), "--offline"]) == 2
+    assert "Give another folder" in capsys.readouterr().err
+    (cache / "other").mkdir()
+    (cache / "other" / "wheels").write_text("x")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    assert offline.main([str(cache / "other"), "--offline", "--wheel", "one"]) == 2
     assert "Give another folder" in capsys.readouterr().err
     for name in ("", "-r x"):
         assert offline.main([str(cache / "other"), "--offline", f"--wheel={name}"]) == 2
         assert "not the name of a package" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--text", "empty"], "is empty"),
+        (["--text", "binary"], "cannot be read as UTF-8"),
+        (["--python", "3.12"], "--python does nothing without --wheel"),
+        (["--wheel", "one"], "--offline forbids it"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(cache, monkeypatch, capsys, words, said):
+    monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+    monkeypatch.chdir(cache)
+    (cache / "empty").write_text(" \n")
+    (cache / "binary").write_bytes(bytes(range(256)))
+    assert offline.main(["there", "--offline", *words]) == 2
+    assert said in capsys.readouterr().err and not (cache / "there").exists()
+
+
+@pytest.mark.parametrize("words", [[""], ["there", "--python", "9.9"], ["there", "--python", "new"]])
+def test_words_of_the_wrong_kind_are_refused(cache, capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        offline.main([*words, "--offline"])
+    assert ended.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_a_name_with_a_space_is_quoted(cache, capsys):
+    assert offline.main([str(cache / "over there"), "--offline"]) == 0
+    assert "SPECTRALQUANT_CACHE='over there'/cache" in capsys.readouterr().out
 
 
 def wheel_of(folder, name, tag):
