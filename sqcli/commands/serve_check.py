@@ -68,7 +68,7 @@ def serve_check(
     Example: [bold]sq serve-check builtin:smollm2-135m --profile serving --long 8192 --json serving.json[/bold]
     """
     from spectralquant.integrations.chunks import LOSSLESS
-    from spectralquant.integrations.serve_check.check import ServeCheck
+    from spectralquant.integrations.serve_check.check import ServeCheck, own_tokens
     from spectralquant.integrations.serve_check.check import serve_check as measure
     from spectralquant.integrations.serve_check.machine import engine_arguments, model_folder
     from spectralquant.integrations.serve_check.process import require_vllm
@@ -77,6 +77,7 @@ def serve_check(
     from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.serving import longest, require_able, require_room, within
     from sqcli.terminal.times.serving import serving_view
 
     if not long:
@@ -87,13 +88,18 @@ def serve_check(
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     if profile is not None:
         load_profile(profile).require_serving()
-    if not model.startswith(PREFIX):
-        model_folder(model, offline=offline, report=output.note)
-    require_vllm()
+    require_able(codec_device, trace_share, keep)
     lengths = tuple(long or ())
-    engine, gpu = engine_arguments(max_model_len or max([prefix + 512, *(n + 128 for n in lengths)]), eager)
+    needed = longest(prefix, own_tokens(prefix, ServeCheck.own), new_tokens, lengths, batch)
+    builtin = model.startswith(PREFIX)
+    require_room(needed, max_model_len, None if builtin else model_folder(model, offline=offline, report=output.note))
+    require_vllm()
+    folder = model_folder(model, offline=offline, report=output.note)
+    require_room(needed, max_model_len, folder)
+    roomy = max([prefix + 512, needed[0], *(n + 128 for n in lengths)])
+    engine, gpu = engine_arguments(max_model_len or within(roomy, folder), eager)
     check = ServeCheck(
-        model=str(model_folder(model, offline=offline, report=output.note)),
+        model=str(folder),
         codec=str(profile) if profile else LOSSLESS,
         device=codec_device,
         prompts=prompts,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands_for_tests import sq
+from torch.cuda import is_available as cuda
 
 from spectralquant.results.quality import MatchedRow
 from sqcli.terminal.compare import against
@@ -46,6 +47,36 @@ def test_what_is_wrong_with_the_model_is_told_before_what_this_machine_lacks(tmp
     assert "is not a folder with a config.json" in " ".join(capsys.readouterr().err.split())
     assert sq("serve-check", "builtin:smollm2-135m", "--codec-device", "tpu") == 2
     assert "not one of cpu, cuda" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--prefix", 5000), "--prefix needs sequences of 5,040 tokens, and the model has 4,096 positions"),
+        (("--long", 8192), "--long needs sequences of 8,192 tokens, and the model has 4,096 positions"),
+        (
+            ("--prefix", 1000, "--max-model-len", 512),
+            "--prefix needs sequences of 1,040 tokens, and --max-model-len is 512",
+        ),
+        (("--max-model-len", 9999), "--max-model-len 9,999 is beyond the model's 4,096 positions"),
+        (("--new-tokens", 4000), "--prefix needs sequences of 5,032 tokens"),
+        (("--batch", 4, "--prefix", 128, "--max-model-len", 512), "--batch needs sequences of 664 tokens"),
+        (("--trace-share", "inf"), "must be a finite number, not inf"),
+        (("--keep", "file"), "file is a file"),
+        (("--keep", "file/below"), "file is a file"),
+        pytest.param(
+            ("--codec-device", "cuda"), "needs a GPU", marks=pytest.mark.skipif(cuda(), reason="a GPU is there")
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_serve_check_refuses_what_cannot_work_before_it_asks_for_vllm(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 4096}}))
+    (tmp_path / "file").write_text("x")
+    assert sq("serve-check", "model", *words) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("command", [("serve-check", "builtin:smollm2-135m"), ("study", "serving", "--out", "x.json")])
