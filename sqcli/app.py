@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = flush_streams(code)
     except KeyboardInterrupt:  # a second Ctrl-C while the first is being answered
         code = INTERRUPTED
+    finally:
+        gc.enable()  # of a caller that goes on
     sys.exit(code)
 
 

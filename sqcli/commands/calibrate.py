@@ -148,7 +148,6 @@ def calibrate(
     """
     from spectralquant.calibration.options import TIERS, CalibrationSettings, parse_targets
     from spectralquant.errors import InputError
-    from spectralquant.sizes import parse_size
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
@@ -171,7 +170,7 @@ def calibrate(
         targets=parse_targets(target or [], tiers),
         held_out_windows=held_out,
         held_out_window=held_out_window,
-        profile_budget=None if profile_budget is None else parse_size(profile_budget, "--profile-budget"),
+        profile_budget=None if profile_budget is None else _budget(profile_budget),
     )
     if dtype == "float16":
         raise InputError("--dtype float16 overflows in the backward pass. Use float32 or bfloat16.")
@@ -219,6 +218,7 @@ def calibrate(
         )
     if dry_run:
         refuse_idle(context, ["resume"], "with --dry-run, which begins nothing")
+        _require_files([*data, *(held_out_data or ()), *(check or ())])
         _dry_run(model, settings, device, dtype, memory, offline, open_output())
         return
     from spectralquant.calibrating.api import calibrate_model
@@ -303,10 +303,41 @@ def _checked(
         return check_texts(loaded, profile, sources, bar, output.note)
 
 
+def _budget(text: str) -> int:
+    """Bytes that a profile may take.
+
+    Raises:
+        InputError: no size, or less than any profile takes beside its bases.
+    """
+    from spectralquant.calibration.run import FILE_OVERHEAD
+    from spectralquant.errors import InputError
+    from spectralquant.sizes import parse_size
+
+    size = parse_size(text, "--profile-budget")
+    if size <= FILE_OVERHEAD:
+        raise InputError(
+            f"--profile-budget {text} is too small: a profile takes {FILE_OVERHEAD:,} bytes beside its bases. Give more."
+        )
+    return size
+
+
 def _end(checks: Sequence[TextCostRow]) -> None:
     """Exit code 1 where a promise would break."""
     if any(row.kept is False for row in checks):
         raise typer.Exit(1)
+
+
+def _require_files(texts: Sequence[str]) -> None:
+    """Texts that are files of this machine must have a beginning; others would have to be fetched.
+
+    Raises:
+        InputError, SourceError: one has none.
+    """
+    from spectralquant.text.read import load_text, parse_weight
+
+    for name, _ in map(parse_weight, texts):
+        if not name.startswith(("builtin:", "hub:")):
+            next(iter(load_text(name, offline=True)), None)
 
 
 def _dry_run(

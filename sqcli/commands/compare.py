@@ -134,6 +134,7 @@ def compare(
     from spectralquant.claims import claimed
     from spectralquant.evaluation.compare import FULL, QUICK, Comparison, modes_of
     from spectralquant.methods.context import MethodContext
+    from spectralquant.models.limits import require_positions
     from spectralquant.results.unfinished import UnfinishedRun
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
@@ -149,6 +150,8 @@ def compare(
     loaded_profile = load_profile(profile)
     sources = open_sources(data, offline=offline, report=output.note)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
+    for option, some in {"--context": lengths, "--task-context": task_lengths}.items():
+        require_positions(loaded.model, max(some, default=0), f"A window of {option}", "Make it smaller.")
     if "spectral" not in wanted:
         place = always.index("spectral")
         groups[place] = [spec for spec in groups[place] if spec.options.get("tier", "cold") in loaded_profile.tiers]

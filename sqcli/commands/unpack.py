@@ -31,14 +31,18 @@ def unpack(
 
     Example: [bold]sq unpack manual.sqkv --profile profiles/demo --then " In short,"[/bold]
     """
+    from spectralquant.errors import InputError
     from sqcli.refusals.idle import refuse_idle
 
     if then is None:
         refuse_idle(context, ["new_tokens"], "without --then")
+    elif not then:
+        raise InputError("--then is empty: give the text to continue with, or leave it out.")
     import time
 
     from spectralquant.cache.persist.prompt import require_packet, unpack_cache
     from spectralquant.codec.packet import SpectralPacket
+    from spectralquant.models.limits import require_positions
     from spectralquant.provenance import device_facts, provenance
     from spectralquant.results.files import results_file
     from sqcli.collisions import profile_files
@@ -53,6 +57,9 @@ def unpack(
     opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
+    if then is not None:  # `continue_from` says the same, after the packet is decoded
+        tokens = opened.header.tokens + len(loaded.tokenizer(then, add_special_tokens=False).input_ids) + new_tokens
+        require_positions(loaded.model, tokens, "The packed prompt with the text to come", "Make --new-tokens smaller.")
     start = time.perf_counter()
     with output.progress() as bar:
         cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))

@@ -32,6 +32,7 @@ def folder(tmp_path_factory):
     m.loaded.tokenizer.save_pretrained(folder / "model")
     for name in ("genuine.json", "genuine.safetensors"):
         shutil.copy(m.folder / name, folder / name)
+    (folder / "genuine.sqkv").write_bytes(m.packet)
     return folder
 
 
@@ -135,6 +136,8 @@ LONG = [
     ["pack", "--profile", "genuine", "--model", "model", "--out", "x.sqkv", "word " * 900],
     ["generate", "--profile", "genuine", "--model", "model", "--new-tokens", 4000, "word " * 60],
     ["compare", "h2o", "--profile", "genuine", "--model", "model", "--context", 5000],
+    ["compare", "h2o", "--profile", "genuine", "--model", "model", "--context", 999_999],
+    ["unpack", "genuine.sqkv", "--profile", "genuine", "--model", "model", "--then", "word", "--new-tokens", 99_999],
     ["calibrate", "--model", "model", "--window", 5000, "--steps", 1, "--out", "y"],
     ["calibrate", "--model", "model", "--held-out-window", 5000, "--steps", 1, "--out", "y"],
     ["profile", "--model", "model", "--context", 5000],

@@ -73,7 +73,9 @@ def test_what_is_wrong_with_the_model_is_told_before_what_this_machine_lacks(tmp
 def test_serve_check_refuses_what_cannot_work_before_it_asks_for_vllm(words, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 4096}}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"model_type": "llama", "max_position_embeddings": 4096})
+    )
     (tmp_path / "file").write_text("x")
     assert sq("serve-check", "model", *words) == 2
     assert said in " ".join(capsys.readouterr().err.split())
