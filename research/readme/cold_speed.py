@@ -80,7 +80,7 @@ def _words(device: str, s: Row, checks: Mapping[str, Any], rows: list[Row]) -> s
     b = checks["blocks"]
     wrong = b["bytes_differ"] + b["wrong_on_cpu"] + b["wrong_on_device"]
     return (
-        f"{device}. Decoding 8,192 tokens takes {1000 * s['decode_s_8k']:.0f} ms, a {s['prefill_over_decode_8k']:.0f}th of their prefill; "
+        f"{device}. Decoding 8,192 tokens takes {1000 * s['decode_s_8k']:.0f} ms, their prefill {s['prefill_over_decode_8k']:.0f} times as long; "
         f"KVTC publishes {1000 * s['kvtc_published_s']:.0f} ms for as many of an 8B model. Prefill that writes the cold tier is "
         f"{100 * s['prefill_longer_share_8k']:.0f} % longer at 8,192 tokens and {100 * s['prefill_longer_share_32k']:.0f} % at 32,768, until all of it is "
         f"written. Streams cost {100 * s['streams_overhead_share']:.2f} % of the bytes. On two cores of that machine's CPU 1,000 tokens of a 0.5B "

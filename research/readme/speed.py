@@ -101,7 +101,7 @@ def _whole(result: dict[str, Any]) -> str:
     for r in (r for r in result["end_to_end"] if "failed" not in r):
         ours = "speedup" in r
         name = f"**{r['method']}**" if ours else f"{r['method']} (fastest dense)"
-        more = [f"{r['speedup']:.2f}x", f"{100 * r['share_of_ideal']:.0f} %"] if ours else ["1x", ""]
+        more = [f"{_down(r['speedup'])}x", f"{100 * r['share_of_ideal']:.0f} %"] if ours else ["1x", ""]
         row = [name, str(r["batch"]), f"{r['step_ms']:.2f} ms", f"{r['tokens_per_s']:.0f}", *more]
         if row not in body:
             body.append(row)

@@ -13,9 +13,9 @@ from spectralquant.files import write_text
 from sqcli.html.charts import Chart
 
 # Class of a table → width of its card, in CSS pixels, under which rows become blocks.
-STACK_AT = {"narrow": 420, "medium": 760, "broad": 1100, "always": 100_000}
-COLUMNS_OF = {"narrow": 4, "medium": 7, "broad": 11}
+STACK_AT = {"narrow": 420, "medium": 760, "broad": 1100, "widest": 1200, "always": 100_000}
 LONG_TEXT = 28
+CHARACTER, GAP = 9.0, 21  # CSS pixels of a character, and between columns
 
 
 class Page:
@@ -43,8 +43,8 @@ class Page:
     def table(self, title: str, rows: Sequence[Sequence[str]]) -> None:
         """A table; the first row is its head. Columns of long text are left-aligned and wrap."""
         head, *body = rows
-        stack = next((name for name, most in COLUMNS_OF.items() if len(head) <= most), "always")
         text = [i for i in range(1, len(head)) if max((len(r[i]) for r in body), default=0) > LONG_TEXT]
+        stack = next(name for name, limit in STACK_AT.items() if _width(rows) <= limit)
         self._add(kind="table", title=title, head=head, rows=body, stack=stack, text_columns=text)
 
     def facts(self, title: str, facts: dict[str, Any], folded: str | None = None) -> None:
@@ -67,6 +67,15 @@ class Page:
             contents=self._contents,
             stack_at=STACK_AT,
         )
+
+
+def _width(rows: Sequence[Sequence[str]]) -> float:
+    """About how many pixels a table takes where heads break between words, and long texts anywhere."""
+    head, *body = rows
+    words = [max(map(len, name.split()), default=0) for name in head]
+    most = [10**6] + [LONG_TEXT] * (len(head) - 1)  # the first column does not wrap
+    cells = [max((min(len(row[i]), most[i]) for row in body), default=0) for i in range(len(head))]
+    return sum(CHARACTER * max(pair) + GAP for pair in zip(words, cells, strict=True))
 
 
 def write_page(path: str | Path, page: Page) -> None:

@@ -15,6 +15,7 @@ from sqcli.terminal.heatmap import heatmap
 from sqcli.terminal.plot import sparkline
 
 KINDS = ("key", "value")
+NARROW, WIDE = 16, 40  # characters of a spectrum, so that lines fit 80 columns
 
 
 def profile_view(view: ProfileView, width: int) -> list[RenderableType]:
@@ -38,8 +39,8 @@ def layer_view(view: ProfileView, layer: int) -> list[RenderableType]:
     view.require_layer(layer)
     dim = view.variance.shape[-1]
     table = Table(title=f"Layer {layer}", title_justify="left", box=None, padding=(0, 1))
-    for name in ("head", "kind", f"rank of {dim}", "bits/scalar", "energy", "entropy, nats", "spectrum (log)"):
-        table.add_column(name, justify="left" if name.startswith(("kind", "spec")) else "right")
+    for name in ("head", "kind", f"rank of {dim}", "bits/scalar", "energy", "entropy,\nnats", "spectrum (log)"):
+        table.add_column(name, justify="left" if name.startswith(("kind", "spec")) else "right", no_wrap=True)
     for head in range(view.rank.shape[2]):
         for kind, name in enumerate(KINDS):
             log = log_variance(view.variance[kind, layer, head])
@@ -50,7 +51,7 @@ def layer_view(view: ProfileView, layer: int) -> list[RenderableType]:
                 shown("bits", view.bits[kind, layer, head]),
                 f"{shown('energy', view.captured(kind)[layer, head])} %",
                 shown("entropy", view.head_entropy[layer, head]),
-                sparkline(log, log.min(), log.max(), 18),
+                sparkline(log, log.min(), log.max(), NARROW),
             )
     return [_heading(view), table]
 
@@ -69,9 +70,9 @@ def head_view(view: ProfileView, layer: int, head: int) -> list[RenderableType]:
                 (f"Layer {layer} head {head} {name}s  ", "bold"),
                 f"rank {view.rank[kind, layer, head]:.0f} of {len(variance)}, {view.bits[kind, layer, head]:.2f} bits/scalar, "
                 f"entropy {view.head_entropy[layer, head]:.2f} nats\n  variance  ",
-                sparkline(log, log.min(), log.max(), 48),
+                sparkline(log, log.min(), log.max(), WIDE),
                 f"  10^{log.max():.1f} to 10^{log.min():.1f}\n  captured  ",
-                sparkline(share, 0, 1, 48, "green"),
+                sparkline(share, 0, 1, WIDE, "green"),
                 f"  {100 * share[0]:.0f} % in 1, {100 * share[min(7, len(share) - 1)]:.0f} % in 8\n",
             )
         )

@@ -15,6 +15,7 @@ from spectralquant.results.speed import CrossoverRow, KernelRow, MemoryRow, Step
 from sqcli.terminal.plot import log_plot
 
 OURS = ("spectral_decode", "spectral_index_decode")
+SPEED = "speed vs\ndense"
 
 
 def speed_view(result: BenchResults) -> list[RenderableType]:
@@ -85,7 +86,7 @@ def _table(rows: Sequence[KernelRow], context: int, batch: int, device: str | No
 
     beside = predicted_beside(rows, device, shipped_fit())
     predicted = ["predicted\nµs"] if beside else []
-    columns = ("kernel", "µs", "±", *predicted, "MB", "TB/s", f"of {peak}", "against\ndense")
+    columns = ("kernel", "µs", "±", *predicted, "MB", "TB/s", f"of {peak}", SPEED)
     good = sorted((r for r in rows if "failed" not in r), key=lambda r: r["time_us"])
     n = good[0]["n"] if good else 0
     table = _new_table(f"\ncontext {context:,}, batch {batch}; medians of {n} graph replays", columns)
@@ -136,9 +137,8 @@ def _against(row: KernelRow) -> Text | str:
 
 def _predicted_table(rows: Sequence[KernelRow], context: int, batch: int) -> Table:
     dense = next((r.get("measured_us") for r in rows if r["predicted_speedup"] is None), None)
-    faster = "against\ndense"
-    measured = ("measured\nµs", faster) if dense else ()
-    columns = ("kernel", "predicted\nµs", "MB", "bytes of\ndense", faster, *measured)
+    measured = ("measured\nµs", SPEED) if dense else ()
+    columns = ("kernel", "predicted\nµs", "MB", "bytes vs\ndense", SPEED, *measured)
     table = _new_table(f"\ncontext {context:,}, batch {batch}, predicted", columns)
     for r in rows:
         time = r.get("measured_us")
@@ -166,7 +166,7 @@ def compress_text(row: KernelRow) -> Text:
 
 def _steps(rows: Sequence[StepRow]) -> Table:
     context = rows[0].context
-    columns = ("method", "batch", "ms/token", "tokens/s", "against dense", "Amdahl allows", "of that")
+    columns = ("method", "batch", "ms/token", "tokens/s", "speed vs dense", "Amdahl allows", "of that")
     table = _new_table(f"\nwhole decode steps at {context:,} tokens, random weights, CUDA graphs", columns)
     for r in rows:
         if r.failed:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -14,14 +16,14 @@ from spectralquant.results.files import read_results
 from sqcli.figures import DIGITS, shown
 from sqcli.html.profile_page import profile_page
 from sqcli.html.report import report_page
-from sqcli.terminal.calibrated import profile_view
+from sqcli.terminal.calibrated import head_view, layer_view, profile_view
 from sqcli.terminal.compare import comparison_view
 
 RESULTS = Path(__file__).resolve().parents[2] / "profiles" / "results"
 
 
-def terminal(parts) -> str:
-    console = Console(file=io.StringIO(), width=200, color_system=None)
+def terminal(parts, width=200) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
     for part in parts:
         console.print(part)
     return console.file.getvalue()
@@ -33,6 +35,21 @@ def test_a_comparison_rounds_alike_in_terminal_and_page():
     cells = re.findall(r'<td data-column="(?:Payload|Cache|ΔPPL|KL|Enc\.|Dec\.)">([^<]+)</td>', page)
     assert len(cells) > 30
     assert [cell for cell in cells if cell not in said.split()] == []
+
+
+def test_the_longest_figures_of_a_head_fit_80_columns(small_profile, tmp_path):
+    """Each head on a line of its own, the spectrum and its ends, too."""
+    small_profile.save(tmp_path / "p")
+    view = ProfileView.load(tmp_path / "p")
+    layers, heads = view.rank.shape[1:]
+    variance = np.broadcast_to(np.geomspace(1e11, 1e-12, 256), (2, layers, heads, 256))
+    full = np.full_like(view.rank, 256.0)
+    view = dataclasses.replace(view, variance=variance, rank=full, bits=full / 16)
+    rows = terminal(layer_view(view, 0), 80).splitlines()
+    title = next(i for i, row in enumerate(rows) if row.startswith("Layer 0"))
+    assert len(rows) == title + 3 + 2 * heads and all("100" in row for row in rows[title + 3 :])
+    rows = terminal(head_view(view, 0, 0), 80).splitlines()
+    assert sum("10^11.0 to 10^-12.0" in row for row in rows) == 2 and not any("…" in row for row in rows)
 
 
 def test_a_profile_rounds_alike_in_terminal_and_page(small_profile, tmp_path):

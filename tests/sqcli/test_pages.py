@@ -105,3 +105,10 @@ def test_facts_of_several_things_are_numbered():
     one, two = {"source": "a.txt"}, {"source": "b.txt"}
     assert flat({"sources": [one]}) == {"sources, source": "a.txt"}
     assert flat({"sources": [one, two]}) == {"sources, 1, source": "a.txt", "sources, 2, source": "b.txt"}
+
+
+def test_a_table_that_fits_a_desktop_stays_a_table():
+    """The headline's has thirteen narrow columns."""
+    page = report_page([("headline", read_results(RESULTS[0].with_name("headline.json")))]).render()
+    first = re.search(r'<table class="(\w+)">', page)
+    assert first is not None and first[1] == "widest"

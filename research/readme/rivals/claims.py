@@ -30,5 +30,6 @@ def claims() -> str:
 
 
 def _kept(rows: list[dict[str, Any]]) -> str:
-    """Bytes kept and what they cost, budget by budget."""
-    return ", ".join(f"{100 / r['payload_ratio']:.1f} % at {r['delta_ppl']:+.2f}" for r in rows)
+    """Bytes kept and what they cost, budget by budget, most bytes first."""
+    falling = sorted(rows, key=lambda r: r["payload_ratio"])
+    return ", ".join(f"{100 / r['payload_ratio']:.1f} % at {r['delta_ppl']:+.2f}" for r in falling)
