@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from research.readme import notes
+from research.readme import notes, picture
 from research.readme.write import BLOCKS, NOTES, PAGES, render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +22,14 @@ def name_of(path: Path) -> str:
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_figure_block_is_up_to_date(path):
     assert render(path.read_text()) == path.read_text(), "run `make readme`"
+
+
+def test_the_picture_is_up_to_date():
+    """Its words: how a library draws them may change with its version."""
+    words = lambda svg: re.findall(r"<text[^>]*>([^<]*)</text>", svg)  # noqa: E731
+    drawn = words(picture.picture())
+    assert len(drawn) > 100 and drawn == words(picture.FILE.read_text()), "run `make readme`"
+    assert {file.name for file in picture.FILE.parent.iterdir()} == {picture.FILE.name}
 
 
 def test_every_block_stands_on_some_page():

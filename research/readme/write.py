@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from research.readme import notes
+from research.readme import notes, picture
 from research.readme.architectures import architectures
 from research.readme.coder import coder
 from research.readme.cold_speed import cold_speed, cold_speed_cpu
@@ -303,11 +303,12 @@ def _marked(block: Callable[[], str]) -> str:
 
 
 def main() -> None:
-    """Rewrite README.md, the pages under docs/ and the kernels' notes in place."""
+    """Rewrite README.md, its picture, the pages under docs/ and the kernels' notes in place."""
     from spectralquant.files import write_text
 
     for path, blocks in (*((p, BLOCKS) for p in PAGES), *((p, notes.BLOCKS) for p in NOTES)):
         write_text(path, render(path.read_text(encoding="utf-8"), blocks))
+    write_text(picture.FILE, picture.picture())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""The README's picture of `sq calibrate`, drawn from a results file as the command draws its own screen."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from research.readme.tools import load
+from sqcli.output import SVG_WIDTH
+from sqcli.terminal.calibration import layer_table, tier_table
+from sqcli.terminal.outcome import headline
+
+SOURCE = "calibrate-smollm2-cpu"
+FILE = Path(__file__).resolve().parent.parent.parent / "profiles" / "pictures" / "calibrate.svg"
+
+
+def picture() -> str:
+    """The picture as SVG."""
+    result = load(SOURCE)
+    tiers = {}
+    for row in result.rows:
+        facts = result["tiers"][row["tier"]]
+        tiers[row["tier"]] = SimpleNamespace(**{**facts, "measured": row})
+    side: Any = SimpleNamespace(tiers=tiers, serving=None)
+    console = Console(
+        record=True,
+        width=SVG_WIDTH,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+        highlight=False,
+        markup=False,
+    )
+    console.print(Text(headline(side), style="bold"))
+    console.print(tier_table(side))
+    layers = result["layers"]
+    each = [
+        np.array([[[layer[f"{kind}_{what}"]] for layer in layers] for kind in ("key", "value")])
+        for what in ("rank", "bits")
+    ]
+    console.print(layer_table(*each, result["model"]["head_dim"]))
+    console.print(Text(_footer(result), style="dim"))
+    return console.export_svg(title="sq calibrate --tier all", unique_id="sq-calibrate")
+
+
+def _footer(result: Any) -> str:
+    facts, text = result["provenance"], result["text"]
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in facts["stages_s"].items())
+    size = result["profile"]["tensor_bytes"] / 1e6
+    return (
+        f"\n{result['calibration']['steps']} steps of {text['window']} tokens of {text['source']}; profile {size:.0f} MB\n"
+        f"{facts['device']}, {facts['threads']} threads: {stages}"
+    )
