@@ -1,7 +1,13 @@
-"""A small command line of every command, run in this process."""
+"""A small command line of every command, and ways to run one: in this process, or in one of its own (seconds of imports)."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,3 +86,25 @@ def sq(*words: object) -> int:
     with pytest.raises(SystemExit) as end:
         main([str(word) for word in words])
     return int(end.value.code or 0)
+
+
+def said(*words: object) -> subprocess.CompletedProcess[str]:
+    """As `process`, run in this process: exit code, stdout and stderr."""
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with warnings.catch_warnings(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        code = sq(*words)
+    texts = [stream.buffer.getvalue().decode() for stream in (out, error)]
+    return subprocess.CompletedProcess([str(word) for word in words], code, *texts)
+
+
+def process(*words: object, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own: for what a process alone shows, as its start, its environment and its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "sqcli.app", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, **(env or {})},
+        **options,
+    )

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
+from commands_for_tests import process
+from commands_for_tests import said as sq
 from safetensors import safe_open
 
 SQ = [sys.executable, "-m", "sqcli.app"]
@@ -30,19 +32,6 @@ FAST = [
     "--device",
     "cpu",
 ]
-
-
-def sq(*arguments, **options):
-    environment = {**os.environ, **options.pop("env", {})}
-    return subprocess.run(
-        [*SQ, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env=environment,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +161,7 @@ def test_text_that_is_not_enough(small_folder, tmp_path, content, message):
 
 
 @pytest.mark.slow
-def test_no_network_is_one_clear_message(tmp_path):
+def test_no_network_is_one_clear_message(tmp_path, monkeypatch):
     env = {
         "SPECTRALQUANT_CACHE": str(tmp_path),
         "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
@@ -181,9 +170,11 @@ def test_no_network_is_one_clear_message(tmp_path):
         "PIP_EXTRA_INDEX_URL": "",
         "PIP_CONFIG_FILE": os.devnull,
     }
-    done = sq("calibrate", "--out", tmp_path / "p", env=env)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    done = sq("calibrate", "--out", tmp_path / "p")
     assert done.returncode == 2 and "could not be fetched" in done.stderr and "Traceback" not in done.stderr
-    done = sq("calibrate", "--offline", "--out", tmp_path / "p", env=env)
+    done = sq("calibrate", "--offline", "--out", tmp_path / "p")
     assert done.returncode == 2 and "--offline forbids" in done.stderr
 
 
@@ -240,7 +231,7 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(small_folder, tmp_path
         str(tmp_path / "p"),
     ]
     # A shell's background job ignores SIGINT and hands that down; a user's terminal does not.
-    process = subprocess.Popen(
+    started = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -249,11 +240,11 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(small_folder, tmp_path
     )
     state = tmp_path / "p.partial" / "state.json"
     end = time.monotonic() + 120
-    while not state.exists() and time.monotonic() < end and process.poll() is None:
+    while not state.exists() and time.monotonic() < end and started.poll() is None:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
+    started.send_signal(signal.SIGINT)
+    _, stderr = started.communicate(timeout=60)
+    assert started.returncode == 130, stderr
     assert "Traceback" not in stderr
     assert "with --resume goes on" in stderr or "the same command begins anew" in stderr
     assert state.exists() and not (tmp_path / "p.json").exists()
@@ -295,7 +286,7 @@ def test_help_loads_nothing_that_computes(command):
 
 
 def test_no_color_is_respected(profile):
-    assert "\x1b[" not in sq("show", profile, env={"NO_COLOR": "1"}).stdout
+    assert "\x1b[" not in process("show", profile, env={"NO_COLOR": "1"}).stdout
 
 
 def test_doctor_reports_every_line_with_a_fix():
@@ -387,7 +378,7 @@ def test_profile_budget_is_kept(profile, small_folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "b.safetensors").stat().st_size <= budget
-    done = sq("calibrate", "--model", small_folder, *FAST, "--profile-budget", "1KB", "--out", tmp_path / "c")
+    done = sq("calibrate", "--model", small_folder, *FAST, "--profile-budget", "21KB", "--out", tmp_path / "c")
     assert done.returncode == 2 and "smallest" in done.stderr
     done = sq("calibrate", "--model", small_folder, "--profile-budget", "large", "--out", tmp_path / "c")
     assert done.returncode == 2 and "as in 20MB" in done.stderr

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_commands import sq
+from commands_for_tests import said as sq
 
 from conftest import profile_of  # isort: skip
 

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_commands import FAST, sq
+from commands_for_tests import said as sq
+from test_commands import FAST
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +101,13 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_prompt_files_that_are_not_text(tmp_path, name):
+def test_prompt_files_that_are_not_text(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     command = ("generate",) if name in ("latin.txt", "page.pdf", "none.txt") else ("pack", "--out", "x.sqkv")
     data, message = PROMPTS[name]
     if name and data is not None:
         (tmp_path / name).write_bytes(data)
-    done = sq(*command, "--profile", tmp_path / "no", "--file", tmp_path / name, cwd=tmp_path)
+    done = sq(*command, "--profile", tmp_path / "no", "--file", tmp_path / name)
     assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
     assert "Traceback" not in done.stderr
 

@@ -11,6 +11,7 @@ from spectralquant.gate.interleaved import Side, compare_installs
 from spectralquant.results.files import read_results, results_file
 from sqcli.app import main
 
+ROUNDS = 7  # the fewest that the statistics take
 FACTS = {"weights_sha256": "w", "data_sha256": "d", "dtype": "torch.float32", "device": "some CPU"}
 
 
@@ -139,9 +140,9 @@ def test_an_install_is_as_fast_as_itself():
     from spectralquant.gate.run import judge
 
     here = Path(__file__).resolve().parents[2]
-    before, now = compare_installs(str(here), 7, lambda *a: None)
+    before, now = compare_installs(str(here), ROUNDS, lambda *a: None)
     names = {r["metric"] for r in now["rows"]}
     assert {"timing/token/hot/seconds", "timing/packet/pack/seconds"} <= names
-    assert all(len(r["samples"]) == 7 for r in before["rows"] + now["rows"])
+    assert all(len(r["samples"]) == ROUNDS for r in before["rows"] + now["rows"])
     generous = Limits((("seconds", {"relative": 0.5}),))
     assert "regression" not in {v.verdict for v in judge(before, now, generous, interleaved=True).verdicts}

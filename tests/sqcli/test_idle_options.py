@@ -163,7 +163,7 @@ def test_an_option_that_would_change_nothing_is_refused(words, said, tmp_path, c
 
 def test_hot_codes_are_not_decoded_without_a_budget(small_profile, tmp_path, capsys):
     small_profile.save(tmp_path / "p")
-    words = ("generate", "x", "--profile", tmp_path / "p", "--model", "nowhere", "--working-set", "1MB")
+    words = ("generate", "x", "--profile", tmp_path / "p", "--model", "nowhere", "--working-set", "1MB", "--offline")
     assert "--working-set has no effect" in refused(capsys, *words, "--tier", "hot")
     assert "--working-set" not in refused(capsys, *words, "--tier", "cold")
     assert "--working-set" not in refused(capsys, *words, "--tier", "hot", "--budget", "64MB")

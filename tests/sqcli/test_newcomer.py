@@ -235,7 +235,7 @@ PATHS = [
     ("profile", ["--show"]),
     ("calibrate", ["--config"]),
     ("calibrate", ["--model"]),
-    ("calibrate", ["--model", "model", "--data"]),
+    ("calibrate", ["--model", "model", "--offline", "--data"]),
 ]
 
 
