@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 from research.results.jobs import Job
 from research.results.table import EVERY
+from spectralquant.errors import InputError
 
 SHARING = 3
 
@@ -70,3 +72,21 @@ def visible_cards(needs: Sequence[str]) -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())] or [""]
+
+
+def machine(needs: Sequence[str], count: int | None = None) -> list[str]:
+    """The cards to use: all, or `count` of them.
+
+    Raises:
+        InputError: this machine lacks what `needs` asks for, before any work.
+    """
+    cards = visible_cards(needs)
+    if any("gpu" in need for need in needs) and cards == [""]:
+        raise InputError("--needs gpu and serving-gpu are for a machine with a GPU, and this one shows none.")
+    if any("serving" in need for need in needs) and find_spec("vllm") is None:
+        raise InputError(
+            "--needs serving is for an environment with vLLM, which is not installed here: make results-serving."
+        )
+    if count is not None and count > len(cards):
+        raise InputError(f"--gpus {count}: there {'is' if len(cards) == 1 else 'are'} {len(cards)}.")
+    return cards[:count]

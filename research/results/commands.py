@@ -16,6 +16,7 @@ from spectralquant.text.read import load_text
 
 TEXT = "wiki.test.raw"
 RESUMABLE = ("calibrate", "compare", "profile", "study")
+LEAST = 1_000_000
 MANUAL = 24_000  # characters, about 6,000 tokens: the built-in model has 8,192 positions
 
 
@@ -59,6 +60,23 @@ def command_of(entry: Entry, command: str, text: Path, part: str = "", resume: b
 def shown(words: Sequence[str]) -> str:
     """A command in one line, as a person would type it."""
     return shlex.join(["sq", *words[3:]] if words[2] == "sqcli" else ["python", *words[1:]])
+
+
+def require_text(text: Path) -> None:
+    """WikiText-2 raw test must be a text, and about as long as it is: a shorter one fails after hours.
+
+    Raises:
+        InputError: it is not there, no text, or too short.
+    """
+    if text.is_dir() or not text.is_file():
+        what = "is a folder" if text.is_dir() else "is not there"
+        raise InputError(f"--text {str(text)!r} {what}. Give the file of WikiText-2 raw test.")
+    try:
+        length = len(text.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"--text {text} cannot be read as UTF-8 ({error}). Give WikiText-2 raw test.") from None
+    if length < LEAST:
+        raise InputError(f"--text {text} has {length:,} characters, and WikiText-2 raw test more than {LEAST:,}.")
 
 
 def prepare(build: Path, text: Path) -> None:

@@ -13,7 +13,7 @@ from research.results.table import PROFILES, TABLE, Entry
 from spectralquant.origin.checkout import source_commit
 
 UNFINISHED = "unfinished"
-MARK = ".before"
+MARK, BEGUN = ".before", ".begun"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,13 @@ def job_done(job: Job, build: Path, history: History) -> bool:
         mark = build / job.file
         return mark.is_file() and mark.read_text() == source_commit(history.root).commit
     return _fresh(build / job.file, job.entry, history) if job.part else entry_done(job.entry, build, history)
+
+
+def forget(entries: Sequence[Entry], build: Path) -> None:
+    """Delete what earlier runs have kept of some entries: their files, parts and marks."""
+    for job in jobs_of(entries):
+        for name in (job.file, f"{job.file}{BEGUN}"):
+            (build / name).unlink(missing_ok=True)
 
 
 def _fresh(file: Path, entry: Entry, history: History) -> bool:

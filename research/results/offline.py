@@ -21,11 +21,12 @@ from research.headline.texts import PACKAGED
 from research.headline.texts import text_file as headline_text
 from research.quality.texts import TEXTS
 from research.quality.texts import text_file as quality_text
-from research.results.commands import TEXT
+from research.results.commands import TEXT, require_text
 from spectralquant.errors import InputError, SpectralQuantError
 from spectralquant.files import cache_folder
 from spectralquant.models.builtin.folder import builtin_folder
 from spectralquant.models.builtin.table import BUILTIN_MODELS
+from sqcli.streams import flush_streams, tolerant_streams
 
 GLIBC = range(17, 36)
 """Minor versions of glibc 2 whose wheels are taken; pip matches each exactly."""
@@ -38,7 +39,7 @@ def gather(folder: Path, text: Path | None, wheels: Sequence[str], python: str, 
         InputError: no such text, or pip has no such wheel for that Python. SourceError: a model or a text cannot be fetched.
     """
     if text is not None:
-        _require_text(text)
+        require_text(text)
     for name in wheels:
         _require_package(name)
     cache = folder / "cache"
@@ -56,22 +57,9 @@ def gather(folder: Path, text: Path | None, wheels: Sequence[str], python: str, 
         _wheel(name, folder / "wheels", python)
 
 
-def _require_text(text: Path) -> None:
-    if not text.is_file():
-        raise InputError(f"There is no text {text}. Check --text.")
-    try:
-        words = text.read_text(encoding="utf-8").split()
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(
-            f"--text {text} cannot be read as UTF-8 ({error}). Give WikiText-2 raw test, a text file."
-        ) from None
-    if not words:
-        raise InputError(f"--text {text} is empty. Give WikiText-2 raw test.")
-
-
 def _require_package(name: str) -> None:
-    if not name[:1].isalnum():
-        raise InputError(f"--wheel {name!r} is not the name of a package, as gguf==0.19.0.")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*==[\w.+!]+", name):
+        raise InputError(f"--wheel {name!r} is not a package and its version, as gguf==0.19.0.")
 
 
 def _copy(file: Path, cache: Path) -> None:
@@ -129,7 +117,8 @@ def how_to(folder: str, wheels: bool, text: bool) -> str:
             f"export PYTHONPATH={folder}/site",
         ]
     more = f" --text {folder}/{TEXT}" if text else ""
-    return "\n".join([*lines, f"python3 -m research.results.run --needs gpu{more}"])
+    note = "" if text else "  # and --text, WikiText-2 raw test, for most files"
+    return "\n".join([*lines, f"python3 -m research.results.run --needs gpu{more}{note}"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,4 +152,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tolerant_streams()
+    sys.exit(flush_streams(main()))

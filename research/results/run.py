@@ -15,16 +15,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from research.results.cards import Cards, visible_cards
-from research.results.commands import command_of, prepare
+from research.results.cards import Cards, machine
+from research.results.commands import command_of, prepare, require_text
 from research.results.compare import differences
-from research.results.jobs import entry_done, job_done, jobs_of, with_sources
+from research.results.jobs import entry_done, forget, job_done, jobs_of, with_sources
 from research.results.side_by_side import Run
 from research.results.stale import LIST, RESULTS, ROOT, History, stale_files, written
 from research.results.table import TABLE, Entry
 from spectralquant.errors import InputError
 from spectralquant.files import write_text
 from spectralquant.origin.quotable import require_quotable_source
+from sqcli.streams import flush_streams, tolerant_streams
 
 BUILD = ROOT / "build" / "results"
 SHOWN = 12
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0: all is written, or within tolerances; 1: figures differ, or a command failed; 2: it cannot begin; 130: Ctrl-C."""
     given = _parser().parse_args(arguments)
     needs = tuple(given.needs or ("cpu",))
+    text = given.text or ROOT / "wiki.test.raw"
     if idle := _idle(given, needs):
         print(idle, file=sys.stderr)
         return 2
@@ -64,14 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     history = History()
     try:
         require_quotable_source()
-        cards = Cards(visible_cards(needs)[: given.gpus])
         entries = chosen(needs, given.only, given.again or given.check, [*missing(), *stale_files(history=history)])
-        prepare(BUILD, given.text)
+        if given.text is not None:
+            require_text(given.text)
+        cards = Cards(machine(needs, given.gpus))
+        prepare(BUILD, text)
+        if given.only and given.again:
+            forget(entries, BUILD)
         everything = jobs_of(with_sources(entries, BUILD, history))
         jobs = [job for job in everything if not job_done(job, BUILD, history)]
         for job in jobs:  # what cannot run is refused before hours of work
             for command in job.commands:
-                command_of(job.entry, command, given.text, job.part)
+                command_of(job.entry, command, text, job.part)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -79,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if job not in jobs:
             print(f"{job.name}: made by an earlier run of this commit, kept in {BUILD}")
     try:
-        failed = Run(jobs, cards, BUILD, given.text, given.minutes).run()
+        failed = Run(jobs, cards, BUILD, text, given.minutes).run()
     except KeyboardInterrupt:
         print(f"Interrupted. What has ended is kept in {BUILD}; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
@@ -110,8 +116,6 @@ def _idle(given: argparse.Namespace, needs: Sequence[str]) -> str:
         return f"--{asked[0]} does nothing with --list, which shows the whole table. Leave one of them out."
     if given.gpus and not any("gpu" in need for need in needs):
         return "--gpus does nothing without --needs gpu or serving-gpu: other files are made on the processor. Leave it out."
-    if given.again and given.only:
-        return "--again does nothing with --only, which makes its file in any case. Leave it out."
     return ""
 
 
@@ -124,12 +128,16 @@ def _parser() -> argparse.ArgumentParser:
         help="which machine this is; a GPU with vLLM is gpu and serving-gpu (default: cpu)",
     )
     parser.add_argument("--only", action="append", default=[], help="this file (may be repeated)")
-    parser.add_argument("--again", action="store_true", help="fresh files too")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="fresh files too; with --only also what an earlier run of this commit has kept",
+    )
     parser.add_argument(
         "--check", action="store_true", help="compare with the stored files, and leave those as they are"
     )
     parser.add_argument("--list", action="store_true", help="show the table and end")
-    parser.add_argument("--text", type=Path, default=ROOT / "wiki.test.raw", help="WikiText-2 raw test")
+    parser.add_argument("--text", type=Path, help="WikiText-2 raw test (default: wiki.test.raw of this checkout)")
     parser.add_argument("--gpus", type=_positive, help="use so many of the GPUs (default: all)")
     parser.add_argument("--minutes", type=_positive, help="end within about so many minutes; run again to go on")
     return parser
@@ -155,4 +163,5 @@ def _checked(entry: Entry) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tolerant_streams()
+    sys.exit(flush_streams(main()))

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from research.results.cards import SHARING, Cards
 from research.results.commands import command_of, shown, surroundings
-from research.results.jobs import MARK, Job
+from research.results.jobs import BEGUN, MARK, Job
 from research.results.stale import ROOT
 from spectralquant.errors import SpectralQuantError
 from spectralquant.files import write_text
 from spectralquant.origin.checkout import source_commit
 
-BEGUN = ".begun"
 LAST = 6
 PATIENCE_S = 30.0
 

@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILE = ".provenance.json"
 RESULTS, READ = "profiles/results/", ("profiles/results/profile-h100.json",)
+CODE = ("spectralquant", "sqcli", "kernels", "research")
 SOURCES = ("spectralquant", "sqcli", "kernels", "tests", "pyproject.toml")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
 FLAGS = {"1": True, "true": True, "0": False, "false": False}
@@ -33,7 +34,7 @@ FLAGS = {"1": True, "true": True, "0": False, "false": False}
 
 @dataclass(frozen=True)
 class SourceCommit:
-    """commit: hexadecimal, None where nothing tells. dirty: whether the tree differs from it, None where unknown; what
+    """commit: hexadecimal, None where nothing tells. dirty: whether the tree differs from it, new modules included, None where unknown; what
     measurements write under `profiles/results` does not count, but for the file that `research.prediction` reads."""
 
     commit: str | None = None
@@ -111,7 +112,10 @@ def _from_git(root: Path) -> SourceCommit:
 
     try:
         differing = run("diff", "--name-only", "--no-renames", "-z", "HEAD").split("\0")
-        return SourceCommit(run("rev-parse", "HEAD"), any(map(_counts, differing)))
+        new = run("ls-files", "--others", "--exclude-standard", "-z", "--", *(f"{top}/*.py" for top in CODE)).split(
+            "\0"
+        )
+        return SourceCommit(run("rev-parse", "HEAD"), any(map(_counts, [*differing, *new])))
     except (OSError, subprocess.SubprocessError):
         return SourceCommit()
 

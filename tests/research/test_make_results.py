@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from research.results import cards
 from research.results import run as runner
 from research.results.commands import command_of
 from research.results.compare import differences
@@ -140,6 +141,9 @@ def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
     stored.write_text(json.dumps(changed))
     assert runner.main(["--only", short.name, "--check"]) == 1
     assert "runs: 2000 stored, 1000 now" in capfd.readouterr().out
+    monkeypatch.setattr(Run, "run", lambda self: {job.name: "anew" for job in self.jobs})
+    assert runner.main(["--only", short.name]) == 0, "kept"
+    assert runner.main(["--only", short.name, "--again"]) == 1, "what was kept is forgotten"
 
 
 @pytest.mark.parametrize(
@@ -148,10 +152,18 @@ def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
         ("--list --check", "--check does nothing with --list"),
         ("--list --needs gpu", "--needs does nothing with --list"),
         ("--gpus 2", "--gpus does nothing without --needs gpu"),
-        ("--only gate-simulation --again", "--again does nothing with --only"),
+        ("--only gate-simulation --text none", "--text 'none' is not there"),
+        ("--only gate-simulation --text .", "--text '.' is a folder"),
+        ("--only gate-simulation --text short", "--text short has 1 characters"),
+        ("--needs gpu", "shows none"),
+        ("--needs serving --only serving-cpu", "vLLM, which is not installed here"),
     ],
 )
-def test_what_would_do_nothing_is_refused(place, capsys, words, said):
+def test_what_would_do_nothing_or_cannot_run_here_is_refused(place, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(place)
+    (place / "short").write_text("x")
+    monkeypatch.setattr(cards, "visible_cards", lambda needs: [""])
+    monkeypatch.setattr(cards, "find_spec", lambda name: None)
     assert runner.main(words.split()) == 2
     assert said in capsys.readouterr().err
 

@@ -9,7 +9,7 @@ import pytest
 
 from research.headline.texts import PACKAGED
 from research.quality.texts import TEXTS
-from research.results import offline
+from research.results import commands, offline
 from spectralquant.files import cache_folder, write_text
 from spectralquant.models.builtin.table import BUILTIN_MODELS
 
@@ -18,6 +18,7 @@ from spectralquant.models.builtin.table import BUILTIN_MODELS
 def cache(tmp_path, monkeypatch):
     """A user's cache in which all texts lie, and of each model its configuration."""
     monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path / "mine"))
+    monkeypatch.setattr(commands, "LEAST", 5)
     for name in PACKAGED:
         write_text(cache_folder() / "texts" / f"{name}.txt", name)
     for text in TEXTS:
@@ -44,7 +45,7 @@ def test_a_folder_is_a_cache_of_its_own(cache, capsys):
 
 def test_what_is_missing_is_told(cache, capsys):
     assert offline.main([str(cache / "there"), "--text", str(cache / "none"), "--offline"]) == 2
-    assert "There is no text" in capsys.readouterr().err
+    assert "is not there" in capsys.readouterr().err
     (cache / "mine" / "texts" / "french.txt").unlink()
     assert offline.main([str(cache / "there"), "--offline"]) == 2
     assert "developers-reference-fr" in capsys.readouterr().err
@@ -57,20 +58,20 @@ def test_a_folder_that_is_a_file_is_refused(cache, monkeypatch, capsys):
     (cache / "other").mkdir()
     (cache / "other" / "wheels").write_text("x")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    assert offline.main([str(cache / "other"), "--offline", "--wheel", "one"]) == 2
+    assert offline.main([str(cache / "other"), "--offline", "--wheel", "one==1.0"]) == 2
     assert "Give another folder" in capsys.readouterr().err
-    for name in ("", "-r x"):
+    for name in ("", "-r x", "one", "one==1.0 x"):
         assert offline.main([str(cache / "other"), "--offline", f"--wheel={name}"]) == 2
-        assert "not the name of a package" in capsys.readouterr().err
+        assert "not a package and its version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--text", "empty"], "is empty"),
+        (["--text", "empty"], "has 2 characters"),
         (["--text", "binary"], "cannot be read as UTF-8"),
         (["--python", "3.12"], "--python does nothing without --wheel"),
-        (["--wheel", "one"], "--offline forbids it"),
+        (["--wheel", "one==1.0"], "--offline forbids it"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_made(cache, monkeypatch, capsys, words, said):

@@ -66,6 +66,14 @@ def test_results_that_were_just_written_are_no_change_of_the_code(tree, name, di
     assert source_commit(tree, {}).dirty is dirty
 
 
+def test_a_new_module_is_a_change_and_other_new_files_are_none(tree):
+    (tree / "notes.py").write_text("x = 1\n")
+    (tree / "spectralquant" / "notes.txt").write_text("x")
+    assert source_commit(tree, {}).dirty is False
+    (tree / "spectralquant" / "b.py").write_text("x = 1\n")
+    assert source_commit(tree, {}).dirty is True
+
+
 def test_a_copy_without_git_names_its_commit(tree, tmp_path):
     write_provenance(tree)
     assert source_commit(copied(tree, tmp_path), {}) == SourceCommit(git(tree, "rev-parse", "HEAD"), False)
