@@ -32,7 +32,13 @@ def _read(root: Any, path: Path) -> dict[str, dict[str, Any]]:
     commands = root.commands
     defaults: dict[str, dict[str, Any]] = {}
     for name, table in read_toml(path, "--config").items():
-        if name not in commands or not isinstance(table, dict):
+        if name in commands and not isinstance(table, dict):
+            raise InputError(f"--config {path}: {name} must be one table of options, as [{name}] and a line below it.")
+        if name not in commands and not isinstance(table, dict):
+            raise InputError(
+                f"--config {path}: {name} stands outside a table. Put it under its command's, as [calibrate] and below it {name} = …"
+            )
+        if name not in commands:
             raise InputError(
                 f"--config {path}: [{name}] is not a command; the commands are {', '.join(commands)}."
                 f"{did_you_mean(name, commands)}"

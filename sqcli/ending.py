@@ -38,9 +38,12 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
     """Say how the command ended, and return its exit code; with `debug` the traceback first."""
     if isinstance(error, KeyboardInterrupt) or _name(error) == "Abort" or _code(error) == INTERRUPTED:
         return _interrupted()
-    if debug:
+    usage = hasattr(error, "exit_code") and hasattr(
+        error, "show"
+    )  # found by the parser, whose frames tell nobody anything
+    if debug and not usage:
         traceback.print_exception(error)
-    if hasattr(error, "exit_code") and hasattr(error, "show"):  # wrong usage, found by the parser
+    if usage:
         if error.format_message().strip():  # none: `sq` alone, which has shown its help
             _say(_usage(error))
         return BAD_INPUT
@@ -88,7 +91,7 @@ def _usage(error: BaseException) -> str:
     """What is wrong with a command line, and where its options are listed."""
     text = " ".join(error.format_message().split())
     path = getattr(getattr(error, "ctx", None), "command_path", "sq")
-    return f"{text if text.endswith(('.', '?', '!', ')')) else text + '.'} See {path} --help."
+    return f"{text if text.endswith(('.', '?', '!')) else text + '.'} See {path} --help."
 
 
 def _memory() -> str:

@@ -10,10 +10,10 @@ from sqcli.config import take_config
 from sqcli.typos import DTYPES, check_data, check_device, check_model, checked, one_of
 
 CONFIG_HELP = r"TOML file that gives defaults, a table per command: steps = 200 under \[calibrate]. Flags win."
-MODEL_HELP = "builtin:smollm2-135m, builtin:gemma3-270m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing; random:llama-3.1-70b:layers=4 has 4 layers)."
+MODEL_HELP = "builtin:smollm2-135m, builtin:gemma3-270m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing), as random:llama-3.1-8b; with :layers=4 after it, 4 layers."
 DATA_HELP = (
     "builtin:pydoc, builtin:stdlib, builtin:mix (four kinds), builtin:gate (never changes), file:PATH[:COLUMN] (text, json, jsonl, csv, parquet, packed or not, a folder or a "
-    "glob), or hub:NAME[:config][:split][:column]. Repeat it to mix texts; =3 after a text is its weight."
+    "glob), or hub:NAME, followed by [:config][:split] and [:column]. Repeat it to mix texts; =3 after a text is its weight."
 )
 DEFAULT_DATA = ("builtin:pydoc",)
 

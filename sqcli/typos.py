@@ -59,9 +59,12 @@ def check_model(spec: str) -> None:
 
 def check_data(spec: str) -> None:
     """A text's name and weight."""
+    from spectralquant.errors import InputError
     from spectralquant.text.read import require_name
 
     require_name(spec)
+    if spec.startswith("hub:") and not spec.removeprefix("hub:").partition("=")[0].partition(":")[0].strip():
+        raise InputError(f"--data {spec} names no data set. Pass hub:NAME[:config][:split][:column].")
 
 
 def check_device(name: str) -> None:

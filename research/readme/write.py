@@ -14,8 +14,8 @@ from typing import Any
 
 from research.readme import notes, picture
 from research.readme.architectures import architectures
-from research.readme.coder import coder
-from research.readme.cold_speed import cold_speed, cold_speed_cpu
+from research.readme.cold.coder import coder
+from research.readme.cold.speed import cold_speed, cold_speed_cpu
 from research.readme.durations import durations
 from research.readme.generated import counters, generate_speed, generated
 from research.readme.headline import sceptic, texts_and_profiles

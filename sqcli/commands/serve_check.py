@@ -38,7 +38,9 @@ def serve_check(
     trace_prefixes: Annotated[int, typer.Option(min=1, help="Prefixes of the trace.")] = 12,
     trace_share: Annotated[
         float,
-        typer.Option(min=0.01, help="Disk budget of the trace: this share of its prefixes as the engine holds them."),
+        typer.Option(
+            min=0.01, max=1.0, help="Disk budget of the trace: this share of its prefixes as the engine holds them."
+        ),
     ] = 0.25,
     batch: Annotated[
         int, typer.Option(min=0, help="Time decoding so many sequences with and without the tier; 0: not.")
@@ -77,7 +79,7 @@ def serve_check(
     from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
-    from sqcli.refusals.serving import longest, require_able, require_room, within
+    from sqcli.refusals.serving import fetched, longest, require_able, require_room, within
     from sqcli.terminal.times.serving import serving_view
 
     if not long:
@@ -88,11 +90,13 @@ def serve_check(
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, reads=reads)
     if profile is not None:
         load_profile(profile).require_serving()
-    require_able(codec_device, trace_share, keep)
+    require_able(codec_device, keep)
     lengths = tuple(long or ())
     needed = longest(prefix, own_tokens(prefix, ServeCheck.own), new_tokens, lengths, batch)
     builtin = model.startswith(PREFIX)
-    require_room(needed, max_model_len, None if builtin else model_folder(model, offline=offline, report=output.note))
+    require_room(
+        needed, max_model_len, fetched(model) if builtin else model_folder(model, offline=offline, report=output.note)
+    )
     require_vllm()
     folder = model_folder(model, offline=offline, report=output.note)
     require_room(needed, max_model_len, folder)

@@ -72,16 +72,14 @@ def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
     if not result["kind"].endswith("compare"):
         return
     rows = result.get("matched") or matched([r for r in result["rows"] if "failed" not in r], 0.01)
-    facts: dict[str, str] = {}
+    table = [("Method", "Window", "Protocol", "Payload ratio", "")]
     for r in rows:
         ours = next((o for o in rows if _same_test(o, r) and o["method"] == "spectral cold"), None)
-        if r["payload_ratio"] is not None and (r is ours or "smaller" in against(ours, r)):
-            text = against(ours, r)
-            facts[f"{r['method']}, {r['context']} tokens{_protocol(r, rows)}"] = f"{bound_text(r)} : 1" + (
-                f"; {text}" if text else ""
-            )
-    if facts:
-        page.facts(f"{name}: payload ratio at KL {rows[0]['kl_nats']:g} nats/token", facts)
+        text = against(ours, r)
+        if r["payload_ratio"] is not None and (r is ours or "smaller" in text):
+            table.append((r["method"], f"{r['context']:,}", _mode(r), bound_text(r), text))
+    if len(table) > 1:
+        page.table(f"{name}: payload ratio at KL {rows[0]['kl_nats']:g} nats/token", table)
 
 
 def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:

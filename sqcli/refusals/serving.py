@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from spectralquant.errors import InputError
@@ -11,16 +10,12 @@ BATCH_TOKENS = 664
 """Of each sequence that is decoded in a batch: its prompt and what is generated."""
 
 
-def require_able(codec_device: str, trace_share: float, keep: Path | None) -> None:
+def require_able(codec_device: str, keep: Path | None) -> None:
     """Judge options that need neither a model nor an engine.
 
     Raises:
-        InputError: no GPU for `codec_device`, a share that is no number, or `keep` is no folder and cannot become one.
+        InputError: no GPU for `codec_device`, or `keep` is no folder and cannot become one.
     """
-    if not math.isfinite(trace_share):
-        raise InputError(
-            f"--trace-share must be a finite number, not {trace_share}: 0.25 is a quarter of the prefixes."
-        )
     for place in () if keep is None else (keep, *keep.parents):
         if place.is_file():
             raise InputError(f"--keep {keep} cannot be a folder: {place} is a file. Give another folder.")
@@ -29,6 +24,17 @@ def require_able(codec_device: str, trace_share: float, keep: Path | None) -> No
 
         if not torch.cuda.is_available():
             raise InputError("--codec-device cuda needs a GPU, and this machine shows none. Leave it out (cpu).")
+
+
+def fetched(model: str) -> Path | None:
+    """The folder of a built-in model if it lies here already: nothing is fetched to judge an option."""
+    from spectralquant.errors import SourceError
+    from spectralquant.models.builtin.folder import builtin_folder
+
+    try:
+        return builtin_folder(model, offline=True, report=lambda _: None)
+    except SourceError:
+        return None
 
 
 def longest(prefix: int, own: int, new_tokens: int, long: tuple[int, ...], batch: int) -> tuple[int, str]:

@@ -46,7 +46,7 @@ def quality_grid(result: HeadlineResults) -> Grid:
 
 def speed_grid(rows: Sequence[MethodSpeedRow]) -> Grid:
     """Head, then a row a method: rates of coding block by block, and the time to the next token of a coded window."""
-    out: Grid = [("model", "method", "encode GB/s", "decode GB/s", "first token", "prefill")]
+    out: Grid = [("model", "method", "encode GB/s", "decode GB/s", "next token", "prefill")]
     for r in rows:
         options = [
             f"{k.replace('_', ' ')} {v:g}"

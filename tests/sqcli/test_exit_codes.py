@@ -89,6 +89,17 @@ def test_debug_prints_the_traceback_and_the_code_stays(monkeypatch, capsys):
     assert end.value.code == 2 and "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--debug"], ""), (["calibrate", "--version", "--debug"], "--json). See sq calibrate --help.")],
+)
+def test_wrong_usage_has_no_traceback(words, said, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    error = " ".join(capsys.readouterr().err.split())
+    assert end.value.code == 2 and "Traceback" not in error and said in error
+
+
 @pytest.mark.parametrize("text", ["\x1b[31mred\x1b[0m", "[/red] no [bold]markup", "\ud800 surrogate"])
 def test_what_files_say_is_shown_and_not_obeyed(monkeypatch, capsys, text):
     assert code_of(monkeypatch, InputError(f"bad: {text}")) == 2
@@ -151,7 +162,9 @@ CONFIGS = {
     "not TOML": ("[calibrate", "is not TOML"),
     "not UTF-8": (b"\xff\xfe[\x00", "is not TOML"),
     "no command": ("[calibrat]\nsteps = 3", "Did you mean 'calibrate'"),
-    "no table": ("calibrate = 3", "is not a command"),
+    "no table": ("calibrate = 3", "calibrate must be one table of options, as [calibrate]"),
+    "several tables": ("[[calibrate]]\nsteps = 3", "calibrate must be one table of options"),
+    "outside a table": ("steps = 3", "steps stands outside a table. Put it under its command's"),
     "no option": ("[calibrate]\nstepz = 3", "no option 'stepz'"),
     "text for a number": ("[calibrate]\nsteps = '3'", "steps in [calibrate] must be a whole number"),
     "truth for a number": ("[calibrate]\nsteps = true", "must be a whole number"),

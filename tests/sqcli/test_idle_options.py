@@ -149,6 +149,7 @@ WITHOUT_COLD = ("calibrate", "--tier", "hot,warm", "--out", "p")
         (("show", "p", "--csv", "-"), "--csv - is no file"),
         (("show", "p", "--svg", "-", "--json", "-"), "--svg - is no file"),
         (("calibrate", "--dry-run", "--data", "file:none.txt"), "none.txt"),
+        (("calibrate", "--dry-run", "--data", "hub:"), "--data hub: names no data set"),
         (("calibrate", "--profile-budget", "0MB"), "--profile-budget 0MB is too small: a profile takes 20,000 bytes"),
         (("unpack", "x.sqkv", "-p", "x", "--then", ""), "--then is empty"),
         (("calibrate", "--model", "none.gguf", "--dry-run"), "There is no GGUF file none.gguf"),

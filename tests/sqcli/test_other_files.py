@@ -9,6 +9,7 @@ import pytest
 from commands_for_tests import sq
 from torch.cuda import is_available as cuda
 
+from spectralquant.models.builtin.folder import builtin_folder
 from spectralquant.results.quality import MatchedRow
 from sqcli.terminal.compare import against
 from sqcli.terminal.outcome import next_text
@@ -61,7 +62,9 @@ def test_what_is_wrong_with_the_model_is_told_before_what_this_machine_lacks(tmp
         (("--max-model-len", 9999), "--max-model-len 9,999 is beyond the model's 4,096 positions"),
         (("--new-tokens", 4000), "--prefix needs sequences of 5,032 tokens"),
         (("--batch", 4, "--prefix", 128, "--max-model-len", 512), "--batch needs sequences of 664 tokens"),
-        (("--trace-share", "inf"), "must be a finite number, not inf"),
+        (("--trace-share", "inf"), "--trace-share"),
+        (("--trace-share", "nan"), "--trace-share"),
+        (("--trace-share", 2), "--trace-share"),
         (("--keep", "file"), "file is a file"),
         (("--keep", "file/below"), "file is a file"),
         pytest.param(
@@ -79,6 +82,13 @@ def test_serve_check_refuses_what_cannot_work_before_it_asks_for_vllm(words, sai
     (tmp_path / "file").write_text("x")
     assert sq("serve-check", "model", *words) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.model
+def test_a_built_in_model_that_lies_here_is_judged_before_vllm(capsys):
+    builtin_folder("builtin:smollm2-135m")
+    assert sq("serve-check", "builtin:smollm2-135m", "--prefix", 99_999) == 2
+    assert "the model has 8,192 positions" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("command", [("serve-check", "builtin:smollm2-135m"), ("study", "serving", "--out", "x.json")])
