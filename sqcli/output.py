@@ -103,22 +103,27 @@ class Output:
         if view is not None:
             self.show(*view())
         if self.svg_file:
-            recorder = Console(
-                record=True,
-                width=SVG_WIDTH,
-                file=io.StringIO(),
-                force_terminal=True,
-                color_system="truecolor",
-                highlight=False,
-                markup=False,
-            )
-            for part in self._shown:
-                recorder.print(part)
-            write_text(self.svg_file, recorder.export_svg(title=title))
+            write_text(self.svg_file, drawn(self._shown, title))
 
     def progress(self, plan: Plan = ()) -> StageProgress:
         """A bar on stderr; invisible when stderr is no terminal or with --quiet. plan: see `StageProgress`."""
         return StageProgress(self.errors, visible=self.errors.is_terminal and not self.quiet, plan=plan)
+
+
+def drawn(parts: Iterable[RenderableType], title: str, **options: Any) -> str:
+    """What a terminal would show as an SVG picture. options: of rich's `Console.export_svg`."""
+    recorder = Console(
+        record=True,
+        width=SVG_WIDTH,
+        file=io.StringIO(),
+        force_terminal=True,
+        color_system="truecolor",
+        highlight=False,
+        markup=False,
+    )
+    for part in parts:
+        recorder.print(part)
+    return recorder.export_svg(title=title, **options)
 
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.text import Text
 
 from research.readme.tools import load
-from sqcli.output import SVG_WIDTH
+from sqcli.output import drawn
 from sqcli.terminal.calibration import layer_table, tier_table
 from sqcli.terminal.outcome import headline
 
@@ -28,25 +26,18 @@ def picture() -> str:
         facts = result["tiers"][row["tier"]]
         tiers[row["tier"]] = SimpleNamespace(**{**facts, "measured": row})
     side: Any = SimpleNamespace(tiers=tiers, serving=None)
-    console = Console(
-        record=True,
-        width=SVG_WIDTH,
-        file=io.StringIO(),
-        force_terminal=True,
-        color_system="truecolor",
-        highlight=False,
-        markup=False,
-    )
-    console.print(Text(headline(side), style="bold"))
-    console.print(tier_table(side))
     layers = result["layers"]
     each = [
         np.array([[[layer[f"{kind}_{what}"]] for layer in layers] for kind in ("key", "value")])
         for what in ("rank", "bits")
     ]
-    console.print(layer_table(*each, result["model"]["head_dim"]))
-    console.print(Text(_footer(result), style="dim"))
-    return console.export_svg(title="sq calibrate --tier all", unique_id="sq-calibrate")
+    parts = [
+        Text(headline(side), style="bold"),
+        tier_table(side),
+        layer_table(*each, result["model"]["head_dim"]),
+        Text(_footer(result), style="dim"),
+    ]
+    return drawn(parts, "sq calibrate --tier all", unique_id="sq-calibrate")
 
 
 def _footer(result: Any) -> str:
