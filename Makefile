@@ -77,20 +77,22 @@ build/serving.safetensors: | setup
 readme: setup
 	$(VENV)/bin/python -m research.readme.write
 
-# The files under profiles/results, each by the one command that research/results/table.py names; WIKI is WikiText-2 raw test.
+# The files under profiles/results, each by the one command that research/results/table.py names; WIKI is WikiText-2 raw test
+# (wiki.test.raw where it is not given; files that read no text need none).
 # MORE="--only NAME", "--again", "--check" (compare with the stored files), "--list".
-WIKI ?= wiki.test.raw
+WIKI ?=
+TEXT = $(if $(WIKI),--text '$(WIKI)')
 results: setup
-	$(VENV)/bin/python -m research.results.run --needs cpu --text $(WIKI) $(MORE)
+	$(VENV)/bin/python -m research.results.run --needs cpu $(TEXT) $(MORE)
 
 results-gpu: setup
-	$(VENV)/bin/python -m research.results.run --needs gpu --text $(WIKI) $(MORE)
+	$(VENV)/bin/python -m research.results.run --needs gpu $(TEXT) $(MORE)
 
 results-serving: $(SERVING)/.installed
-	$(SERVING)/bin/python -m research.results.run --needs serving --text $(WIKI) $(MORE)
+	$(SERVING)/bin/python -m research.results.run --needs serving $(TEXT) $(MORE)
 
 results-serving-gpu:
-	$(PYTHON) -m research.results.run --needs serving-gpu --text $(WIKI) $(MORE)
+	$(PYTHON) -m research.results.run --needs serving-gpu $(TEXT) $(MORE)
 
 # Which files under profiles/results this checkout's code did not make; 1 where profiles/results/stale.toml says otherwise.
 results-check: setup

@@ -58,7 +58,6 @@ def test_no_planning_words(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_commands_named_exist(path):
-
     from sqcli.root import command_line
 
     known = set(command_line().commands)

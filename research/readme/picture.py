@@ -10,6 +10,7 @@ import numpy as np
 from rich.text import Text
 
 from research.readme.tools import load
+from research.results.marks import dagger
 from sqcli.output import drawn
 from sqcli.terminal.calibration import layer_table, tier_table
 from sqcli.terminal.outcome import headline
@@ -19,8 +20,8 @@ FILE = Path(__file__).resolve().parent.parent.parent / "profiles" / "pictures" /
 
 
 def picture() -> str:
-    """The picture as SVG."""
-    result = load(SOURCE)
+    """The picture as SVG; its last line says where its file is stale."""
+    result, mark = load(SOURCE), dagger([SOURCE])
     tiers = {}
     for row in result.rows:
         facts = result["tiers"][row["tier"]]
@@ -35,7 +36,7 @@ def picture() -> str:
         Text(headline(side), style="bold"),
         tier_table(side),
         layer_table(*each, result["model"]["head_dim"]),
-        Text(_footer(result), style="dim"),
+        Text(_footer(result) + mark, style="dim"),
     ]
     return drawn(parts, "sq calibrate --tier all", unique_id="sq-calibrate")
 

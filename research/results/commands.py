@@ -15,7 +15,7 @@ from spectralquant.errors import InputError
 from spectralquant.text.read import load_text
 
 TEXT = "wiki.test.raw"
-RESUMABLE = ("calibrate", "compare", "profile", "study")
+RESUMABLE = ("calibrate", "compare", "generate", "profile", "study")
 LEAST = 1_000_000
 MANUAL = 24_000  # characters, about 6,000 tokens: the built-in model has 8,192 positions
 

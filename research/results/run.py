@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         require_quotable_source()
         entries = chosen(needs, given.only, given.again or given.check, [*missing(), *stale_files(history=history)])
-        if given.text is not None:
-            require_text(given.text)
+        if given.text is not None or text.exists():
+            require_text(text)
         cards = Cards(machine(needs, given.gpus))
         prepare(BUILD, text)
         if given.only and given.again:
@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         failed = Run(jobs, cards, BUILD, text, given.minutes).run()
     except KeyboardInterrupt:
-        print(f"Interrupted. What has ended is kept in {BUILD}; the same command goes on from there.", file=sys.stderr)
+        same = "the same command without --again" if given.only and given.again else "the same command"
+        print(f"Interrupted. What has ended is kept in {BUILD}; {same} goes on from there.", file=sys.stderr)
         return INTERRUPTED
     for why in failed.values():
         print(why, file=sys.stderr)

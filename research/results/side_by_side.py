@@ -123,7 +123,7 @@ class Run:
                 raise SpectralQuantError(f"{job.name}: the command {why}; {_last(log)}")
         if job.file.endswith(MARK):
             write_text(self.build / job.file, commit)
-        begun.unlink()
+        begun.unlink(missing_ok=True)
         return time.monotonic() - begin
 
     def _log(self, job: Job) -> Path | None:

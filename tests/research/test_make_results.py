@@ -168,6 +168,15 @@ def test_what_would_do_nothing_or_cannot_run_here_is_refused(place, monkeypatch,
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [[], ["WIKI=a text"]])
+def test_make_names_a_text_where_one_is_given(given):
+    """Files that read none are made without it."""
+    make = ["make", "-n", "results", *given]
+    done = subprocess.run(make, capture_output=True, text=True, check=True, cwd=runner.ROOT)
+    assert "research.results.run --needs cpu" in done.stdout
+    assert ("--text" in done.stdout) is bool(given) and ("--text 'a text'" in done.stdout) is bool(given)
+
+
 def test_only_commands_that_can_go_on_are_told_to(tmp_path):
     text = tmp_path / "t"
     text.write_text("x")

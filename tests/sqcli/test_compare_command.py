@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from commands_for_tests import process
 from commands_for_tests import said as sq
 
 from conftest import profile_of  # isort: skip
@@ -23,7 +24,7 @@ def place(tmp_path_factory) -> tuple[Path, Path]:
     return folder / "model", folder / "profile"
 
 
-def compare(place, *arguments):
+def compare(place, *arguments, run=sq):
     model, profile = place
     common = (
         "--model",
@@ -37,7 +38,7 @@ def compare(place, *arguments):
         "--dtype",
         "float32",
     )
-    return sq("compare", *arguments, *common)
+    return run("compare", *arguments, *common)
 
 
 @pytest.mark.slow
@@ -158,11 +159,11 @@ def test_a_comparison_is_shared_by_processes(place, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path / "cache"))
     named = ("turboquant:bits=3", "h2o:keep=0.2", "--quick", "--needle", "0")
     for part in ("1/2", "2/2"):
-        done = compare(place, *named, "--part", part)
+        done = compare(place, *named, "--part", part, run=process)
         assert done.returncode == 0 and f"Part {part[0]} of 2 is kept" in " ".join(done.stderr.split()), done.stderr
         assert "turboquant" not in done.stdout, "no table of half the rows"
     out = tmp_path / "out.json"
-    done = compare(place, *named, "--resume", "--json", out)
+    done = compare(place, *named, "--resume", "--json", out, run=process)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert {row["method"] for row in result["rows"]} == {"none", "spectral", "turboquant", "h2o"}
