@@ -38,9 +38,7 @@ def exit_code_of(error: BaseException, *, debug: bool) -> int:
     """Say how the command ended, and return its exit code; with `debug` the traceback first."""
     if isinstance(error, KeyboardInterrupt) or _name(error) == "Abort" or _code(error) == INTERRUPTED:
         return _interrupted()
-    usage = hasattr(error, "exit_code") and hasattr(
-        error, "show"
-    )  # found by the parser, whose frames tell nobody anything
+    usage = hasattr(error, "exit_code") and hasattr(error, "show")  # the parser's: its frames tell nobody anything
     if debug and not usage:
         traceback.print_exception(error)
     if usage:

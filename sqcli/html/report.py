@@ -75,9 +75,8 @@ def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
     table = [("Method", "Window", "Protocol", "Payload ratio", "")]
     for r in rows:
         ours = next((o for o in rows if _same_test(o, r) and o["method"] == "spectral cold"), None)
-        text = against(ours, r)
-        if r["payload_ratio"] is not None and (r is ours or "smaller" in text):
-            table.append((r["method"], f"{r['context']:,}", _mode(r), bound_text(r), text))
+        if r["payload_ratio"] is not None:
+            table.append((r["method"], f"{r['context']:,}", _mode(r), bound_text(r), against(ours, r)))
     if len(table) > 1:
         page.table(f"{name}: payload ratio at KL {rows[0]['kl_nats']:g} nats/token", table)
 
