@@ -11,7 +11,7 @@ import typer
 from sqcli.loading.profile import load_profile
 from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model, Offline, Quiet, Quotable, Resume, Svg
 from sqcli.refusals.sources import chosen
-from sqcli.refusals.study_options import READS, makes_its_own, require_read
+from sqcli.refusals.study_options import READS, makes_its_own, profile_free, require_read
 from sqcli.refusals.study_parts import part_names, parts_of, require_parts
 
 STUDIES = (
@@ -152,10 +152,9 @@ def study(
         raise InputError(
             f"The domains study compares two texts, and --data and --other-data are both {', '.join(data)}. Change one."
         )
-    its_own = makes_its_own(name, part or ())
-    if name in WITH_PROFILE and profile is None and not its_own:
+    if name in WITH_PROFILE and profile is None and not profile_free(name, part or ()):
         raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
-    reads_profile = profile is not None and "profile" in READS[name] and not its_own
+    reads_profile = profile is not None and "profile" in READS[name] and not makes_its_own(name, part or ())
     if reads_profile:
         made = load_profile(profile)
         if name.startswith("serving"):

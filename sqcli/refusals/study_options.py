@@ -39,10 +39,18 @@ OWN_SHAPE = {"serving": ("large", "tp", "decode"), "serving-hot": ("large",)}
 """Parts that make a model and a profile of their own. Those of `serving` join the results of its part small, so the command of all
 parts, with its --model and --profile, may be given for each."""
 
+PROFILE_FREE = {"serving": ("floor",)}
+"""Parts that read a model and no profile."""
+
 
 def makes_its_own(study: str, parts: Sequence[str]) -> bool:
     """Whether all parts that are asked for make their own model and profile."""
     return bool(parts) and set(parts) <= set(OWN_SHAPE.get(study, ()))
+
+
+def profile_free(study: str, parts: Sequence[str]) -> bool:
+    """Whether no part that is asked for needs --profile."""
+    return bool(parts) and set(parts) <= {*OWN_SHAPE.get(study, ()), *PROFILE_FREE.get(study, ())}
 
 
 def require_read(context: typer.Context, study: str, parts: Sequence[str]) -> None:

@@ -19,6 +19,8 @@ from spectralquant.errors import InputError
 from spectralquant.evaluation.match import parse_match
 from spectralquant.evaluation.tasks.run import parse_tasks
 from spectralquant.methods.registry import check, parse
+from sqcli.commands.study import WITH_PROFILE
+from sqcli.refusals.study_options import profile_free
 
 
 def test_every_stored_file_has_one_command():
@@ -48,6 +50,11 @@ def test_commands_have_options_that_exist(name, tmp_path):
             words[3], words[4:]
         ) as context:  # every option and value is read, nothing runs
             given = context.params
+        if words[3] == "study":
+            read = words[4]
+            assert given["profile"] or read not in WITH_PROFILE or profile_free(read, given["part"] or ()), (
+                "a command without the profile that its study asks for is refused"
+            )
         profile_first = words[3] == "calibrate" and command in each.before
         written = f"{name}-part-{parts[command]}.json" if "{part}" in command else f"{name}.json"
         assert profile_first or str(given["json"]) == written, "the command writes this file"
