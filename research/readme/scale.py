@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from research.readme.tools import load, table
+from research.results.table import entry
 from research.scale.quality import CURVE_CASES, kl_at
+from spectralquant.models.builtin.table import BUILTIN_MODELS
 
 PARTS = {"8b": "all tiers, one card", "8b-small": "cold tier, planned for a card of 24 GB"}
 
@@ -81,10 +83,16 @@ def _one_card(result: Any) -> list[str]:
 def _scaling(r: dict[str, Any]) -> str:
     return (
         f"{r['gpus']} GPUs ({r['device']}, NCCL), {r['steps']} steps: {r['step_s_shared']:.2f} s a step, {r['step_s_alone']:.2f} s on "
-        f"one, efficiency {r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s{_waited(r)}; spectra of heads "
+        f"one{_each(r)}, efficiency {r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s{_waited(r)}; spectra of heads "
         f"differ by at most {r['largest_difference_of_head_spectra']:.1e} of the largest, ranks by {r['largest_difference_of_ranks']}"
         f"{_compared(r)}."
     )
+
+
+def _each(r: dict[str, Any]) -> str:
+    """One card's steps before and after the shared ones, where that is known."""
+    each = r.get("step_s_alone_each")
+    return "" if each is None else f" ({each[0]:.2f} before and {each[1]:.2f} after)"
 
 
 def _waited(r: dict[str, Any]) -> str:
@@ -167,7 +175,7 @@ def scale_quality() -> str:
     rows = [r for r in result["rows"] if r["part"] == "quality"]
     if not rows:
         return "Not run yet."
-    models = list(dict.fromkeys(r["model"] for r in rows))
+    models = _in_order(r["model"] for r in rows)
     cases: dict[tuple[Any, ...], dict[str, list[Any]]] = {}
     for r in rows:
         case = (list(VARIED).index(r["varied"]), getattr(r, "variant", None) or "", r["metric"], r["basis"], r["steps"])
@@ -191,11 +199,18 @@ def scale_quality() -> str:
     )
 
 
+def _in_order(models: Iterable[str]) -> list[str]:
+    """Built-in models, each once, as the toolkit lists them."""
+    return sorted(set(models), key=list(BUILTIN_MODELS).index)
+
+
 def _texts(result: Any) -> str:
     """The texts of the mix and their weights, as the command names them."""
-    words = shlex.split(result["provenance"]["command"])
-    named = [words[i + 1] for i, word in enumerate(words) if word == "--data"]
-    return ", ".join(f"`{name}`" for name in named) or "the default text"
+    commands = result["provenance"]["command"], entry("calibrate-scale").command  # one that only joined parts names no text
+    for words in map(shlex.split, commands):
+        if named := [words[i + 1] for i, word in enumerate(words) if word == "--data"]:
+            break
+    return ", ".join(f"`{name}`" for name in named).replace("{text}", "wiki.test.raw")
 
 
 def _curve_said(rows: Sequence[Any]) -> str:
@@ -215,13 +230,13 @@ def _curve_said(rows: Sequence[Any]) -> str:
     for (a, _), (b, variant) in pairs:
         both = [
             (kl[m, a, ""], kl[m, b, variant])
-            for m in sorted({m for m, _, _ in kl})
+            for m in _in_order(m for m, _, _ in kl)
             if {(m, a, ""), (m, b, variant)} <= set(kl)
         ]
         if both:
             what = f"shrinkage {variant} at {a} steps" if variant else f"{a} to {b} steps"
             said.append(f"{what} {', '.join(f'{100 * (after / before - 1):+.0f} %' for before, after in both)}")
-    names = " and ".join(sorted({m.removeprefix("builtin:") for m, _, _ in kl}))
+    names = " and ".join(m.removeprefix("builtin:") for m in _in_order(m for m, _, _ in kl))
     return f" KL at {RATIOS[1]}:1 on {names}: {'; '.join(said)}." if said else ""
 
 
