@@ -206,7 +206,10 @@ def _in_order(models: Iterable[str]) -> list[str]:
 
 def _texts(result: Any) -> str:
     """The texts of the mix and their weights, as the command names them."""
-    commands = result["provenance"]["command"], entry("calibrate-scale").command  # one that only joined parts names no text
+    commands = (
+        result["provenance"]["command"],
+        entry("calibrate-scale").command,
+    )  # one that only joined parts names no text
     for words in map(shlex.split, commands):
         if named := [words[i + 1] for i, word in enumerate(words) if word == "--data"]:
             break
