@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from research.readme.tools import is_there, load, table
+from research.readme.tools import down, is_there, load, table
 from sqcli.terminal.speed import crossover_text
 
 OURS = ("spectral_decode", "spectral_index_decode")
@@ -26,7 +25,7 @@ def speed() -> str:
             name = f"**{kernel}**"
             if kernel == "spectral_index_decode":
                 name += f", {100 * result['settings']['share']:g} % selected"
-            body.append([name, str(batch), f"{r['time_us']:.0f} µs", share, f"**{_down(r['speedup'])}x**"])
+            body.append([name, str(batch), f"{r['time_us']:.0f} µs", share, f"**{down(r['speedup'])}x**"])
     head = ["attention of one token over 32,768", "batch", "time", "bytes read", "against dense"]
     return table(head, body) + "\n\n" + _whole(load("profile-h100-steps"))
 
@@ -50,14 +49,14 @@ def headline_rows() -> list[list[str]]:
             rows.append(
                 [
                     f"`GraphedModel` at 32K, batch {batch}, against a compiled StaticCache",
-                    f"**{_down(speed / dense)}x**",
+                    f"**{down(speed / dense)}x**",
                     said,
                 ]
             )
     rows += [
         [
             f"a decode step at 32K, batch {r['batch']}, against the fastest dense attention in a CUDA graph",
-            f"**{_down(r['speedup'])}x**",
+            f"**{down(r['speedup'])}x**",
             f"all codes read, {r['step_ms']:.1f} ms",
         ]
         for r in reversed(load("profile-h100-steps")["end_to_end"])
@@ -91,17 +90,12 @@ def _cost_of(select: float) -> str:
     return f"KL {', '.join(said)}"
 
 
-def _down(value: float) -> str:
-    """One decimal, two below 2, never rounded up."""
-    return f"{math.floor(100 * value) / 100:.2f}" if value < 2 else f"{math.floor(10 * value) / 10:.1f}"
-
-
 def _whole(result: dict[str, Any]) -> str:
     body = []
     for r in (r for r in result["end_to_end"] if "failed" not in r):
         ours = "speedup" in r
         name = f"**{r['method']}**" if ours else f"{r['method']} (fastest dense)"
-        more = [f"{_down(r['speedup'])}x", f"{100 * r['share_of_ideal']:.0f} %"] if ours else ["1x", ""]
+        more = [f"{down(r['speedup'])}x", f"{100 * r['share_of_ideal']:.0f} %"] if ours else ["1x", ""]
         row = [name, str(r["batch"]), f"{r['step_ms']:.2f} ms", f"{r['tokens_per_s']:.0f}", *more]
         if row not in body:
             body.append(row)
@@ -183,7 +177,7 @@ def growth() -> str:
         for batch in batches:
             found = {r["context"]: r for r in rows if (r["kernel"], r["batch"]) == (kernel, batch)}
             body.append(
-                [kernel, str(batch), *(f"{_down(found[c]['speedup'])}x" if c in found else "–" for c in contexts)]
+                [kernel, str(batch), *(f"{down(found[c]['speedup'])}x" if c in found else "–" for c in contexts)]
             )
     return table(["against the fastest dense kernel", "batch", *(f"{c:,} tokens" for c in contexts)], body)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     """A Markdown table; all columns but the first are right-aligned."""
     lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def down(value: float) -> str:
+    """One decimal, two below 2, never rounded up."""
+    return f"{math.floor(100 * value) / 100:.2f}" if value < 2 else f"{math.floor(10 * value) / 10:.1f}"
 
 
 def is_there(name: str) -> bool:

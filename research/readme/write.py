@@ -25,6 +25,7 @@ from research.readme.rivals.compared import compare, compare_second, eviction, o
 from research.readme.rivals.outliers import outliers
 from research.readme.rivals.tasks import tasks
 from research.readme.scale import scale, scale_predicted, scale_quality
+from research.readme.served import served_rows
 from research.readme.shortfalls import shortfalls
 from research.readme.speed import cuda_costs, gate, growth, headline_rows, index, speed, speed_notes
 from research.readme.tiers import costs, hot_rivals, tiers
@@ -70,6 +71,7 @@ def headline() -> str:
             ],
             *texts_and_profiles(),
             *headline_rows(),
+            *served_rows(),
         ],
     )
 
