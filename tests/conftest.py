@@ -28,6 +28,11 @@ from spectralquant.text.tokens import tokenize
 os.environ.setdefault("PYTHONHASHSEED", "0")  # engines address chunks by hashes that are salted without it
 collect_ignore_glob = [] if find_spec("vllm") else ["serving/*"]  # these need an engine (`make test-serving`)
 
+if not torch.cuda.is_available() and find_spec("triton"):
+    import quick_interpreter
+
+    quick_interpreter.install()
+
 SMALL = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -104,9 +109,9 @@ SMALL_CALIBRATION = CalibrationSettings(
 
 
 @functools.cache
-def profile_of(architecture: str) -> tuple[LoadedModel, CalibrationProfile]:
+def profile_of(architecture: str, **changes) -> tuple[LoadedModel, CalibrationProfile]:
     """A random model of an architecture and a profile with all tiers, made once a session."""
-    model = random_model(architecture)
+    model = random_model(architecture, **changes)
     tokenizer = small_tokenizer()
     loaded = LoadedModel(f"small-{architecture}", model, tokenizer, probe_geometry(model))
     text = tokenize(tokenizer, load_text("builtin:pydoc"), 10_000)

@@ -29,6 +29,13 @@ QUICK = (
 )
 
 
+@pytest.fixture(autouse=True)
+def few_tokens_after_the_prompt(monkeypatch):
+    """Still some in one pass, some alone and some generated."""
+    for name, number in {"NEXT": 10, "ALONE": 2, "NEW": 3}.items():
+        monkeypatch.setattr(study, name, number)
+
+
 def agrees(name: str) -> None:
     row, recorded = try_architecture(BY_NAME[name]), RECORDED[name]
     assert row["outcome"] == recorded["outcome"], row.get("reason")

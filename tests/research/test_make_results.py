@@ -1,13 +1,19 @@
 """Every results file has one command that writes it; running one writes, resumes, and compares within tolerances."""
 
+import contextlib
+import functools
+import io
 import json
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 
-from research.results import cards
+from research.results import cards, side_by_side
 from research.results import run as runner
 from research.results.commands import command_of
 from research.results.compare import differences
@@ -29,6 +35,19 @@ def test_every_stored_file_has_one_command():
     assert {file.stem for file in RESULTS.glob("*.json")} <= set(names)
 
 
+@functools.cache
+def help_of(module: str, how: str = "-m") -> str:
+    """What `python -m MODULE --help` says, asked in this process."""
+    assert how == "-m"
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said), pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", [module, "--help"])
+        with warnings.catch_warnings(action="ignore"):  # runpy: the module may be there already
+            runpy.run_module(module, run_name="__main__")
+    assert not end.value.code
+    return said.getvalue()
+
+
 @pytest.mark.parametrize("name", [e.name for e in TABLE])
 def test_commands_have_options_that_exist(name, tmp_path):
     from sqcli.root import command_line
@@ -43,8 +62,7 @@ def test_commands_have_options_that_exist(name, tmp_path):
         words = command_of(each, command, text, parts.get(command, ""))
         assert not any("{" in word for word in words)
         if words[2] != "sqcli":
-            done = subprocess.run([sys.executable, *words[1:3], "--help"], capture_output=True, text=True, check=True)
-            assert all(word in done.stdout for word in words if word.startswith("--"))
+            assert all(word in help_of(words[2], words[1]) for word in words if word.startswith("--"))
             continue
         with commands[words[3]].make_context(
             words[3], words[4:]
@@ -128,9 +146,16 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow  # a command in a process of its own, thousands of simulated runs
+@pytest.mark.slow  # a command in a process of its own
 def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
-    """The simulation of the gate, as the table has it."""
+    """The simulation of the gate, as the table has it, but of few runs."""
+
+    def shorter(*arguments, **options):
+        python, how, module, *words = command_of(*arguments, **options)
+        assert (how, module) == ("-m", "sqcli")
+        return [python, str(Path(__file__).with_name("simulation_for_tests.py")), *words]
+
+    monkeypatch.setattr(side_by_side, "command_of", shorter)
     short = entry("gate-simulation")
     assert runner.main(["--only", short.name]) == 0
     stored = place / "results" / "gate-simulation.json"
@@ -147,7 +172,7 @@ def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
     changed["runs"] *= 2
     stored.write_text(json.dumps(changed))
     assert runner.main(["--only", short.name, "--check"]) == 1
-    assert "runs: 2000 stored, 1000 now" in capfd.readouterr().out
+    assert "runs: 100 stored, 50 now" in capfd.readouterr().out
     monkeypatch.setattr(Run, "run", lambda self: {job.name: "anew" for job in self.jobs})
     assert runner.main(["--only", short.name]) == 0, "kept"
     assert runner.main(["--only", short.name, "--again"]) == 1, "what was kept is forgotten"

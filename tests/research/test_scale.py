@@ -78,8 +78,14 @@ def test_rows_of_files_beside_each_other_are_joined():
     assert [r["a"] for r in joined(first, [second])] == [1, 2, 6, 4, 5]
 
 
-def test_several_processes_against_one(tmp_path):
-    rows = together(tmp_path / "rows.json", 4, SMALL, 8, 384)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The same steps by one process, by two and by four."""
+    return together(tmp_path_factory.mktemp("together") / "rows.json", 4, SMALL, 8, 384)
+
+
+def test_several_processes_against_one(shared):
+    rows = shared
     assert all(row["ok"] for row in rows), rows[0]["error"]
     assert [row["gpus"] for row in rows] == [2, 4]
     for row in rows:
@@ -113,17 +119,16 @@ def test_kl_between_points():
     assert kl_at(rows, 100) is None
 
 
-def test_every_field_of_a_row_is_declared(tmp_path):
+def test_every_field_of_a_row_is_declared(shared, tmp_path):
     """What a run on GPUs would find out only at its end; a calibration stands beside its plan."""
     options = ("--model", SMALL, "--window", "384", "--steps", "4", "--held-out", "1", "--held-out-window", "512")
     calibrated = calibration((*options, "--device", "cpu", "--offline"), tmp_path / "p", 4)
     assert calibrated["ok"], calibrated["error"]
     assert calibrated["plan"]["stages"]["capture"] > 0 and seconds_per_step(calibrated) > 0
-    shared = together(tmp_path / "rows.json", 2, SMALL, 4, 384)
     rows = [{"part": "70b", **calibrated}, *({"part": "scaling", **row} for row in shared)]
     older = [{**row, "peak_bytes": 1, "plan_error": 0.0} for row in rows]
     result = scale_study(["predicted"], older, lambda: None, lambda result: None)
-    assert len(result["rows"]) == 7
+    assert len(result["rows"]) == 8
     assert result["summary"]["scaling_efficiency_2"] > 0
     assert "predicted from 4 steps" in result["summary"]["seconds_70b_100_steps_is"]
 

@@ -28,30 +28,33 @@ addEventListener('load', () => {
   if (document.documentElement.scrollWidth > innerWidth) wide.push('page ' + document.documentElement.scrollWidth);
   const background = getComputedStyle(document.body).backgroundColor;
   const bright = background.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0) / 3;
-  parent.postMessage(JSON.stringify({wide: wide.slice(0, 10), background, dark: bright < 128}), '*');
+  parent.postMessage(JSON.stringify({width: innerWidth, wide: wide.slice(0, 10), background, dark: bright < 128}), '*');
 });
 </script>
 """
 
 
-def too_wide(page: str, width: int, *, dark: bool = False) -> list[str]:
-    """What does not fit into its card when the page (HTML) is `width` CSS pixels wide. Fails where the browser shows the other
-    colours than asked for.
+def too_wide(page: str, *widths: int, dark: bool = False) -> dict[int, list[str]]:
+    """What does not fit into its card when the page (HTML) is so many CSS pixels wide, by width. Fails where the browser shows
+    the other colours than asked for.
     """
     inner = html.escape(page.replace("</body>", MEASURE + "</body>"), quote=True)
+    frames = (f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{inner}"></iframe>' for width in widths)
     outer = (
-        "<!doctype html><body><pre id=said></pre><script>addEventListener('message', e => said.textContent = e.data)</script>"
-        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{inner}"></iframe></body>'
+        "<!doctype html><body><pre id=said></pre>"
+        "<script>addEventListener('message', e => said.textContent += e.data + '\\n')</script>"
+        f"{''.join(frames)}</body>"
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "outer.html"
         file.write_text(outer, encoding="utf-8")
         done = _chromium(folder, _scheme(dark), "--virtual-time-budget=10000", "--dump-dom", file.as_uri())
     said = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert said and said[1], f"the page did not load: {done.stderr[-500:]}"
-    seen = json.loads(html.unescape(said[1]))
-    assert seen["dark"] == dark, f"asked for dark = {dark}, shown was {seen['background']}"
-    return seen["wide"]
+    seen = [json.loads(line) for line in html.unescape(said[1]).splitlines()] if said else []
+    assert sorted(one["width"] for one in seen) == sorted(widths), f"a page did not load: {done.stderr[-500:]}"
+    for one in seen:
+        assert one["dark"] == dark, f"asked for dark = {dark}, shown was {one['background']}"
+    return {one["width"]: one["wide"] for one in seen}
 
 
 def screenshot(page: str, width: int, height: int, out: Path, *, dark: bool = False) -> None:

@@ -218,7 +218,7 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(small_folder, tmp_path
         "--model",
         str(small_folder),
         "--steps",
-        "250",
+        "80",
         "--window",
         "384",
         "--held-out",
@@ -248,9 +248,9 @@ def test_ctrl_c_keeps_finished_work_and_says_how_to_go_on(small_folder, tmp_path
     assert "Traceback" not in stderr
     assert "with --resume goes on" in stderr or "the same command begins anew" in stderr
     assert state.exists() and not (tmp_path / "p.json").exists()
-    done = subprocess.run([*command, "--resume", "--quiet"], capture_output=True, text=True, check=False)
+    done = sq(*command[len(SQ) :], "--resume", "--quiet")
     assert done.returncode == 0, done.stderr
-    assert not state.exists()
+    assert not state.exists() and (tmp_path / "p.json").exists()
 
 
 def processor_time(command: list) -> float:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from commands_for_tests import process
 from commands_for_tests import said as sq
 
+from spectralquant.text.read import load_text
+
 from conftest import profile_of  # isort: skip
+
+
+SHORT = ("--context", "640", "--windows", "1", "--needle", "0")
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +27,7 @@ def place(tmp_path_factory) -> tuple[Path, Path]:
     loaded.model.save_pretrained(folder / "model")
     loaded.tokenizer.save_pretrained(folder / "model")
     profile.save(folder / "profile")
+    (folder / "text.txt").write_text("\n".join(islice(load_text("builtin:stdlib"), 6)))
     return folder / "model", folder / "profile"
 
 
@@ -32,7 +39,7 @@ def compare(place, *arguments, run=sq):
         "--profile",
         profile,
         "--data",
-        "builtin:stdlib",
+        f"file:{model.with_name('text.txt')}",
         "--device",
         "cpu",
         "--dtype",
@@ -157,13 +164,13 @@ def test_generate_refuses_wrong_input(place, arguments, message):
 @pytest.mark.slow
 def test_a_comparison_is_shared_by_processes(place, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path / "cache"))
-    named = ("turboquant:bits=3", "h2o:keep=0.2", "--quick", "--needle", "0")
-    for part in ("1/2", "2/2"):
-        done = compare(place, *named, "--part", part, run=process)
+    named = ("turboquant:bits=3", "h2o:keep=0.2", *SHORT)
+    for part, run in (("1/2", process), ("2/2", sq)):
+        done = compare(place, *named, "--part", part, run=run)
         assert done.returncode == 0 and f"Part {part[0]} of 2 is kept" in " ".join(done.stderr.split()), done.stderr
         assert "turboquant" not in done.stdout, "no table of half the rows"
     out = tmp_path / "out.json"
-    done = compare(place, *named, "--resume", "--json", out, run=process)
+    done = compare(place, *named, "--resume", "--json", out)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     assert {row["method"] for row in result["rows"]} == {"none", "spectral", "turboquant", "h2o"}
@@ -175,12 +182,12 @@ def test_a_comparison_is_shared_by_processes(place, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_comparisons_of_other_methods_are_other_runs(place, tmp_path, monkeypatch):
     monkeypatch.setenv("SPECTRALQUANT_CACHE", str(tmp_path / "cache"))
-    named = ("--quick", "--needle", "0", "--part", "1/2")
+    named = (*SHORT, "--part", "1/2")
     for method in ("h2o:keep=0.2", "turboquant:bits=3"):
         done = compare(place, method, *named)
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "cache" / "unfinished").glob("compare-*/"))) == 2
-    done = compare(place, "h2o:keep=0.2", "--quick", "--needle", "0", "--resume")
+    done = compare(place, "h2o:keep=0.2", *SHORT, "--resume")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "cache" / "unfinished").glob("compare-*/"))) == 1, "the other run's parts stay"
 

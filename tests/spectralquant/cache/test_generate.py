@@ -21,7 +21,7 @@ def prompt(rows: int = 1, tokens: int = PROMPT, seed: int = 0) -> torch.Tensor:
 def run(model, cache, ids, mask=None, **options):
     torch.manual_seed(7)
     mask = torch.ones_like(ids) if mask is None else mask
-    settings = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **options}
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **options}
     return model.generate(input_ids=ids, attention_mask=mask, past_key_values=cache, **settings)
 
 
@@ -67,7 +67,7 @@ def test_left_padding(architecture):
 def test_short_prompts(architecture, tokens):
     model = profile_of(architecture)[0].model
     ids = prompt(tokens=tokens)
-    options = {"max_new_tokens": 300}
+    options = {"max_new_tokens": 270}
     cache = SpectralCache(model)
     expected = run(model, DynamicCache(config=model.config), ids, **options)
     assert torch.equal(run(model, cache, ids, **options), expected)

@@ -16,11 +16,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def setting(architecture="llama"):
-    loaded, profile = profile_of(architecture)
+    loaded, profile = profile_of(architecture, num_hidden_layers=2)
     return copy.deepcopy(loaded.model).to(DEVICE), profile
 
 
-def logits(model, profile, kernels, batch=2, steps=3, **options):
+def logits(model, profile, kernels, batch=1, steps=1, **options):
     ids = torch.randint(5, 500, (batch, 420), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     cache = SpectralCache(model, profile, tier="hot", kernels=kernels, **options)
     out = []
@@ -31,25 +31,25 @@ def logits(model, profile, kernels, batch=2, steps=3, **options):
     return torch.cat(out, dim=1), cache
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+@pytest.mark.parametrize(("architecture", "batch"), [("llama", 2), ("qwen2", 1), ("phi3", 1)])
 @pytest.mark.slow
-def test_kernels_read_what_torch_reads(architecture):
+def test_kernels_read_what_torch_reads(architecture, batch):
     model, profile = setting(architecture)
-    mine, cache = logits(model, profile, "triton")
-    theirs, other = logits(model, profile, "torch")
+    mine, cache = logits(model, profile, "triton", batch, steps=2)
+    theirs, other = logits(model, profile, "torch", batch, steps=2)
     assert float((mine - theirs).norm() / theirs.norm()) < 5e-3
     layers = len(cache.layers)
-    assert cache.stats().spent.kernel_reads == 3 * layers and cache.stats().spent.in_place_reads == 0
-    assert other.stats().spent.in_place_reads == 3 * layers and other.stats().spent.kernel_reads == 0
+    assert cache.stats().spent.kernel_reads == 2 * layers and cache.stats().spent.in_place_reads == 0
+    assert other.stats().spent.in_place_reads == 2 * layers and other.stats().spent.kernel_reads == 0
 
 
 @pytest.mark.slow
 def test_a_selection_of_everything_is_everything_and_more_is_closer():
     model, profile = setting()
-    whole, _ = logits(model, profile, "triton", batch=1, steps=1)
+    whole, _ = logits(model, profile, "triton")
     errors = []
     for select in (1.0, 0.9, 0.25, 10):
-        part, cache = logits(model, profile, "triton", batch=1, steps=1, select=select)
+        part, cache = logits(model, profile, "triton", select=select)
         errors.append(float((part - whole).norm() / whole.norm()))
         assert cache.stats().spent.kernel_reads == len(cache.layers)
     assert errors[0] < 1e-3 and errors == sorted(errors) and errors[1] > 1e-3
@@ -59,7 +59,7 @@ def test_a_selection_of_everything_is_everything_and_more_is_closer():
 def test_a_selecting_cache_survives_a_snapshot(tmp_path):
     """Codes come back bit for bit; the index is made anew from them, so that a selection may differ."""
     model, profile = setting()
-    _, cache = logits(model, profile, "triton", batch=1, steps=1, select=0.5)
+    _, cache = logits(model, profile, "triton", select=0.5)
     cache.save(tmp_path / "cache.sqc")
     back = SpectralCache.load(tmp_path / "cache.sqc", model, profile)
     assert back.options["select"] == 0.5
@@ -106,7 +106,7 @@ def test_pages_change_layout_without_loss():
 @pytest.mark.slow
 def test_a_snapshot_moves_between_layouts(tmp_path):
     model, profile = setting()
-    _, cache = logits(model, profile, "triton", batch=1)
+    _, cache = logits(model, profile, "triton")
     cache.save(tmp_path / "cache.sqc")
     back = SpectralCache.load(tmp_path / "cache.sqc", model, profile)
     token = torch.full((1, 1), 7, device=DEVICE)
@@ -116,7 +116,7 @@ def test_a_snapshot_moves_between_layouts(tmp_path):
     assert float((a - b).norm() / a.norm()) < 1e-4
 
 
-def masked(model, profile, kernels, mask, new=5, **options):
+def masked(model, profile, kernels, mask, new=2, **options):
     """Logits of `new` queries in one pass after a prompt of 400, and the cache. mask: `[B, 400 + new]`, 2D or 4D."""
     ids = torch.randint(5, 500, (2, 400 + new), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     cache = SpectralCache(model, profile, tier="hot", kernels=kernels, **options)
@@ -133,12 +133,11 @@ def test_kernels_read_several_queries_of_sequences_of_unequal_lengths(hidden):
     model, profile = setting()
     mask = None
     if hidden is not None:
-        mask = torch.ones(2, 405, dtype=torch.int64, device=DEVICE)
+        mask = torch.ones(2, 402, dtype=torch.int64, device=DEVICE)
         for row, count in enumerate(hidden):
             mask[row, :count] = 0
-    new = 3 if hidden is None else 2
-    mine, cache = masked(model, profile, "triton", None if mask is None else mask[:, : 400 + new], new)
-    theirs, _ = masked(model, profile, "torch", None if mask is None else mask[:, : 400 + new], new)
+    mine, cache = masked(model, profile, "triton", mask)
+    theirs, _ = masked(model, profile, "torch", mask)
     assert float((mine - theirs).norm() / theirs.norm()) < 5e-3
     assert cache.stats().spent.kernel_reads == len(cache.layers)
 
@@ -146,12 +145,12 @@ def test_kernels_read_several_queries_of_sequences_of_unequal_lengths(hidden):
 @pytest.mark.slow
 def test_a_selection_is_made_for_every_query():
     model, profile = setting()
-    together, cache = masked(model, profile, "triton", None, 3, select=0.3)
-    ids = torch.randint(5, 500, (2, 403), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    together, cache = masked(model, profile, "triton", None, select=0.3)
+    ids = torch.randint(5, 500, (2, 402), generator=torch.Generator().manual_seed(0)).to(DEVICE)
     apart = SpectralCache(model, profile, tier="hot", kernels="triton", select=0.3)
     with torch.no_grad():
         model(input_ids=ids[:, :400], past_key_values=apart)
-        single = [model(input_ids=ids[:, i : i + 1], past_key_values=apart).logits for i in range(400, 403)]
+        single = [model(input_ids=ids[:, i : i + 1], past_key_values=apart).logits for i in range(400, 402)]
     single = torch.cat(single, dim=1)
     assert float((together - single).norm() / single.norm()) < 5e-3
     assert cache.stats().spent.kernel_reads == len(cache.layers)
@@ -173,7 +172,7 @@ def test_a_read_that_no_kernel_takes_is_an_error_where_kernels_were_asked_for():
 def test_prompt_lookup_goes_through_kernels():
     model, profile = setting()
     ids = torch.randint(5, 60, (1, 300), generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "prompt_lookup_num_tokens": 3}
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "prompt_lookup_num_tokens": 3}
     cache = SpectralCache(model, profile, tier="hot", kernels="triton")
     with torch.no_grad():
         looked_up = model.generate(ids, past_key_values=cache, **options)

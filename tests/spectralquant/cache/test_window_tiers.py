@@ -96,11 +96,11 @@ def test_kernels_read_sliding_layers(name):
     model, both = copy.deepcopy(loaded.model).to(DEVICE), []
     for kernels in ("triton", "torch"):
         cache = SpectralCache(model, profile, tier="hot", kernels=kernels)
-        both.append((decoded(model, cache, ids(700, rows=2).to(DEVICE), 2), cache.stats()))
+        both.append((decoded(model, cache, ids(700, rows=2).to(DEVICE), 1), cache.stats()))
     (mine, stats), (theirs, _) = both
     assert max(relative(a, b) for a, b in zip(mine, theirs, strict=True)) < 5e-3
     coded = sum(group.layers for group in stats.groups if group.coded)
-    assert stats.spent.kernel_reads >= 2 * coded and stats.spent.in_place_reads == 0, "layers that share keys read too"
+    assert stats.spent.kernel_reads >= coded and stats.spent.in_place_reads == 0, "layers that share keys read too"
     assert stats.spent.kernel_refusal is None
 
 

@@ -15,9 +15,14 @@ from spectralquant.hooks.wrappers import model_device, usable_model
 from spectralquant.models.identity import weights_sha256
 from spectralquant.models.weights import embedding_weight
 from spectralquant.text.read import load_text
-from tests.conftest import profile_of, random_model, small_tokenizer
+from tests.conftest import profile_of, small_tokenizer
+from tests.conftest import random_model as any_model
 
 TIERS = ("exact", "hot", "warm", "cold")
+
+
+def random_model(**changes):
+    return any_model(num_hidden_layers=2, **changes)
 
 
 @contextlib.contextmanager
@@ -38,12 +43,12 @@ def process_group():
 
 @pytest.fixture(scope="module")
 def profile():
-    return profile_of("llama")[1]
+    return profile_of("llama", num_hidden_layers=2)[1]
 
 
 @pytest.fixture(scope="module")
 def ids():
-    return torch.randint(0, 512, (1, 620), generator=torch.Generator().manual_seed(5))
+    return torch.randint(0, 512, (1, 604), generator=torch.Generator().manual_seed(5))
 
 
 @torch.no_grad()
@@ -270,7 +275,7 @@ def disk_layer(model, folder):
 
     model.save_pretrained(folder / "model")
     places = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
-    places |= {"model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "cpu"}
+    places |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
     return AutoModelForCausalLM.from_pretrained(folder / "model", device_map=places, offload_folder=folder / "off")
 
 
@@ -329,7 +334,7 @@ def test_caches_refuse_layers_on_several_devices(profile):
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     model = random_model()
-    add_hook_to_module(model.model.layers[2].self_attn, AlignDevicesHook(execution_device="cuda:1"))
+    add_hook_to_module(model.model.layers[1].self_attn, AlignDevicesHook(execution_device="cuda:1"))
     for use in (lambda: sq.SpectralCache(model), lambda: sq.pack_prompt(model, profile, torch.zeros(1, 9, dtype=int))):
         with pytest.raises(UnsupportedModelError, match="spread over cpu, cuda:1"):
             use()

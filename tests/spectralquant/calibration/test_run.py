@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from spectralquant.calibrating.api import calibrate_model
+from spectralquant.calibration.checkpoint import EVERY
 from spectralquant.calibration.options import CalibrationSettings, parse_targets
 from spectralquant.calibration.targets import parse_target
 from spectralquant.errors import InputError, SourceError
+from spectralquant.models.load import load_model
 from spectralquant.profile.model import CalibrationProfile
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
@@ -82,50 +84,61 @@ def test_merged_halves_give_the_whole(small, text):
         )
 
 
+KILLS = [("calibrate", 13), ("calibrate", 28), ("held-out measurement", 0)]
 KILLED = """
 import sys, os
-sys.path.insert(0, {tests!r})
-import torch
-from conftest import random_model
-from transformers import AutoTokenizer
 from spectralquant.calibrating.api import calibrate_model
 from spectralquant.calibration.options import CalibrationSettings
 from spectralquant.calibration.targets import parse_target
 from spectralquant.models.load import load_model
 from spectralquant.text.read import load_text
 from spectralquant.text.tokens import tokenize
-small = load_model({folder!r}, device="cpu", dtype="float32")
-text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 20_000)
-settings = CalibrationSettings(steps=30, window=96, block=32, held_out_windows=1, held_out_window=512,
-                               targets={{"cold": parse_target("ratio=12")}})
-def progress(stage, done, total):
-    if (stage, done) == ({stage!r}, {at}):
-        os.kill(os.getpid(), 9)
-calibrate_model(small, text, settings, text_name="pydoc", out={out!r}, resume={resume}, progress=progress)
+def calibrate(stage, at, out):
+    small = load_model({folder!r}, device="cpu", dtype="float32")
+    text = tokenize(small.tokenizer, load_text("builtin:pydoc"), 20_000)
+    settings = CalibrationSettings(steps=30, window=96, block=32, held_out_windows=1, held_out_window=512,
+                                   targets={{"cold": parse_target("ratio=12")}})
+    def progress(*now):
+        if now[:2] == (stage, at):
+            os.kill(os.getpid(), 9)
+    calibrate_model(small, text, settings, text_name="pydoc", out=out, progress=progress)
+for number, (stage, at) in enumerate({kills!r}):
+    if not (child := os.fork()):
+        calibrate(stage, at, f"{out}/{{number}}")
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
 
 
-@pytest.mark.parametrize("stage, at", [("calibrate", 13), ("calibrate", 28), ("held-out measurement", 0)])
-@pytest.mark.slow
-def test_resume_after_a_kill_gives_the_same_bytes(small, small_folder, text, whole, tmp_path, stage, at):
-    """The process is killed with SIGKILL at a step, and again the resumed one is left to finish."""
-    from pathlib import Path
+@pytest.fixture(scope="module")
+def killed(small_folder, tmp_path_factory):
+    """Profiles that processes killed with SIGKILL have begun, one at each of `KILLS`; the imports are made once for all."""
+    out = tmp_path_factory.mktemp("killed")
+    code = KILLED.format(folder=str(small_folder), kills=KILLS, out=str(out))
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stdout.split() == [str(int(signal.SIGKILL))] * len(KILLS), done.stderr
+    return {kill: out / str(number) for number, kill in enumerate(KILLS)}
 
-    code = lambda resume, where: KILLED.format(  # noqa: E731
-        tests=str(Path(__file__).parents[2]),
-        folder=str(small_folder),
-        stage=where,
-        at=at,
-        out=str(tmp_path / "p"),
-        resume=resume,
+
+@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: f"{kill[0]}-{kill[1]}")
+@pytest.mark.slow  # processes that calibrate
+def test_resume_after_a_kill_gives_the_same_bytes(small_folder, text, whole, killed, kill):
+    """Another process goes on: this one."""
+    out = killed[kill]
+    assert not out.with_suffix(".safetensors").exists() and out.with_name(f"{out.name}.partial").is_dir()
+    steps = []
+    calibrate_model(
+        load_model(str(small_folder), device="cpu", dtype="float32"),
+        text,
+        SETTINGS,
+        text_name="pydoc",
+        out=out,
+        resume=True,
+        progress=lambda stage, done, total: steps.append(done) if stage == "calibrate" else None,
     )
-    killed = subprocess.run([sys.executable, "-c", code(False, stage)], check=False, capture_output=True, text=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "p.safetensors").exists()
-    resumed = subprocess.run([sys.executable, "-c", code(True, "never")], check=False, capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
+    assert steps[0] == {13: 0, 28: EVERY, 0: SETTINGS.steps}[kill[1]]
     expected = whole.path.with_suffix(".safetensors").read_bytes()
-    assert (tmp_path / "p.safetensors").read_bytes() == expected
+    assert out.with_suffix(".safetensors").read_bytes() == expected
 
 
 def test_resume_refuses_another_runs_checkpoint(small, text, tmp_path):

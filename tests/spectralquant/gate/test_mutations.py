@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-MODEL = "random:custom:layers=4,heads=4,kv_heads=2,head_dim=32,hidden=128,intermediate=192,vocab=400"
+MODEL = "random:custom:layers=2,heads=4,kv_heads=2,head_dim=32,hidden=128,intermediate=192,vocab=400"
 FAULTS = {
     "a codebook off by one": (
         "spectralquant/codec/fixed/codec.py",
@@ -47,6 +47,7 @@ FAULTS = {
 
 def smoke(folder: Path, *options: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder / "kernels")])}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-m", "sqcli.app", "gate", "--run", "smoke", "--model", MODEL, "--data", "builtin:pydoc"]
     return subprocess.run(
         [*command, *options], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -55,18 +56,14 @@ def smoke(folder: Path, *options: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    """A copy of the library, its baseline, and a function that makes another copy."""
+    """A copy of the library, its baseline, and a function that copies the copy, with its compiled files."""
     top = tmp_path_factory.mktemp("mutations")
     first = top / "first"
-
-    def copy(where: Path) -> Path:
-        for part in ("spectralquant", "sqcli", "kernels"):
-            shutil.copytree(ROOT / part, where / part, ignore=shutil.ignore_patterns("__pycache__"))
-        return where
-
-    done = smoke(copy(first), "--save", str(top / "baseline.json"))
+    for part in ("spectralquant", "sqcli", "kernels"):
+        shutil.copytree(ROOT / part, first / part, ignore=shutil.ignore_patterns("__pycache__"))
+    done = smoke(first, "--save", str(top / "baseline.json"))
     assert done.returncode == 0, done.stderr
-    return top, copy
+    return top, lambda where: shutil.copytree(first, where)
 
 
 @pytest.mark.slow

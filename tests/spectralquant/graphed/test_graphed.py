@@ -43,32 +43,33 @@ def apart(a, b):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3_text"])
 def test_steps_are_as_far_from_dense_as_a_growing_cache(architecture):
-    """Blocks begin at other tokens, so codes differ; their error does not. 300 steps cross two codings of a block."""
+    """Blocks begin at other tokens, so codes differ; their error does not. 160 steps cross two codings of a block."""
     model, profile = setting(architecture)
-    ids = tokens(1, 700)
-    dense = growing(model, None, ids, 400)
-    graphed = stepped(sq.GraphedModel(model, profile, max_tokens=700), ids, 400)
-    spectral = growing(model, profile, ids, 400)
+    ids = tokens(1, 660)
+    dense = growing(model, None, ids, 500)
+    graphed = stepped(sq.GraphedModel(model, profile, max_tokens=660), ids, 500)
+    spectral = growing(model, profile, ids, 500)
     assert 1e-4 < apart(graphed, dense) < 1.3 * apart(spectral, dense)
 
 
 def test_before_the_first_block_steps_are_exact():
     model, profile = setting()
-    ids = tokens(2, 200)
+    ids = tokens(2, 140)
     graphed = stepped(sq.GraphedModel(model, profile, max_tokens=256), ids, 3)
     assert apart(graphed, growing(model, None, ids, 3)) < 1e-4
 
 
 def test_sequences_of_different_lengths_do_not_see_each_other():
+    """After 96 and 99 steps a block of the longer ones is coded."""
     model, profile = setting()
     lengths, longest = (3, 290, 421), 421
     prompts = [tokens(1, n) for n in lengths]
-    more = tokens(3, 200)
+    more = tokens(3, 110)
     ids = torch.cat([torch.nn.functional.pad(p, (longest - p.shape[1], 0)) for p in prompts])
     mask = torch.tensor([[0] * (longest - n) + [1] * n for n in lengths], device=DEVICE)
     graphed = sq.GraphedModel(model, profile, max_tokens=700, batch=3)
     graphed.prefill(ids, mask)
-    together = torch.cat([graphed.step(more[:, i : i + 1]).clone() for i in range(200)], dim=1)
+    together = torch.cat([graphed.step(more[:, i : i + 1]).clone() for i in range(110)], dim=1)
     for row, prompt in enumerate(prompts):
         alone = stepped(graphed, torch.cat([prompt, more[row : row + 1]], dim=1), prompt.shape[1])
         assert apart(together[row], alone[0]) < 1e-3
