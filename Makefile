@@ -11,8 +11,9 @@ demo: setup
 	$(SQ) show profiles/demo --html profiles/demo.html
 
 # Two workers with one thread each: two teams of threads on two cores would wait for each other.
+# Processes that tests start find the library compiled, also where the environment says not to write compiled files.
 test: setup
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 # Our rivals against public implementations of them, which need an environment of their own (some hundred MB, once). Not part
 # of `make test`.
