@@ -56,8 +56,8 @@ def _seventy(result: Any) -> str:
     beside = run["capture_s"]["samples"] + run["capture_s"]["checkpoints"]
     step = (run["stages_s"]["capture"] - beside) / run["steps"]
     return (
-        f"70B shape over {run['gpus']} cards ({run['device']}): {step:.1f} s a step, all other stages "
-        f"{run['seconds'] - run['stages_s']['capture']:.0f} s, peaks of {', '.join(f'{c / 1e9:.1f}' for c in cards)} GB "
+        f"70B shape over {run['gpus']} cards ({run['device']}): {step:.1f} s a step, samples and all other stages "
+        f"{run['seconds'] - run['stages_s']['capture'] + beside:.0f} s, peaks of {', '.join(f'{c / 1e9:.1f}' for c in cards)} GB "
         f"({run['plan']['peak_bytes'] / 1e9:.1f} planned); 100 steps {summary['seconds_70b_100_steps'] / 60:.0f} minutes, "
         f"{summary['seconds_70b_100_steps_is']}."
     )
@@ -144,7 +144,7 @@ def scale_predicted() -> str:
     ]
     return (
         table(head, body)
-        + "\n\nAll predicted but for the last column: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one card held the model: at least that."
+        + "\n\nAll predicted but for the last column: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one card held the model: at least that. Profiles are without the spectra of heads."
     )
 
 

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(idle, file=sys.stderr)
         return 2
     if given.list:
-        for entry in TABLE:
+        for entry in [entry for entry in TABLE if not given.needs or entry.needs in given.needs]:
             print(f"{entry.name:34} {entry.needs} {entry.minutes:3} min  {entry.command}")
             for part in entry.parts:
                 print(f"{'':34} part {part.minutes:2} min  {part.command}")
@@ -112,9 +112,9 @@ def missing() -> list[str]:
 
 def _idle(given: argparse.Namespace, needs: Sequence[str]) -> str:
     """What is asked for and would do nothing; empty where there is none."""
-    asked = [name for name in ("check", "again", "only", "gpus", "minutes", "needs") if getattr(given, name)]
+    asked = [name for name in ("check", "again", "only", "gpus", "minutes") if getattr(given, name)]
     if given.list and asked:
-        return f"--{asked[0]} does nothing with --list, which shows the whole table. Leave one of them out."
+        return f"--{asked[0]} does nothing with --list, which makes nothing. Leave one of them out."
     if given.gpus and not any("gpu" in need for need in needs):
         return "--gpus does nothing without --needs gpu or serving-gpu: other files are made on the processor. Leave it out."
     return ""

@@ -62,7 +62,7 @@ def completed(new: Results, earlier: Results) -> Results:
         InputError: a file is no serving study's, the devices differ, or there is nothing to take.
     """
     for one in (new, earlier):
-        if not set(one.settings) & set(PARTS):
+        if not set(getattr(one, "settings", ())) & set(PARTS):
             raise InputError(
                 f"{one.provenance.get('command')} wrote no file of `sq study serving`. Name one that it wrote."
             )
@@ -77,9 +77,15 @@ def completed(new: Results, earlier: Results) -> Results:
     return joined({name: both[name] for name in PARTS if name in both})
 
 
-def main(out: str, earlier: str) -> int:
+def main(*arguments: str) -> int:
     """0: OUT is complete; 2: nothing was taken."""
+    if len(arguments) != 2:
+        print(str(__doc__).splitlines()[0], file=sys.stderr)
+        return 2
+    out, earlier = arguments
     try:
+        if Path(out).exists() and Path(earlier).exists() and Path(out).samefile(earlier):
+            raise InputError(f"{out} and {earlier} are the same file. Name an earlier one.")
         result = completed(read_results(out), read_results(earlier))
     except SpectralQuantError as error:
         print(error, file=sys.stderr)
@@ -89,6 +95,4 @@ def main(out: str, earlier: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(str(__doc__).splitlines()[0])
     sys.exit(main(*sys.argv[1:]))

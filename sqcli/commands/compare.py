@@ -103,6 +103,7 @@ def compare(
     from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.refusals.idle import WITH_PART, WRITES, refuse_idle
+    from sqcli.refusals.pages import require_page_name
     from sqcli.refusals.sources import chosen, given
 
     if quick and quotable:
@@ -142,6 +143,7 @@ def compare(
     from sqcli.terminal.compare import comparison_view
 
     reads = {"--profile": profile_files(profile), "--data": text_files(data)}
+    require_page_name("--html", html)
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
     if profile == DEFAULT_PROFILE and not profile.with_name(profile.name + ".json").is_file():
         raise InputError(

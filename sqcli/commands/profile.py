@@ -110,6 +110,7 @@ def profile(
     from spectralquant.results.part_of_run import parse_part
     from sqcli.output import Output
     from sqcli.refusals.idle import WITH_PART, WRITES, refuse_idle
+    from sqcli.refusals.pages import require_page_name
     from sqcli.refusals.sources import flags_win, given
 
     shape, model = flags_win(call, shape=shape, model=model)
@@ -130,6 +131,7 @@ def profile(
         refuse_idle(call, WRITES, WITH_PART)
     if device_model is not None:
         refuse_idle(call, OF_A_DEVICE, "with --device-model, which times nothing")
+    require_page_name("--html", html)
     output = Output(
         json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads={"--show": stored}
     )

@@ -29,7 +29,9 @@ def report(
     from sqcli.html.page import write_page
     from sqcli.html.report import report_page
     from sqcli.output import Output
+    from sqcli.refusals.pages import require_page_name
 
+    require_page_name("--out", out)
     output = Output(json_file=json, csv_file=csv, quiet=quiet, writes={"--out": out}, reads={"RUNS": runs})
     results = [(path.stem, read_results(path)) for path in runs]
     with reading(", ".join(map(str, runs))):

@@ -37,6 +37,7 @@ def show(
     from sqcli.html.profile_page import profile_page
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
+    from sqcli.refusals.pages import require_page_name
     from sqcli.refusals.profiles import refuse_other_files
     from sqcli.refusals.sources import given
     from sqcli.results import show_result
@@ -50,6 +51,7 @@ def show(
     if diff is not None or layer is None:
         layer = head = None  # of a configuration file
     reads = {"PROFILE": profile_files(profile), "--diff": profile_files(diff)}
+    require_page_name("--html", html)
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
     for path in (profile, *(() if diff is None else (diff,))):
         refuse_other_files(path)

@@ -153,7 +153,8 @@ def study(
             f"The domains study compares two texts, and --data and --other-data are both {', '.join(data)}. Change one."
         )
     if name in WITH_PROFILE and profile is None and not profile_free(name, part or ()):
-        raise InputError(f"The {name} study needs --profile, as in --profile profiles/demo.")
+        made_by = "sq calibrate --for serving" if name.startswith("serving") else "sq calibrate"
+        raise InputError(f"The {name} study needs --profile, one that `{made_by}` made.")
     reads_profile = profile is not None and "profile" in READS[name] and not makes_its_own(name, part or ())
     if reads_profile:
         made = load_profile(profile)

@@ -182,7 +182,7 @@ def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
     "words, said",
     [
         ("--list --check", "--check does nothing with --list"),
-        ("--list --needs gpu", "--needs does nothing with --list"),
+        ("--list --only quality", "--only does nothing with --list"),
         ("--gpus 2", "--gpus does nothing without --needs gpu"),
         ("--only gate-simulation --text none", "--text 'none' is not there"),
         ("--only gate-simulation --text .", "--text '.' is a folder"),
@@ -198,6 +198,18 @@ def test_what_would_do_nothing_or_cannot_run_here_is_refused(place, monkeypatch,
     monkeypatch.setattr(cards, "find_spec", lambda name: None)
     assert runner.main(words.split()) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_list_is_of_what_is_asked_for(capsys):
+    """`make results MORE=--list` is of a processor's files: the target says what it needs."""
+    shown = {}
+    for needs in ((), ("cpu",), ("serving-gpu",)):
+        assert runner.main(["--list", *(word for need in needs for word in ("--needs", need))]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        shown[needs] = {line.split()[0] for line in lines if not line.startswith(" ")}
+    assert shown[()] == {e.name for e in TABLE}
+    assert shown["cpu",] == {e.name for e in TABLE if e.needs == "cpu"}
+    assert shown["serving-gpu",] == {"serving-h100", "serving-hot-h100", "serving-hot-8b-h100"}
 
 
 @pytest.mark.parametrize("given", [[], ["WIKI=a text"]])

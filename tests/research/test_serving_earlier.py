@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from research.results.stale import RESULTS
 from research.serving.earlier import completed, main, parts_of
 from research.serving.join import joined
 from research.serving.study import PARTS
@@ -67,5 +68,11 @@ def test_what_cannot_stand_side_by_side_is_refused(capsys, tmp_path):
         completed(whole("a", "small", "large"), whole("b", "large"))
     with pytest.raises(InputError, match="no file of `sq study serving`"):
         completed(part("small", "a"), whole("b", "large"))
+    with pytest.raises(InputError, match=r"sq study headline.* wrote no file of `sq study serving`"):
+        completed(whole("a", "small"), read_results(RESULTS / "headline.json"))
     assert main(str(tmp_path / "none.json"), "x") == 2
     assert "There is no results file" in capsys.readouterr().err
+    assert main("x") == 2 and "OUT EARLIER" in capsys.readouterr().err
+    write_json(tmp_path / "a.json", whole("a", "small").as_json())
+    assert main(str(tmp_path / "a.json"), str(tmp_path / "a.json")) == 2
+    assert "are the same file" in capsys.readouterr().err

@@ -29,7 +29,7 @@ def cold_speed() -> str:
         "A token after 8,192 tokens (eager; the first one decodes the packet, a worker keeps what it decoded):",
         _tokens([r for r in rows if r["what"].startswith("a token")]),
         _words(result["provenance"]["device"], summary, checks, rows),
-        _quality(load("cold-costs-smollm2"), load("serving-codec")),
+        _quality(load("cold-costs-smollm2"), load("serving-codec"), checks["quality"]["quality"]),
         f"How it was made: {result['provenance']['made']}",
     ]
     return "\n\n".join(parts)
@@ -91,13 +91,19 @@ def _words(device: str, s: Row, checks: Mapping[str, Any], rows: list[Row]) -> s
     )
 
 
-def _quality(products: Any, serving: Any) -> str:
+def _own_products(own: Any) -> str:
+    """What products of less precision changed on the GPU, in per cent of KL."""
+    return f"{100 * (own['kl_float16_over_float32'] - 1):+.2f} and {100 * (own['kl_bfloat16_over_float32'] - 1):+.2f} % of KL"
+
+
+def _quality(products: Any, serving: Any, own: Any) -> str:
     q, s = products["summary"], serving["summary"]
     model, windows = products["rows"][0]["model"], products["rows"][0]["n_windows"]
     return (
         f"Quality ({model}, {windows} windows of WikiText, {products['provenance']['device']}): products in float16 with float32 sums, as on a GPU, change "
         f"KL by {100 * (q['kl_float16_over_float32'] - 1):+.2f} % and bytes by {100 * (q['bytes_float16_over_float32'] - 1):+.2f} %, in bfloat16 KL by "
-        f"{100 * (q['kl_bfloat16_over_float32'] - 1):+.2f} %. In prefixes restored once (24 windows), blocks whose attention nobody saw take {s['neutral_bytes_over_caches_mode_at_kl_0.01']:.2f} times "
+        f"{100 * (q['kl_bfloat16_over_float32'] - 1):+.2f} % (`cold-costs-smollm2.json`); the same on the GPU above, {_own_products(own)}: both are within what two "
+        f"windows leave open. In prefixes restored once (24 windows), blocks whose attention nobody saw take {s['neutral_bytes_over_caches_mode_at_kl_0.01']:.2f} times "
         f"the bytes at KL 0.01 where nothing is known of importance, and {s['serving_bytes_over_caches_mode_at_kl_0.01']:.2f} times in the serving mode, which "
         "predicts it from a token's own key and value ([below](#prefixes-that-a-serving-engine-restores))."
     )
