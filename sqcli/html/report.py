@@ -10,6 +10,7 @@ from sqcli.figures import shown
 from sqcli.html.charts import xy_chart
 from sqcli.html.cold_page import cold_sections
 from sqcli.html.page import Page, flat
+from sqcli.html.serving_page import serving_sections
 from sqcli.html.speed_page import speed_sections
 from sqcli.terminal.compare import against, bound_text, row_name, task_text
 from sqcli.terminal.headline import quality_grid, speed_grid
@@ -52,6 +53,8 @@ def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
             speed_sections(page, name, result)
         elif kind == "cold-speed":
             cold_sections(page, name, result)
+        elif kind == "serving":
+            serving_sections(page, name, result)
         elif kind == "verdicts":
             _verdicts(page, name, result)
         else:
