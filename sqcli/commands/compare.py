@@ -143,8 +143,8 @@ def compare(
     from sqcli.terminal.compare import comparison_view
 
     reads = {"--profile": profile_files(profile), "--data": text_files(data)}
-    require_page_name("--html", html)
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
+    require_page_name("--html", html)
     if profile == DEFAULT_PROFILE and not profile.with_name(profile.name + ".json").is_file():
         raise InputError(
             "There is no profiles/demo yet. Run `make demo`, or `sq calibrate --out PROFILE` and --profile PROFILE."

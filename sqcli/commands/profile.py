@@ -131,10 +131,10 @@ def profile(
         refuse_idle(call, WRITES, WITH_PART)
     if device_model is not None:
         refuse_idle(call, OF_A_DEVICE, "with --device-model, which times nothing")
-    require_page_name("--html", html)
     output = Output(
         json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads={"--show": stored}
     )
+    require_page_name("--html", html)
     if stored is not None:
         _show(stored, context, batch, output, html)
         return

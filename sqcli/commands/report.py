@@ -31,8 +31,8 @@ def report(
     from sqcli.output import Output
     from sqcli.refusals.pages import require_page_name
 
-    require_page_name("--out", out)
     output = Output(json_file=json, csv_file=csv, quiet=quiet, writes={"--out": out}, reads={"RUNS": runs})
+    require_page_name("--out", out)
     results = [(path.stem, read_results(path)) for path in runs]
     with reading(", ".join(map(str, runs))):
         page = report_page(results)

@@ -51,8 +51,8 @@ def show(
     if diff is not None or layer is None:
         layer = head = None  # of a configuration file
     reads = {"PROFILE": profile_files(profile), "--diff": profile_files(diff)}
-    require_page_name("--html", html)
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--html": html}, reads=reads)
+    require_page_name("--html", html)
     for path in (profile, *(() if diff is None else (diff,))):
         refuse_other_files(path)
     one = ProfileView.load(profile)
