@@ -83,7 +83,7 @@ def _one_card(result: Any) -> list[str]:
 def _scaling(r: dict[str, Any]) -> str:
     return (
         f"{r['gpus']} GPUs ({r['device']}, NCCL), {r['steps']} steps: {r['step_s_shared']:.2f} s a step, {r['step_s_alone']:.2f} s on "
-        f"one{_each(r)}, efficiency {r['efficiency']:.2f} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s{_waited(r)}; spectra of heads "
+        f"one{_each(r)}, efficiency {r['efficiency']:.2f}{_least(r)} with {r['added_bytes'] / 1e9:.1f} GB added up in {r['add_up_s']:.2f} s{_waited(r)}; spectra of heads "
         f"differ by at most {r['largest_difference_of_head_spectra']:.1e} of the largest, ranks by {r['largest_difference_of_ranks']}"
         f"{_compared(r)}."
     )
@@ -93,6 +93,12 @@ def _each(r: dict[str, Any]) -> str:
     """One card's steps before and after the shared ones, where that is known."""
     each = r.get("step_s_alone_each")
     return "" if each is None else f" ({each[0]:.2f} before and {each[1]:.2f} after)"
+
+
+def _least(r: dict[str, Any]) -> str:
+    """Efficiency against the faster of these, which other work on the host slowed less."""
+    each = r.get("step_s_alone_each")
+    return "" if each is None else f" ({min(each) / (r['gpus'] * r['step_s_shared']):.2f} against the faster of these)"
 
 
 def _waited(r: dict[str, Any]) -> str:

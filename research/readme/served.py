@@ -19,7 +19,10 @@ def _pages() -> list[list[str]]:
     tokens = large["settings"]["long"]
     by = {r["way"].removeprefix("8b/"): r for r in large["rows"]}
     kl = {r["way"]: r.get("kl_nats") for r in small["rows"]}
-    plain, fp8, hot = (by[f"{name} pages"] for name in ("bf16", "fp8", "hot"))
+    ways = [by.get(f"{name} pages") for name in ("bf16", "fp8", "hot")]
+    if None in ways:  # a run that was cut off
+        return []
+    plain, fp8, hot = ways
     rate = lambda row: row["decode_tokens_per_s"][BATCH]  # noqa: E731
     return [
         [

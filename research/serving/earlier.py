@@ -23,6 +23,7 @@ SUMMARY = {
     "tp": ("tp2_",),
 }
 """Beginnings of the summary's figures that `joined` takes from a part; all others are of part `small`."""
+OTHERS = tuple(prefix for prefix in PREFIX.values() if prefix)
 
 
 def parts_of(whole: Results) -> dict[str, Results]:
@@ -50,9 +51,6 @@ def _part(whole: Results, name: str) -> Results:
         engine=whole.engine,
         faults=[fault.removeprefix(prefix) for fault in whole.faults if own(fault)],
     )
-
-
-OTHERS = tuple(prefix for prefix in PREFIX.values() if prefix)
 
 
 def completed(new: Results, earlier: Results) -> Results:
@@ -86,11 +84,13 @@ def main(*arguments: str) -> int:
     try:
         if Path(out).exists() and Path(earlier).exists() and Path(out).samefile(earlier):
             raise InputError(f"{out} and {earlier} are the same file. Name an earlier one.")
-        result = completed(read_results(out), read_results(earlier))
+        write_json(Path(out), completed(read_results(out), read_results(earlier)).as_json())
     except SpectralQuantError as error:
         print(error, file=sys.stderr)
         return 2
-    write_json(Path(out), result.as_json())
+    except OSError as error:
+        print(f"{out} cannot be written: {error.strerror}. Copy it to a folder of your own.", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -79,8 +79,8 @@ def test_two_processes_give_the_profile_of_one(command, alone, tmp_path):
     assert sorted(f.name for f in tmp_path.iterdir()) == ["p.json", "p.safetensors", "r.json"]
 
 
-@pytest.mark.slow  # two and then three processes
-def test_a_killed_process_ends_the_run_and_three_go_on(command, alone, tmp_path):
+@pytest.mark.slow  # two and then four processes
+def test_a_killed_process_ends_the_run_and_four_go_on(command, alone, tmp_path):
     program = tmp_path / "killer.py"
     program.write_text(KILLER.format(at=28))
     out = ["--out", str(tmp_path / "p")]
@@ -89,7 +89,7 @@ def test_a_killed_process_ends_the_run_and_three_go_on(command, alone, tmp_path)
     assert "--resume" in killed.stderr
     state = read_json(tmp_path / "p.partial" / "state.json", "the checkpoint")
     assert state["step"] == 50  # 25 steps of each process were finished and added up
-    resumed = launch(3, [*command, *out, "--resume"])
+    resumed = launch(4, [*command, *out, "--resume"])
     assert resumed.returncode == 0, resumed.stderr
     require_equal(CalibrationProfile.load(tmp_path / "p"), alone)
 
