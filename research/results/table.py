@@ -302,6 +302,7 @@ TABLE = (
             )
         ),
     ),
+    Entry("serving-decode-h100", "python -m research.serving.decode_alone {out}", "serving-gpu", 6),
     Entry(
         "serving-hot-h100",
         "sq study serving-hot --profile {out}.serving/hot --out {out}",
