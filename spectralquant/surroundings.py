@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
 DEVICE_TYPES = ("cpu", "cuda")
 PRODUCTS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
@@ -71,7 +72,9 @@ def own_run(model: nn.Module) -> Iterator[None]:
     """Run `model` from inside the library as it was loaded: `own_arithmetic`, evaluation mode, nothing compiled.
 
     The default dtype is float32 and the default device the CPU, float32 products are exact to float32 (no TF32), and
-    random numbers are the library's own. All of it is put back afterwards.
+    random numbers are the library's own. Layers that run again for their backward pass run to their end where weights are
+    offloaded: accelerate puts a module's weights away after it, and a layer that stops at its last product would keep them. All of it is put
+    back afterwards.
     """
     modes = [(module, module.training) for module in model.modules()]
     dtype = torch.get_default_dtype()
@@ -81,6 +84,8 @@ def own_run(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_exact)
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(weight.is_meta for weight in model.parameters()):
+            stack.enter_context(set_checkpoint_early_stop(False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         try:

@@ -13,6 +13,7 @@ from research.results.table import entry
 from research.scale.quality import CURVE_CASES, kl_at
 from spectralquant.models.builtin.table import BUILTIN_MODELS
 
+OUT_OF_MEMORY = "allocated by PyTorch"
 PARTS = {"8b": "all tiers, one card", "8b-small": "cold tier, planned for a card of 24 GB"}
 
 
@@ -69,7 +70,7 @@ def _one_card(result: Any) -> list[str]:
     if run is None:
         return []
     if not run["ok"]:
-        return [f"70B shape on one card: {run['error']}."]
+        return [f"70B shape on one card: {_ended(run)}."]
     beside = run["capture_s"]["samples"] + run["capture_s"]["checkpoints"]
     step = (run["stages_s"]["capture"] - beside) / run["steps"]
     return [
@@ -78,6 +79,17 @@ def _one_card(result: Any) -> list[str]:
         f"and cold tier {run['stages_s']['bases'] + run['stages_s']['cold tier']:.0f} s, peak {run['peak_bytes'] / 1e9:.1f} GB "
         f"({run['plan']['peak_bytes'] / 1e9:.1f} planned); {run['steps']} steps, nothing measured on held-out text."
     ]
+
+
+def _ended(run: dict[str, Any]) -> str:
+    """Why a run on one card has no figures: that memory ran out, without PyTorch's advice, or the error itself."""
+    if OUT_OF_MEMORY not in run["error"] or "plan" not in run:
+        return str(run["error"])
+    return (
+        f"ended for want of memory ({run['device']}), with {run['weights_on_card_bytes'] / 1e9:.0f} of "
+        f"{(run['weights_on_host_bytes'] + run['weights_on_card_bytes']) / 1e9:.0f} GB of weights on the card and "
+        f"{run['plan']['peak_bytes'] / 1e9:.1f} planned"
+    )
 
 
 def _scaling(r: dict[str, Any]) -> str:

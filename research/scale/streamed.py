@@ -34,17 +34,16 @@ from spectralquant.text.read import load_text
 from spectralquant.text.tokens import TokenText, tokenize
 
 HOST = "cpu"
-ON_THEIR_WAY = 8  # layers: two were too few on an H200
 
 
 def resident_bytes(spec: str, settings: CalibrationSettings, memory: int) -> int:
-    """Bytes of weights that may stay on a card of `memory` bytes beside what the plan says and layers on their way."""
+    """Bytes of weights that may stay on a card of `memory` bytes beside what the plan says and two layers on their way."""
     config = random_config(parse_shape(spec.removeprefix(PREFIX)))
     model = PlannedModel.of_config(spec, config, 2)
     layer = model.weights // config.num_hidden_layers
     outer = 2 * config.vocab_size * config.hidden_size * 2
     peak = Planner(model, cuda=True).plan(settings).peak - model.weights
-    return max(0, int(USABLE * memory) - peak - ON_THEIR_WAY * layer - outer)
+    return max(0, int(USABLE * memory) - peak - 2 * layer - outer)
 
 
 def streamed_model(spec: str, resident: int, dtype: torch.dtype, device: torch.device) -> nn.Module:

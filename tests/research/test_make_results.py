@@ -209,7 +209,7 @@ def test_the_list_is_of_what_is_asked_for(capsys):
         shown[needs] = {line.split()[0] for line in lines if not line.startswith(" ")}
     assert shown[()] == {e.name for e in TABLE}
     assert shown["cpu",] == {e.name for e in TABLE if e.needs == "cpu"}
-    assert shown["serving-gpu",] == {"serving-h100", "serving-hot-h100", "serving-hot-8b-h100"}
+    assert shown["serving-gpu",] == {"serving-h100", "serving-decode-h100", "serving-hot-h100", "serving-hot-8b-h100"}
 
 
 @pytest.mark.parametrize("given", [[], ["WIKI=a text"]])
