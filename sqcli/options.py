@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sqcli.config import take_config
-from sqcli.typos import DTYPES, check_data, check_device, check_model, checked, one_of
+from sqcli.typos import DEVICES, DTYPES, check_data, check_device, check_model, checked, completed, one_of
 
 CONFIG_HELP = r"TOML file that gives defaults, a table per command: steps = 200 under \[calibrate]. Flags win."
 MODEL_HELP = "builtin:smollm2-135m, builtin:gemma3-270m, a folder, a .gguf file, a hub id, or random:SHAPE (random weights, for timing), as random:llama-3.1-8b; with :layers=4 after it, 4 layers."
@@ -17,21 +17,43 @@ DATA_HELP = (
 )
 DEFAULT_DATA = ("builtin:pydoc",)
 
-Model = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP, callback=checked(check_model))]
-ProfileModel = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model; default: the profile's.", callback=checked(check_model))
+
+def _models() -> list[str]:
+    from spectralquant.models.builtin.table import BUILTIN_MODELS
+
+    return list(BUILTIN_MODELS)
+
+
+def _texts() -> list[str]:
+    from spectralquant.text.read import BUILTIN
+
+    return list(BUILTIN)
+
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help=MODEL_HELP, callback=checked(check_model), **completed(_models))
 ]
-Data = Annotated[list[str], typer.Option("--data", "-d", help=DATA_HELP, callback=checked(check_data))]
+ProfileModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Model; default: the profile's.", callback=checked(check_model), **completed(_models)
+    ),
+]
+Data = Annotated[
+    list[str], typer.Option("--data", "-d", help=DATA_HELP, callback=checked(check_data), **completed(_texts))
+]
 Device = Annotated[
     str,
     typer.Option(
-        help="auto, cpu, cuda, cuda:N, or all: layers over all GPUs, to calibrate.", callback=checked(check_device)
+        help="auto, cpu, cuda, cuda:N, or all: layers over all GPUs, to calibrate.",
+        callback=checked(check_device),
+        **completed(DEVICES),
     ),
 ]
 Dtype = Annotated[
     str,
     typer.Option(
-        help="auto (float32 on CPU, bfloat16 on GPU), float32, bfloat16 or float16.", callback=one_of("--dtype", DTYPES)
+        help="auto (float32 on CPU, bfloat16 on GPU), float32, bfloat16 or float16.", **one_of("--dtype", DTYPES)
     ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]

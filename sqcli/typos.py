@@ -13,6 +13,7 @@ import typer
 Check = Callable[[Any], None]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "all")
 
 
 def checked(check: Check) -> Callable[[typer.Context, Any], Any]:
@@ -27,19 +28,36 @@ def checked(check: Check) -> Callable[[typer.Context, Any], Any]:
     return callback
 
 
-def one_of(option: str, names: Iterable[str] | Callable[[], Iterable[str]], *, several: bool = False) -> Any:
-    """A callback that takes these names alone, or a list of them with commas."""
+Names = Iterable[str] | Callable[[], Iterable[str]]
+
+
+def one_of(option: str, names: Names, *, several: bool = False) -> dict[str, Any]:
+    """For `typer.Option(**one_of(…))`: takes these names alone, or a list of them with commas, and a shell completes them."""
 
     def check(value: str) -> None:
         from spectralquant.errors import InputError, did_you_mean
 
-        known = tuple(names() if callable(names) else names)
+        known = _known(names)
         for word in value.split(",") if several else [value]:
             if word.strip() not in known:
                 said = did_you_mean(word.strip(), known)
                 raise InputError(f"{option} {word.strip()!r} is not one of {', '.join(known)}.{said}")
 
-    return checked(check)
+    return {"callback": checked(check), **completed(names, several=several)}
+
+
+def completed(names: Names, *, several: bool = False) -> dict[str, Any]:
+    """For `typer.Option(**completed(…))`: what a shell completes a value with, or the last of several with commas."""
+
+    def complete(incomplete: str) -> list[str]:
+        before = incomplete[: incomplete.rfind(",") + 1] if several else ""
+        return [before + name for name in _known(names) if (before + name).startswith(incomplete)]
+
+    return {"autocompletion": complete}
+
+
+def _known(names: Names) -> tuple[str, ...]:
+    return tuple(names() if callable(names) else names)
 
 
 def check_model(spec: str) -> None:
@@ -72,7 +90,7 @@ def check_device(name: str) -> None:
     from spectralquant.errors import InputError
 
     kind, colon, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "all") or (colon and not (kind == "cuda" and number.isdecimal())):
+    if kind not in DEVICES or (colon and not (kind == "cuda" and number.isdecimal())):
         raise InputError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:0, cuda:1, …, all")
 
 

@@ -52,13 +52,13 @@ def calibrate(
         ),
     ] = None,
     tier: Annotated[
-        str, typer.Option(help="cold, warm, hot or all.", callback=one_of("--tier", tier_names, several=True))
+        str, typer.Option(help="cold, warm, hot or all.", **one_of("--tier", tier_names, several=True))
     ] = "cold",
     metric: Annotated[
         str,
         typer.Option(
             help="fisher, attention (no backward pass) or energy (plain PCA).",
-            callback=one_of("--metric", metric_names),
+            **one_of("--metric", metric_names),
         ),
     ] = "fisher",
     span: Annotated[str, typer.Option(help="Layers per basis: head, layer, a number, all or auto.")] = "auto",
@@ -72,7 +72,7 @@ def calibrate(
         str,
         typer.Option(
             help="Hot tier: free (least loss for its bytes) or even (all heads of a layer alike, which kernels read fastest).",
-            callback=one_of("--hot-bits", ("free", "even")),
+            **one_of("--hot-bits", ("free", "even")),
         ),
     ] = "free",
     purpose: Annotated[
@@ -80,7 +80,7 @@ def calibrate(
         typer.Option(
             "--for",
             help="caches (of transformers), or serving: for the tier of a serving engine, which knows neither token ids nor attention.",
-            callback=one_of("--for", purpose_names),
+            **one_of("--for", purpose_names),
         ),
     ] = "caches",
     shrinkage: Annotated[
@@ -88,14 +88,14 @@ def calibrate(
         typer.Option(
             min=0,
             max=1,
-            help="Lower what the text says of layers together by this share: 0.15 for text of about 100,000 tokens.",
+            help="Lower what the text says of layers together by this share, towards what it says of each alone.",
         ),
     ] = 0.0,
     predict: Annotated[
         str | None,
         typer.Option(
             help="tokens: predict keys and values from token ids first (default of caches); or none.",
-            callback=one_of("--predict", ("tokens", "none")),
+            **one_of("--predict", ("tokens", "none")),
         ),
     ] = None,
     profile_budget: Annotated[

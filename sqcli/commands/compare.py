@@ -27,7 +27,7 @@ from sqcli.options import (
     Seed,
     Svg,
 )
-from sqcli.typos import check_methods, checked
+from sqcli.typos import check_methods, checked, completed
 
 if TYPE_CHECKING:
     from spectralquant.methods.registry import MethodSpec
@@ -45,6 +45,7 @@ def compare(
         typer.Argument(
             help=f"METHOD or METHOD:option=value,…; A+B composes. Methods: {', '.join(method_names())}; or all.",
             callback=checked(check_methods),
+            **completed(method_names),
         ),
     ],
     profile: Annotated[

@@ -26,7 +26,7 @@ def gate(
     ] = None,
     run: Annotated[
         str | None,
-        typer.Option("--run", help="Measure a suite now: smoke (CPU) or gpu.", callback=one_of("--run", suite_names)),
+        typer.Option("--run", help="Measure a suite now: smoke (CPU) or gpu.", **one_of("--run", suite_names)),
     ] = None,
     against: Annotated[
         str | None,

@@ -22,7 +22,7 @@ def generate(
         str,
         typer.Option(
             help="hot, warm, cold, exact, or auto: the fastest the profile has.",
-            callback=one_of("--tier", ("hot", "warm", "cold", "exact", "auto")),
+            **one_of("--tier", ("hot", "warm", "cold", "exact", "auto")),
         ),
     ] = "auto",
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate.")] = 100,

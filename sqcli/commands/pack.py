@@ -25,7 +25,7 @@ def pack(
         str,
         typer.Option(
             help="Sinks and recent window: auto (model dtype), float16, bfloat16, float32 or int8.",
-            callback=one_of("--exact", EXACT),
+            **one_of("--exact", EXACT),
         ),
     ] = "auto",
     step_scale: Annotated[

@@ -73,7 +73,7 @@ def profile(
         str | None,
         typer.Option(
             help="Predict for h100, h200, a100, l40s or rtx4090 (default without a GPU: h100); times nothing.",
-            callback=one_of("--device-model", device_models),
+            **one_of("--device-model", device_models),
         ),
     ] = None,
     stored: Annotated[

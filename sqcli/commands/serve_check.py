@@ -25,7 +25,7 @@ def serve_check(
     ] = None,
     codec_device: Annotated[
         str,
-        typer.Option(help="Where chunks are coded: cpu or cuda.", callback=one_of("--codec-device", ("cpu", "cuda"))),
+        typer.Option(help="Where chunks are coded: cpu or cuda.", **one_of("--codec-device", ("cpu", "cuda"))),
     ] = "cpu",
     prompts: Annotated[int, typer.Option(min=1, help="Prompts that share one prefix.")] = 20,
     prefix: Annotated[int, typer.Option(min=128, help="Tokens of that prefix.")] = 1000,

@@ -13,6 +13,7 @@ from sqcli.options import DEFAULT_DATA, Config, Csv, Data, Device, Dtype, Model,
 from sqcli.refusals.sources import chosen
 from sqcli.refusals.study_options import READS, makes_its_own, profile_free, require_read
 from sqcli.refusals.study_parts import part_names, parts_of, require_parts
+from sqcli.typos import completed
 
 STUDIES = (
     "cold",
@@ -51,7 +52,9 @@ def _known(name: str) -> str:
 
 def study(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(callback=_known, help=f"{', '.join(STUDIES[:-1])} or {STUDIES[-1]}.")],
+    name: Annotated[
+        str, typer.Argument(callback=_known, **completed(STUDIES), help=f"{', '.join(STUDIES[:-1])} or {STUDIES[-1]}.")
+    ],
     json: Annotated[str, typer.Option("--out", "--json", help="Results file to write (JSON; - = stdout alone).")],
     model: Model = "builtin:smollm2-135m",
     data: Data = DEFAULT_DATA,

@@ -14,8 +14,12 @@ def require_able(codec_device: str, keep: Path | None) -> None:
     """Judge options that need neither a model nor an engine.
 
     Raises:
-        InputError: no GPU for `codec_device`, or `keep` is no folder and cannot become one.
+        InputError: no GPU for `codec_device`, or `keep` is no folder of its own and cannot become one.
     """
+    if keep == Path():
+        raise InputError(
+            "--keep is empty, or the folder that sq runs in, which stores and logs would fill. Give another folder."
+        )
     for place in () if keep is None else (keep, *keep.parents):
         if place.is_file():
             raise InputError(f"--keep {keep} cannot be a folder: {place} is a file. Give another folder.")

@@ -65,6 +65,7 @@ def test_what_is_wrong_with_the_model_is_told_before_what_this_machine_lacks(tmp
         (("--trace-share", "inf"), "--trace-share"),
         (("--trace-share", "nan"), "--trace-share"),
         (("--trace-share", 2), "--trace-share"),
+        (("--keep", ""), "--keep is empty"),
         (("--keep", "file"), "file is a file"),
         (("--keep", "file/below"), "file is a file"),
         pytest.param(
