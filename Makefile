@@ -93,6 +93,8 @@ results-serving: $(SERVING)/.installed
 	$(SERVING)/bin/python -m research.results.run --needs serving $(TEXT) $(MORE)
 
 results-serving-gpu:
+	@$(PYTHON) -c 'import importlib.util as u, sys; sys.exit(None in map(u.find_spec, ("vllm", "platformdirs")))' || \
+	  { echo 'make results-serving-gpu needs a Python that has vLLM and this package: PYTHON=/path/to/python'; exit 2; }
 	$(PYTHON) -m research.results.run --needs serving-gpu $(TEXT) $(MORE)
 
 # Which files under profiles/results this checkout's code did not make; 1 where profiles/results/stale.toml says otherwise.

@@ -162,7 +162,8 @@ def scale_predicted() -> str:
     ]
     return (
         table(head, body)
-        + "\n\nAll predicted but for the last column: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one card held the model: at least that. Profiles are without the spectra of heads."
+        + "\n\nAll predicted but for the last column: cold tier, bfloat16, 2,048 tokens a step, memory with layers that run again; time from the measured step at 8B, where they did not run again, and the number of weights, as if one card held the model: "
+        "a rough figure, which does not know what of a step grows more slowly than the weights. Profiles are without the spectra of heads."
     )
 
 
@@ -173,7 +174,10 @@ def _measured(name: str, rows: Sequence[Any]) -> str:
     if run is None:
         return "not run"
     cards = "one card" if run["gpus"] == 1 else f"{run['gpus']} cards, the fullest"
-    return f"{run['steps']} steps and all stages {run['seconds']:.0f} s, {run['peak_bytes'] / 1e9:.1f} GB on {cards}"
+    how = ["all tiers"] if "--tier all" in run["options"] else []
+    how += [] if run["plan"]["recompute"] else ["no layer run again"]
+    beside = f" ({', '.join(how)})" if how else ""
+    return f"{run['steps']} steps and all stages{beside} {run['seconds']:.0f} s, {run['peak_bytes'] / 1e9:.1f} GB on {cards}"
 
 
 RATIOS = (20, 40)

@@ -7,6 +7,7 @@ side by side as there, started in the opposite order. Rows are named `alone/…`
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -141,12 +142,16 @@ def _order(name: str, model: Path, profile: Path, folder: Path) -> Order:
 
 def main(*arguments: str) -> int:
     """0: OUT is complete; 2: it is not."""
-    if len(arguments) != 1:
-        print(str(__doc__).splitlines()[0], file=sys.stderr)
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print(f"One word is needed, the file to write. {str(__doc__).splitlines()[0]}", file=sys.stderr)
+        return 2
+    out = Path(arguments[0])
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        print(f"{str(out)!r} cannot be written. Give a file in a folder that is there and yours.", file=sys.stderr)
         return 2
     try:
         with tempfile.TemporaryDirectory(prefix="sq-decode-alone-") as made:
-            decode_alone(Path(made), Path(arguments[0]), lambda line: print(line, flush=True))
+            decode_alone(Path(made), out, lambda line: print(line, flush=True))
     except SpectralQuantError as error:
         print(error, file=sys.stderr)
         return 2

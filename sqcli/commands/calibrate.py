@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from spectralquant.results.quality import TextCostRow
     from sqcli.output import Output
 
-
+LEAST_MEMORY = 10**6
 OF_CALIBRATING = (
     *(
         "data",
@@ -148,6 +148,7 @@ def calibrate(
     """
     from spectralquant.calibration.options import TIERS, CalibrationSettings, parse_targets
     from spectralquant.errors import InputError
+    from spectralquant.sizes import parse_size
     from sqcli.collisions import profile_files, text_files
     from sqcli.output import Output
     from sqcli.refusals.idle import refuse_idle
@@ -215,6 +216,10 @@ def calibrate(
     if check and settings.serving:
         raise InputError(
             "--check measures caches of transformers; a profile for serving engines codes otherwise. Leave it out."
+        )
+    if memory is not None and parse_size(memory, "--memory") < LEAST_MEMORY:
+        raise InputError(
+            f"--memory {memory} is less than 1 MB, and no card has so little. Give a card's memory, as in 24GB."
         )
     if dry_run:
         refuse_idle(context, ["resume"], "with --dry-run, which begins nothing")

@@ -24,11 +24,14 @@ def inspect(
 
     Example: [bold]sq inspect manual.sqkv[/bold]
     """
+    from spectralquant.errors import InputError
     from spectralquant.provenance import provenance
     from spectralquant.results.files import results_file
     from sqcli.collisions import profile_files
     from sqcli.output import Output
 
+    if file.is_dir() and not (file.name and file.with_name(f"{file.name}.json").is_file()):
+        raise InputError(f"{file} is a folder. Name a packet or a profile in it.")
     packet_there = file.is_file() and file.suffix not in PROFILE_SUFFIXES  # results beside a packet are no profile
     is_profile = not packet_there and (file.suffix in PROFILE_SUFFIXES or any(p.is_file() for p in profile_files(file)))
     reads = {"FILE": profile_files(file) if is_profile else file}
@@ -40,11 +43,8 @@ def inspect(
         rows, view = profile_contents(load_profile(file))
     else:
         from spectralquant.codec.packet import SpectralPacket
-        from spectralquant.errors import InputError
         from sqcli.terminal.packet import packet_row, packet_view
 
-        if file.is_dir():
-            raise InputError(f"{file} is a folder. Name a packet or a profile in it.")
         packet = SpectralPacket.open(file)
         for section in packet.sections:
             packet.body(section)

@@ -105,5 +105,10 @@ def pack(
         packet.save(out)
     row = packet_row(packet)
     row.prefill_and_encode_s, row.file = time.perf_counter() - start, str(out)
+    if not row.coded_tokens:
+        output.note(
+            f"Nothing is compressed: the first and the most recent tokens stay exact, and the prompt has no other ones. "
+            f"The packet has {row.bytes:,} bytes, the fp16 cache {row.fp16_bytes:,}."
+        )
     output.show(packet_view(packet, f"Packed {packet.header.tokens:,} tokens into {out}"))
     output.finish(results_file("pack", [row], provenance(**device_facts(loaded.device))), title="sq pack")

@@ -37,6 +37,9 @@ def report(
     with reading(", ".join(map(str, runs))):
         page = report_page(results)
     write_page(out, page)
+    for path, (_, result) in zip(runs, results, strict=True):
+        if not result.rows:
+            output.note(f"{path} has no rows: of it the page shows no table.")
     output.note(f"Wrote {out}")
     rows = [
         {

@@ -79,6 +79,8 @@ def test_what_a_run_that_is_cut_off_has_measured_is_there(engines, tmp_path, mon
 
 
 def test_wrong_words_and_a_machine_without_vllm_are_refused(capsys, tmp_path):
-    assert main() == main("a", "b") == 2
+    assert main() == main("a", "b") == main("--help") == 2
     assert "decode_alone OUT" in capsys.readouterr().err
+    assert main(str(tmp_path)) == main(str(tmp_path / "none" / "out.json")) == 2
+    assert capsys.readouterr().err.count("cannot be written") == 2
     assert main(str(tmp_path / "out.json")) == 2 and "vLLM" in capsys.readouterr().err

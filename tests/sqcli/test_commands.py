@@ -310,6 +310,13 @@ def packet(profile, small_folder) -> Path:
     return out
 
 
+def test_a_packet_that_compresses_nothing_says_so(packet, profile, small_folder, tmp_path):
+    few = tmp_path / "few.sqkv"
+    done = sq("pack", "a few words", "--profile", profile, "--model", small_folder, "--out", few)
+    assert done.returncode == 0 and "Nothing is compressed" in " ".join(done.stderr.split())
+    assert "Nothing is compressed" not in sq("inspect", packet).stderr
+
+
 @pytest.mark.slow
 def test_pack_inspect_unpack(packet, profile, small_folder, tmp_path):
     row = json.loads(sq("inspect", packet, "--json", "-", "--quiet").stdout)["rows"][0]

@@ -113,6 +113,7 @@ WITHOUT_COLD = ("calibrate", "--tier", "hot,warm", "--out", "p")
         (("gate", "-c", "c", "-b", "none", "--update-baseline", "--markdown", "m"), "--markdown has no effect where"),
         ((*WITHOUT_COLD, "--span", "all", "--basis", "dense"), "--span, --basis have no effect without the cold tier"),
         ((*WITHOUT_COLD, "--shrinkage", 0.1), "--shrinkage has no effect without the cold tier"),
+        (("calibrate", "--memory", "1KB", "--dry-run"), "--memory 1KB is less than 1 MB"),
         ((*WITHOUT_COLD, "--profile-budget", "20MB"), "--profile-budget has no effect without the cold tier"),
         ((*WITHOUT_COLD, "--predict", "tokens"), "--predict has no effect without the cold tier"),
         (("calibrate", "--span", "head", "--shrinkage", 0.1), "--shrinkage has no effect with --span head"),

@@ -14,7 +14,8 @@ from spectralquant.results.quality import MatchedRow
 from sqcli.terminal.compare import against
 from sqcli.terminal.outcome import next_text
 
-STORED = Path(__file__).resolve().parents[2] / "profiles" / "results" / "durations.json"
+RESULTS = Path(__file__).resolve().parents[2] / "profiles" / "results"
+STORED = RESULTS / "durations.json"
 
 
 @pytest.mark.parametrize("command", ["show", "inspect"])
@@ -135,3 +136,19 @@ def test_next_steps_are_what_the_tiers_allow(tiers, packs):
 def test_sq_alone_shows_its_help_and_no_empty_message(capsys):
     assert sq() == 2
     assert "sq: ." not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", [".", "some.where"])
+def test_inspect_of_a_folder_says_what_it_is(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.where").mkdir()
+    assert sq("inspect", folder) == 2
+    assert f"{folder} is a folder. Name a packet or a profile in it." in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_page_of_a_file_without_rows_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    raw = json.loads((RESULTS / "serving-hot-8b-h100.json").read_text())
+    (tmp_path / "empty.json").write_text(json.dumps(raw | {"rows": []}))
+    assert sq("report", "empty.json") == 0
+    assert "empty.json has no rows" in " ".join(capsys.readouterr().err.split())
