@@ -18,6 +18,11 @@ NAMES = {
     "engine-cache": "vLLM's own prefix cache",
 }
 KINDS = ("stored", "storing")
+IN_TURNS = "the engines of all ways on one GPU in turns"
+PLACES = {
+    "alone": "each engine alone on the GPU, one after the other, forth and back",
+    "opposite": "the engines side by side in turns again, started in the opposite order",
+}
 
 
 def serving_vllm() -> str:
@@ -25,6 +30,8 @@ def serving_vllm() -> str:
     parts = [_machine(load("serving-cpu"))]
     if (RESULTS / "serving-h100.json").exists():
         parts.append(_machine(load("serving-h100")))
+    if (RESULTS / "serving-decode-h100.json").exists():
+        parts.append(_places(load("serving-decode-h100")))
     if (RESULTS / "serving-soak.json").exists():
         parts.append(_soak(load("serving-soak")))
     return "\n\n".join(parts)
@@ -141,7 +148,21 @@ def _floor(rows: list[Any], summary: Any) -> str:
     )
 
 
-def _decode(rows: list[Any], summary: Any) -> str:
+def _places(result: Any) -> str:
+    """Decoding by engines that are alone on the GPU, and by engines side by side that were started in the opposite order."""
+    parts = []
+    for name, how in PLACES.items():
+        rows = [
+            row.updated(way=way) for row in result["rows"] if (way := row["way"].removeprefix(f"{name}/")) != row["way"]
+        ]
+        begin = f"{name}_"
+        own = {figure.removeprefix(begin): x for figure, x in result["summary"].items() if figure.startswith(begin)}
+        if rows:
+            parts.append(_decode(rows, own, how))
+    return "\n\n".join(parts)
+
+
+def _decode(rows: list[Any], summary: Any, how: str = IN_TURNS) -> str:
     """Decoding with and without tiers, by engines that took turns."""
     batch, rounds = rows[0]["prompts"], len(rows[0]["decode_samples_tokens_per_s"]["stored"])
     body = [
@@ -164,7 +185,7 @@ def _decode(rows: list[Any], summary: Any) -> str:
         "of it in vLLM's connector, ms",
     ]
     return (
-        f"Decoding {batch} sequences behind {rows[0]['prefix_tokens']} tokens each, the engines of all ways on one GPU in turns, {rounds} rounds "
+        f"Decoding {batch} sequences behind {rows[0]['prefix_tokens']} tokens each, {how}, {rounds} rounds "
         "(median, least … most):\n\n"
         + table(head, body)
         + f"\n\nOver computing without a tier: {_change(summary, 'decode_over_recompute')} ({_change(summary, 'decode_over_recompute_least')} … "

@@ -21,8 +21,13 @@ STARTED: dict[str, tuple[str, ...]] = {
     "research/serving/engines/rounds.py": ("research/serving/engines/engine.py", CHILD, ENGINE),
     "research/serving/server.py": ("spectralquant/integrations/container/entry.py", ENGINE),
     "research/serving/study.py": ("research/serving/large.py",),
+    "research/serving/decode_alone.py": ("research/serving/large.py",),
     "research/serving/hot_speed.py": ("research/serving/hot_large.py",),
-    "research/scale/runs.py": ("sqcli/commands/calibrate.py",),
+    "research/scale/runs.py": (
+        "sqcli/commands/calibrate.py",
+        "research/scale/streamed.py",
+        "research/scale/together.py",
+    ),
 }
 """The file that starts processes: the files or folders that run in them."""
 

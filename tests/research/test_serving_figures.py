@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from research.serving.engine_figures import _machine
+from research.serving.decode_alone import results
+from research.serving.engine_figures import _machine, _places
 from research.serving.engines.rounds import Rounds, decoding_results
 from research.serving.figures import _hot_speed
 from research.serving.join import joined
@@ -40,6 +41,16 @@ def test_every_part_is_on_the_page():
     assert "| the tier, profile for serving | 98 (97 … 99) | 98 (97 … 99) | 81.641 | 0.100 |" in page
     assert "0.10 s to the first token, 0.50 of computing it." in page
     assert "was not measured" not in page
+
+
+def test_engines_alone_and_in_the_opposite_order_have_a_table_each():
+    done = {"recompute": rounds(100, 102), "vllm-tiers": rounds(100, 102), "spectral": rounds(99, 101)}
+    beside = done | {"spectral": rounds(97, 99)}
+    page = _places(results(done, beside, ORDER, {}))
+    alone, opposite = page.split("Decoding ")[1:]
+    assert "alone on the GPU" in alone and "| the tier, profile for serving | 100 (99 … 101) |" in alone
+    assert "opposite order" in opposite and "Over computing without a tier: -3.0 %" in opposite
+    assert "opposite" not in _places(results(done, None, ORDER, {}))
 
 
 def test_what_was_not_measured_is_said():
