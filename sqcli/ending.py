@@ -37,6 +37,8 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 def exit_code_of(error: BaseException, *, debug: bool) -> int:
     """Say how the command ended, and return its exit code; with `debug` the traceback first."""
     if isinstance(error, KeyboardInterrupt) or _name(error) == "Abort" or _code(error) == INTERRUPTED:
+        if (line := _ended_before(error)) is not None:
+            _say(line)
         return _interrupted()
     usage = hasattr(error, "exit_code") and hasattr(error, "show")  # the parser's: its frames tell nobody anything
     if debug and not usage:
@@ -101,6 +103,20 @@ def _interrupted() -> int:
     unfinished = sys.modules.get("spectralquant.results.unfinished")  # not imported: then nothing was begun
     sys.stderr.write(f"sq: Interrupted. {unfinished.advice() if unfinished else ''}".rstrip() + "\n")
     return INTERRUPTED
+
+
+def _ended_before(error: BaseException) -> str | None:
+    """What had ended the command already when a signal came: torchrun sends SIGTERM to a process that has just lost another."""
+    from spectralquant.errors import SpectralQuantError
+
+    seen: set[int] = set()
+    inner = error.__context__
+    while inner is not None and id(inner) not in seen:
+        if isinstance(inner, SpectralQuantError):
+            return str(inner)
+        seen.add(id(inner))
+        inner = inner.__context__
+    return None
 
 
 def _interrupt_inside(error: BaseException | None) -> bool:

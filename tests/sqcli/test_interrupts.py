@@ -7,6 +7,8 @@ import json
 import pytest
 from commands_for_tests import SENTENCE, Place, line, sq
 
+from spectralquant.errors import InputError
+from sqcli.ending import exit_code_of
 from sqcli.output import Output
 
 DIFFER = ("_s", "_ms", "seconds", "seconds_first", "time", "spent", "peak_memory_bytes")
@@ -120,3 +122,17 @@ def test_short_commands_promise_nothing(command, monkeypatch, capsys):
 def test_what_cannot_be_resumed_is_refused(capsys):
     assert sq("gate", "--against", ".", "--resume") == 2
     assert "--resume is for --run" in capsys.readouterr().err
+
+
+def test_a_signal_while_a_command_ends_in_an_error_does_not_hide_it(capsys):
+    """torchrun ends a process that has just lost another one."""
+    try:
+        try:
+            raise InputError("Process 0 lost another one; go on with --resume.")
+        finally:
+            raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        assert exit_code_of(error, debug=False) == 130
+    said = capsys.readouterr().err
+    assert "lost another one; go on with --resume." in said and "Interrupted." in said
+    assert exit_code_of(KeyboardInterrupt(), debug=False) == 130 and "lost" not in capsys.readouterr().err
