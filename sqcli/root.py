@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Container
 from inspect import cleandoc
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,10 +80,21 @@ def _only_listed() -> None:
     """Stands for a command of which the list of commands is all that is wanted."""
 
 
+class _Commands(typer.core.TyperGroup):
+    """Hands a Ctrl-C on with the error that it hit; the parser alone would keep its exit code and forget the rest."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise typer.Abort from error
+
+
 def command_line(wanted: Container[str] = COMMANDS) -> typer.core.TyperGroup:
     """The root command. Reading options off the functions is most of a start, so only `wanted` commands get theirs."""
     app = typer.Typer(
         name="sq",
+        cls=_Commands,
         help="How small can an LLM's KV cache get on my model and my data, what does it cost, and how fast is it?",
         no_args_is_help=True,
         rich_markup_mode="rich",
@@ -113,6 +124,6 @@ def run(arguments: list[str]) -> int:
     """
     warnings.formatwarning = warning_line
     code = command_line(_wanted(arguments)).main(arguments, prog_name="sq", standalone_mode=False)
-    if code == INTERRUPTED:  # how the parser hands on a Ctrl-C
+    if code == INTERRUPTED:  # how the parser hands on a Ctrl-C before a command began
         raise KeyboardInterrupt
     return code if isinstance(code, int) else 0
