@@ -88,7 +88,7 @@ def _ended(run: dict[str, Any]) -> str:
     return (
         f"ended for want of memory ({run['device']}), with {run['weights_on_card_bytes'] / 1e9:.0f} of "
         f"{(run['weights_on_host_bytes'] + run['weights_on_card_bytes']) / 1e9:.0f} GB of weights on the card and "
-        f"{run['plan']['peak_bytes'] / 1e9:.1f} planned"
+        f"{run['plan']['peak_bytes'] / 1e9:.1f} GB planned"
     )
 
 

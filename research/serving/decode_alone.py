@@ -8,7 +8,6 @@ side by side as there, started in the opposite order. Rows are named `alone/…`
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from research.serving.study import (
     SHAPE,
     VLLM_OWN,
 )
+from research.serving.study import _python as in_another_process
 from spectralquant.errors import SpectralQuantError
 from spectralquant.files import write_json
 from spectralquant.integrations.serve_check.check import UNFINISHED
@@ -62,15 +62,15 @@ def decode_alone(folder: Path, out: Path, report: Report) -> Results:
         order = _order(RECOMPUTE, model, profile, folder)
         settings = {"model": f"{LARGE}, dummy weights", "rounds": ROUNDS, "passes": PASSES, "engine": order.engine}
         report("making a profile for serving an 8B shape")
-        _make_profile(profile)
+        in_another_process("research.serving.large", "", str(profile), LARGE, str(LARGE_RATIO))
         for group in engines[:-1]:
             for name, rounds in _taken(group, report).items():
                 alone[name].append(rounds)
             if len({len(some) for some in alone.values()}) == 1:
-                keep(out, results(joined(alone), None, order, settings))
+                write_json(out, results(joined(alone), None, order, settings).as_json())
         beside = _taken(engines[-1], report)
     done = results(joined(alone), {name: beside[name] for name in NAMES}, order, settings)
-    keep(out, done)
+    write_json(out, done.as_json())
     return done
 
 
@@ -100,17 +100,6 @@ def results(
         settings=dict(settings) | ({} if beside is not None else {UNFINISHED: ["later passes"]}),
         engine=first.engine,
     )
-
-
-def keep(out: Path, result: Results) -> None:
-    """Write it."""
-    write_json(out, result.as_json())
-
-
-def _make_profile(profile: Path) -> None:
-    """In another process, so that the GPU's memory is free again afterwards."""
-    words = [sys.executable, "-m", "research.serving.large", "", str(profile), LARGE, str(LARGE_RATIO)]
-    subprocess.run(words, check=True)
 
 
 def _engines(names: tuple[str, ...], stack: ExitStack, model: Path, profile: Path, folder: Path) -> dict[str, Turns]:

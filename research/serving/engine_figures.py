@@ -102,23 +102,19 @@ def _small(result: Any, rows: list[Any]) -> str:
 def _large(rows: list[Any]) -> str:
     longs = list(rows[0].get("long_first_token_s") or {})
     short = rows[0].get("first_token_s") is not None
-    batch = next(iter(rows[0].get("decode_tokens_per_s") or {}), None)
     head = [
         "8B shape, random weights",
         *([f"{rows[0]['prefix_tokens']:,} tokens, s"] if short else []),
         *(f"{int(n):,} tokens, s" for n in longs),
         *(f"of computing, {int(n) // 1024}K" for n in longs),
     ]
-    head += ["ratio on disk"] + ([f"decode, batch {batch}, tokens/s"] if batch else [])
+    head.append("ratio on disk")
     body = []
     for row in rows:
         over = row.get("long_over_recompute") or {}
         line = [NAMES[row["way"]], *([_number(row, "first_token_s", 3)] if short else [])]
         line += [_long(row, n) for n in longs]
         line += [f"{over[n]:.2f}" if n in over else "–" for n in longs] + [_number(row, "bytes_ratio", 1)]
-        if batch:
-            rate = (row.get("decode_tokens_per_s") or {}).get(batch)
-            line.append("–" if rate is None else f"{rate:.0f}")
         body.append(line)
     return table(head, body) + (
         "\n\nFiles are read from the page cache. The ratio of the large shape is the target its profile was fitted to, not a result."

@@ -21,7 +21,6 @@ STARTED: dict[str, tuple[str, ...]] = {
     "research/serving/engines/rounds.py": ("research/serving/engines/engine.py", CHILD, ENGINE),
     "research/serving/server.py": ("spectralquant/integrations/container/entry.py", ENGINE),
     "research/serving/study.py": ("research/serving/large.py",),
-    "research/serving/decode_alone.py": ("research/serving/large.py",),
     "research/serving/hot_speed.py": ("research/serving/hot_large.py",),
     "research/scale/runs.py": (
         "sqcli/commands/calibrate.py",

@@ -45,7 +45,7 @@ class Engine:
 def engines(monkeypatch):
     monkeypatch.setattr(module, "Turns", Engine)
     monkeypatch.setattr(module, "require_vllm", lambda gpus, what: None)
-    monkeypatch.setattr(module, "_make_profile", lambda profile: None)
+    monkeypatch.setattr(module, "in_another_process", lambda *words: None)
     Engine.on_gpu, Engine.seen = [], []
     return Engine
 

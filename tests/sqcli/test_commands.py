@@ -306,15 +306,14 @@ def packet(profile, small_folder) -> Path:
         "pack", "--profile", profile, "--model", small_folder, "--file", prompt, "--out", out, "--max-tokens", 700
     )
     assert done.returncode == 0, done.stderr
-    assert "payload ratio" in done.stdout
+    assert "payload ratio" in done.stdout and "Nothing is compressed" not in done.stderr
     return out
 
 
-def test_a_packet_that_compresses_nothing_says_so(packet, profile, small_folder, tmp_path):
+def test_a_packet_that_compresses_nothing_says_so(profile, small_folder, tmp_path):
     few = tmp_path / "few.sqkv"
     done = sq("pack", "a few words", "--profile", profile, "--model", small_folder, "--out", few)
     assert done.returncode == 0 and "Nothing is compressed" in " ".join(done.stderr.split())
-    assert "Nothing is compressed" not in sq("inspect", packet).stderr
 
 
 @pytest.mark.slow
