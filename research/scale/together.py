@@ -110,7 +110,7 @@ def _shared(run: CalibrationRun, part: Processes) -> Row:
         "wait_s": round(part.waited, 3),
         "add_up_s": round(part.seconds, 3),
         "added_bytes": part.bytes,
-        "connect_s": round(part.connecting, 6),
+        "connect_s": round(part.connecting, 3),
         **device_facts(run.device),
     }
 

@@ -92,7 +92,9 @@ def test_several_processes_against_one(shared):
         assert row["added_bytes"] > 0 and row["efficiency"] > 0 and row["deterministic"]
         assert row["largest_difference_of_sums"] < 1e-5 and row["largest_difference_of_ranks"] == 0
         assert len(row["step_s_of_processes"]) == row["gpus"] and min(row["step_s_of_processes"]) > 0
-        assert 0 < row["wait_s"] + row["add_up_s"] < row["seconds_shared"] and row["connect_s"] > 0
+        assert (
+            0 < row["wait_s"] + row["add_up_s"] < row["seconds_shared"] and 0 <= row["connect_s"] < 60
+        )  # milliseconds: gloo may need half of one
 
 
 def test_runs_on_gpus_that_are_not_here_are_said(small):

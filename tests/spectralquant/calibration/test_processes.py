@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from spectralquant import processes as several
 from spectralquant.calibration.first_pass import shares
 from spectralquant.errors import InputError
 from spectralquant.files import read_json
-from spectralquant.processes import processes
+from spectralquant.processes import Processes, processes
 from spectralquant.profile.model import CalibrationProfile
 from sqcli.app import main
 
@@ -119,6 +120,13 @@ def test_small_tensors_of_a_kind_are_added_up_together(monkeypatch):
     for part in parts:
         assert len({(t.device, t.dtype) for t in part}) == 1
         assert len(part) == 1 or sum(t.numel() * t.element_size() for t in part) <= 100
+
+
+def test_making_connections_is_timed(monkeypatch):
+    monkeypatch.setattr(several.distributed, "reduce", lambda tensor, dst, group: time.sleep(0.02))
+    own = Processes(0, 2)
+    own.connect("cpu")
+    assert 0.02 <= own.connecting < 20
 
 
 def test_a_half_launched_process_is_told_how(monkeypatch):
