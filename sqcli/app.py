@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 
-from sqcli.streams import flush_streams, listen_to_signals, tolerant_streams
+from sqcli.signals import answer_interrupt, listen_to_signals
+from sqcli.streams import flush_streams, tolerant_streams
 
 INTERRUPTED = 130
 
@@ -26,12 +27,14 @@ def main(arguments: list[str] | None = None) -> None:
             from sqcli.root import run
 
             code = run(arguments)
+            answer_interrupt()
         except BaseException as error:  # Ctrl-C while importing, and what libraries raise past Exception, too
             from sqcli.ending import exit_code_of
 
             code = exit_code_of(error, debug=debug)
         code = flush_streams(code)
     except KeyboardInterrupt:  # a second Ctrl-C while the first is being answered
+        answer_interrupt()
         code = INTERRUPTED
     finally:
         gc.enable()  # of a caller that goes on

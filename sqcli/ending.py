@@ -6,7 +6,7 @@ import errno
 import sys
 import traceback
 
-from sqcli.streams import end_at_next_signal, interrupted
+from sqcli.signals import answer_interrupt, end_at_next_signal, interrupted
 
 BAD_INPUT, INTERNAL, INTERRUPTED = 2, 70, 130
 SURROUNDINGS = {
@@ -36,6 +36,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 def exit_code_of(error: BaseException, *, debug: bool) -> int:
     """Say how the command ended, and return its exit code; with `debug` the traceback first."""
+    answer_interrupt()
     if isinstance(error, KeyboardInterrupt) or _name(error) == "Abort" or _code(error) == INTERRUPTED:
         if (line := _ended_before(error)) is not None:
             _say(line)

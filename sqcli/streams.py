@@ -1,4 +1,4 @@
-"""Signals and standard streams of the process. Standard library alone: this is loaded before anything else."""
+"""Standard streams of the process. Standard library alone: this is loaded before anything else."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import errno
 import io
 import os
-import signal
 import sys
 
 BAD_INPUT = 2
-_signals: list[int] = []
 
 
 class _PipeFile(io.FileIO):
@@ -54,35 +52,3 @@ def flush_streams(code: int) -> int:
                 sys.stderr.write(f"sq: Cannot write to standard output: {error.strerror}.\n")
                 code = BAD_INPUT
     return code
-
-
-def listen_to_signals() -> None:
-    """SIGTERM acts like Ctrl-C, and a Ctrl-C that hits a callback of the interpreter is not lost."""
-    with contextlib.suppress(ValueError):  # outside the main thread
-        signal.signal(signal.SIGTERM, _interrupt)
-        signal.signal(signal.SIGINT, _interrupt)
-    sys.unraisablehook = _unraisable
-
-
-def end_at_next_signal() -> None:
-    """From now on another Ctrl-C ends the process at once."""
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def interrupted() -> bool:
-    """Whether Ctrl-C was pressed, whatever the code that it hit made of it."""
-    return bool(_signals)
-
-
-def _interrupt(number: int, _: object) -> None:
-    _signals.append(number)
-    raise KeyboardInterrupt
-
-
-def _unraisable(hook) -> None:
-    """The interpreter drops what callbacks raise; a Ctrl-C among it is sent again."""
-    if hook.exc_type is KeyboardInterrupt:
-        signal.raise_signal(signal.SIGINT)
-    else:
-        sys.__unraisablehook__(hook)
