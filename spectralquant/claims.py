@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from spectralquant.errors import BusyError, InputError
-from spectralquant.files import require_writable, user_path
+from spectralquant.files import is_stream, require_writable, user_path
 
 
 @contextlib.contextmanager
@@ -21,11 +22,14 @@ def claimed(path: str | Path, option: str) -> Iterator[None]:
     """
     path = user_path(path)
     require_writable(path, option)
-    made = [folder for folder in path.parents if not folder.exists()]
-    file = path.with_name(f".{path.name}.lock")
-    lock = FileLock(file)
+    if is_stream(path):  # several may write into it
+        yield
+        return
+    real = Path(os.path.realpath(path))
+    made = [folder for folder in real.parents if not folder.exists()]
+    lock = FileLock(real.with_name(f".{real.name}.lock"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        real.parent.mkdir(parents=True, exist_ok=True)
         with _held(lock, path, option):
             yield
     finally:

@@ -8,6 +8,8 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -23,17 +25,27 @@ from spectralquant.errors import InputError, SpectralQuantError
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target`; rename it over `target` on success, delete it on any failure.
 
+    A link is followed. Into a device or a pipe the content is written when it is whole, since nothing can be renamed over it.
+
     Raises:
-        InputError: the folder cannot be written, or the disk is full.
+        InputError: the folder cannot be written, the disk is full, or the target is no file.
     """
     target = Path(target)
     temporary = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        streamed = is_stream(target)
+        if not streamed:
+            target = Path(os.path.realpath(target))
+            target.parent.mkdir(parents=True, exist_ok=True)
+        folder = None if streamed else target.parent
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=folder)
         os.close(handle)
         temporary = Path(name)
         yield temporary
+        if streamed:
+            with temporary.open("rb") as whole, target.open("wb") as out:
+                shutil.copyfileobj(whole, out)
+            return
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, target)
         temporary = None
@@ -43,6 +55,23 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a device or a pipe (`/dev/null`, `/dev/stdout`, a shell's `>(…)`), which is written into, not replaced.
+
+    Raises:
+        OSError: links lead in a circle (ELOOP); or it is a disk, a socket, or a file under the name of an open stream (ENXIO).
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise OSError(errno.ENXIO, "it is a disk or a socket")
+    if stat.S_ISREG(mode) and os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/")):
+        raise OSError(errno.ENXIO, "it is an open stream that leads to a file; that file's name would do")
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
 def _way_out(error: OSError) -> str:
@@ -68,13 +97,14 @@ def require_writable(path: str | os.PathLike[str], option: str) -> None:
         InputError: a folder, in a folder that cannot be made or written, or with a name that no file can have.
     """
     path = Path(path)
-    folder = path.parent
     try:
         if path.is_dir():
             raise InputError(f"{option} {path} is a folder. Give a file name.")
-        path.exists()  # a name that is too long raises here
-        while not folder.exists():
-            folder = folder.parent
+        if is_stream(path):  # raises where the name is too long, too
+            if not os.access(path, os.W_OK):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        folder = _first_there(Path(os.path.realpath(path)).parent)
         if not folder.is_dir():
             raise InputError(f"{option} {path} cannot be written: {folder} is not a folder.")
         with tempfile.TemporaryFile(dir=folder):
@@ -84,6 +114,18 @@ def require_writable(path: str | os.PathLike[str], option: str) -> None:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{option} {path} cannot be written: {reason}. Choose another path.") from error
+
+
+def _first_there(folder: Path) -> Path:
+    """The folder, or the first above it that is there.
+
+    Raises:
+        OSError: links lead in a circle, or a folder on the way may not be looked into.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.stat(folder)
+        return folder
+    return _first_there(folder.parent)
 
 
 def cache_folder() -> Path:

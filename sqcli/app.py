@@ -5,10 +5,8 @@ from __future__ import annotations
 import gc
 import sys
 
-from sqcli.signals import answer_interrupt, listen_to_signals
+from sqcli.signals import INTERRUPTED, answer_interrupt, listen_to_signals, stop_listening
 from sqcli.streams import flush_streams, tolerant_streams
-
-INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -17,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 fine, 1 the check found something (never anything else), 2 wrong usage or input, 3 inconclusive, 70 a
     fault of this program, 130 Ctrl-C.
     """
+    code = INTERRUPTED
     try:
         gc.disable()  # until a command begins: what is imported and parsed stays, and looking through it is a fifth of a help
         listen_to_signals()
@@ -37,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         answer_interrupt()
         code = INTERRUPTED
     finally:
+        stop_listening(code)
         gc.enable()  # of a caller that goes on
     sys.exit(code)
 
