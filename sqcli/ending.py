@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from collections.abc import Iterator
 
-from sqcli.signals import answer_interrupt, end_at_next_signal, interrupted
+from sqcli.signals import INTERRUPTED, answer_interrupt, end_at_next_signal, interrupted
 
-BAD_INPUT, INTERNAL, INTERRUPTED = 2, 70, 130
+BAD_INPUT, INTERNAL = 2, 70
 SURROUNDINGS = {
     getattr(errno, name)
     for name in [
@@ -110,25 +111,22 @@ def _ended_before(error: BaseException) -> str | None:
     """What had ended the command already when a signal came: torchrun sends SIGTERM to a process that has just lost another."""
     from spectralquant.errors import SpectralQuantError
 
-    seen: set[int] = set()
-    inner = error.__context__
-    while inner is not None and id(inner) not in seen:
-        if isinstance(inner, SpectralQuantError):
-            return str(inner)
-        seen.add(id(inner))
-        inner = inner.__context__
-    return None
+    return next((str(inner) for inner in _led_to(error) if isinstance(inner, SpectralQuantError)), None)
 
 
-def _interrupt_inside(error: BaseException | None) -> bool:
+def _interrupt_inside(error: BaseException) -> bool:
     """Whether a Ctrl-C led to this error (extension modules turn one into errors of their own)."""
+    return any(isinstance(inner, KeyboardInterrupt) for inner in _led_to(error))
+
+
+def _led_to(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it came from or hit, once each."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, KeyboardInterrupt):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
+    inner: BaseException | None = error
+    while inner is not None and id(inner) not in seen:
+        yield inner
+        seen.add(id(inner))
+        inner = inner.__cause__ or inner.__context__
 
 
 def _place(error: BaseException) -> str:

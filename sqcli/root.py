@@ -28,8 +28,7 @@ from sqcli.commands import (
 )
 from sqcli.ending import warning_line
 from sqcli.options import Config
-
-INTERRUPTED = 130
+from sqcli.signals import INTERRUPTED
 
 COMMANDS = {
     function.__name__.replace("_", "-"): function

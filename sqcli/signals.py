@@ -34,7 +34,7 @@ def listen_to_signals() -> None:
     with contextlib.suppress(ValueError):  # outside the main thread
         for number in HEARD:
             handler = signal.signal(number, _interrupt)
-            if handler not in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None, _interrupt, _leave):
+            if handler not in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, None, *_ours()):
                 _before[number] = handler
         _answered = False
         _received.clear()
@@ -90,9 +90,15 @@ def _ignore() -> None:
 
 
 def _hear(handler: Callable[..., object] | signal.Handlers) -> None:
+    """In place of our own handlers only: a program that called `main` may have taken its own back."""
     with contextlib.suppress(ValueError):
         for number in HEARD:
-            signal.signal(number, handler)
+            if signal.getsignal(number) in _ours():
+                signal.signal(number, handler)
+
+
+def _ours() -> tuple[Callable[..., object], ...]:
+    return _interrupt, _leave
 
 
 def _unraisable(hook) -> None:

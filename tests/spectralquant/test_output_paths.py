@@ -80,3 +80,12 @@ def test_an_open_stream_that_leads_to_a_file_is_refused():
         with pytest.raises(InputError, match="that file's name would do"):
             write_text(name, "x")
     assert Path("file").read_text() == ""
+
+
+@pytest.mark.parametrize("path", ["file/x", "file/y/x"])
+def test_a_file_where_a_folder_should_be_is_named(path):
+    Path("file").write_text("")
+    with pytest.raises(InputError, match="file is not a folder"):
+        require_writable(path, "--out")
+    with pytest.raises(InputError, match="Cannot write"):
+        write_text(path, "x")

@@ -59,17 +59,16 @@ sqcli.root.run = run
 from sqcli.app import main
 main([])
 """
-REST = """
-import sqcli.root
+REST = (
+    """
 def run(_):
     hit()
     for _ in range(600):
         time.sleep(0.05)
     return 0
-sqcli.root.run = run
-from sqcli.app import main
-main([])
 """
+    + MAIN
+)
 
 
 @pytest.mark.parametrize("what", HITS)
@@ -146,6 +145,11 @@ own = {n: (lambda number, _: heard.append(number)) for n in numbers}
 for n, handler in own.items():
     signal.signal(n, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.3)
+def ending():
+    signal.raise_signal(signal.SIGTERM)
+    assert heard == [signal.SIGALRM, signal.SIGTERM]
+    print("to the end")
+atexit.register(ending)
 def run(_):
     time.sleep(1)
     return 0
@@ -160,7 +164,8 @@ for _ in range(2):
     assert all(signal.getsignal(n) is own[n] for n in numbers)
 assert heard == [signal.SIGALRM]
 print("kept")
+sys.exit(5)
 """,
     )
     done = run_code(code)
-    assert done.stdout == "kept\n", done.stderr
+    assert (done.returncode, done.stdout) == (5, "kept\nto the end\n"), done.stderr
