@@ -164,7 +164,7 @@ def summarize(rows: Sequence[MethodRow], study: ColdStudy) -> dict[str, Any]:
     ]
     short, turbo = pick("spectral", study.window), pick("turboquant", study.window)
     out: dict[str, Any] = {
-        "bar": "delta_ppl <= 0.18 and kl_nats <= 0.0125, largest measured point",
+        "condition": "delta_ppl <= 0.18 and kl_nats <= 0.0125, largest measured point",
         f"payload_{study.window}": best_under_bar(short),
         "smaller_than_turboquant_at_kl_0.016": times_smaller(short, turbo, 0.016),
         "smaller_than_turboquant_at_kl_0.004": times_smaller(short, turbo, 0.004),
