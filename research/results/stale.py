@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 from research.results.table import entry
 from spectralquant.files import write_text
-from spectralquant.origin.used_code import changed_code
+from spectralquant.origin.used_code import changed_code, matters, said_by, unfolded
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "profiles" / "results"
@@ -49,6 +49,17 @@ class History:
             return True
         return None if self.shallow else False
 
+    def differing(self, commits: Iterable[str], paths: Iterable[str]) -> list[str]:
+        """Those of some files that do not say the same in all commits; of commits that this clone has not got, nothing is known."""
+        first, *others = [commit for commit in commits if self._git("cat-file", "-e", commit) is not None] or [""]
+        touched: set[str] = set()
+        for other in others:
+            touched |= set((self._git("diff", "--name-only", first, other) or "").splitlines())
+        return [path for path in paths if path in touched and len({self._said(c, path) for c in (first, *others)}) > 1]
+
+    def _said(self, commit: str, path: str) -> str:
+        return said_by(path, self._git("show", f"{commit}:{path}") or "")
+
     def _git(self, *command: str) -> str | None:
         try:
             done = subprocess.run(["git", "-C", str(self.root), *command], capture_output=True, text=True, check=True)
@@ -60,9 +71,14 @@ class History:
 def why_stale(result: Mapping[str, Any], history: History, only: tuple[str, ...] = ()) -> list[str]:
     """Everything that speaks against a results file; nothing where it is fresh.
 
-    Parts that were made apart (a provenance of their own inside the file) must be as fresh as the whole, and of its commit.
+    Parts that were made apart (a provenance of their own inside the file) must be as fresh as the whole, and of its commit or of
+    one whose code for these figures says the same.
     only: beginnings of paths whose code matters (none: all).
     """
+
+    def counts(path: str) -> bool:
+        return matters(path) and (not only or path.startswith(only))
+
     whole = result["provenance"]
     out = [] if whole.get("command") else ["it names no command"]
     parts = [whole, *_inner({k: v for k, v in result.items() if k != "provenance"}), *_inner(whole.get("parts", {}))]
@@ -73,8 +89,10 @@ def why_stale(result: Mapping[str, Any], history: History, only: tuple[str, ...]
             out.append(f"its commit {commit[:9]} is not in this history")
     if any(part.get("git_dirty") is not False for part in parts):
         out.append("its tree was not clean")
-    if len({part.get("git_commit") for part in parts}) > 1:
-        out.append("its parts are of several commits")
+    commits = dict.fromkeys(part["git_commit"] for part in parts if part.get("git_commit"))
+    code = dict.fromkeys(path for part in parts for path in unfolded(part.get("code") or {}) if counts(path))
+    if history.differing(commits, code):
+        out.append("its parts are of several commits, whose code differs")
     changed: dict[str, None] = {}
     for part in parts:
         if part is not whole and "code" not in part:
@@ -82,8 +100,7 @@ def why_stale(result: Mapping[str, Any], history: History, only: tuple[str, ...]
         if not part.get("code"):
             out.append("it does not tell which code it used")
         else:
-            paths = changed_code(part["code"], history.root)
-            changed |= dict.fromkeys(path for path in paths if not only or path.startswith(only))
+            changed |= dict.fromkeys(filter(counts, changed_code(part["code"], history.root)))
     if changed:
         names = [path.removeprefix("spectralquant/").removeprefix("kernels/") for path in changed]
         more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""

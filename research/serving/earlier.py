@@ -1,7 +1,7 @@
 """`python -m research.serving.earlier OUT EARLIER`: parts of the serving study that OUT lacks, taken from an earlier file of it.
 
-For a run that ended before all parts were measured. A part keeps the provenance it was measured with, so the file is listed as stale while its
-parts are of several commits.
+For a run that ended before all parts were measured. A part keeps the provenance it was measured with, so the file is listed as stale where its
+parts are of several commits whose code differs.
 """
 
 from __future__ import annotations

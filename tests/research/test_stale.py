@@ -94,12 +94,33 @@ def test_parts_are_judged_too(tree):
     expected = [
         "its commit ccccccccc is not in this history",
         "its tree was not clean",
-        "its parts are of several commits",
     ]
     assert why(root, facts | {"parts": {"home": part}}) == expected
     assert why(root, facts, homes={"a": {"provenance": part}}) == expected
     same = {"git_commit": facts["git_commit"], "git_dirty": False}
     assert why(root, facts, homes={"a": {"provenance": same}}) == []
+
+
+@pytest.mark.parametrize(
+    "then, fresh", [("x = 1\n", True), ("# a comment\nx = 1\n", True), ("x = 2\n", False), (None, False)]
+)
+def test_parts_may_be_of_another_commit_whose_code_says_the_same(tree, then, fresh):
+    root, facts = tree
+    file, now = root / "spectralquant" / "codec" / "block.py", "x = 1\n"
+    if then is None:
+        file.unlink()
+    else:
+        file.write_text(then)
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "--allow-empty", "-m", "three")
+    part = {"git_commit": git(root, "rev-parse", "HEAD"), "git_dirty": False}
+    file.write_text(now)
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "--allow-empty", "-m", "four")
+    expected = [] if fresh else ["its parts are of several commits, whose code differs"]
+    assert why(root, facts, rows=[part]) == expected
+    result = {"provenance": facts, "rows": [part]}
+    assert why_stale(result, History(root), ("spectralquant/gate/",)) == []
 
 
 def test_a_shallow_clone_tells_all_but_the_history(tree, tmp_path):
