@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from research.results.borrowed import borrow
 from research.results.cards import Cards, machine
 from research.results.commands import command_of, prepare, require_text
 from research.results.compare import differences
@@ -93,10 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for why in failed.values():
         print(why, file=sys.stderr)
     made = [entry for entry in entries if entry_done(entry, BUILD, history)]
+    for entry in made:
+        borrow(BUILD / f"{entry.name}.json", entry, (BUILD, RESULTS))
     if given.check:
         return int(sum(_checked(entry) for entry in made) + len(failed) > 0)
     for entry in made:
         shutil.copyfile(BUILD / f"{entry.name}.json", RESULTS / f"{entry.name}.json")
+    for entry in TABLE:  # a source may be newer than the file that borrows from it
+        if (file := RESULTS / f"{entry.name}.json").is_file():
+            borrow(file, entry, (RESULTS,))
     write_text(LIST, written(stale_files(history=history)))
     if made:
         print("Now run `make readme`, look at the differences, and commit.")

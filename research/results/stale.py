@@ -71,8 +71,8 @@ class History:
 def why_stale(result: Mapping[str, Any], history: History, only: tuple[str, ...] = ()) -> list[str]:
     """Everything that speaks against a results file; nothing where it is fresh.
 
-    Parts that were made apart (a provenance of their own inside the file) must be as fresh as the whole, and of its commit or of
-    one whose code for these figures says the same.
+    Parts that were made apart (a provenance of their own inside the file) must be as fresh as the whole; those that name no code
+    of their own must be of its commit, or of one where its code says the same.
     only: beginnings of paths whose code matters (none: all).
     """
 
@@ -89,9 +89,9 @@ def why_stale(result: Mapping[str, Any], history: History, only: tuple[str, ...]
             out.append(f"its commit {commit[:9]} is not in this history")
     if any(part.get("git_dirty") is not False for part in parts):
         out.append("its tree was not clean")
-    commits = dict.fromkeys(part["git_commit"] for part in parts if part.get("git_commit"))
-    code = dict.fromkeys(path for part in parts for path in unfolded(part.get("code") or {}) if counts(path))
-    if history.differing(commits, code):
+    # a part that names its own code is held against this checkout below, like the whole; others have used the whole's
+    commits = [part.get("git_commit") for part in parts if part is whole or "code" not in part]
+    if history.differing(dict.fromkeys(filter(None, commits)), filter(counts, unfolded(whole.get("code") or {}))):
         out.append("its parts are of several commits, whose code differs")
     changed: dict[str, None] = {}
     for part in parts:

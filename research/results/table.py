@@ -33,7 +33,7 @@ class Entry:
     `make test-serving`'s environment), or serving-gpu (vLLM on a GPU). minutes: about, on two cores or one H100. after: files that
     this one reads, or whose command makes a profile that it reads. before: commands that come first, a profile's or those that add to
     the same file. parts: come next, in any order. only: where code that matters for the figures lies, if not everywhere that the
-    command imports from.
+    command imports from. borrows: figures of the summary that another file measures: `(figure, (file, its figure))`.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Entry:
     before: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
+    borrows: tuple[tuple[str, tuple[str, str]], ...] = ()
 
     @property
     def shares(self) -> bool:
@@ -264,6 +265,7 @@ TABLE = (
         "serving",
         6,
         before=(SERVING_PROFILE,),
+        borrows=(("hot_capacity_over_bf16", ("serving-hot-cpu", "hot_capacity_over_bf16")),),
     ),
     Entry(
         "serving-hot-cpu",
@@ -300,6 +302,16 @@ TABLE = (
                 ("small", " --profile {out}.serving/profile", 3, 1),
                 ("floor", "", 2, 1),
             )
+        ),
+        borrows=(
+            *(
+                (name, ("serving-hot-8b-h100", name))
+                for name in ("hot_capacity_over_bf16", "hot_tokens_per_s_over_fp8_b8_32k")
+            ),
+            *(
+                (f"decode_alone{name}_over_recompute", ("serving-decode-h100", f"alone_decode{name}_over_recompute"))
+                for name in ("", "_storing")
+            ),
         ),
     ),
     Entry("serving-decode-h100", "python -m research.serving.decode_alone {out}", "serving-gpu", 6),

@@ -178,6 +178,18 @@ def test_a_file_is_made_resumed_and_checked(place, monkeypatch, capfd):
     assert runner.main(["--only", short.name, "--again"]) == 1, "what was kept is forgotten"
 
 
+def test_a_stored_file_borrows_from_its_newer_sources(place, monkeypatch):
+    monkeypatch.setattr(Run, "run", lambda self: {})
+    for name in ("serving-cpu", "serving-hot-cpu"):
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        result["summary"]["hot_capacity_over_bf16"] = 9.0 if "hot" in name else None
+        (place / "results" / f"{name}.json").write_text(json.dumps(result))
+    assert runner.main(["--only", "gate-simulation"]) == 0
+    done = json.loads((place / "results" / "serving-cpu.json").read_text())
+    assert done["summary"]["hot_capacity_over_bf16"] == 9.0
+    assert done["settings"]["other_files"].keys() == {"serving-hot-cpu.json"}
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
