@@ -21,6 +21,7 @@ DIGITS = {
     "energy": ".2f",  # per cent
     "entropy": ".2f",  # nats
 }
+LEAST_KL = 1e-4  # below, four decimals say little or nothing
 SHARES = ("top1", "needle", "energy")
 
 
@@ -30,4 +31,6 @@ def shown(quantity: str, value: float | None) -> str:
         return "–"
     if quantity == "resident_bytes":
         value /= 1e6
+    if quantity == "kl_nats" and 0 < value < LEAST_KL:
+        return f"{value:.1e}"
     return format(100 * value if quantity in SHARES else value, DIGITS[quantity])

@@ -16,6 +16,7 @@ from spectralquant.errors import InputError
 from spectralquant.files import require_writable
 from sqcli.collisions import Paths, each_path, require_apart
 from sqcli.progress.bar import Plan, StageProgress
+from sqcli.refusals.streams import require_own_stream
 
 if TYPE_CHECKING:
     from spectralquant.results.schema import Results
@@ -61,6 +62,7 @@ class Output:
         for option, paths in outputs.items():
             for path in each_path(paths):
                 require_writable(path, option)
+                require_own_stream(path, option, json_option)
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self.console = Console(stderr=json_file == "-", width=width, soft_wrap=False, highlight=False, markup=False)
         self.errors = Console(stderr=True, highlight=False, markup=False)

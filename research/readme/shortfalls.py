@@ -35,6 +35,22 @@ MOST: tuple[Aim, ...] = (
 LEAST: tuple[Aim, ...] = (
     ("own profile at KL 0.01, Gemma 3 270M", "quality", "ratio_at_kl_0.01_gemma3", 60, _number),
     ("general profile, kinds in the mix", "quality", "general_in_mix_min_ratio", 45, _number),
+    (
+        "decoding in vLLM with the tier over without, nothing to store, beside two other engines",
+        "serving-h100",
+        "decode_over_recompute",
+        0.98,
+        _number,
+    ),
+    ("the same while prompts are stored", "serving-h100", "decode_storing_over_recompute", 0.98, _number),
+    (
+        "decoding with the tier over without, alone on the GPU",
+        "serving-h100",
+        "decode_alone_over_recompute",
+        0.98,
+        _number,
+    ),
+    ("the same while prompts are stored, alone", "serving-h100", "decode_alone_storing_over_recompute", 0.98, _number),
     ("calibration on two GPUs, efficiency", "calibrate-scale", "scaling_efficiency_2", 0.9, _number),
     ("calibration on four GPUs, efficiency", "calibrate-scale", "scaling_efficiency_4", 0.85, _number),
     ("calibration of a 70B shape", "calibrate-scale", "seconds_70b_100_steps", 0, _number),

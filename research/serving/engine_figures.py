@@ -206,7 +206,7 @@ def _change(summary: Any, name: str) -> str:
 def _ranks(rows: list[Any]) -> str:
     row = rows[-1]
     longs = "".join(
-        f" A prefix of {int(n):,} tokens: {seconds:.2f} s to the first token, {row['long_over_recompute'][n]:.2f} of computing it."
+        f" A prefix of {int(n):,} tokens: {seconds:.2f} s to the first token, {row['long_over_recompute'][n]:.2f} times as long as computing it."
         for n, seconds in (row.get("long_first_token_s") or {}).items()
     )
     return (

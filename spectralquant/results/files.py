@@ -54,7 +54,9 @@ def read_results(path: str | Path) -> Results:
         or not str(raw.get("kind", "")).startswith(PREFIX)
         or not isinstance(raw.get("rows"), list)
     ):
-        raise InputError(f"{path} is not a results file of this toolkit (it has no kind and rows).")
+        raise InputError(
+            f"{path} is not a results file of this toolkit (it has no kind and rows). Pass a file that --json or `sq study` wrote."
+        )
     if raw.get("schema_version") != RESULTS_SCHEMA:
         raise InputError(
             f"{path} has results schema {raw.get('schema_version')}; this version reads {RESULTS_SCHEMA}. "

@@ -62,6 +62,13 @@ class Results(Row):
     provenance: dict[str, Any]
     rows: list[Any]
 
+    def __getitem__(self, name: str) -> Any:
+        """A part of the file; one that its producer left out is as the kind has it by default."""
+        field = type(self).model_fields.get(self._attribute(name))
+        if name not in self and field is not None and not field.is_required():
+            return getattr(self, self._attribute(name))
+        return super().__getitem__(name)
+
     @property
     def name(self) -> str:
         """The kind without its prefix."""

@@ -130,7 +130,10 @@ def calibrate(
         bool, typer.Option("--dry-run", help="Show the memory plan and end; nothing is loaded.")
     ] = False,
     memory: Annotated[
-        str | None, typer.Option(help="Use this much of a GPU at most, as in 22GB: the plan is made to fit.")
+        str | None,
+        typer.Option(
+            help="Use this much memory at most, as in 22GB: the plan is made to fit. On a GPU PyTorch takes no more."
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -229,6 +232,7 @@ def calibrate(
     from spectralquant.calibrating.api import calibrate_model
     from spectralquant.calibration.plan import PlannedModel, keep_within, memory_of, plan_for
     from spectralquant.claims import claimed
+    from spectralquant.models.limits import require_positions
     from spectralquant.models.load import load_model
     from spectralquant.processes import processes
     from spectralquant.text.mix import tokenize_sources
@@ -246,6 +250,11 @@ def calibrate(
         sources = open_sources(data, offline=offline, report=output.note)
         extra = open_sources(held_out_data, offline=offline, report=output.note) if held_out_data else None
         loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
+        for option, length in (
+            ("--window", window),
+            ("--held-out-window", held_out_window),
+        ):  # before a plan of it is shown
+            require_positions(loaded.model, length, f"{option} {length}", "Use a shorter window.")
         available = memory_of(loaded.device, memory)
         plan = plan_for(PlannedModel.of_loaded(loaded), settings, available)
         if memory is not None:

@@ -195,7 +195,7 @@ def compare(
         from sqcli.html.page import write_page
         from sqcli.html.report import report_page
 
-        write_page(html, report_page([("compare", result)]))
+        write_page(html, report_page([(Path("compare"), result)]))
         output.note(f"Wrote {html}")
     if all(row.failed for row in result.rows if row.method in wanted):
         raise InputError("None of the methods that were named could be measured; see the reasons above.")

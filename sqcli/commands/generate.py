@@ -17,7 +17,7 @@ def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; or use --file.")] = None,
     profile: Annotated[Path | None, typer.Option("--profile", "-p", help="Calibrated profile (not for exact).")] = None,
-    file: Annotated[Path | None, typer.Option("--file", help="Read the prompt from this text file.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from this text file.")] = None,
     tier: Annotated[
         str,
         typer.Option(
@@ -91,6 +91,7 @@ def generate(
     from sqcli.loading.for_profile import load_for
     from sqcli.loading.profile import load_profile
     from sqcli.output import Output
+    from sqcli.refusals.budget import require_exact_tokens
     from sqcli.terminal.cache import cache_view, not_compressed_view
 
     reads = {"--file": file, "--profile": profile_files(profile)}
@@ -103,6 +104,8 @@ def generate(
             context, ["working_set"], "where no block comes into the warm or the cold tier, the ones that are decoded"
         )
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
+    if limit is not None:
+        require_exact_tokens(limit, loaded, prompt, new_tokens, exact_bits)
     from spectralquant.cache.generation import GenerationOptions, generate_text
 
     held = parse_size(working_set, "--working-set")

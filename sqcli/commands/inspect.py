@@ -43,11 +43,13 @@ def inspect(
         rows, view = profile_contents(load_profile(file))
     else:
         from spectralquant.codec.packet import SpectralPacket
+        from sqcli.loading.packet import reading_packet
         from sqcli.terminal.packet import packet_row, packet_view
 
-        packet = SpectralPacket.open(file)
-        for section in packet.sections:
-            packet.body(section)
+        with reading_packet(file):
+            packet = SpectralPacket.open(file)
+            for section in packet.sections:
+                packet.body(section)
         rows, view = (
             [packet_row(packet)],
             packet_view(packet, f"{file}: all {len(packet.sections)} checksums are right"),

@@ -190,7 +190,7 @@ def _render(result: BenchResults, output: Output, html: Path | None) -> None:
 
     output.finish(result, title="sq profile", view=lambda: speed_view(result))
     if html is not None:
-        write_page(html, report_page([("profile", result)]))
+        write_page(html, report_page([(Path("profile"), result)]))
         output.note(f"Wrote {html}")
 
 
@@ -242,7 +242,7 @@ def _generate(
         return
     output.finish(result, title="sq profile --generate", view=lambda: generate_view(result))
     if html is not None:
-        write_page(html, report_page([("generate", result)]))
+        write_page(html, report_page([(Path("generate"), result)]))
         output.note(f"Wrote {html}")
 
 

@@ -25,7 +25,7 @@ def report(
     Example: [bold]sq report profiles/results/compare-smollm2-wikitext2.json --out report.html[/bold]
     """
     from spectralquant.provenance import provenance
-    from spectralquant.results.files import read_results, reading, results_file
+    from spectralquant.results.files import read_results, results_file
     from sqcli.html.page import write_page
     from sqcli.html.report import report_page
     from sqcli.output import Output
@@ -33,11 +33,9 @@ def report(
 
     output = Output(json_file=json, csv_file=csv, quiet=quiet, writes={"--out": out}, reads={"RUNS": runs})
     require_page_name("--out", out)
-    results = [(path.stem, read_results(path)) for path in runs]
-    with reading(", ".join(map(str, runs))):
-        page = report_page(results)
-    write_page(out, page)
-    for path, (_, result) in zip(runs, results, strict=True):
+    results = [(path, read_results(path)) for path in runs]
+    write_page(out, report_page(results))
+    for path, result in results:
         if not result.rows:
             output.note(f"{path} has no rows: of it the page shows no table.")
     output.note(f"Wrote {out}")
@@ -48,6 +46,6 @@ def report(
             "rows": len(result.rows),
             **{field: result.provenance.get(field) for field in ("command", "created", "git_commit")},
         }
-        for path, (_, result) in zip(runs, results, strict=True)
+        for path, result in results
     ]
     output.finish(results_file("report", rows, provenance(), page=str(out)), title="sq report")

@@ -47,6 +47,7 @@ def unpack(
     from spectralquant.results.files import results_file
     from sqcli.collisions import profile_files
     from sqcli.loading.for_profile import load_for
+    from sqcli.loading.packet import reading_packet
     from sqcli.loading.profile import load_profile
     from sqcli.output import Output
     from sqcli.terminal.packet import packet_row, packet_view
@@ -54,14 +55,15 @@ def unpack(
     reads = {"the packet": packet, "--profile": profile_files(profile)}
     output = Output(json_file=json, csv_file=csv, svg_file=svg, quiet=quiet, writes={"--out": out}, reads=reads)
     loaded_profile = load_profile(profile)
-    opened = SpectralPacket.open(packet)
+    with reading_packet(packet):
+        opened = SpectralPacket.open(packet)
     require_packet(loaded_profile, opened)
     loaded = load_for(loaded_profile, model, device, dtype, offline, output.note)
     if then is not None:  # `continue_from` says the same, after the packet is decoded
         tokens = opened.header.tokens + len(loaded.tokenizer(then, add_special_tokens=False).input_ids) + new_tokens
         require_positions(loaded.model, tokens, "The packed prompt with the text to come", "Make --new-tokens smaller.")
     start = time.perf_counter()
-    with output.progress() as bar:
+    with output.progress() as bar, reading_packet(packet):
         cache = unpack_cache(loaded.model, loaded_profile, opened, progress=lambda d, t: bar("decoding blocks", d, t))
     seconds = time.perf_counter() - start
     row = packet_row(opened)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from spectralquant.evaluation.match import curve_name, matched, pareto
+from spectralquant.results.files import reading
+from spectralquant.results.schema import Results
 from sqcli.figures import shown
 from sqcli.html.charts import xy_chart
 from sqcli.html.cold_page import cold_sections
 from sqcli.html.page import Page, flat
+from sqcli.html.plain_page import figure, plain_sections
 from sqcli.html.serving_page import serving_sections
 from sqcli.html.speed_page import speed_sections
 from sqcli.terminal.compare import against, bound_text, row_name, task_text
@@ -28,42 +32,52 @@ COLUMNS = (
 )
 
 
-def report_page(results: Sequence[tuple[str, dict[str, Any]]]) -> Page:
-    """Sections for every results file, in order: headline, curves, tables, provenance."""
+def report_page(results: Sequence[tuple[Path, Results]]) -> Page:
+    """Sections for every results file, in order: headline, curves, tables, provenance.
+
+    Raises:
+        InputError: a file lacks what its kind has; it is named.
+    """
     kinds = ", ".join(dict.fromkeys(result["kind"].removeprefix("spectralquant.") for _, result in results))
     page = Page(
         "SpectralQuant report", f"{len(results)} {'results file' if len(results) == 1 else 'results files'}: {kinds}"
     )
-    for name, result in results:
-        _headline(page, name, result)
-    for name, result in results:
-        page.chapter(name)
-        kind = result["kind"].removeprefix("spectralquant.")
-        rows = [r for r in result["rows"] if "failed" not in r]
-        if kind in ("compare", "cold", "tiers", "quality"):
-            _quality(page, name, result, rows)
-        elif kind == "headline":
-            points = result["points"]
-            for model, text in dict.fromkeys((r["model"], r["text"]) for r in points):
-                rows = [r for r in points if (r["model"], r["text"]) == (model, text)]
-                _quality(page, f"{model.removeprefix('builtin:')}, {text}", result, rows)
-        elif kind == "calibrate":
-            _calibration(page, name, result)
-        elif kind == "profile":
-            speed_sections(page, name, result)
-        elif kind == "cold-speed":
-            cold_sections(page, name, result)
-        elif kind == "serving":
-            serving_sections(page, name, result)
-        elif kind == "verdicts":
-            _verdicts(page, name, result)
-        else:
-            _plain(page, name, rows)
-        _provenance(page, name, result)
+    for path, result in results:
+        with reading(path):
+            _headline(page, path.stem, result)
+    for path, result in results:
+        with reading(path):
+            page.chapter(path.stem)
+            _sections(page, path.stem, result)
+            _provenance(page, path.stem, result)
     return page
 
 
-def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
+def _sections(page: Page, name: str, result: Results) -> None:
+    kind = result["kind"].removeprefix("spectralquant.")
+    rows = [r for r in result["rows"] if "failed" not in r]
+    if kind in ("compare", "cold", "tiers", "quality"):
+        _quality(page, name, result, rows)
+    elif kind == "headline":
+        points = result["points"]
+        for model, text in dict.fromkeys((r["model"], r["text"]) for r in points):
+            rows = [r for r in points if (r["model"], r["text"]) == (model, text)]
+            _quality(page, f"{model.removeprefix('builtin:')}, {text}", result, rows)
+    elif kind == "calibrate":
+        _calibration(page, name, result)
+    elif kind == "profile":
+        speed_sections(page, name, result)
+    elif kind == "cold-speed":
+        cold_sections(page, name, result)
+    elif kind == "serving":
+        serving_sections(page, name, result)
+    elif kind == "verdicts":
+        _verdicts(page, name, result)
+    else:
+        plain_sections(page, name, rows)
+
+
+def _headline(page: Page, name: str, result: Results) -> None:
     """What a file says before all curves: every method at equal quality."""
     if result["kind"].endswith("headline"):
         kl = result["rows"][0]["kl_nats"] if result["rows"] else 0
@@ -84,7 +98,7 @@ def _headline(page: Page, name: str, result: dict[str, Any]) -> None:
         page.table(f"{name}: payload ratio at KL {rows[0]['kl_nats']:g} nats/token", table)
 
 
-def _quality(page: Page, name: str, result: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def _quality(page: Page, name: str, result: Results, rows: Sequence[dict[str, Any]]) -> None:
     front = {id(r) for r in pareto(rows)}
     for context, mode in dict.fromkeys((r["context"], _mode(r)) for r in rows):
         here = [r for r in rows if (r["context"], _mode(r)) == (context, mode)]
@@ -150,7 +164,7 @@ def _protocol(r: Any, rows: Sequence[Any]) -> str:
     return f", {_mode(r)}" if len({_mode(o) for o in rows}) > 1 else ""
 
 
-def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:
+def _calibration(page: Page, name: str, result: Results) -> None:
     layers = result["layers"]
     series = {
         "key rank": [r["key_rank"] for r in layers],
@@ -161,43 +175,21 @@ def _calibration(page: Page, name: str, result: dict[str, Any]) -> None:
     bits = {"key bits": [r["key_bits"] for r in layers], "value bits": [r["value_bits"] for r in layers]}
     points = {k: list(enumerate(v)) for k, v in bits.items()}
     page.figure(f"{name}: mean bits per scalar by layer", xy_chart(points, "layer", "bits", markers=False))
-    _plain(page, name, result["rows"])
+    plain_sections(page, name, result["rows"])
 
 
-def _verdicts(page: Page, name: str, result: dict[str, Any]) -> None:
+def _verdicts(page: Page, name: str, result: Results) -> None:
     """What a gate decided; what did not pass comes first."""
     order = ("regression", "inconclusive", "not compared", "skipped", "pass")
     table = [("Metric", "Baseline", "Now", "Change", "Limit", "Verdict", "Why")]
     for r in sorted(result["rows"], key=lambda r: order.index(r["verdict"])):
-        figures = (_cell(r[k]) for k in ("baseline", "now", "change", "limit"))
+        figures = (figure(r[k]) for k in ("baseline", "now", "change", "limit"))
         table.append((r["metric"], *figures, r["verdict"], r["why"]))
     counts = ", ".join(f"{n} {kind}" for kind, n in result["counts"].items() if n)
     page.table(f"{name}: {counts}", table)
 
 
-def _plain(page: Page, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Any rows as a table: scalars only; what is the same in all rows stands beside it as facts."""
-    if not rows:
-        return
-    keys = list(
-        dict.fromkeys(k for r in rows for k, v in r.items() if isinstance(v, (int, float, str)) and v is not True)
-    )
-    same = [k for k in keys if len(rows) > 2 and all(r.get(k) == rows[0].get(k) for r in rows)]
-    differing = [k for k in keys if k not in same]
-    table = [tuple(k.replace("_", " ") for k in differing)]
-    table += [tuple(_cell(r.get(k)) for k in differing) for r in rows]
-    page.table(name, table)
-    if same:
-        page.facts(f"{name}: the same in all rows", {k.replace("_", " "): _cell(rows[0].get(k)) for k in same})
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _provenance(page: Page, name: str, result: dict[str, Any]) -> None:
+def _provenance(page: Page, name: str, result: Results) -> None:
     source = {k: v for k, v in result["provenance"].items() if k != "code"}
     facts = {k: v for k, v in flat(source).items() if v}
     first = result["provenance"].get("command") or result["provenance"].get("created") or "details"

@@ -61,7 +61,7 @@ RESTORED: tuple[Column, ...] = (
     ("KL, nats", _field("kl_nats")),
     ("Ratio on disk", _field("bytes_ratio")),
     ("First token, s", _field("first_token_s")),
-    ("of computing", _field("over_recompute")),
+    ("Times computing", _field("over_recompute")),
 )
 TRACE: tuple[Column, ...] = (
     ("Requests", _field("trace_requests")),
@@ -70,7 +70,7 @@ TRACE: tuple[Column, ...] = (
     ("Not computed, %", _field("trace_hit_share", PERCENT)),
     ("First token, s", _field("trace_first_token_s")),
 )
-LONG = (("{}, s", "long_first_token_s", 1), ("{} of computing", "long_over_recompute", 1))
+LONG = (("{}, s", "long_first_token_s", 1), ("{}, times computing", "long_over_recompute", 1))
 DECODING = (
     ("{} together, tokens/s", "decode_tokens_per_s", 1),
     ("{} together, while storing", "decode_storing_tokens_per_s", 1),

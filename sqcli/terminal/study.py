@@ -11,6 +11,7 @@ from spectralquant.results.quality import MethodRow
 from spectralquant.results.schema import CoderResults, Results, SimulationResults
 from spectralquant.results.speed import KernelRow
 from spectralquant.results.studies import ArchitectureRow, ScaleRow, ShapeRow
+from sqcli.figures import shown
 from sqcli.terminal.headline import headline_tables
 from sqcli.terminal.times.cold_speed import cold_speed_table
 from sqcli.terminal.times.serving import serving_view
@@ -61,7 +62,7 @@ def study_view(result: Results) -> list[RenderableType]:
                 f"{r.payload_ratio:.1f}",
                 f"{r.whole_cache_ratio:.1f}",
                 f"{r.delta_ppl:+.3f}",
-                f"{r.kl_nats:.4f}",
+                shown("kl_nats", r.kl_nats),
                 f"{100 * r.top1:.1f} %",
             )
         parts.append(table)
@@ -90,7 +91,7 @@ def resident_table(rows: list[ResidentRow]) -> Table:
         table.add_column(name, justify="left" if name == "tier" else "right")
     for r in rows:
         payload = "–" if r.payload_ratio is None else f"{r.payload_ratio:.1f}"
-        table.add_row(r.tier, payload, f"{r.resident_ratio:.2f}", f"{r.resident_bytes:,}", f"{r.kl_nats:.4f}")
+        table.add_row(r.tier, payload, f"{r.resident_ratio:.2f}", f"{r.resident_bytes:,}", shown("kl_nats", r.kl_nats))
     return table
 
 
@@ -151,7 +152,7 @@ def index_quality(rows: list[MethodRow]) -> Table:
         table.add_row(
             f"{100 * r.options['share']:g} %{' by layer' if 'shares' in r.options else ''}",
             f"{r.delta_ppl:+.3f}",
-            f"{r.kl_nats:.4f}",
+            shown("kl_nats", r.kl_nats),
             f"{100 * r.top1:.1f} %",
             f"{100 * read:.1f} %",
         )

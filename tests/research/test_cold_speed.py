@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from conftest import profile_of
@@ -46,7 +48,7 @@ def test_a_bench_decodes_and_encodes_what_it_says(tmp_path):
     facts = {"device": "here", "made": "so"}
     result = results_file("cold-speed", shown, facts, checks={"one": checked}, summary=summary_of(rows))
     assert study_view(result)[0].row_count == 4
-    page = report_page([("cold.json", result)]).render()
+    page = report_page([(Path("cold.json"), result)]).render()
     assert "time to the first token" in page and "<svg" in page
 
 

@@ -73,7 +73,7 @@ def test_one_command_measures_every_part_and_goes_on_where_it_stands(bearings, m
     earlier = read_results(tmp_path / "r.json")
     again = cold_speed_study(bearings, earlier=earlier)
     assert again.as_json()["rows"] == earlier.as_json()["rows"]
-    page = report_page([("cold.json", earlier)]).render()
+    page = report_page([(Path("cold.json"), earlier)]).render()
     assert "first token" in page
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -121,6 +122,30 @@ def test_generate_shows_text_and_memory(place, tier, tmp_path):
     assert row["new_tokens"] == 5
     assert row["tiers"][tier]["tokens"] > 0
     assert "resident" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_budget_below_the_exact_tokens_is_refused(place, tmp_path):
+    model, profile = place
+    (tmp_path / "prompt.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    arguments = [
+        "-f",
+        tmp_path / "prompt.txt",
+        "--new-tokens",
+        5,
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "--profile",
+        profile,
+    ]
+    refused = sq("generate", *arguments, "--budget", "5")
+    assert refused.returncode == 2 and "132 exact tokens" in refused.stderr and "--exact-bits 8" in refused.stderr
+    least = int(re.search(r"take ([\d,]+) *alone", " ".join(refused.stderr.split()))[1].replace(",", ""))
+    assert sq("generate", *arguments, "--budget", str(least - 1)).returncode == 2
+    assert sq("generate", *arguments, "--budget", str(least)).returncode == 0
+    assert "--exact-bits" not in sq("generate", *arguments, "--budget", "5", "--exact-bits", "8").stderr
 
 
 @pytest.mark.slow

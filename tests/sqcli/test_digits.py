@@ -31,7 +31,7 @@ def terminal(parts, width=200) -> str:
 
 def test_a_comparison_rounds_alike_in_terminal_and_page():
     result = read_results(RESULTS / "compare-smollm2-wikitext2.json")
-    said, page = terminal(comparison_view(result, None)), report_page([("compare", result)]).render()
+    said, page = terminal(comparison_view(result, None)), report_page([(Path("compare.json"), result)]).render()
     cells = re.findall(r'<td data-column="(?:Payload|Cache|ΔPPL|KL|Enc\.|Dec\.)">([^<]+)</td>', page)
     assert len(cells) > 30
     assert [cell for cell in cells if cell not in said.split()] == []

@@ -1,6 +1,7 @@
 """The table that opens the results: in the terminal, on a page, and in the docs, with the same cells."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -79,7 +80,7 @@ def test_the_terminal_shows_it_within_80_columns():
 
 
 def test_the_page_opens_with_it():
-    text = report_page([("headline", results())]).render()
+    text = report_page([(Path("headline.json"), results())]).render()
     assert text.index("payload ratio at KL 0.01") < text.index("<svg") and "≥ 41.3" in text and "GPU X" in text
 
 
@@ -157,4 +158,4 @@ def test_where_all_is_measured_there_is_no_question_mark(monkeypatch):
 def test_a_file_with_missing_parts_is_shown(part):
     result = results()
     setattr(result, part, [])
-    assert report_page([("headline", result)]).render() and headline_tables(result) is not None
+    assert report_page([(Path("headline.json"), result)]).render() and headline_tables(result) is not None

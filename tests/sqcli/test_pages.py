@@ -18,7 +18,7 @@ RESULTS = sorted((Path(__file__).resolve().parents[2] / "profiles" / "results").
 
 @pytest.fixture(scope="module")
 def report() -> str:
-    return report_page([(p.stem, read_results(p)) for p in RESULTS]).render()
+    return report_page([(p, read_results(p)) for p in RESULTS]).render()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -109,6 +109,6 @@ def test_facts_of_several_things_are_numbered():
 
 def test_a_table_that_fits_a_desktop_stays_a_table():
     """The headline's has thirteen narrow columns."""
-    page = report_page([("headline", read_results(RESULTS[0].with_name("headline.json")))]).render()
+    page = report_page([(Path("headline.json"), read_results(RESULTS[0].with_name("headline.json")))]).render()
     first = re.search(r'<table class="(\w+)">', page)
     assert first is not None and first[1] == "widest"

@@ -21,7 +21,7 @@ def text_of(name: str, change=lambda raw: raw, folder: Path = RESULTS) -> str:
     file = folder / f"{name}.json"
     if folder != RESULTS:
         file.write_text(json.dumps(raw))
-    page = report_page([(name, read_results(file))]).render()
+    page = report_page([(file, read_results(file))]).render()
     return html.unescape(re.sub(r"<[^>]+>", " ", page))
 
 
