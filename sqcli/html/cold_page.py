@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from spectralquant.results.schema import Results
 from sqcli.html.charts import xy_chart
 from sqcli.html.page import Page
 from sqcli.terminal.times.cold_speed import FIRST_TOKENS, speed_rows
@@ -11,7 +12,7 @@ from sqcli.terminal.times.cold_speed import FIRST_TOKENS, speed_rows
 Row = dict[str, Any]
 
 
-def cold_sections(page: Page, name: str, result: dict[str, Any]) -> None:
+def cold_sections(page: Page, name: str, result: Results) -> None:
     """The curve of the first token, then tables."""
     rows = result["rows"]
     title = f"{name}: {result['provenance']['device']}"

@@ -16,10 +16,17 @@ MEGA, GIGA = 1e6, 1e9
 
 
 def plain_sections(page: Page, name: str, rows: Sequence[Any]) -> None:
-    """A section, or one for each `part` that the rows name."""
+    """A section, or one for each `part` that the rows name, and for each model of a part of several rows."""
     for part in dict.fromkeys(row.get("part") for row in rows):
         own = [row for row in rows if row.get("part") == part]
-        _section(page, name if part is None else f"{name}: {part}", own)
+        title = name if part is None else f"{name}: {part}"
+        models = dict.fromkeys(row.get("model") for row in own)
+        if part is None or None in models or len(own) <= max(ONE_BY_ONE, len(models)):
+            _section(page, title, own)
+            continue
+        for model in models:
+            of_model = [row for row in own if row.get("model") == model]
+            _section(page, f"{title}, {model.removeprefix('builtin:')}", of_model)
 
 
 def _section(page: Page, name: str, rows: Sequence[Any]) -> None:

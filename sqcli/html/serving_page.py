@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from spectralquant.results.schema import Results
 from sqcli.html.page import Page
 
 Row = Any
@@ -14,7 +15,7 @@ PERCENT = 100
 SIZES = ("Prompts", "Tokens shared")
 
 
-def serving_sections(page: Page, name: str, result: dict[str, Any]) -> None:
+def serving_sections(page: Page, name: str, result: Results) -> None:
     """What was restored and how well, first tokens, decoding, the trace; then the summary and what was found wrong."""
     rows = result["rows"]
     title = f"{name}: {result['provenance'].get('device') or result['engine'].get('device')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spectralquant.results.schema import Results
 from sqcli.html.charts import xy_chart
 from sqcli.html.page import Page
 from sqcli.terminal.speed import context_text, crossover_text, peak_name
@@ -13,7 +14,7 @@ Row = dict[str, Any]
 OURS = ("spectral_decode", "spectral_index_decode")
 
 
-def speed_sections(page: Page, name: str, result: dict[str, Any]) -> None:
+def speed_sections(page: Page, name: str, result: Results) -> None:
     """Curves of time and of speed-up over context and batch, then every figure."""
     predicted = result["provenance"].get("device") is None
     field = "predicted_us" if predicted else "time_us"
@@ -55,7 +56,7 @@ def _few(values: Sequence[int]) -> list[int]:
     return sorted({values[0], values[len(values) // 2], values[-1]})
 
 
-def _tables(page: Page, name: str, title: str, result: dict[str, Any], field: str) -> None:
+def _tables(page: Page, name: str, title: str, result: Results, field: str) -> None:
     head = (
         "Kernel",
         "Context",
