@@ -63,9 +63,9 @@ class Results(Row):
     rows: list[Any]
 
     def __getitem__(self, name: str) -> Any:
-        """A part of the file; one that its producer left out is as the kind has it by default."""
+        """A part of the file; a list or mapping that its producer left out is as the kind has it by default."""
         field = type(self).model_fields.get(self._attribute(name))
-        if name not in self and field is not None and not field.is_required():
+        if name not in self and field is not None and isinstance(field.default, (list, dict)):
             return getattr(self, self._attribute(name))
         return super().__getitem__(name)
 

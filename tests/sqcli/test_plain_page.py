@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spectralquant.errors import InputError
-from spectralquant.results.files import read_results
+from spectralquant.results.files import read_results, results_file
 from sqcli.html.plain_page import figure, label
 from sqcli.html.report import report_page
 
@@ -70,6 +70,9 @@ def test_what_a_producer_left_out_is_as_the_kind_has_it(tmp_path):
     result = read_results(file)
     assert result["faults"] == [] and result["engine"] == {} and "faults" not in result
     assert result.as_json() == raw
-    with pytest.raises(KeyError):
-        result["nothing"]
+    for name in ("nothing", "telemetry"):
+        with pytest.raises(KeyError):
+            result[name]
+    gated = results_file("gate", [], {})
+    assert gated.get("measured", True) is True, "what is no list was not said"
     assert "less" in page_of(file)
