@@ -39,7 +39,7 @@ def test_every_part_is_on_the_page():
     assert "| vLLM's tier of files | 85 % | 0.00150 |" in page
     assert "100 % of the texts are the same, KL 0.00000." in page
     assert "| the tier, profile for serving | 98 (97 … 99) | 98 (97 … 99) | 81.641 | 0.100 |" in page
-    assert "0.10 s to the first token, 0.50 of computing it." in page
+    assert "0.10 s to the first token, 0.50 times as long as computing it." in page
     assert "was not measured" not in page
 
 
