@@ -232,12 +232,12 @@ def calibrate(
     from spectralquant.calibrating.api import calibrate_model
     from spectralquant.calibration.plan import PlannedModel, keep_within, memory_of, plan_for
     from spectralquant.claims import claimed
-    from spectralquant.models.limits import require_positions
     from spectralquant.models.load import load_model
     from spectralquant.processes import processes
     from spectralquant.text.mix import tokenize_sources
     from spectralquant.text.read import open_sources, text_name
     from sqcli.progress.plans import calibration_plan
+    from sqcli.refusals.windows import require_windows
     from sqcli.results import calibration_result
     from sqcli.terminal.calibration import calibration_view, check_view
     from sqcli.terminal.plan import plan_lines
@@ -250,11 +250,7 @@ def calibrate(
         sources = open_sources(data, offline=offline, report=output.note)
         extra = open_sources(held_out_data, offline=offline, report=output.note) if held_out_data else None
         loaded = load_model(model, device=device, dtype=dtype, offline=offline, report=output.note)
-        for option, length in (
-            ("--window", window),
-            ("--held-out-window", held_out_window),
-        ):  # before a plan of it is shown
-            require_positions(loaded.model, length, f"{option} {length}", "Use a shorter window.")
+        require_windows(loaded.model.config, window=window, held_out_window=held_out_window)
         available = memory_of(loaded.device, memory)
         plan = plan_for(PlannedModel.of_loaded(loaded), settings, available)
         if memory is not None:
@@ -368,12 +364,14 @@ def _dry_run(
     from spectralquant.models.config import load_config
     from spectralquant.models.load import pick_device, pick_dtype
     from spectralquant.models.spread import ALL, gpu_count
+    from sqcli.refusals.windows import require_windows
     from sqcli.results import plan_result
     from sqcli.terminal.plan import plan_table
 
     place = pick_device("cuda" if memory is not None and device == "auto" else device, absent=memory is not None)
     devices = gpu_count() if device == ALL else 1
     config, element = load_config(model, offline=offline), pick_dtype(dtype, place).itemsize
+    require_windows(config, window=settings.window, held_out_window=settings.held_out_window)
     planned = PlannedModel.of_config(model, config, element, devices)
     plan = plan_for(planned, settings, memory_of(place, memory))
     output.show(plan_table(plan))

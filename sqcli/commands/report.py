@@ -25,7 +25,7 @@ def report(
     Example: [bold]sq report profiles/results/compare-smollm2-wikitext2.json --out report.html[/bold]
     """
     from spectralquant.provenance import provenance
-    from spectralquant.results.files import read_results, results_file
+    from spectralquant.results.files import read_results, reading, results_file
     from sqcli.html.page import write_page
     from sqcli.html.report import report_page
     from sqcli.output import Output
@@ -34,7 +34,7 @@ def report(
     output = Output(json_file=json, csv_file=csv, quiet=quiet, writes={"--out": out}, reads={"RUNS": runs})
     require_page_name("--out", out)
     results = [(path, read_results(path)) for path in runs]
-    write_page(out, report_page(results))
+    write_page(out, report_page(results, reading))
     for path, result in results:
         if not result.rows:
             output.note(f"{path} has no rows: of it the page shows no table.")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from spectralquant.evaluation.match import curve_name, matched, pareto
-from spectralquant.results.files import reading
 from spectralquant.results.schema import Results
 from sqcli.figures import shown
 from sqcli.html.charts import xy_chart
@@ -32,21 +32,19 @@ COLUMNS = (
 )
 
 
-def report_page(results: Sequence[tuple[Path, Results]]) -> Page:
-    """Sections for every results file, in order: headline, curves, tables, provenance.
-
-    Raises:
-        InputError: a file lacks what its kind has; it is named.
-    """
+def report_page(
+    results: Sequence[tuple[Path, Results]], around: Callable[[Path], AbstractContextManager[None]] = nullcontext
+) -> Page:
+    """Sections for every results file, in order: headline, curves, tables, provenance. around: what a file's sections are made in."""
     kinds = ", ".join(dict.fromkeys(result["kind"].removeprefix("spectralquant.") for _, result in results))
     page = Page(
         "SpectralQuant report", f"{len(results)} {'results file' if len(results) == 1 else 'results files'}: {kinds}"
     )
     for path, result in results:
-        with reading(path):
+        with around(path):
             _headline(page, path.stem, result)
     for path, result in results:
-        with reading(path):
+        with around(path):
             page.chapter(path.stem)
             _sections(page, path.stem, result)
             _provenance(page, path.stem, result)

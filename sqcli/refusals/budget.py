@@ -18,9 +18,10 @@ def require_exact_tokens(limit: int, loaded: LoadedModel, prompt: str, new_token
     Raises:
         InputError: with the bytes that are needed at least.
     """
-    tokens = min(len(loaded.tokenizer(prompt[:LOOKED_AT]).input_ids) + new_tokens, SINKS + BLOCK)
+    read = len(loaded.tokenizer(prompt[:LOOKED_AT]).input_ids) + new_tokens - 1  # the last token is not read
+    tokens = min(read, SINKS + BLOCK)
     scalar = 1 if exact_bits == 8 else loaded.model.dtype.itemsize
-    least = loaded.geometry.fp16_bytes_per_token // 2 * scalar * tokens
+    least = loaded.geometry.fp16_bytes(tokens) // 2 * scalar
     if limit < least:
         smaller = "" if exact_bits == 8 else ", or --exact-bits 8"
         raise InputError(

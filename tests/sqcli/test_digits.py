@@ -37,6 +37,11 @@ def test_a_comparison_rounds_alike_in_terminal_and_page():
     assert [cell for cell in cells if cell not in said.split()] == []
 
 
+def test_small_figures_of_kl_keep_their_digits():
+    figures = {0.0: "0.0000", 1.3e-6: "1.3e-06", 9.9e-5: "9.9e-05", 1e-4: "0.0001", 0.0125: "0.0125"}
+    assert {value: shown("kl_nats", value) for value in figures} == figures
+
+
 def test_the_longest_figures_of_a_head_fit_80_columns(small_profile, tmp_path):
     """Each head on a line of its own, the spectrum and its ends, too."""
     small_profile.save(tmp_path / "p")

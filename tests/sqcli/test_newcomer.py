@@ -153,6 +153,14 @@ def test_a_context_beyond_the_models_positions_is_refused_with_the_reason(argume
     assert not list(folder.glob("[xy]*"))
 
 
+@pytest.mark.parametrize("more", [["--dry-run"], []], ids=["plan", "run"])
+@pytest.mark.parametrize("option", ["--window", "--held-out-window"])
+def test_a_window_beyond_the_models_positions_is_refused_before_its_plan(folder, capsys, tmp_path, option, more):
+    words = ["--model", folder / "model", option, "10000000", *more]
+    code, said = sq(capsys, "calibrate", *words, *([] if more else ["--out", tmp_path / "p"]))
+    assert code == 2 and f"{option} 10000000 has 10,000,000 tokens" in said and "plan" not in said
+
+
 def test_a_prediction_that_fits_into_no_memory_is_refused(capsys):
     code, said = sq(capsys, "profile", "--batch", 100_000_000, "--device", "cpu")
     assert code == 2 and "does not fit into memory" in said and "h100 has 80 GB" in said

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spectralquant.errors import InputError
-from spectralquant.results.files import read_results, results_file
+from spectralquant.results.files import read_results, reading, results_file
 from sqcli.html.plain_page import figure, label
 from sqcli.html.report import report_page
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).resolve().parents[2] / "profiles/results"
 
 
 def page_of(*files: Path) -> str:
-    return report_page([(file, read_results(file)) for file in files]).render()
+    return report_page([(file, read_results(file)) for file in files], reading).render()
 
 
 def test_a_part_is_a_table_of_its_own_columns():
@@ -59,6 +59,13 @@ def test_only_the_file_that_is_wrong_is_named(tmp_path):
     with pytest.raises(InputError) as refused:
         page_of(good, bad)
     assert str(bad) in str(refused.value) and good.name not in str(refused.value)
+
+
+def test_a_fault_of_a_page_of_our_own_is_no_damaged_file(monkeypatch):
+    monkeypatch.setattr("sqcli.html.report.serving_sections", lambda *_: int("x"))
+    file = RESULTS / "serving-hot-cpu.json"
+    with pytest.raises(ValueError, match="invalid literal"):
+        report_page([(file, read_results(file))])
 
 
 def test_what_a_producer_left_out_is_as_the_kind_has_it(tmp_path):
